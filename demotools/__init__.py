@@ -1,0 +1,1 @@
+"""BabyAI demonstrations as memory-mapped Zarr stores."""

@@ -1,0 +1,437 @@
+"""Write demo stores: parts first, then one pass that joins them, then one rename.
+
+Every job (convert, generate, shrink, fetch of an archive) hands over numbered parts of whole
+episodes, from any process, in any order. A part is one file that appears under its name only when
+whole, so a job that was killed finds its finished parts again. `StoreBuilder.finish` joins the
+parts in order into the chunk files, checks what it wrote, writes the attributes last and renames
+the folder. The result depends on the parts alone, never on who wrote them or when.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import filelock
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from demotools.errors import StoreError, from_os_error
+from demotools.grid import OBJECTS, PACKING, VIEW_SIZE
+from demotools.store import (
+    CRC_BYTES,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Episodes,
+    array_names,
+    chunk_files,
+    episode_mask,
+    fingerprint,
+    open_store,
+)
+from demotools.vocabulary import VERSION, extended_words, mission_tokens, vocabulary_hash
+
+# Chunk length (docs/log.md): about a million steps, so that plain zarr reads 50 MB at a time, but
+# never more than 16 chunk files an array, so that any store stays under a hundred files.
+_CHUNK_STEPS = 1 << 20
+_CHUNKS_AT_MOST = 16
+_MISSIONS_A_CHUNK = 1 << 18
+_BLOCK_BYTES = 1 << 22
+
+
+def chunk_length(steps: int) -> int:
+    """Steps in a chunk: the store in equal chunks, so that hardly any padding is written.
+
+    >>> chunk_length(5511), chunk_length(5_040_000), chunk_length(84_300_000)
+    (5511, 1011712, 5271552)
+    """
+    chunks = min(-(-steps // _CHUNK_STEPS), _CHUNKS_AT_MOST)
+    if chunks == 1:
+        return steps
+    page = 4096  # whole pages, so that chunk files can also be mapped one behind another
+    return -(-steps // (chunks * page)) * page
+
+
+def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str, Any]) -> None:
+    """Write part `number`, whole or not at all; safe from any process.
+
+    notes   what the job wants to remember of this part, JSON values (skipped episodes, counts)
+    """
+    final = _part_file(folder, number)
+    temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+    text = {"mission": episodes.mission, "notes": dict(notes)}
+    try:
+        with temporary.open("wb") as stream:
+            np.savez(
+                stream,
+                length=episodes.length,
+                seed=episodes.seed,
+                view=episodes.view,
+                direction=episodes.direction,
+                action=episodes.action,
+                text=np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
+            )
+        temporary.replace(final)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise from_os_error(error, final) from error
+
+
+def read_part(folder: Path, number: int) -> Episodes:
+    """Part `number` as it was written."""
+    with np.load(_part_file(folder, number)) as part:
+        return Episodes(
+            length=part["length"],
+            mission=json.loads(part["text"].tobytes())["mission"],
+            seed=part["seed"],
+            view=part["view"],
+            direction=part["direction"],
+            action=part["action"],
+        )
+
+
+def read_notes(folder: Path, number: int) -> dict[str, Any]:
+    """The notes of part `number`."""
+    with np.load(_part_file(folder, number)) as part:
+        notes: dict[str, Any] = json.loads(part["text"].tobytes())["notes"]
+        return notes
+
+
+def read_lengths(folder: Path, number: int) -> NDArray[np.int64]:
+    """The episode lengths of part `number`, without reading the rest."""
+    with np.load(_part_file(folder, number)) as part:
+        return np.asarray(part["length"])
+
+
+def _part_file(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.npz"
+
+
+class StoreBuilder:
+    """Builds one store in a sibling folder, `.NAME.building`, under a lock.
+
+    path        the store's final folder
+    job         what determines the content, JSON values: the same job finds its finished parts
+                again after it was killed; another job's parts are thrown away
+    overwrite   replace an existing store, at the very end
+
+    StoreError  the store exists and `overwrite` is False, or another process is building it
+    """
+
+    def __init__(self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self.overwrite = overwrite
+        self.folder = path.with_name(f".{path.name}.building")
+        self.parts = self.folder / "parts"
+        self._job = json.dumps(job, sort_keys=True)
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise StoreError(
+                "another process is making this store",
+                path=self.path,
+                fix="wait until it has finished, or end it",
+            ) from error
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        aside = self._aside
+        if aside.exists() and not self.path.exists():
+            aside.rename(self.path)  # an overwrite was killed between its two renames
+        if self.path.exists() and not self.overwrite:
+            raise StoreError(
+                "the store exists already", path=self.path, fix="add --overwrite to replace it"
+            )
+        job_file = self.folder / "job.json"
+        try:
+            if not job_file.is_file() or job_file.read_text("utf-8") != self._job:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.parts.mkdir(parents=True)
+                job_file.write_text(self._job, "utf-8")
+        except OSError as error:
+            raise from_os_error(error, self.folder) from error
+
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.old")
+
+    def finished_parts(self) -> list[int]:
+        """The numbers of the parts that lie there whole, sorted."""
+        return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npz"))
+
+    def discard(self) -> None:
+        """Throw the parts away: for a job that has nothing worth resuming."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(
+        self,
+        *,
+        level: str,
+        split: str,
+        environment_id: str | None,
+        licence: str,
+        citation: str,
+        source: Mapping[str, Any],
+        parent: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Join all parts into the store and give it its final name.
+
+        StoreError     there is no episode, or what was written does not read back
+        DemotoolsError the disk is full
+        """
+        about = {
+            "level": level,
+            "split": split,
+            "environment_id": environment_id,
+            "licence": licence,
+            "citation": citation,
+            "source": dict(source),
+            "parent": None if parent is None else dict(parent),
+        }
+        building = self.folder / self.path.name
+        try:
+            shutil.rmtree(building, ignore_errors=True)
+            _join_parts(self.parts, self.finished_parts(), building, about, self.path)
+            _check_written(building)
+            self._rename(building)
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+        return self.path
+
+    def _rename(self, building: Path) -> None:
+        if self.path.exists():
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self.path.rename(self._aside)
+        building.rename(self.path)
+        shutil.rmtree(self._aside, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _join_parts(
+    parts: Path, numbers: list[int], building: Path, about: dict[str, Any], path: Path
+) -> None:
+    length = np.concatenate([np.zeros(0, np.int64), *(read_lengths(parts, n) for n in numbers)])
+    if not len(length):
+        raise StoreError("there is no episode to store", path=path, fix="check the source")
+    offset = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    steps = int(offset[-1])
+    group = zarr.create_group(building, zarr_format=3)
+    missions: dict[str, int] = {}
+    episode_mission: list[NDArray[np.int32]] = []
+    episode_seed: list[NDArray[np.int64]] = []
+    arrays = _StepFiles(group, building, steps)
+    with arrays:
+        done = 0
+        for episodes in (read_part(parts, number) for number in numbers):
+            rows = [missions.setdefault(text, len(missions)) for text in episodes.mission]
+            episode_mission.append(np.array(rows, dtype=np.int32))
+            episode_seed.append(episodes.seed)
+            size = len(episodes.action)
+            arrays.append(episodes, episode_mask(offset, done, done + size))
+            done += size
+    texts = list(missions)
+    words = extended_words(texts)
+    _create_raw(group, "episode_offset", offset)
+    _create_raw(group, "episode_mission", np.concatenate(episode_mission))
+    _create_raw(group, "episode_seed", np.concatenate(episode_seed))
+    _create_raw(group, "mission_tokens", mission_tokens(texts, words))
+    _create_text(group, "mission_text", texts)
+    attributes = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        **about,
+        "episodes": len(length),
+        "steps": steps,
+        "missions": len(texts),
+        "packing": PACKING,
+        "objects": OBJECTS,
+        "vocabulary": words,
+        "vocabulary_version": VERSION,
+        "vocabulary_hash": vocabulary_hash(words),
+        "created_by": f"demotools {version('demotools')}",
+        "fingerprint": fingerprint(building),
+    }
+    group.attrs.put(attributes)
+
+
+class _StepFiles:
+    """The four step arrays, written as raw chunk files in one pass."""
+
+    def __init__(self, group: zarr.Group, folder: Path, steps: int) -> None:
+        self._group = group
+        self._folder = folder
+        self._steps = steps
+        self._files: dict[str, _ChunkFiles] = {}
+
+    def append(self, episodes: Episodes, mask: NDArray[np.uint8]) -> None:
+        packed = episodes.view.shape[1:] == (VIEW_SIZE, VIEW_SIZE)
+        columns = {
+            "cells" if packed else "image": episodes.view,
+            "direction": episodes.direction,
+            "action": episodes.action,
+            "mask": mask,
+        }
+        if not self._files:
+            self._files = {name: self._create(name, rows) for name, rows in columns.items()}
+        if set(self._files) != set(columns):
+            raise StoreError(
+                "some views pack into cells and others do not",
+                path=self._folder,
+                fix="convert the files with different kinds of view one by one",
+            )
+        for name, rows in columns.items():
+            self._files[name].append(rows)
+
+    def _create(self, name: str, rows: NDArray[np.uint8]) -> _ChunkFiles:
+        chunk = (chunk_length(self._steps), *rows.shape[1:])
+        self._group.create_array(
+            name,
+            shape=(self._steps, *rows.shape[1:]),
+            dtype=np.uint8,
+            chunks=chunk,
+            serializer=BytesCodec(),
+            compressors=(Crc32cCodec(),),
+        )
+        return _ChunkFiles(chunk_files(self._folder, name), int(np.prod(chunk)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for files in self._files.values():
+            files.close(complete=kind is None)
+
+
+class _ChunkFiles:
+    """Consecutive bytes cut into chunk files, each followed by its CRC-32C (little-endian)."""
+
+    def __init__(self, files: list[Path], size_bytes: int) -> None:
+        self._waiting: Iterator[Path] = iter(files)
+        self._size = size_bytes
+        self._stream: IO[bytes] | None = None
+        self._left = 0
+        self._crc = 0
+
+    def append(self, rows: NDArray[np.uint8]) -> None:
+        view = memoryview(np.ascontiguousarray(rows).reshape(-1))
+        while view:
+            if self._stream is None:
+                self._open()
+            piece = view[: self._left]
+            self._write(piece)
+            view = view[len(piece) :]
+            if not self._left:
+                self._close()
+
+    def _open(self) -> None:
+        file = next(self._waiting)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = file.open("wb")
+        self._left, self._crc = self._size, 0
+
+    def _write(self, piece: memoryview) -> None:
+        assert self._stream is not None
+        self._stream.write(piece)
+        self._crc = google_crc32c.extend(self._crc, bytes(piece))
+        self._left -= len(piece)
+
+    def _close(self) -> None:
+        assert self._stream is not None
+        self._stream.write(self._crc.to_bytes(CRC_BYTES, "little"))
+        self._stream.close()
+        self._stream = None
+
+    def close(self, *, complete: bool) -> None:
+        if self._stream is None:
+            return
+        if not complete:
+            self._stream.close()
+            return
+        while self._left:
+            self._write(memoryview(bytes(min(self._left, _BLOCK_BYTES))))
+        self._close()
+
+
+def _create_raw(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=values.shape,
+        serializer=BytesCodec(),
+        compressors=(Crc32cCodec(),),
+        config={"write_empty_chunks": True},
+    )
+    array[:] = values
+
+
+def _create_text(group: zarr.Group, name: str, texts: list[str]) -> None:
+    array = group.create_array(
+        name,
+        shape=(len(texts),),
+        dtype=str,
+        chunks=(min(len(texts), _MISSIONS_A_CHUNK),),
+        compressors=(ZstdCodec(level=3), Crc32cCodec()),
+        config={"write_empty_chunks": True},
+    )
+    for start in range(0, len(texts), _MISSIONS_A_CHUNK):
+        stop = start + _MISSIONS_A_CHUNK
+        array[start:stop] = np.array(texts[start:stop], dtype=np.dtypes.StringDType())
+
+
+def damaged_chunks(path: Path) -> Iterator[tuple[str, str]]:
+    """Read every byte: (array, what is wrong) for each chunk file that fails its checksum."""
+    for array in array_names(path):
+        for file in chunk_files(path, array):
+            crc = 0
+            with file.open("rb") as stream:
+                left = file.stat().st_size - CRC_BYTES
+                while left > 0:
+                    block = stream.read(min(left, _BLOCK_BYTES))
+                    crc = google_crc32c.extend(crc, block)
+                    left -= len(block)
+                if stream.read(CRC_BYTES) != crc.to_bytes(CRC_BYTES, "little"):
+                    yield array, f"{file.relative_to(path)} fails its checksum"
+
+
+def _check_written(building: Path) -> None:
+    open_store(building)
+    for _array, what in damaged_chunks(building):
+        raise StoreError(
+            f"what was written does not read back: {what}",
+            path=building,
+            fix="check the disk, then run the command again",
+        )

@@ -1,0 +1,66 @@
+"""What every test may use: small worlds on one line, the real files, a command line to type at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demotools.grid import CELL_CODES
+from demotools.store import Episodes, Store, open_store
+from demotools.writer import StoreBuilder, write_part
+
+REAL_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "real_demos"
+MISSIONS = ("go to the red ball", "go to a green key", "go to the grey box")
+
+
+def make_episodes(lengths: Sequence[int], seed: int = 0) -> Episodes:
+    """Episodes of the given lengths with random cells, directions and actions."""
+    random = np.random.default_rng(seed)
+    steps = int(np.sum(lengths))
+    return Episodes(
+        length=np.array(lengths, dtype=np.int64),
+        mission=[MISSIONS[number % len(MISSIONS)] for number in range(len(lengths))],
+        seed=np.arange(len(lengths), dtype=np.int64),
+        view=random.integers(0, CELL_CODES, (steps, 7, 7), dtype=np.uint8),
+        direction=random.integers(0, 4, steps, dtype=np.uint8),
+        action=random.integers(0, 7, steps, dtype=np.uint8),
+    )
+
+
+def build_store(
+    path: Path, *parts: Episodes, level: str = "GoToLocal", split: str = "train"
+) -> Store:
+    """A finished store at `path` holding the given parts."""
+    with StoreBuilder(path, {"test": path.name}, overwrite=True) as builder:
+        for number, episodes in enumerate(parts):
+            write_part(builder.parts, number, episodes, {})
+        builder.finish(
+            level=level,
+            split=split,
+            environment_id=f"BabyAI-{level}-v0",
+            licence="none",
+            citation="none",
+            source={"kind": "test"},
+        )
+    return open_store(path)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., Store]:
+    """`make_store(lengths=[3, 2, 4])` gives an open store of random episodes."""
+
+    def make(lengths: Sequence[int], seed: int = 0, name: str = "GoToLocal") -> Store:
+        return build_store(tmp_path / f"{name}.zarr", make_episodes(lengths, seed))
+
+    return make
+
+
+@pytest.fixture
+def real_demos() -> Path:
+    """The folder of real demo files; the test is skipped where it is absent."""
+    if not REAL_DEMOS.is_dir():
+        pytest.skip(f"the real demo files are not beside this checkout ({REAL_DEMOS.name})")
+    return REAL_DEMOS

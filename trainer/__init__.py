@@ -1,0 +1,1 @@
+"""A thin PyTorch trainer for demonstrations: behaviour cloning, PPO, DAgger."""
