@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from demotools.errors import exit_with_message
-from demotools.store import data_folder
+from demotools.store import data_folder, store_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,3 +56,78 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace a store of 
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+@main.command()
+@click.argument("stores", nargs=-1, metavar="[STORE]...")
+@click.option("--episodes", type=click.IntRange(min=1), required=True, help="Episodes to keep.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_overwrite
+@_common
+def shrink(
+    stores: tuple[str, ...], episodes: int, seed: int, overwrite: bool, folder: Path, quiet: bool
+) -> None:
+    """Make small twins, named STORE-small, of the given stores.
+
+    Without a name: of every full training store. The same seed chooses the same episodes, and a
+    smaller twin is a part of a larger one.
+
+    \b
+    Example:
+      demotools shrink --episodes 100
+    """
+    from demotools.shrink import shrink_all, shrink_store
+
+    settings = {"episodes": episodes, "seed": seed, "overwrite": overwrite, "quiet": quiet}
+    if stores:
+        results = [shrink_store(store_path(name, folder), **settings) for name in stores]
+    else:
+        results = shrink_all(folder, **settings)
+    for result in () if quiet else results:
+        if result.skipped:
+            click.echo(f"skipped {result.parent}: {result.skipped}")
+        else:
+            click.echo(f"made {result.path}: {result.episodes:,} episodes of {result.parent}")
+
+
+@main.command()
+@click.argument("store")
+@_json
+@_common
+def info(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
+    """Show what STORE holds, where it came from, and a table of its arrays.
+
+    \b
+    Example:
+      demotools info GoToLocal
+    """
+    from demotools.info import info_text, store_info
+
+    found = store_info(store_path(store, folder))
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        click.echo(info_text(found))
+
+
+@main.command()
+@click.argument("store")
+@_json
+@_common
+def verify(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
+    """Check every byte of STORE, and every array against the format and the others.
+
+    \b
+    Example:
+      demotools verify GoToLocal
+    """
+    from demotools.verify import raise_if_damaged, verify_store
+
+    path = store_path(store, folder)
+    checks = verify_store(path, quiet=quiet)
+    if as_json:
+        _print_json([check.as_json() for check in checks])
+    elif not quiet:
+        for check in checks:
+            click.echo(check.text())
+    raise_if_damaged(path, checks)

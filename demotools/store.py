@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import platformdirs
-import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -176,6 +175,8 @@ class Store:
     @cached_property
     def mission_text(self) -> list[str]:
         """The M distinct missions; read on first use."""
+        import zarr  # half a second, and only the texts need it
+
         texts = zarr.open_array(self.path / "mission_text", mode="r")[:]
         return [str(text) for text in np.asarray(texts)]
 

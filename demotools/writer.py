@@ -412,26 +412,34 @@ def _create_text(group: zarr.Group, name: str, texts: list[str]) -> None:
         array[start:stop] = np.array(texts[start:stop], dtype=np.dtypes.StringDType())
 
 
-def damaged_chunks(path: Path) -> Iterator[tuple[str, str]]:
-    """Read every byte: (array, what is wrong) for each chunk file that fails its checksum."""
+def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
+    """Read every byte: (size in bytes, what is wrong or nothing) for each chunk file."""
     for array in array_names(path):
         for file in chunk_files(path, array):
-            crc = 0
-            with file.open("rb") as stream:
-                left = file.stat().st_size - CRC_BYTES
-                while left > 0:
-                    block = stream.read(min(left, _BLOCK_BYTES))
-                    crc = google_crc32c.extend(crc, block)
-                    left -= len(block)
-                if stream.read(CRC_BYTES) != crc.to_bytes(CRC_BYTES, "little"):
-                    yield array, f"{file.relative_to(path)} fails its checksum"
+            size_bytes = file.stat().st_size if file.is_file() else -1
+            if size_bytes < CRC_BYTES:
+                yield 0, f"{file.relative_to(path)} is missing or short"
+            elif _passes_checksum(file, size_bytes):
+                yield size_bytes, ""
+            else:
+                yield size_bytes, f"{file.relative_to(path)} fails its checksum"
+
+
+def _passes_checksum(file: Path, size_bytes: int) -> bool:
+    crc, left = 0, size_bytes - CRC_BYTES
+    with file.open("rb") as stream:
+        while left > 0 and (block := stream.read(min(left, _BLOCK_BYTES))):
+            crc = google_crc32c.extend(crc, block)
+            left -= len(block)
+        return stream.read(CRC_BYTES) == crc.to_bytes(CRC_BYTES, "little")
 
 
 def _check_written(building: Path) -> None:
     open_store(building)
-    for _array, what in damaged_chunks(building):
-        raise StoreError(
-            f"what was written does not read back: {what}",
-            path=building,
-            fix="check the disk, then run the command again",
-        )
+    for _size_bytes, problem in checked_chunks(building):
+        if problem:
+            raise StoreError(
+                f"what was written does not read back: {problem}",
+                path=building,
+                fix="check the disk, then run the command again",
+            )

@@ -1,0 +1,121 @@
+"""What a store holds and where it came from, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demotools.store import array_names, chunk_files, open_store
+
+MEANING = {
+    "cells": "egocentric view, one byte a cell",
+    "image": "view as an image that does not pack into cells",
+    "direction": "0 right, 1 down, 2 left, 3 up",
+    "action": "expert action, 0 left to 6 done",
+    "mask": "0 on the first step of an episode, else 1",
+    "episode_offset": "first step of each episode, then S",
+    "episode_mission": "row in the mission tables",
+    "episode_seed": "environment seed, -1 where unknown",
+    "mission_text": "the distinct missions",
+    "mission_tokens": "word ids, 0 is padding",
+}
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def store_info(path: Path) -> dict[str, Any]:
+    """Everything that `demotools info` shows, as JSON values.
+
+    StoreError  see `open_store`
+    """
+    store = open_store(path)
+    about = store.attributes.model_dump()
+    words = about.pop("vocabulary")
+    length = np.diff(store.episode_offset)
+    return {
+        "name": store.name,
+        "path": str(path),
+        **about,
+        "words": len(words),
+        "mean_length": float(length.mean()),
+        "longest": int(length.max()),
+        "size_bytes": size_on_disk(path),
+        "files": sum(1 for file in path.rglob("*") if file.is_file()),
+        "arrays": [_array(path, name) for name in array_names(path)],
+    }
+
+
+def _array(path: Path, name: str) -> dict[str, Any]:
+    metadata = json.loads((path / name / "zarr.json").read_bytes())
+    files = chunk_files(path, name)
+    return {
+        "name": name,
+        "dtype": metadata["data_type"],
+        "shape": metadata["shape"],
+        "chunks": len(files),
+        "size_bytes": sum(file.stat().st_size for file in files),
+        "meaning": MEANING.get(name, ""),
+    }
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The same as lines of text."""
+    lines = [
+        f"{info['name']}: {info['episodes']:,} episodes, {info['steps']:,} steps, "
+        f"{info['missions']:,} missions of {info['words']} words",
+        f"  level       {info['level']} ({info['environment_id'] or 'no environment today'}), "
+        f"{info['split']} split",
+        f"  length      mean {info['mean_length']:.2f} steps, longest {info['longest']:,}",
+        f"  disk        {size_text(info['size_bytes'])} in {info['files']} files, {info['path']}",
+    ]
+    lines += [f"  source      {key}: {value}" for key, value in info["source"].items()]
+    if info["parent"]:
+        lines += [f"  parent      {key}: {value}" for key, value in info["parent"].items()]
+    lines += [f"  licence     {info['licence']}", f"  citation    {info['citation']}"]
+    lines += [f"  made by     {info['created_by']}", f"  fingerprint {info['fingerprint']}", ""]
+    rows = [("array", "dtype", "shape", "chunks", "size", "meaning")]
+    rows += [
+        (
+            array["name"],
+            array["dtype"],
+            "x".join(map(str, array["shape"])),
+            str(array["chunks"]),
+            size_text(array["size_bytes"]),
+            array["meaning"],
+        )
+        for array in info["arrays"]
+    ]
+    return "\n".join([*lines, *aligned(rows)])
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of texts as lines with aligned columns.
+
+    >>> aligned([("array", "dtype"), ("mask", "uint8")])
+    ['  array  dtype', '  mask   uint8']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people, in powers of 1,000.
+
+    >>> size_text(512), size_text(270_048), size_text(281_000_000)
+    ('512 B', '270.0 kB', '281.0 MB')
+    """
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,134 @@
+"""Small twins: a seeded choice of whole episodes out of a store, with its provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demotools.errors import StoreError
+from demotools.store import SUFFIX, Store, open_store, read_attributes
+from demotools.writer import StoreBuilder, write_part
+
+SMALL = "-small"
+_EPISODES_A_PART = 4096
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What became of one store: the twin's path, and why it was skipped (None where made)."""
+
+    parent: str
+    path: Path
+    episodes: int
+    skipped: str | None
+
+
+def chosen_episodes(episodes: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """The `wanted` episodes of a twin, in ascending order.
+
+    returns  int64 [wanted]; for one seed, a smaller choice is a part of a larger one
+
+    The raw output of a bit generator is the one random stream that numpy promises never to change.
+    """
+    rank = np.argsort(np.random.PCG64(seed).random_raw(episodes), kind="stable")
+    return np.sort(rank[:wanted]).astype(np.int64)
+
+
+def shrink_store(
+    path: Path, *, episodes: int, seed: int, overwrite: bool = False, quiet: bool = False
+) -> Shrunk:
+    """Make the `-small` twin of one store, beside it; a twin that is right already is kept.
+
+    StoreError  the store has fewer episodes than asked for, or another twin is there already
+    """
+    store = open_store(path)
+    twin = path.with_name(store.name + SMALL + SUFFIX)
+    parent = {
+        "name": store.name,
+        "fingerprint": store.attributes.fingerprint,
+        "episodes": store.episodes,
+        "seed": seed,
+    }
+    if store.episodes < episodes:
+        raise StoreError(
+            f"it has {store.episodes:,} episodes, {episodes:,} were asked for",
+            path=path,
+            fix=f"ask for at most --episodes {store.episodes}",
+        )
+    if _is_twin(twin, parent, episodes):
+        return Shrunk(store.name, twin, episodes, "it is there already, the same")
+    with StoreBuilder(twin, {"shrink": parent, "wanted": episodes}, overwrite=overwrite) as builder:
+        for number, rows in _blocks(store, episodes, seed, quiet):
+            write_part(builder.parts, number, store.select(rows), {})
+        about = store.attributes
+        builder.finish(
+            level=about.level,
+            split=about.split,
+            environment_id=about.environment_id,
+            licence=about.licence,
+            citation=about.citation,
+            source=about.source,
+            parent=parent,
+        )
+    return Shrunk(store.name, twin, episodes, None)
+
+
+def shrink_all(
+    folder: Path, *, episodes: int, seed: int, overwrite: bool = False, quiet: bool = False
+) -> list[Shrunk]:
+    """Make a twin of every full training store of a folder; says of each what became of it.
+
+    StoreError  there is no full training store
+    """
+    full = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if _is_full_training_store(path)]
+    if not full:
+        raise StoreError(
+            "there is no full training store to shrink",
+            path=folder,
+            fix="make one with `demotools fetch`, `convert` or `generate`, or name a store",
+        )
+    results = []
+    for path in full:
+        twin = path.with_name(path.name.removesuffix(SUFFIX) + SMALL + SUFFIX)
+        name = path.name.removesuffix(SUFFIX)
+        try:
+            result = shrink_store(
+                path, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+            )
+        except StoreError as error:
+            result = Shrunk(name, twin, 0, f"{error.what}; {error.fix}")
+        results.append(result)
+    return results
+
+
+def _is_full_training_store(path: Path) -> bool:
+    try:
+        attributes = read_attributes(path)
+    except StoreError:
+        return False
+    return attributes.split == "train" and attributes.parent is None
+
+
+def _is_twin(twin: Path, parent: dict[str, object], episodes: int) -> bool:
+    if not twin.exists():
+        return False
+    attributes = open_store(twin).attributes
+    return attributes.parent == parent and attributes.episodes == episodes
+
+
+def _blocks(
+    store: Store, episodes: int, seed: int, quiet: bool
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    chosen = chosen_episodes(store.episodes, episodes, seed)
+    with tqdm(
+        total=episodes, unit="episode", desc=f"shrink {store.name}", disable=quiet or None
+    ) as bar:
+        for number, start in enumerate(range(0, episodes, _EPISODES_A_PART)):
+            rows = chosen[start : start + _EPISODES_A_PART]
+            yield number, rows
+            bar.update(len(rows))

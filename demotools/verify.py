@@ -1,0 +1,183 @@
+"""Check a store: every byte against its checksum, every array against the format and the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demotools.environment import EVALUATION_SEEDS, SPLIT_SEEDS
+from demotools.errors import ManifestError, StoreError
+from demotools.grid import ACTIONS, CELL_CODES
+from demotools.manifest import read_manifest
+from demotools.store import StepArray, Store, episode_mask, open_store
+from demotools.vocabulary import mission_tokens, mission_words, vocabulary_hash
+from demotools.writer import checked_chunks
+
+_STEPS_A_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was checked, and what is wrong (empty where all is well)."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """The check as JSON values."""
+        return {**asdict(self), "passed": self.passed}
+
+    def text(self) -> str:
+        """The check as a line, its problems below."""
+        note = f" ({self.note})" if self.note else ""
+        lines = [f"{'ok  ' if self.passed else 'FAIL'}  {self.name}{note}"]
+        return "\n".join(lines + [f"      {problem}" for problem in self.problems])
+
+
+def verify_store(path: Path, *, quiet: bool = False) -> list[Check]:
+    """All checks of one store, in order; the first that finds damage to the files ends them.
+
+    StoreError  the folder is not a finished store
+    """
+    damaged = _damaged_files(path, quiet)
+    checks = [Check("checksums of all chunk files", tuple(damaged))]
+    if damaged:
+        return checks
+    store = open_store(path)
+    return checks + [check(store) for check in _CHECKS]
+
+
+def raise_if_damaged(path: Path, checks: list[Check]) -> None:
+    """StoreError if any check failed."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise StoreError(
+            f"{len(failed)} of {len(checks)} checks failed: {failed[0].problems[0]}",
+            path=path,
+            fix="run the command that makes it again with --overwrite",
+        )
+
+
+def _damaged_files(path: Path, quiet: bool) -> list[str]:
+    damaged = []
+    with tqdm(
+        unit="B", unit_scale=True, desc=f"verify {path.stem}", disable=quiet or None
+    ) as bar:
+        for size_bytes, problem in checked_chunks(path):
+            bar.update(size_bytes)
+            if problem:
+                damaged.append(problem)
+    return damaged
+
+
+def _offsets(store: Store) -> Check:
+    offset, length = store.episode_offset, np.diff(store.episode_offset)
+    problems = []
+    if offset[0] != 0:
+        problems.append(f"the first episode begins at step {offset[0]}")
+    problems += [f"episode {row} has {length[row]} steps" for row in _rows(length < 1)]
+    if store.steps != store.view.shape[0]:
+        problems.append(f"the offsets end at {store.steps}, the views at {store.view.shape[0]}")
+    counts = {"episodes": store.episodes, "steps": store.steps, "missions": len(store.mission_text)}
+    problems += [
+        f"the attributes say {getattr(store.attributes, name)} {name}, the arrays {count}"
+        for name, count in counts.items()
+        if getattr(store.attributes, name) != count
+    ]
+    return Check("episode offsets and counts", tuple(problems))
+
+
+def _masks(store: Store) -> Check:
+    problems = []
+    for start, mask in _blocks(store.mask):
+        expected = episode_mask(store.episode_offset, start, start + len(mask))
+        problems += [f"the mask of step {start + row} is wrong" for row in _rows(mask != expected)]
+    return Check("masks against the offsets", tuple(problems[:5]))
+
+
+def _ranges(store: Store) -> Check:
+    limits = {"action": len(ACTIONS), "direction": 4} | ({"view": CELL_CODES} if store.packed else {})
+    problems = []
+    for name, limit in limits.items():
+        for start, values in _blocks(getattr(store, name)):
+            wrong = (values >= limit).reshape(len(values), -1).any(axis=1)
+            problems += [
+                f"the {name} of step {start + row} is not in 0..{limit - 1}" for row in _rows(wrong)
+            ]
+    return Check("actions, directions and cell codes in range", tuple(problems[:5]))
+
+
+def _missions(store: Store) -> Check:
+    rows, words = store.episode_mission, store.attributes.vocabulary
+    problems = [
+        f"episode {row} names mission {rows[row]} of {len(store.mission_text)}"
+        for row in _rows((rows < 0) | (rows >= len(store.mission_text)))
+    ]
+    if vocabulary_hash(words) != store.attributes.vocabulary_hash:
+        problems.append("the vocabulary is not the one that its hash names")
+    known = set(words)
+    unknown = {w for text in store.mission_text for w in mission_words(text)} - known
+    problems += [f"the word {word!r} is not in the vocabulary" for word in sorted(unknown)[:5]]
+    if not unknown:
+        expected = mission_tokens(store.mission_text, words)
+        same = np.array_equal(expected, store.mission_tokens)
+        problems += [] if same else ["the tokens are not those of the mission texts"]
+    return Check("missions, words and tokens", tuple(problems))
+
+
+def _grammar(store: Store) -> Check:
+    name = "missions against the level's grammar"
+    try:
+        manifest = read_manifest(store.attributes.level)
+    except ManifestError:
+        return Check(name, note="not checked: the level has no manifest")
+    foreign = [text for text in store.mission_text if not manifest.matches_mission(text)]
+    return Check(name, tuple(f"not a mission of {manifest.level}: {t!r}" for t in foreign[:5]))
+
+
+def _seeds(store: Store) -> Check:
+    seeds, split = store.episode_seed, store.attributes.split
+    known = seeds != -1
+    allowed = SPLIT_SEEDS.get(split, range(EVALUATION_SEEDS.start))
+    wrong = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
+    problems = [
+        f"seed {seeds[row]} of episode {row} is not one of the {split} split" for row in _rows(wrong)
+    ]
+    distinct = len(np.unique(seeds[known]))
+    if distinct < known.sum():
+        problems.append(f"{known.sum() - distinct} seeds occur more than once")
+    note = "" if known.all() else f"{int((~known).sum()):,} episodes have no known seed"
+    return Check("environment seeds", tuple(problems), note)
+
+
+_CHECKS: tuple[Callable[[Store], Check], ...] = (
+    _offsets,
+    _masks,
+    _ranges,
+    _missions,
+    _grammar,
+    _seeds,
+)
+
+
+def _rows(wrong: NDArray[np.bool_]) -> list[int]:
+    """The first five rows that are wrong."""
+    return [int(row) for row in np.flatnonzero(wrong)[:5]]
+
+
+def _blocks(array: StepArray) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    steps = array.shape[0]
+    for start in range(0, steps, _STEPS_A_BLOCK):
+        yield start, array.span(start, min(start + _STEPS_A_BLOCK, steps))
