@@ -9,17 +9,30 @@ import difflib
 import os
 import re
 import tomllib
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from demotools.errors import ManifestError
+from demotools.errors import ManifestError, from_os_error
 
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
+_ARCHIVES = "archives.toml"
+_LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
+# the longest that BabyAI's grammar makes is under 400; a foreign text must not stall the pattern
+_LONGEST_MISSION = 1000
 
 
 class _Frozen(BaseModel):
@@ -27,26 +40,38 @@ class _Frozen(BaseModel):
 
 
 class Source(_Frozen):
-    """One place a file can be had from; exactly one of the four kinds."""
+    """One place a file can be had from: exactly one of four kinds."""
 
-    gdrive: str | None = None
+    gdrive: Annotated[str, StringConstraints(pattern=r"^[\w-]{10,}$")] | None = None
     """Google Drive file id."""
-    https: str | None = None
+    https: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+/\S*$")] | None = None
     """Address of the file."""
-    hf: str | None = None
-    """Hugging Face: `repository:file`."""
+    hf: Annotated[str, StringConstraints(pattern=r"^[^:\s]+/[^:\s]+:[^:\s]+$")] | None = None
+    """Hugging Face dataset: `owner/repository:file`."""
     archive: str | None = None
-    """Name of an archive of `manifests/archives.toml` that holds the file as a member."""
+    """Name of an archive of `archives.toml` that holds the file as a member."""
     member: str | None = None
-    """Pattern (shell style) of the member's name inside the archive."""
+    """Of an archive: shell-style pattern of the member's base name; None means the file's name."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = [self.gdrive, self.https, self.hf, self.archive]
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("a source is one of gdrive, https, hf, archive")
+        if self.member is not None and self.archive is None:
+            raise ValueError("only an archive has a member")
+        return self
+
+    def __str__(self) -> str:
+        return next(f"{kind} {place}" for kind, place in self if place is not None)
 
 
-class DemoFile(_Frozen):
+class PublishedFile(_Frozen):
     """One published file; None means that its size or hash is not published."""
 
-    name: str
+    name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
     sources: tuple[Source, ...]
-    size_bytes: int | None = None
+    size_bytes: Annotated[int, Field(gt=0)] | None = None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
 
@@ -66,10 +91,27 @@ class Manifest(_Frozen):
         "Chevalier-Boisvert et al., BabyAI: A Platform to Study the Sample Efficiency of "
         "Grounded Language Learning, ICLR 2019, arXiv:1810.08272"
     )
-    files: dict[Split, DemoFile] = Field(default_factory=dict)
+    files: dict[Split, PublishedFile] = Field(default_factory=dict)
+
+    @field_validator("mission_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _environment_or_reason(self) -> Self:
+        if (self.environment_id is None) == (self.no_environment is None):
+            raise ValueError("give either environment_id or no_environment, the reason")
+        return self
 
     def matches_mission(self, mission: str) -> bool:
         """Whether this is a mission of the level."""
+        if len(mission) > _LONGEST_MISSION:
+            return False
         return re.fullmatch(self.mission_pattern, mission) is not None
 
 
@@ -94,7 +136,7 @@ def level_names(extra: Path | None = None) -> list[str]:
         path.stem
         for folder in manifest_folders(extra)
         for path in folder.glob("*.toml")
-        if path.stem[:1].isupper()
+        if _LEVEL_NAME.fullmatch(path.stem)
     }
     return sorted(found)
 
@@ -105,15 +147,28 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
     ManifestError  unknown level (the nearest names are given), or a file that does not parse
     """
     name = level_from_environment_id(level)
-    for folder in manifest_folders(extra):
-        path = folder / f"{name}.toml"
+    paths = [folder / f"{name}.toml" for folder in manifest_folders(extra)]
+    if _LEVEL_NAME.fullmatch(name):
+        for path in filter(Path.is_file, paths):
+            manifest = _parsed(path, Manifest.model_validate)
+            if manifest.level == name:
+                return manifest
+            what = f"the manifest says that its level is {manifest.level}"
+            raise ManifestError(what, path=path, fix="give file and level the same name")
+    raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
+
+
+def read_archive(name: str, extra: Path | None = None) -> PublishedFile:
+    """An archive that holds the files of several levels, by its name in `archives.toml`.
+
+    ManifestError  no such archive, or a file that does not parse
+    """
+    for path in (folder / _ARCHIVES for folder in manifest_folders(extra)):
         if path.is_file():
-            return _parsed_manifest(path)
-    names = level_names(extra)
-    folded = {known.lower(): known for known in names}
-    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
-    hint = f"did you mean {', '.join(near)}?" if near else f"the levels are {', '.join(names)}"
-    raise ManifestError("there is no such level", path=level, fix=hint)
+            archives = _parsed(path, _ARCHIVES_TABLE.validate_python)
+            if name in archives:
+                return archives[name]
+    raise ManifestError("there is no such archive", path=name, fix=f"describe it in {_ARCHIVES}")
 
 
 def level_from_environment_id(name: str) -> str:
@@ -125,17 +180,29 @@ def level_from_environment_id(name: str) -> str:
     return re.sub(r"^BabyAI-|-v\d+$", "", name)
 
 
-@cache
-def _parsed_manifest(path: Path) -> Manifest:
+def _nearest(name: str, extra: Path | None) -> str:
+    names = level_names(extra)
+    folded = {known.lower(): known for known in names}
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
+    return f"did you mean {', '.join(near)}?" if near else f"the levels are {', '.join(names)}"
+
+
+_ARCHIVES_TABLE = TypeAdapter(dict[str, PublishedFile])
+Parsed = TypeVar("Parsed")
+
+
+def _parsed(path: Path, validate: Callable[[Any], Parsed]) -> Parsed:
     try:
-        return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except tomllib.TOMLDecodeError as error:
+        return validate(tomllib.loads(path.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(
             f"the manifest is not valid TOML: {error}", path=path, fix="correct the file"
         ) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"])) or "its top level"
         raise ManifestError(
             f"the manifest is wrong at `{key}`: {first['msg']}", path=path, fix="correct that key"
         ) from error
