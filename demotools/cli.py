@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -76,13 +76,12 @@ def shrink(
     Example:
       demotools shrink --episodes 100
     """
-    from demotools.shrink import shrink_all, shrink_store
+    from demotools.shrink import shrink_stores
 
-    settings = {"episodes": episodes, "seed": seed, "overwrite": overwrite, "quiet": quiet}
-    if stores:
-        results = [shrink_store(store_path(name, folder), **settings) for name in stores]
-    else:
-        results = shrink_all(folder, **settings)
+    paths = [store_path(name, folder) for name in stores]
+    results = shrink_stores(
+        paths, folder, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+    )
     for result in () if quiet else results:
         if result.skipped:
             click.echo(f"skipped {result.parent}: {result.skipped}")
@@ -131,3 +130,46 @@ def verify(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
         for check in checks:
             click.echo(check.text())
     raise_if_damaged(path, checks)
+
+
+@main.command()
+@click.argument("level")
+@click.option("--episodes", type=int, required=True, help="Solved episodes to record.")
+@click.option("--split", type=click.Choice(["train", "valid"]), default="train", show_default=True)
+@click.option(
+    "--seed",
+    type=int,
+    help="First environment seed [default: 0 for train, 1000000000 for valid].",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
+@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
+@_overwrite
+@_common
+def generate(
+    level: str,
+    episodes: int,
+    split: Literal["train", "valid"],
+    seed: int | None,
+    workers: int | None,
+    name: str | None,
+    overwrite: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Record the expert bot on LEVEL: the first episodes that it solves, in seed order.
+
+    The same options give the same store, bit for bit, with any number of workers; a command that
+    was ended goes on where it was.
+
+    \b
+    Example:
+      demotools generate GoToLocal --episodes 1000
+    """
+    from demotools.generate import generate as record
+    from demotools.generate import planned_recording
+
+    recording = planned_recording(level, episodes, split=split, first_seed=seed)
+    path = store_path(name or recording.store_name, folder)
+    recorded = record(recording, path, workers=workers, overwrite=overwrite, quiet=quiet)
+    if not quiet:
+        click.echo(recorded.text())

@@ -1,0 +1,331 @@
+"""Record the expert bot into a demo store: the first N episodes that it solves, in seed order.
+
+Seeds are played in parts of a fixed size, each by one process, which writes it itself. The store
+depends on the parts in their order alone: any number of processes, killed at any moment and
+started again, gives the same bytes.
+
+Processes are spawned, not forked: a fork copies locks that other threads hold (progress bar,
+numeric libraries), and spawning costs about a second, once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from demotools.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
+from demotools.environment import SEEDS, level_environment_id, make_environment
+from demotools.errors import DemotoolsError, LevelError, SettingsError
+from demotools.grid import VIEW_SIZE
+from demotools.manifest import Split, read_manifest
+from demotools.store import Episodes
+from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, write_part
+
+T = TypeVar("T")
+
+# A level that the bot solves less often than this, seen over this many seeds, is refused.
+_RATE_AT_LEAST = 0.05
+_SEEDS_TO_JUDGE = 200
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What determines a store of bot episodes: equal recordings give equal bytes."""
+
+    level: str
+    environment_id: str
+    split: Split
+    episodes: int
+    first_seed: int
+
+    @property
+    def part_seeds(self) -> int:
+        """Seeds in a part: at least some 64 parts, so that processes end together."""
+        return min(max(self.episodes // 64, 16), 500)
+
+    @property
+    def store_name(self) -> str:
+        """What the store is called where nobody says otherwise."""
+        return self.level if self.split == "train" else f"{self.level}-{self.split}"
+
+    def seeds(self, part: int) -> range:
+        """The seeds of one part."""
+        first = self.first_seed + part * self.part_seeds
+        return range(first, first + self.part_seeds)
+
+    def job(self) -> dict[str, Any]:
+        """The recording and all that its bits depend on, JSON values."""
+        packages = {name: version(name) for name in ("minigrid", "numpy")}
+        return {"command": "generate", **asdict(self), **packages, "replans": REPLANS_AT_MOST}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A finished recording: its store, and what became of the seeds."""
+
+    path: Path
+    episodes: int
+    seeds: range
+    failures: dict[str, int]
+    """How many seeds the bot failed on, by reason."""
+
+    def text(self) -> str:
+        """What was recorded, for a person."""
+        lines = [
+            f"recorded {self.path}: {self.episodes:,} episodes, "
+            f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
+        ]
+        for reason, number in self.failures.items():
+            lines.append(f"  left out {number:,} seeds: {reason}")
+        return "\n".join(lines)
+
+
+def planned_recording(
+    level: str, episodes: int, *, split: Split = "train", first_seed: int | None = None
+) -> Recording:
+    """The recording of the first `episodes` solved episodes from `first_seed` on.
+
+    first_seed      None means the split's first
+
+    ManifestError   there is no such level
+    LevelError      the level has no environment
+    SettingsError   no episodes asked for, or the seeds leave those of the split
+    """
+    if episodes < 1:
+        raise SettingsError(
+            f"cannot record {episodes} episodes", path="--episodes", fix="ask for at least one"
+        )
+    allowed = SEEDS[split]
+    first = allowed.start if first_seed is None else first_seed
+    if first not in allowed or first + episodes > allowed.stop:
+        raise SettingsError(
+            f"seeds {first} <= seed < {first + episodes} are not all {split} seeds, "
+            f"{allowed.start} <= seed < {allowed.stop}; the others belong to other splits",
+            path="--seed",
+            fix=f"start at {allowed.start} or a little above",
+        )
+    environment_id = level_environment_id(level)
+    return Recording(read_manifest(level).level, environment_id, split, episodes, first)
+
+
+def generate(
+    recording: Recording,
+    path: Path,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Recorded:
+    """Record the bot into a store at `path`, going on where an earlier call was ended.
+
+    workers      processes; None means the processors that this process may use
+
+    LevelError   the bot cannot solve the level
+    StoreError   the store exists, or another process is making it
+    """
+    with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
+        try:
+            _record_parts(recording, builder, workers or _processors(), quiet=quiet)
+        except LevelError:
+            builder.discard()
+            raise
+        seeds, failures = _cut_to_size(recording, builder)
+        manifest = read_manifest(recording.level)
+        builder.finish(
+            level=recording.level,
+            split=recording.split,
+            environment_id=recording.environment_id,
+            licence=manifest.licence,
+            citation=manifest.citation,
+            source=_source(recording, seeds, failures),
+        )
+    return Recorded(path, recording.episodes, seeds, failures)
+
+
+def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dict[str, Any]:
+    job = recording.job()
+    return {
+        "kind": "bot",
+        "bot": "minigrid.utils.baby_ai_bot.BabyAIBot",
+        **{key: job[key] for key in ("minigrid", "numpy", "replans")},
+        "seeds": [seeds.start, seeds.stop],
+        "failures": failures,
+    }
+
+
+def _record_parts(
+    recording: Recording, builder: StoreBuilder, workers: int, *, quiet: bool
+) -> None:
+    """Play seeds until there are episodes enough, part by part; finished parts are kept."""
+    solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
+    parts = (part for part in count() if part not in solved)
+    under_way: dict[Future[int], int] = {}
+    bar = tqdm(
+        total=recording.episodes,
+        initial=min(sum(solved.values()), recording.episodes),
+        desc=recording.level,
+        unit=" episodes",
+        disable=True if quiet else None,
+    )
+    with bar, _players(workers, builder.path) as players:
+        while (found := sum(solved.values())) < recording.episodes:
+            # no part is begun that may turn out to be one too many
+            hoped = found + len(under_way) * recording.part_seeds
+            if hoped < recording.episodes and len(under_way) < 2 * workers:
+                part = next(parts)
+                under_way[_submitted(players, recording, part, builder.parts)] = part
+                continue
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                solved[under_way.pop(future)] = future.result()
+            bar.update(min(sum(solved.values()), recording.episodes) - bar.n)
+            _refuse_if_unsolvable(recording, solved)
+
+
+def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
+    # the first seeds alone decide, so that the number of processes does not
+    judged = range(-(-_SEEDS_TO_JUDGE // recording.part_seeds))
+    if not all(part in solved for part in judged):
+        return
+    seeds = len(judged) * recording.part_seeds
+    rate = sum(solved[part] for part in judged) / seeds
+    if rate < _RATE_AT_LEAST:
+        raise LevelError(
+            f"the bot cannot solve this level: {rate:.1%} of {seeds} episodes",
+            path=recording.level,
+            fix="record another level, or convert demonstrations of another expert",
+        )
+
+
+def play_part(recording: Recording, part: int, folder: Path) -> int:
+    """Play the seeds of one part, write it into `folder`; the number of episodes solved."""
+    seeds = recording.seeds(part)
+    if seeds.stop > SEEDS[recording.split].stop:
+        raise LevelError(
+            f"the bot fails so often that the {recording.split} seeds are used up",
+            path=recording.level,
+            fix="start at a lower --seed",
+        )
+    # a new environment for every part: nothing can leak from the episodes of another
+    environment = make_environment(recording.level)
+    played = [record_episode(environment, seed) for seed in seeds]
+    episodes = [result for result in played if isinstance(result, Episode)]
+    failures = [(result.seed, result.reason) for result in played if isinstance(result, Failure)]
+    write_part(folder, part, _columns(episodes), {"failures": failures})
+    return len(episodes)
+
+
+def _columns(episodes: list[Episode]) -> Episodes:
+    empty = np.zeros((0, VIEW_SIZE, VIEW_SIZE), dtype=np.uint8)
+    none = np.zeros(0, dtype=np.uint8)
+    return Episodes(
+        length=np.array([len(episode.action) for episode in episodes], dtype=np.int64),
+        mission=[episode.mission for episode in episodes],
+        seed=np.array([episode.seed for episode in episodes], dtype=np.int64),
+        view=np.concatenate([empty, *(episode.cells for episode in episodes)]),
+        direction=np.concatenate([none, *(episode.direction for episode in episodes)]),
+        action=np.concatenate([none, *(episode.action for episode in episodes)]),
+    )
+
+
+def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, dict[str, int]]:
+    """Cut the last part to the episodes asked for: the seeds that were played, and the failures."""
+    wanted = recording.episodes
+    failures: Counter[str] = Counter()
+    stop = recording.first_seed
+    for part in builder.finished_parts():
+        found = read_notes(builder.parts, part)["failures"]
+        episodes = read_part(builder.parts, part)
+        stop = recording.seeds(part).stop
+        if len(episodes.length) >= wanted:
+            stop = int(episodes.seed[wanted - 1]) + 1
+            found = [failure for failure in found if failure[0] < stop]
+            write_part(builder.parts, part, first_episodes(episodes, wanted), {"failures": found})
+        failures.update(reason for _seed, reason in found)
+        wanted -= len(episodes.length)
+    return range(recording.first_seed, stop), dict(sorted(failures.items()))
+
+
+def first_episodes(episodes: Episodes, number: int) -> Episodes:
+    """The first `number` of these episodes."""
+    steps = int(episodes.length[:number].sum())
+    return Episodes(
+        length=episodes.length[:number],
+        mission=episodes.mission[:number],
+        seed=episodes.seed[:number],
+        view=episodes.view[:steps],
+        direction=episodes.direction[:steps],
+        action=episodes.action[:steps],
+    )
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _SameProcess(Executor):
+    """For one worker: a task runs where and when it is submitted."""
+
+    def submit(self, task: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(task(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def _players(workers: int, path: Path) -> Iterator[Executor]:
+    """The processes that play; they end with this one, however it ends."""
+    if workers == 1:
+        yield _SameProcess()
+        return
+    context = multiprocessing.get_context("spawn")
+    reader, lifeline = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, context, _end_with, (reader,))
+    try:
+        yield executor
+        executor.shutdown()
+    except BrokenProcessPool as error:
+        raise DemotoolsError(
+            "a recording process died: killed from outside, or out of memory",
+            path=path,
+            fix="run the command again, it goes on where it was; fewer --workers need less memory",
+        ) from error
+    finally:
+        lifeline.close()
+        executor.shutdown(cancel_futures=True)
+        reader.close()
+
+
+def _submitted(players: Executor, recording: Recording, part: int, folder: Path) -> Future[int]:
+    # a process that starts here inherits the blocked signal: Ctrl-C is for the main process
+    # alone, which cuts the lifeline of the others
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return players.submit(play_part, recording, part, folder)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _end_with(reader: Connection) -> None:
+    """Make this process end as soon as the other end of `reader` is closed, or its owner dies."""
+
+    def wait_and_exit() -> None:
+        reader.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()
