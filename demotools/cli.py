@@ -111,19 +111,33 @@ def info(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
 
 @main.command()
 @click.argument("store")
+@click.option("--replay", is_flag=True, help="Also play episodes again, from their seeds.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    help="With --replay: at most so many, evenly spread [default: 1000].",
+)
 @_json
 @_common
-def verify(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
+def verify(
+    store: str, replay: bool, episodes: int | None, as_json: bool, folder: Path, quiet: bool
+) -> None:
     """Check every byte of STORE, and every array against the format and the others.
+
+    With --replay the stored actions are played again in the environment, and every view,
+    direction, mission and the reward compared. Episodes whose seed is not known, or which another
+    version of the environment recorded, are named as such.
 
     \b
     Example:
-      demotools verify GoToLocal
+      demotools verify GoToLocal --replay --episodes 200
     """
     from demotools.verify import raise_if_damaged, verify_store
 
+    if episodes and not replay:
+        raise click.UsageError("--episodes goes with --replay")
     path = store_path(store, folder)
-    checks = verify_store(path, quiet=quiet)
+    checks = verify_store(path, replay=(episodes or 1000) if replay else 0, quiet=quiet)
     if as_json:
         _print_json([check.as_json() for check in checks])
     elif not quiet:
@@ -173,3 +187,44 @@ def generate(
     recorded = record(recording, path, workers=workers, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(recorded.text())
+
+
+@main.command()
+@click.argument("store")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="The file [default: beside].")
+@_common
+def archive(store: str, output: Path | None, folder: Path, quiet: bool) -> None:
+    """Pack STORE into one compressed file, NAME.zarr.zip, to carry or to publish.
+
+    Plain zarr reads the file; `demotools unarchive` restores the store bit for bit.
+
+    \b
+    Example:
+      demotools archive GoToLocal
+    """
+    from demotools.archive import archive_store
+    from demotools.info import size_text
+
+    file = archive_store(store_path(store, folder), output, quiet=quiet)
+    if not quiet:
+        click.echo(f"made {file}: {size_text(file.stat().st_size)}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", help="Name of the store [default: the file's].")
+@_overwrite
+@_common
+def unarchive(file: Path, name: str | None, overwrite: bool, folder: Path, quiet: bool) -> None:
+    """Restore the store of FILE, made by `demotools archive`, bit for bit.
+
+    \b
+    Example:
+      demotools unarchive GoToLocal.zarr.zip --name GoToLocal-copy
+    """
+    from demotools.archive import archived_store_name, unarchive_store
+
+    path = store_path(name or archived_store_name(file), folder)
+    unarchive_store(file, path, overwrite=overwrite, quiet=quiet)
+    if not quiet:
+        click.echo(f"made {path}")

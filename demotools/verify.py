@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.environment import EVALUATION_SEEDS, SPLIT_SEEDS
+from demotools.environment import SEEDS
 from demotools.errors import ManifestError, StoreError
 from demotools.grid import ACTIONS, CELL_CODES
 from demotools.manifest import read_manifest
+from demotools.replay import replayed_store
 from demotools.store import StepArray, Store, episode_mask, open_store
 from demotools.vocabulary import mission_tokens, mission_words, vocabulary_hash
 from demotools.writer import checked_chunks
@@ -46,8 +47,10 @@ class Check:
         return "\n".join(lines + [f"      {problem}" for problem in self.problems])
 
 
-def verify_store(path: Path, *, quiet: bool = False) -> list[Check]:
+def verify_store(path: Path, *, replay: int = 0, quiet: bool = False) -> list[Check]:
     """All checks of one store, in order; the first that finds damage to the files ends them.
+
+    replay      at most so many episodes are played again in the environment, if all else is well
 
     StoreError  the folder is not a finished store
     """
@@ -56,7 +59,10 @@ def verify_store(path: Path, *, quiet: bool = False) -> list[Check]:
     if damaged:
         return checks
     store = open_store(path)
-    return checks + [check(store) for check in _CHECKS]
+    checks += [check(store) for check in _CHECKS]
+    if replay and all(check.passed for check in checks):
+        checks.append(_replay(store, replay, quiet))
+    return checks
 
 
 def raise_if_damaged(path: Path, checks: list[Check]) -> None:
@@ -72,9 +78,7 @@ def raise_if_damaged(path: Path, checks: list[Check]) -> None:
 
 def _damaged_files(path: Path, quiet: bool) -> list[str]:
     damaged = []
-    with tqdm(
-        unit="B", unit_scale=True, desc=f"verify {path.stem}", disable=quiet or None
-    ) as bar:
+    with tqdm(unit="B", unit_scale=True, desc=f"verify {path.stem}", disable=quiet or None) as bar:
         for size_bytes, problem in checked_chunks(path):
             bar.update(size_bytes)
             if problem:
@@ -103,12 +107,15 @@ def _masks(store: Store) -> Check:
     problems = []
     for start, mask in _blocks(store.mask):
         expected = episode_mask(store.episode_offset, start, start + len(mask))
-        problems += [f"the mask of step {start + row} is wrong" for row in _rows(mask != expected)]
+        wrong = np.not_equal(mask, expected)
+        problems += [f"the mask of step {start + row} is wrong" for row in _rows(wrong)]
     return Check("masks against the offsets", tuple(problems[:5]))
 
 
 def _ranges(store: Store) -> Check:
-    limits = {"action": len(ACTIONS), "direction": 4} | ({"view": CELL_CODES} if store.packed else {})
+    limits = {"action": len(ACTIONS), "direction": 4} | (
+        {"view": CELL_CODES} if store.packed else {}
+    )
     problems = []
     for name, limit in limits.items():
         for start, values in _blocks(getattr(store, name)):
@@ -150,16 +157,23 @@ def _grammar(store: Store) -> Check:
 def _seeds(store: Store) -> Check:
     seeds, split = store.episode_seed, store.attributes.split
     known = seeds != -1
-    allowed = SPLIT_SEEDS.get(split, range(EVALUATION_SEEDS.start))
+    allowed = SEEDS["valid" if split == "valid" else "train"]
     wrong = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
     problems = [
-        f"seed {seeds[row]} of episode {row} is not one of the {split} split" for row in _rows(wrong)
+        f"seed {seeds[row]} of episode {row} is not one of the {split} split"
+        for row in _rows(wrong)
     ]
     distinct = len(np.unique(seeds[known]))
     if distinct < known.sum():
         problems.append(f"{known.sum() - distinct} seeds occur more than once")
     note = "" if known.all() else f"{int((~known).sum()):,} episodes have no known seed"
     return Check("environment seeds", tuple(problems), note)
+
+
+def _replay(store: Store, episodes: int, quiet: bool) -> Check:
+    replays = replayed_store(store, episodes, quiet=quiet)
+    problems = () if replays.excused else replays.differences
+    return Check("episodes played again in the environment", problems, replays.note)
 
 
 _CHECKS: tuple[Callable[[Store], Check], ...] = (
@@ -172,7 +186,7 @@ _CHECKS: tuple[Callable[[Store], Check], ...] = (
 )
 
 
-def _rows(wrong: NDArray[np.bool_]) -> list[int]:
+def _rows(wrong: NDArray[np.bool_] | np.bool_) -> list[int]:
     """The first five rows that are wrong."""
     return [int(row) for row in np.flatnonzero(wrong)[:5]]
 
