@@ -116,6 +116,26 @@ def _part_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.npz"
 
 
+def acquired_lock(path: Path) -> filelock.BaseFileLock:
+    """The lock of whoever makes `path`; release it.
+
+    StoreError  another process has it
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StoreError(
+            "another process is making this",
+            path=path,
+            fix="wait until it has finished, or end it",
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return lock
+
+
 class StoreBuilder:
     """Builds one store in a sibling folder, `.NAME.building`, under a lock.
 
@@ -133,20 +153,10 @@ class StoreBuilder:
         self.folder = path.with_name(f".{path.name}.building")
         self.parts = self.folder / "parts"
         self._job = json.dumps(job, sort_keys=True)
-        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock: filelock.BaseFileLock | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise StoreError(
-                "another process is making this store",
-                path=self.path,
-                fix="wait until it has finished, or end it",
-            ) from error
-        except OSError as error:
-            raise from_os_error(error, self.path) from error
+        self._lock = acquired_lock(self.path)
         try:
             self._prepare()
         except BaseException:
@@ -160,7 +170,8 @@ class StoreBuilder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _prepare(self) -> None:
         aside = self._aside
@@ -220,13 +231,17 @@ class StoreBuilder:
         try:
             shutil.rmtree(building, ignore_errors=True)
             _join_parts(self.parts, self.finished_parts(), building, about, self.path)
-            _check_written(building)
-            self._rename(building)
+            self.publish(building)
         except OSError as error:
             raise from_os_error(error, self.path) from error
         return self.path
 
-    def _rename(self, building: Path) -> None:
+    def publish(self, building: Path) -> None:
+        """Check every byte of a whole store that lies in `folder`, then give it its final name.
+
+        StoreError  what was written does not read back
+        """
+        _check_written(building)
         if self.path.exists():
             shutil.rmtree(self._aside, ignore_errors=True)
             self.path.rename(self._aside)
@@ -289,7 +304,7 @@ class _StepFiles:
         self._group = group
         self._folder = folder
         self._steps = steps
-        self._files: dict[str, _ChunkFiles] = {}
+        self._files: dict[str, ChunkFiles] = {}
 
     def append(self, episodes: Episodes, mask: NDArray[np.uint8]) -> None:
         packed = episodes.view.shape[1:] == (VIEW_SIZE, VIEW_SIZE)
@@ -310,7 +325,7 @@ class _StepFiles:
         for name, rows in columns.items():
             self._files[name].append(rows)
 
-    def _create(self, name: str, rows: NDArray[np.uint8]) -> _ChunkFiles:
+    def _create(self, name: str, rows: NDArray[np.uint8]) -> ChunkFiles:
         chunk = (chunk_length(self._steps), *rows.shape[1:])
         self._group.create_array(
             name,
@@ -320,7 +335,7 @@ class _StepFiles:
             serializer=BytesCodec(),
             compressors=(Crc32cCodec(),),
         )
-        return _ChunkFiles(chunk_files(self._folder, name), int(np.prod(chunk)))
+        return ChunkFiles(chunk_files(self._folder, name), int(np.prod(chunk)))
 
     def __enter__(self) -> Self:
         return self
@@ -335,7 +350,7 @@ class _StepFiles:
             files.close(complete=kind is None)
 
 
-class _ChunkFiles:
+class ChunkFiles:
     """Consecutive bytes cut into chunk files, each followed by its CRC-32C (little-endian)."""
 
     def __init__(self, files: list[Path], size_bytes: int) -> None:
@@ -346,7 +361,8 @@ class _ChunkFiles:
         self._crc = 0
 
     def append(self, rows: NDArray[np.uint8]) -> None:
-        view = memoryview(np.ascontiguousarray(rows).reshape(-1))
+        """Write the bytes of these rows after those before."""
+        view = np.ascontiguousarray(rows).reshape(-1).data
         while view:
             if self._stream is None:
                 self._open()
@@ -375,6 +391,7 @@ class _ChunkFiles:
         self._stream = None
 
     def close(self, *, complete: bool) -> None:
+        """Fill the last chunk with zeros where `complete`; otherwise leave it cut."""
         if self._stream is None:
             return
         if not complete:
