@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,30 +78,38 @@ def shrink_store(
     return Shrunk(store.name, twin, episodes, None)
 
 
-def shrink_all(
-    folder: Path, *, episodes: int, seed: int, overwrite: bool = False, quiet: bool = False
+def shrink_stores(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    episodes: int,
+    seed: int,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> list[Shrunk]:
-    """Make a twin of every full training store of a folder; says of each what became of it.
+    """Make a twin of each store named; without a name, of every full training store of `folder`.
 
-    StoreError  there is no full training store
+    returns     what became of each; without a name, a store that cannot be shrunk is skipped
+
+    StoreError  a store named cannot be shrunk, or there is no full training store
     """
     full = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if _is_full_training_store(path)]
-    if not full:
+    if not paths and not full:
         raise StoreError(
             "there is no full training store to shrink",
             path=folder,
             fix="make one with `demotools fetch`, `convert` or `generate`, or name a store",
         )
     results = []
-    for path in full:
-        twin = path.with_name(path.name.removesuffix(SUFFIX) + SMALL + SUFFIX)
-        name = path.name.removesuffix(SUFFIX)
+    for path in paths or full:
         try:
             result = shrink_store(
                 path, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
             )
         except StoreError as error:
-            result = Shrunk(name, twin, 0, f"{error.what}; {error.fix}")
+            if paths:
+                raise
+            result = Shrunk(path.name.removesuffix(SUFFIX), path, 0, f"{error.what}; {error.fix}")
         results.append(result)
     return results
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +13,16 @@ import pytest
 from demotools.grid import CELL_CODES
 from demotools.store import Episodes, Store, open_store
 from demotools.writer import StoreBuilder, write_part
+
+# On a Python without torch (see noxfile.py) the tests of the trainer are left out.
+collect_ignore = [
+    file.name
+    for file in Path(__file__).parent.glob("test_*.py")
+    if importlib.util.find_spec("torch") is None
+    and re.search(
+        r"^(from|import) (torch|trainer)|^    from trainer", file.read_text("utf-8"), re.M
+    )
+]
 
 REAL_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "real_demos"
 MISSIONS = ("go to the red ball", "go to a green key", "go to the grey box")

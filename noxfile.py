@@ -1,0 +1,41 @@
+"""Other Pythons: `demotools` without torch on the newest Python that is installed here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+
+
+def _newer_python() -> str | None:
+    """The newest interpreter above 3.11 that starts, on the path or among pyenv's."""
+    candidates: list[str] = []
+    for version in ("3.14", "3.13", "3.12"):
+        candidates.append(f"python{version}")
+        if shutil.which("pyenv"):
+            root = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True)
+            folder = Path(root.stdout.strip()) / "versions"
+            candidates += map(str, sorted(folder.glob(f"{version}*/bin/python"), reverse=True))
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    return None
+
+
+@nox.session(name="newer-python", python=_newer_python() or False)
+def newer_python(session: nox.Session) -> None:
+    """The tests of demotools with the newest zarr, which needs Python 3.12."""
+    if session.python is None:
+        session.skip("no Python newer than 3.11 is installed")
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [name for name in project["dependencies"] if not name.startswith(("torch", "tensor"))]
+    session.install("-c", "constraints.txt", *wanted, "pytest", "hypothesis", "trustme")
+    session.install("--no-deps", "-e", ".")
+    # tests of the trainer are left out by tests/conftest.py where torch is absent
+    session.run("pytest", *(session.posargs or ["tests", "demotools"]))

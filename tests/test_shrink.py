@@ -1,0 +1,82 @@
+"""Small twins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from demotools.cli import main
+from demotools.errors import StoreError
+from demotools.shrink import chosen_episodes, shrink_store, shrink_stores
+from demotools.store import open_store
+from demotools.verify import verify_store
+from tests.conftest import build_store, make_episodes
+from tests.test_writer import folder_bytes
+
+
+def test_a_twin_holds_whole_episodes_of_its_parent_and_says_so(tmp_path: Path) -> None:
+    parent = build_store(tmp_path / "GoToLocal.zarr", make_episodes([3, 1, 4, 1, 5, 9, 2, 6] * 20))
+    result = shrink_store(parent.path, episodes=50, seed=7)
+    twin = open_store(result.path)
+    assert twin.name == "GoToLocal-small"
+    assert twin.episodes == 50
+    assert all(check.passed for check in verify_store(twin.path, quiet=True))
+    assert twin.attributes.source == parent.attributes.source
+    assert twin.attributes.parent == {
+        "name": "GoToLocal",
+        "fingerprint": parent.attributes.fingerprint,
+        "episodes": 160,
+        "seed": 7,
+    }
+    for row in range(50):
+        theirs = int(twin.episode_seed[row])  # make_episodes numbers the seeds
+        a, b = twin.select(np.array([row])), parent.select(np.array([theirs]))
+        assert np.array_equal(a.view, b.view)
+        assert np.array_equal(a.action, b.action)
+        assert a.mission == b.mission
+
+
+def test_one_seed_gives_one_twin_and_a_smaller_one_is_a_part_of_it() -> None:
+    large, small = chosen_episodes(1000, 100, 3), chosen_episodes(1000, 10, 3)
+    assert np.array_equal(large, chosen_episodes(1000, 100, 3))
+    assert set(small) <= set(large)
+    assert len(set(large)) == 100
+    assert not np.array_equal(large, chosen_episodes(1000, 100, 4))
+
+
+def test_twins_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        build_store(tmp_path / folder / "GoToLocal.zarr", make_episodes([3, 1, 4] * 20))
+        shrink_stores([], tmp_path / folder, episodes=30, seed=0)
+    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+
+
+def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> None:
+    build_store(tmp_path / "GoToLocal.zarr", make_episodes([3] * 30))
+    build_store(tmp_path / "Open.zarr", make_episodes([3] * 5))
+    build_store(tmp_path / "GoToLocal-valid.zarr", make_episodes([3] * 30), split="valid")
+    runner = CliRunner()
+    arguments = ["shrink", "--episodes", "10", "--data-dir", str(tmp_path)]
+    first = runner.invoke(main, arguments)
+    assert first.exit_code == 0
+    assert "made" in first.output
+    assert "10 episodes of GoToLocal" in first.output
+    assert "skipped Open: it has 5 episodes, 10 were asked for" in first.output
+    assert sorted(path.name for path in tmp_path.glob("*.zarr")) == [
+        "GoToLocal-small.zarr",
+        "GoToLocal-valid.zarr",
+        "GoToLocal.zarr",
+        "Open.zarr",
+    ]
+    second = runner.invoke(main, arguments)
+    assert "skipped GoToLocal: it is there already, the same" in second.output
+    third = runner.invoke(main, [*arguments[:2], "9", *arguments[3:]])
+    assert "skipped GoToLocal: the store exists already; add --overwrite" in third.output
+
+
+def test_nothing_to_shrink_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no full training store"):
+        shrink_stores([], tmp_path, episodes=1, seed=0)

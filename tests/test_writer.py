@@ -1,0 +1,194 @@
+"""The writer: whole or not at all, the same bytes whoever wrote the parts."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from demotools.errors import DemotoolsError, StoreError
+from demotools.store import open_store
+from demotools.writer import StoreBuilder, chunk_length, read_notes, read_part, write_part
+from tests.conftest import build_store, make_episodes
+
+ABOUT: dict[str, Any] = {
+    "level": "GoToLocal",
+    "split": "train",
+    "environment_id": None,
+    "licence": "",
+    "citation": "",
+    "source": {"kind": "test"},
+}
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@given(st.integers(1, 200_000_000))
+def test_chunks_are_few_equal_and_hold_all_steps(steps: int) -> None:
+    length = chunk_length(steps)
+    chunks = -(-steps // length)
+    assert chunks <= 16
+    assert length * chunks - steps <= 4096 * chunks
+    assert chunks == 1 or length % 4096 == 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_parts_written_in_any_order_give_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("stores")
+    parts = [make_episodes(part, seed=number) for number, part in enumerate(lengths)]
+    build_store(folder / "one/A.zarr", *parts)
+    with StoreBuilder(folder / "two/A.zarr", {}) as builder:
+        for number in reversed(range(len(parts))):
+            write_part(builder.parts, number, parts[number], {"n": number})
+        assert read_notes(builder.parts, 0) == {"n": 0}
+        assert np.array_equal(read_part(builder.parts, 0).view, parts[0].view)
+        builder.finish(
+            **{
+                **ABOUT,
+                "environment_id": "BabyAI-GoToLocal-v0",
+                "licence": "none",
+                "citation": "none",
+            }
+        )
+    assert folder_bytes(folder / "one/A.zarr") == folder_bytes(folder / "two/A.zarr")
+    assert not (folder / "two/.A.zarr.building").exists()
+
+
+def test_an_existing_store_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    build_store(path, make_episodes([3]))
+    before = folder_bytes(path)
+    with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+        pytest.fail("the builder must not open")
+    assert folder_bytes(path) == before
+
+
+def test_overwrite_keeps_the_old_store_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    build_store(path, make_episodes([3]))
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        StoreBuilder(path, {"new": 1}, overwrite=True) as builder,
+    ):
+        write_part(builder.parts, 0, make_episodes([4]), {})
+        raise RuntimeError("on purpose")
+    assert open_store(path).steps == 3
+    with StoreBuilder(path, {"new": 1}, overwrite=True) as builder:
+        assert builder.finished_parts() == [0]
+        builder.finish(**ABOUT)
+    assert open_store(path).steps == 4
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == [
+        "A.zarr"
+    ]
+
+
+def test_an_overwrite_killed_between_its_renames_gives_the_old_store_back(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    build_store(path, make_episodes([3]))
+    path.rename(tmp_path / ".A.zarr.old")
+    with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+        pytest.fail("the builder must not open")
+    assert open_store(path).steps == 3
+
+
+def test_parts_of_another_job_are_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    with StoreBuilder(path, {"seed": 1}) as builder:
+        write_part(builder.parts, 0, make_episodes([4]), {})
+    with StoreBuilder(path, {"seed": 2}) as builder:
+        assert builder.finished_parts() == []
+
+
+def test_a_second_builder_of_the_same_store_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    with (
+        StoreBuilder(path, {}),
+        pytest.raises(StoreError, match="another process"),
+        StoreBuilder(path, {}),
+    ):
+        pytest.fail("the second builder must not open")
+
+
+def test_a_store_without_episodes_is_refused(tmp_path: Path) -> None:
+    with (
+        StoreBuilder(tmp_path / "A.zarr", {}) as builder,
+        pytest.raises(StoreError, match="no episode"),
+    ):
+        builder.finish(**ABOUT)
+    assert not (tmp_path / "A.zarr").exists()
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from typing import Any
+from demotools.errors import exit_with_message
+from tests.conftest import build_store, make_episodes
+with exit_with_message():
+    build_store(Path(sys.argv[1]), *(make_episodes([5] * 2000, n) for n in range(4)))
+"""
+
+
+def test_a_full_disk_is_said_in_three_parts_and_leaves_the_old_store(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    build_store(path, make_episodes([3]))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, str(path)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "file too large" in done.stderr
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert open_store(path).steps == 3
+
+
+def test_a_writer_killed_at_any_moment_leaves_no_half_store(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    random = np.random.default_rng(0)
+    whole = 0
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", WRITE, str(path)])
+        time.sleep(float(random.uniform(0.3, 1.5)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if path.exists():
+            whole += 1
+            assert open_store(path).steps == 40_000
+    subprocess.run([sys.executable, "-c", WRITE, str(path)], check=True)
+    assert open_store(path).steps == 40_000
+
+
+def test_a_read_only_folder_is_said_in_three_parts(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(DemotoolsError, match="permission"), StoreBuilder(tmp_path / "a/A.zarr", {}):
+        pytest.fail("the builder must not open")
