@@ -1,0 +1,148 @@
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demotools.bot import record_episode
+from demotools.environment import Environment, make_environment, observed_cells
+from demotools.errors import LevelError
+from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
+
+GOTO = EnvironmentKind("GoToLocal", expert=True)
+NAMES = (
+    *("cells", "direction", "mask", "seed", "expert_action", "active"),
+    *("reward", "terminated", "truncated"),
+)
+
+
+def make_fragile(level: str) -> Environment:
+    """An environment whose process ends, without a word, at the action `done`."""
+    environment = make_environment(level)
+    step = environment.step
+
+    def fragile_step(action: int) -> Any:
+        if action == 6:
+            os._exit(3)
+        return step(action)
+
+    environment.step = fragile_step  # type: ignore[method-assign]
+    return environment
+
+
+def make_broken(level: str) -> Environment:
+    """An environment that fails with a message as soon as it is made."""
+    raise LevelError("this level is closed today", path=level, fix="come back tomorrow")
+
+
+def actions(count: int, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Random actions [steps, count] that depend on the environment's number, not on `count`."""
+    columns = [np.random.default_rng(number).integers(0, 7, steps) for number in range(count)]
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def played(processes: int, count: int, steps: int = 80) -> list[EnvironmentStep]:
+    with VectorEnvironment(GOTO, count, processes=processes) as vector:
+        shown = [vector.reset([range(100 * n, 10**6) for n in range(count)])]
+        shown.extend(vector.step(row) for row in actions(count, steps))
+    return shown
+
+
+@pytest.mark.parametrize(("processes", "count"), [(0, 4), (2, 4), (3, 4), (1, 2), (9, 2)])
+def test_what_environments_do_depends_on_neither_their_number_nor_the_processes(
+    processes: int, count: int
+) -> None:
+    for step, ours in zip(played(1, 4), played(processes, count), strict=True):
+        for name in NAMES:
+            assert np.array_equal(getattr(step, name)[:count], getattr(ours, name)), name
+        assert step.missions[:count] == ours.missions
+
+
+def test_a_vector_shows_what_the_environment_itself_shows() -> None:
+    environment = make_environment("GoToLocal")
+    shown = played(1, 1, steps=200)
+    rows = actions(1, 200)[:, 0].tolist()
+    seed = 0
+    observation, _ = environment.reset(seed=seed)
+    begins, reward, terminated, truncated = True, 0.0, False, False
+    for step, action in zip(shown, [*rows, 0], strict=True):
+        assert np.array_equal(step.cells[0], observed_cells(observation["image"]))
+        assert step.direction[0] == observation["direction"]
+        assert step.missions[0] == observation["mission"]
+        assert step.mask[0] == (not begins)
+        assert step.seed[0] == seed
+        assert step.reward[0] == np.float32(reward)
+        assert (step.terminated[0], step.truncated[0]) == (terminated, truncated)
+        observation, value, terminated, truncated, _ = environment.step(action)
+        reward, begins = float(value), terminated or truncated
+        if begins:
+            seed += 1
+            observation, _ = environment.reset(seed=seed)
+    assert seed >= 2
+
+
+def test_every_seed_of_a_stream_is_played_once_and_then_nothing() -> None:
+    with VectorEnvironment(GOTO, 3) as vector:
+        step = vector.reset(seed_streams(range(50, 57), 3))
+        ended = []
+        while step.active.any():
+            before = step
+            step = vector.step(step.expert_action)
+            done = step.terminated | step.truncated
+            assert not (done & ~before.active).any()
+            ended.extend(before.seed[done].tolist())
+            assert (step.reward[done] > 0).all()
+    assert sorted(ended) == list(range(50, 57))
+
+
+def test_the_experts_advice_followed_is_the_recorded_episode() -> None:
+    with VectorEnvironment(GOTO, 1) as vector:
+        step = vector.reset([range(7, 8)])
+        advice = []
+        while step.active.any():
+            advice.append(int(step.expert_action[0]))
+            step = vector.step(step.expert_action)
+    episode = record_episode(make_environment("GoToLocal"), 7)
+    assert advice == episode.action.tolist()  # type: ignore[union-attr]
+
+
+def test_an_expert_that_gave_up_advises_nothing_until_the_next_episode() -> None:
+    kind = EnvironmentKind("GoToImpUnlock", expert=True)
+    with VectorEnvironment(kind, 1) as vector:
+        # the bot plans for ever at some step of seed 6
+        step = vector.reset([range(6, 8)])
+        gave_up = False
+        while step.seed[0] == 6:
+            gave_up = gave_up or bool(step.expert_action[0] < 0)
+            assert (step.expert_action[0] < 0) == gave_up
+            step = vector.step(np.where(step.expert_action < 0, 6, step.expert_action))
+        assert gave_up
+        assert step.expert_action[0] >= 0
+
+
+def test_a_process_that_dies_is_reported_with_what_to_do() -> None:
+    kind = EnvironmentKind("GoToLocal", make="tests.test_envs:make_fragile")
+    with VectorEnvironment(kind, 4, processes=2) as vector:
+        vector.reset(seed_streams(range(100), 4))
+        vector.step(np.array([0, 0, 1, 1]))
+        with pytest.raises(LevelError, match=r"process died \(exit code 3\)") as error:
+            vector.step(np.array([0, 0, 6, 1]))
+    assert "fewer environments" in error.value.fix
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_environment_that_cannot_be_made_says_why_whatever_the_process(processes: int) -> None:
+    kind = EnvironmentKind("GoToLocal", make="tests.test_envs:make_broken")
+    with (
+        pytest.raises(LevelError, match="closed today"),
+        VectorEnvironment(kind, 2, processes=processes) as vector,
+    ):
+        vector.reset(seed_streams(range(10), 2))
+
+
+def test_closing_ends_the_processes() -> None:
+    with VectorEnvironment(GOTO, 2, processes=2) as vector:
+        vector.reset(seed_streams(range(10), 2))
+        processes = [worker._process for worker in vector._workers]
+        assert all(process.is_alive() for process in processes)
+    assert [process.exitcode for process in processes] == [0, 0]
