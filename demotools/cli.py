@@ -228,3 +228,201 @@ def unarchive(file: Path, name: str | None, overwrite: bool, folder: Path, quiet
     unarchive_store(file, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(f"made {path}")
+
+
+@main.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
+)
+@click.option("--level", help="The level [default: from the file name].")
+@click.option("--split", type=click.Choice(["train", "valid"]), help="[default: from the name].")
+@click.option(
+    "--encoding",
+    type=click.Choice(["auto", "2018-08-28", "2018-11-16", "2019-01-08", "image"]),
+    default="auto",
+    show_default=True,
+    help="Object encoding of the views, by its first day; image: store them as they are.",
+)
+@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
+@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@click.option("--salvage", is_flag=True, help="Take what is whole of a file that was cut short.")
+@_overwrite
+@_common
+def convert(
+    files: tuple[Path, ...], encoding: str, folder: Path, quiet: bool, **choices: Any
+) -> None:
+    """Convert legacy demo pickles into a store; several shard files make one.
+
+    Nothing in the files is executed. The object encoding is told from the data, and recoded to
+    today's. A conversion that was ended goes on where it was.
+
+    \b
+    Example:
+      demotools convert BabyAI-GoToLocal-v0.pkl
+    """
+    from demotools.convert import ConvertOptions, convert_files, known_encoding
+
+    options = ConvertOptions(encoding=known_encoding(encoding), quiet=quiet, **choices)
+    converted = convert_files(files, folder, options)
+    if not quiet:
+        click.echo(converted.text())
+
+
+@main.command()
+@click.argument("store")
+@click.option("--episode", type=int, help="Number of the episode [default: the first].")
+@click.option("--mission", help="Among the episodes whose mission contains this text.")
+@click.option("--longest", is_flag=True, help="The longest of them.")
+@click.option("--random", is_flag=True, help="Any of them.")
+@click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
+@click.option("--png", type=click.Path(path_type=Path), help="Write all steps to this picture.")
+@click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@_json
+@_common
+def show(
+    store: str,
+    episode: int | None,
+    mission: str | None,
+    longest: bool,
+    random: bool,
+    gif: Path | None,
+    png: Path | None,
+    ansi: bool,
+    overwrite: bool,
+    as_json: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Look at one episode of STORE as the agent saw it, and the room beside it.
+
+    The room is played again from the episode's seed, and shown where every step agrees with the
+    store. In a terminal one steps with the arrow keys; elsewhere all steps are printed.
+
+    \b
+    Example:
+      demotools show GoToLocal --mission "red ball" --longest
+      demotools show BossLevel --episode 7 --gif episode.gif
+    """
+    from demotools.output import refuse_existing, write_output
+    from demotools.show import (
+        chosen_episode,
+        episode_gif,
+        episode_png,
+        episode_text,
+        show_in_terminal,
+        shown_episode,
+    )
+    from demotools.store import open_store
+    from demotools.terminal import is_interactive, is_plain
+
+    if episode is not None and (mission is not None or longest or random):
+        raise click.UsageError("--episode goes without --mission, --longest and --random")
+    if longest and random:
+        raise click.UsageError("--longest goes without --random")
+    wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
+    for file, _draw in wanted:
+        refuse_existing(file, overwrite=overwrite)
+    opened = open_store(store_path(store, folder))
+    number = chosen_episode(
+        opened, episode=episode, mission=mission, longest=longest, random=random
+    )
+    shown = shown_episode(opened, number)
+    for file, draw in wanted:
+        write_output(file, draw(shown, quiet=quiet), overwrite=overwrite)
+        if not quiet and not as_json:
+            click.echo(f"made {file}: {shown.title}")
+            click.echo("\n".join(filter(None, [f"  {shown.mission}", shown.note])))
+    if as_json:
+        _print_json(shown.as_json())
+    elif not wanted and is_interactive() and not ansi:
+        show_in_terminal(shown, coloured=not is_plain())
+    elif ansi or not wanted:
+        for text in episode_text(shown, coloured=ansi and not is_plain()):
+            click.echo(text, color=ansi and not is_plain())
+
+
+@main.command()
+@click.argument("store")
+@click.option("--to", "kind", type=click.Choice(["pickle", "minari"]), required=True)
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    help="pickle: the file [default: NAME.pkl beside the store]; minari: the folder of datasets "
+    "[default: Minari's own].",
+)
+@click.option("--id", "dataset_id", help="minari: the dataset's id [default: babyai/NAME-v0].")
+@_overwrite
+@_common
+def export(
+    store: str,
+    kind: Literal["pickle", "minari"],
+    output: Path | None,
+    dataset_id: str | None,
+    overwrite: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Write STORE for other programs: a legacy pickle for babyai's own loader, or a Minari dataset.
+
+    \b
+    Example:
+      demotools export GoToLocal --to pickle -o demos/BabyAI-GoToLocal-v0_agent.pkl
+      demotools export GoToLocal --to minari
+    """
+    from demotools.exchange import export_minari, export_pickle
+    from demotools.store import open_store
+
+    opened = open_store(store_path(store, folder))
+    if kind == "minari":
+        exported = export_minari(
+            opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=quiet
+        )
+        text = exported.text()
+    else:
+        if dataset_id:
+            raise click.UsageError("--id goes with --to minari")
+        file = output or opened.path.with_name(f"{opened.name}.pkl")
+        export_pickle(opened, file, overwrite=overwrite, quiet=quiet)
+        text = f"exported {file}: {opened.episodes:,} episodes; this layout has no seeds"
+    if not quiet:
+        click.echo(text)
+
+
+@main.command("import")
+@click.argument("dataset")
+@click.option("--from", "kind", type=click.Choice(["minari"]), required=True)
+@click.option("--level", help="The level, where the dataset does not say it.")
+@click.option(
+    "--split", type=click.Choice(["train", "valid"]), help="[default: as exported, train]"
+)
+@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
+@_overwrite
+@_common
+def import_(
+    dataset: str,
+    level: str | None,
+    split: Literal["train", "valid"] | None,
+    name: str | None,
+    overwrite: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Make a store of DATASET, the id of a Minari dataset on this machine, or its folder.
+
+    Successes are kept; what is left out is counted. What `demotools export` wrote comes back bit
+    for bit. Legacy pickles are read by `demotools convert`.
+
+    \b
+    Example:
+      demotools import babyai/GoToLocal-v0 --from minari --name GoToLocal-copy
+    """
+    from demotools.minari_import import import_minari, opened_dataset
+
+    opened = opened_dataset(dataset, level=level, split=split)
+    path = store_path(name or opened.store_name, folder)
+    imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
+    if not quiet:
+        click.echo(imported.text())

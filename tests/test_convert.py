@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from demotools.convert import ConvertOptions, convert_files, guessed_level_and_split
+from demotools.errors import DemotoolsError, ManifestError, PickleError, StoreError
+from demotools.grid import Encoding
+from demotools.store import Store, open_store
+
+QUIET = ConvertOptions(quiet=True, workers=1)
+Rows = list[tuple[str, NDArray[np.uint8], list[int], list[int]]]
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """An independent reading of trusted files: the action class is the integer itself."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if name == "getattr":
+            return lambda _owner, _name: int
+        if name in ("MiniGridEnv", "MiniGridEnv.Actions"):
+            return int
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def independent_rows(path: Path) -> Rows:
+    with path.open("rb") as stream:
+        demos = _InertUnpickler(stream).load()
+    return [
+        (mission, pickle.loads(blosc.decompress(frame)), directions, actions)
+        for mission, frame, directions, actions in demos
+    ]
+
+
+def independent_cell(cell: NDArray[np.uint8], day: str) -> tuple[int, int, int]:
+    """A cell that is in sight, in today's encoding, by the table of the facts."""
+    kind, colour, state = cell.tolist()
+    if day == "2018-11-10":
+        kind += 1  # the second encoding begins with `unseen`
+    if day != "2020-07-20":
+        if kind in (4, 5):
+            return (4, colour, 0 if state == 1 else {4: 1, 5: 2}[kind])
+        kind = kind - 1 if kind > 5 else kind
+    return (kind, colour, state)
+
+
+def independent_sight(view: NDArray[np.uint8]) -> set[tuple[int, int]]:
+    """The cells in sight of a view of 2018-11-10, spread one by one from the agent's cell."""
+
+    def clear(i: int, j: int) -> bool:
+        kind, _colour, state = view[i, j].tolist()
+        return kind != 1 and not (kind in (3, 4) and state == 0)
+
+    seen = {(3, 6)}
+    for j in range(6, 0, -1):
+        for i in range(6):
+            if (i, j) in seen and clear(i, j):
+                seen |= {(i + 1, j), (i + 1, j - 1), (i, j - 1)}
+        for i in range(6, 0, -1):
+            if (i, j) in seen and clear(i, j):
+                seen |= {(i - 1, j), (i - 1, j - 1), (i, j - 1)}
+    return seen
+
+
+def convert_one(path: Path, folder: Path, options: ConvertOptions = QUIET) -> Store:
+    return open_store(convert_files([path], folder, options).path)
+
+
+def test_the_real_file_of_2018_converts(real_demos: Path, tmp_path: Path) -> None:
+    path = real_demos / "BabyAI-GoToLocal-v0_agent.pkl"
+    converted = convert_files([path], tmp_path, QUIET)
+    store = open_store(converted.path)
+    assert (store.episodes, store.steps, len(store.mission_text)) == (1000, 5511, 36)
+    assert store.attributes.source["files"][0]["encoding"] == "2018-11-16"
+    assert "2018-11-16 to 2019-01-08" in converted.text()
+    rows = independent_rows(path)
+    expected = np.concatenate([images for _mission, images, _d, _a in rows]).copy()
+    assert not np.isin(expected[..., 0], (4, 5)).any()  # this level has no doors
+    expected[..., 0] -= expected[..., 0] > 5
+    np.testing.assert_array_equal(store.images(0, 5511), expected)
+    missions = [store.mission_text[row] for row in store.episode_mission]
+    assert missions == [row[0] for row in rows]
+    for array, column in ((store.direction, 2), (store.action, 3)):
+        steps = np.concatenate([row[column] for row in rows])
+        np.testing.assert_array_equal(array.span(0, 5511), steps)
+
+
+def test_the_named_object_stands_ahead_at_the_end_of_the_real_file(
+    real_demos: Path, tmp_path: Path
+) -> None:
+    from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+
+    store = convert_one(real_demos / "BabyAI-GoToLocal-v0_agent.pkl", tmp_path)
+    seen = 0
+    for episode in range(store.episodes):
+        last = int(store.episode_offset[episode + 1]) - 1
+        if store.action.span(last, last + 1)[0] == 2:
+            words = store.mission_text[store.episode_mission[episode]].split()
+            kind, colour, _state = store.images(last, last + 1)[0, 3, 4]
+            assert (kind, colour) == (OBJECT_TO_IDX[words[-1]], COLOR_TO_IDX[words[-2]])
+            seen += 1
+    assert seen == 556
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "Unlock"])
+@pytest.mark.parametrize(
+    ("day", "encoding"),
+    [("2018-11-10", "2018-08-28"), ("2018-12-15", "2018-11-16"), ("2020-07-20", "2019-01-08")],
+)
+def test_dated_files_are_told_right_and_recoded(
+    real_demos: Path, tmp_path: Path, day: str, encoding: str, level: str
+) -> None:
+    path = real_demos / day / f"BabyAI-{level}-v0.pkl"
+    store = convert_one(path, tmp_path)
+    assert store.attributes.source["files"][0]["encoding"] == encoding
+    assert store.attributes.level == level
+    views = np.concatenate([images for _mission, images, _d, _a in independent_rows(path)])
+    recoded = store.images(0, store.steps)
+    for view, found in zip(views, recoded, strict=True):
+        seen = independent_sight(view) if day == "2018-11-10" else None
+        for i, j in np.ndindex(7, 7):
+            hidden = seen is not None and (i, j) not in seen
+            cell = (0, 0, 0) if hidden else independent_cell(view[i, j], day)
+            assert tuple(found[i, j].tolist()) == cell
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("BabyAI-GoToLocal-v0.pkl", ("GoToLocal", "train")),
+        ("BabyAI-GoToLocal-v0_valid.pkl", ("GoToLocal", "valid")),
+        ("BabyAI-GoToLocal-v0_agent.pkl", ("GoToLocal", "train")),
+        ("BabyAI-GoToLocal-v0_agent_valid.pkl", ("GoToLocal", "valid")),
+        ("BabyAI-BossLevel-v0_shard12.pkl", ("BossLevel", "train")),
+        ("GoTo.pkl", ("GoTo", "train")),
+    ],
+)
+def test_level_and_split_come_from_the_file_name(name: str, expected: tuple[str, str]) -> None:
+    assert guessed_level_and_split(name) == expected
+
+
+def pickled(demos: object, protocol: int = 4) -> bytes:
+    return pickle.dumps(demos, protocol)
+
+
+def frame(images: NDArray[np.uint8]) -> bytes:
+    packed: bytes = blosc.compress(pickle.dumps(images), b"blosclz", 9, blosc.SHUFFLE)
+    return packed
+
+
+VIEWS = np.tile(np.array([[2, 5, 0]], np.uint8), (3, 7, 7, 1))
+GOOD = ("go to the red ball", frame(VIEWS), [0, 0, 1], [2, 1, 2])
+
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "names os.system": (b"\x80\x03cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "names os.system"),
+    "names eval": (b"\x80\x03cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", "names builtins.eval"),
+    "names numpy.load": (
+        b"\x80\x04\x8c\x05numpy\x8c\x04load\x93\x8c\x01x\x85R.",
+        "names numpy.load",
+    ),
+    "nests getattr": (
+        b"\x80\x03cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(cgym_minigrid.minigrid\n"
+        b"MiniGridEnv\nX\x07\x00\x00\x00ActionstRX\x09\x00\x00\x00__class__tR.",
+        "calls getattr(Actions, '__class__')",
+    ),
+    "a web page": (b"<!DOCTYPE html><html>quota exceeded</html>", "a web page"),
+    "a gzip": (b"\x1f\x8b\x08\x00abc", "a gzip file"),
+    "nothing": (b"", "the file is empty"),
+    "an empty list": (pickled([]), "an empty list"),
+    "a dictionary": (pickled({"room_size": 8}), "holds a dict"),
+    "fewer images than actions": (
+        pickled([("go", frame(VIEWS[:2]), [0, 0, 1], [2, 1, 2])]),
+        "2 images for 3 actions",
+    ),
+    "no steps": (pickled([("go", frame(VIEWS[:0]), [], [])]), "no steps"),
+    "an action of 7": (pickled([(*GOOD[:3], [2, 7, 2])]), "one of its actions is 7"),
+    "a direction of 4": (pickled([(*GOOD[:2], [0, 0, 4], GOOD[3])]), "one of its directions is 4"),
+    "a mission that is no text": (pickled([(17, *GOOD[1:])]), "its mission is a int, not text"),
+    "a frame instead of a file": (frame(VIEWS), "a blosc frame"),
+}
+
+
+@pytest.mark.parametrize(("content", "what"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(content)
+    options = ConvertOptions(quiet=True, workers=1, encoding=Encoding.TODAY)
+    with pytest.raises(PickleError) as caught:
+        convert_files([path], tmp_path / "data", options)
+    assert what in caught.value.what
+    assert caught.value.path == str(path)
+    assert caught.value.fix
+    left = list((tmp_path / "data").glob("*")) if (tmp_path / "data").exists() else []
+    assert [file.name for file in left if file.suffix != ".lock"] == []
+
+
+def test_a_truncated_file_is_refused_and_salvage_takes_what_is_whole(
+    real_demos: Path, tmp_path: Path
+) -> None:
+    content = (real_demos / "BabyAI-GoToLocal-v0_agent.pkl").read_bytes()
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(PickleError, match="cut short: it ends at byte 298559") as caught:
+        convert_one(path, tmp_path / "data")
+    assert "--salvage" in caught.value.fix
+    whole = convert_one(real_demos / "BabyAI-GoToLocal-v0_agent.pkl", tmp_path / "whole")
+    part = convert_one(path, tmp_path / "data", ConvertOptions(quiet=True, salvage=True))
+    assert 480 < part.episodes < 520
+    np.testing.assert_array_equal(part.view.span(0, part.steps), whole.view.span(0, part.steps))
+    assert part.attributes.source["files"][0]["broken_at"] == len(content) // 2
+
+
+def test_an_unknown_level_is_refused_with_the_nearest_names(tmp_path: Path) -> None:
+    path = tmp_path / "BabyAI-GoToLocl-v0.pkl"
+    path.write_bytes(pickled([GOOD]))
+    with pytest.raises(ManifestError, match="GoToLocal"):
+        convert_one(path, tmp_path / "data")
+
+
+def test_an_existing_store_is_kept_without_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(pickled([GOOD]))
+    options = ConvertOptions(quiet=True, encoding=Encoding.TODAY)
+    store = convert_one(path, tmp_path, options)
+    with pytest.raises(StoreError, match="--overwrite"):
+        convert_one(path, tmp_path, options)
+    assert open_store(store.path).steps == 3
+    again = ConvertOptions(quiet=True, encoding=Encoding.TODAY, overwrite=True)
+    assert convert_one(path, tmp_path, again).steps == 3
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DemotoolsError, match="no such file"):
+        convert_one(tmp_path / "BabyAI-GoToLocal-v0.pkl", tmp_path)
+
+
+def test_a_file_that_does_not_tell_its_encoding_is_refused_with_the_evidence(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(pickled([GOOD]))
+    with pytest.raises(PickleError, match="1 episodes read as") as caught:
+        convert_one(path, tmp_path)
+    assert "--encoding" in caught.value.fix
+
+
+def test_bad_episodes_are_left_out_with_their_reasons(tmp_path: Path) -> None:
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(pickled([GOOD, (17, *GOOD[1:]), GOOD, ("go", b"no frame", [0], [0]), GOOD]))
+    options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, on_error="skip")
+    converted = convert_files([path], tmp_path, options)
+    assert converted.episodes == 3
+    (source,) = converted.source["files"]
+    assert [number for number, _reason in source["skipped"]] == [1, 3]
+    assert "left out 2 episodes" in converted.text()
