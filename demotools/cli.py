@@ -350,8 +350,8 @@ def show(
     "-o",
     "output",
     type=click.Path(path_type=Path),
-    help="pickle: the file [default: NAME.pkl beside the store]; minari: the folder of datasets "
-    "[default: Minari's own].",
+    help="pickle: the file [default: beside the store, named as babyai does]; minari: the folder "
+    "of datasets [default: Minari's own].",
 )
 @click.option("--id", "dataset_id", help="minari: the dataset's id [default: babyai/NAME-v0].")
 @_overwrite
@@ -372,7 +372,7 @@ def export(
       demotools export GoToLocal --to pickle -o demos/BabyAI-GoToLocal-v0_agent.pkl
       demotools export GoToLocal --to minari
     """
-    from demotools.exchange import export_minari, export_pickle
+    from demotools.exchange import export_minari, export_pickle, pickle_name
     from demotools.store import open_store
 
     opened = open_store(store_path(store, folder))
@@ -384,7 +384,7 @@ def export(
     else:
         if dataset_id:
             raise click.UsageError("--id goes with --to minari")
-        file = output or opened.path.with_name(f"{opened.name}.pkl")
+        file = output or opened.path.with_name(pickle_name(opened))
         export_pickle(opened, file, overwrite=overwrite, quiet=quiet)
         text = f"exported {file}: {opened.episodes:,} episodes; this layout has no seeds"
     if not quiet:
@@ -393,11 +393,9 @@ def export(
 
 @main.command("import")
 @click.argument("dataset")
-@click.option("--from", "kind", type=click.Choice(["minari"]), required=True)
+@click.option("--from", type=click.Choice(["minari"]), required=True, expose_value=False)
 @click.option("--level", help="The level, where the dataset does not say it.")
-@click.option(
-    "--split", type=click.Choice(["train", "valid"]), help="[default: as exported, train]"
-)
+@click.option("--split", type=click.Choice(["train", "valid"]), help="[default: as exported]")
 @click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
 @_overwrite
 @_common
