@@ -1,0 +1,259 @@
+"""The `trainer` command line: one thin function per command; the work is in the modules.
+
+Modules that import torch are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from demotools.errors import SettingsError, exit_with_message
+from demotools.store import data_folder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_with_message():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="demotools", prog_name="trainer")
+def main() -> None:
+    """Train networks on BabyAI demonstrations and measure them.
+
+    \b
+    Example:
+      trainer run bc_small_cpu.toml
+      trainer evaluate runs/BabyAIGoToLocalBCSmall
+    """
+
+
+_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+_data_dir = click.option(
+    "--data-dir",
+    "data",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=lambda _ctx, _param, value: data_folder(value),
+    help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
+)
+_processes = click.option(
+    "-m",
+    "--processes",
+    type=click.IntRange(min=1),
+    default=lambda: os.cpu_count() or 1,
+    show_default="one per core",
+    help="Processes that step environments; they change no result.",
+)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run [default: runs/NAME].",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, and stop.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a run in the same folder.")
+@_processes
+@_data_dir
+@_quiet
+def run(
+    recipe: str,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    resume: bool,
+    overwrite: bool,
+    processes: int,
+    data: Path,
+    quiet: bool,
+) -> None:
+    """Train by RECIPE: a TOML file, or the name of one that ships (`trainer recipes`).
+
+    The folder gets the resolved settings.toml, checkpoint.pt, log.jsonl, tensorboard/ and the
+    learning curve curves.png. Ctrl-C and SIGTERM save the checkpoint before leaving.
+
+    \b
+    Example:
+      trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
+    """
+    from trainer.session import Options, dry_run_text, run_recipe
+
+    options = Options(
+        recipe=recipe,
+        overrides=overrides,
+        output=output,
+        data=data,
+        processes=processes,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    if dry_run:
+        click.echo(dry_run_text(options), nl=False)
+        return
+    say = (lambda _line: None) if quiet else click.echo
+    signal_number = run_recipe(options, say)
+    if signal_number:
+        raise SystemExit(128 + signal_number)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Unseen episodes to play.",
+)
+@click.option(
+    "--policy", type=click.Choice(["bot", "random"]), help="A reference in place of a checkpoint."
+)
+@click.option("--level", help="Level to play [default: the one it was trained on].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_processes
+@_quiet
+def evaluate(
+    checkpoint: Path | None,
+    episodes: int,
+    policy: str | None,
+    level: str | None,
+    as_json: bool,
+    processes: int,
+    quiet: bool,
+) -> None:
+    """Measure how often a policy succeeds on unseen episodes: a CHECKPOINT, or a run's folder.
+
+    \b
+    Example:
+      trainer evaluate runs/BabyAIGoToLocalBCSmall --episodes 1000
+      trainer evaluate --policy bot --level GoToLocal
+    """
+    if (checkpoint is None) == (policy is None):
+        raise click.UsageError("give either a CHECKPOINT or --policy")
+    if checkpoint is None and level is None:
+        raise click.UsageError("--policy needs --level")
+    from trainer.session import evaluate_checkpoint, evaluate_reference
+
+    if checkpoint is not None:
+        result = evaluate_checkpoint(checkpoint, level, episodes, processes, quiet=quiet)
+    else:
+        assert policy is not None and level is not None
+        result = evaluate_reference(policy, level, episodes, processes, quiet=quiet)
+    click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the recipes that ship, or copy one to edit.
+
+    \b
+    Example:
+      trainer recipes
+      trainer recipes copy bc_small_cpu.toml
+    """
+    if ctx.invoked_subcommand is None:
+        _list_recipes()
+
+
+@recipes.command(name="list")
+def list_recipes() -> None:
+    """List the recipes that ship.
+
+    \b
+    Example:
+      trainer recipes list
+    """
+    _list_recipes()
+
+
+@recipes.command()
+@click.argument("name")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The file [default: NAME here]."
+)
+@_quiet
+def copy(name: str, output: Path | None, quiet: bool) -> None:
+    """Copy the recipe NAME here, to edit.
+
+    \b
+    Example:
+      trainer recipes copy bc_small_cpu.toml -o mine.toml
+    """
+    from trainer.config import recipe_path
+
+    source = recipe_path(name)
+    target = output or Path(source.name)
+    if target.exists():
+        raise SettingsError(
+            "the file exists already", path=target, fix="name another with -o, or remove it"
+        )
+    shutil.copyfile(source, target)
+    if not quiet:
+        click.echo(f"made {target}; train by it with `trainer run {target}`")
+
+
+@main.command()
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
+)
+@click.option(
+    "-x",
+    "--against",
+    type=click.Choice(["demo_steps", "env_steps", "minutes"]),
+    default="demo_steps",
+    show_default=True,
+    help="What the curves are drawn against.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("curves.png"),
+    show_default=True,
+    help="The picture.",
+)
+@_quiet
+def plot(folders: tuple[Path, ...], against: Any, output: Path, quiet: bool) -> None:
+    """Draw the learning curves of the runs in DIR... into one PNG.
+
+    \b
+    Example:
+      trainer plot runs/* --against minutes -o curves.png
+    """
+    from trainer.plot import plot_runs
+
+    path = plot_runs(folders, output, against)
+    if not quiet:
+        click.echo(f"made {path}")
+
+
+def _list_recipes() -> None:
+    from trainer.config import recipe_summary, shipped_recipes
+
+    shipped = shipped_recipes()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        click.echo(f"{name:{width}}  {recipe_summary(path)}")

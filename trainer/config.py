@@ -1,0 +1,296 @@
+"""Settings: a TOML file becomes frozen, typed objects here and nowhere else (docs/training.md).
+
+A `type` is one of ours or `package.module:Name` of the user's; the keys beside it are the
+arguments that it is built with (`trainer.named`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from demotools.errors import SettingsError
+from trainer.augment import Symmetry
+
+Count = Annotated[int, Field(gt=0)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(BaseModel):
+    """Something that is built by its `type`, with the other keys as arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside `type`."""
+        return dict(self.model_extra or {})
+
+
+class RunSettings(_Frozen):
+    """What is trained, and how often it is saved."""
+
+    name: str
+    level: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Device = "auto"
+    save_every_env_steps: Count | None = None
+    save_every_demo_steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if self.save_every_env_steps and self.save_every_demo_steps:
+            raise ValueError("give save_every_env_steps or save_every_demo_steps, not both")
+        return self
+
+
+class OptimizerSettings(Named):
+    """A torch optimizer, the schedule of its learning rate, and the largest gradient norm."""
+
+    type: str = "adam"
+    lr: Annotated[float, Field(gt=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    schedule: Named = Named(type="constant")
+
+
+class OnPolicySettings(_Frozen):
+    """Environment rollouts, which track success and feed the on-policy losses."""
+
+    environments: Count
+    rollout_len: Count
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+def _weights(value: object) -> object:
+    """A list of names is each with weight 1."""
+    return dict.fromkeys(value, 1.0) if isinstance(value, list) else value
+
+
+Weights = Annotated[dict[str, float], BeforeValidator(_weights)]
+"""Weight of each loss by its name; a list gives each the weight 1."""
+
+
+class OffPolicySettings(_Frozen):
+    """Batches from a demo store."""
+
+    store: str = "auto"
+    rollouts: Count
+    rollout_len: Count
+    updates: Count = 16
+    losses: Weights
+    augment: tuple[Symmetry, ...] = ()
+
+    @property
+    def batch_steps(self) -> int:
+        """Steps of one batch."""
+        return self.rollouts * self.rollout_len
+
+
+class StageSettings(_Frozen):
+    """A stage of training, up to its budget."""
+
+    max_env_steps: Count | None = None
+    max_demo_steps: Count | None = None
+    losses: Weights = Field(default_factory=dict)
+    repeats: Count = 1
+    minibatches: Count = 1
+    off_policy: OffPolicySettings | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.max_env_steps is None) == (self.max_demo_steps is None):
+            raise ValueError("give exactly one of max_env_steps and max_demo_steps")
+        if self.max_demo_steps and self.off_policy is None:
+            raise ValueError("max_demo_steps needs a section off_policy, which shows them")
+        return self
+
+
+class EvaluationSettings(_Frozen):
+    """The measurement of success after the last stage."""
+
+    episodes: Count = 1000
+
+
+class Settings(_Frozen):
+    """A whole training file."""
+
+    run: RunSettings
+    model: Named = Named(type="auto")
+    optimizer: OptimizerSettings
+    on_policy: OnPolicySettings | None = None
+    losses: dict[str, Named] = Field(default_factory=dict)
+    stages: Annotated[tuple[StageSettings, ...], Field(min_length=1)]
+    evaluation: EvaluationSettings | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            used = [*stage.losses, *(stage.off_policy.losses if stage.off_policy else ())]
+            for name in used:
+                if name not in self.losses:
+                    raise ValueError(
+                        f"stages.{number} uses the loss `{name}`, which is not defined"
+                        f"{_nearest(name, self.losses, 'the losses are')}"
+                    )
+            if (stage.losses or stage.max_env_steps) and self.on_policy is None:
+                raise ValueError(f"stages.{number} needs the section on_policy")
+        return self
+
+
+def read_settings(recipe: str, overrides: Iterable[str] = ()) -> Settings:
+    """The settings of a recipe: a path, else the name of one that ships.
+
+    overrides      `a.b=value` each; `stages.0.x=1` reaches into a list, `a.b=` removes a key
+
+    SettingsError  there is no such recipe, it is not TOML, a key is unknown, a value is wrong
+    """
+    path = recipe_path(recipe)
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
+        ) from error
+    for override in overrides:
+        _override(tree, override)
+    return parsed_settings(tree, path)
+
+
+def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
+    """Settings of parsed TOML; SettingsError names the key and, where unknown, the nearest."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        location = [str(part) for part in problem["loc"]]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            known = _keys_beside(location)
+            raise SettingsError(
+                f"unknown key `{key}`",
+                path=path,
+                fix=f"remove it{_nearest(location[-1], known, 'the keys there are')}",
+            ) from error
+        what = problem["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"the settings are wrong at `{key or 'the whole file'}`: {what}",
+            path=path,
+            fix="correct that key in the file, or with --set",
+        ) from error
+
+
+def toml_of(settings: Settings) -> str:
+    """The settings as a TOML file that runs again as it is."""
+    return tomli_w.dumps(settings.model_dump(exclude_none=True, mode="json"))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship, by file name."""
+    folder = Path(str(files("trainer") / "recipes"))
+    return {path.name: path for path in sorted(folder.glob("*.toml"))}
+
+
+def recipe_summary(path: Path) -> str:
+    """The first line of a recipe's header comment."""
+    first = path.read_text("utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: a path, else the name of one that ships; SettingsError otherwise."""
+    if Path(recipe).is_file():
+        return Path(recipe)
+    shipped = shipped_recipes()
+    name = recipe if recipe.endswith(".toml") else f"{recipe}.toml"
+    if name in shipped:
+        return shipped[name]
+    raise SettingsError(
+        "there is no such recipe",
+        path=recipe,
+        fix=f"give a path, or a name that `trainer recipes` lists"
+        f"{_nearest(name, shipped, 'they are')}",
+    )
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key.strip()):
+        raise SettingsError(
+            "an override is not of the form KEY=VALUE",
+            path=f"--set {override}",
+            fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
+        )
+    *parents, last = key.strip().split(".")
+    place: Any = tree
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else _item(place, part, key)
+    if isinstance(place, list):
+        place, last = dict(enumerate(place)), last  # a list's items are set as a whole or inside
+    if not isinstance(place, dict):
+        raise SettingsError(
+            f"there is nothing to set inside `{'.'.join(parents)}`",
+            path=f"--set {override}",
+            fix="look at the keys with --dry-run",
+        )
+    if text.strip():
+        place[last] = _toml_value(text.strip())
+    else:
+        place.pop(last, None)
+
+
+def _item(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+        return place[int(part)]
+    count = len(place) if isinstance(place, list) else 0
+    raise SettingsError(
+        f"`{part}` is not an item of this list of {count}",
+        path=f"--set {key}",
+        fix="count from 0, as in `--set stages.0.max_demo_steps=1000`",
+    )
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, as a shell would have it
+
+
+def _keys_beside(location: Sequence[str]) -> list[str]:
+    """The keys of the section that a wrong key stands in."""
+    section: type[BaseModel] = Settings
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        if field is not None:
+            section = next(iter(_models(field.annotation)), section)
+    return list(section.model_fields)
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; {otherwise} {', '.join(names)}" if names else ""

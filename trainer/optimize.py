@@ -1,0 +1,71 @@
+"""Optimizers and the schedules of their learning rate, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from trainer.config import Named, OptimizerSettings
+from trainer.named import build
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
+    """The optimizer of the settings over all weights; SettingsError where there is none."""
+    options = {"lr": settings.lr, **settings.options}
+    return build("optimizer", settings.type, options, OPTIMIZERS, model.parameters())
+
+
+def build_schedule(settings: Named, optimizer: Optimizer, updates: int) -> LRScheduler:
+    """The schedule, stepped once an update; `updates` are planned for the whole run.
+
+    Ours: constant; linear and cosine, both from 1 `to` a share of the learning rate. Any torch
+    scheduler is named as `torch.optim.lr_scheduler:Name`, with its own arguments beside.
+    """
+
+    def linear(optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0) -> LRScheduler:
+        return LambdaLR(optimizer, _decay(lambda x: 1 - x, updates, to, warmup))
+
+    def cosine(optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0) -> LRScheduler:
+        return LambdaLR(
+            optimizer, _decay(lambda x: (1 + math.cos(math.pi * x)) / 2, updates, to, warmup)
+        )
+
+    def constant(optimizer: Optimizer) -> LRScheduler:
+        return LambdaLR(optimizer, lambda _update: 1.0)
+
+    ours: dict[str, Callable[..., LRScheduler]] = {
+        "constant": constant,
+        "linear": linear,
+        "cosine": cosine,
+    }
+    return build("schedule", settings.type, settings.options, ours, optimizer)
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
+    """The norm of all gradients before they are scaled down to at most `largest`."""
+    return nn.utils.clip_grad_norm_(parameters, math.inf if largest is None else largest)
+
+
+def _decay(
+    shape: Callable[[float], float], updates: int, to: float, warmup: float
+) -> Callable[[int], float]:
+    """Factor of the learning rate by update: up over the share `warmup`, then from 1 down."""
+
+    def factor(update: int) -> float:
+        done = min(update / max(updates, 1), 1.0)
+        if done < warmup:
+            return (done + 1 / updates) / warmup
+        return to + (1 - to) * shape((done - warmup) / max(1 - warmup, 1e-9))
+
+    return factor

@@ -1,0 +1,185 @@
+"""What a run is going to cost, worked out from its settings and a few updates that are measured."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from demotools.store import Store
+from trainer.config import OnPolicySettings, Settings, StageSettings
+from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
+from trainer.models import Model, parameter_count
+from trainer.policy import NetworkPolicy
+from trainer.streams import DemoStream
+
+SLOW_SECONDS = 30 * 60
+FASTER_RECIPE = "bc_small_cpu.toml"
+_MEASURED_UPDATES = 3
+_MEASURED_ENVIRONMENTS = 8
+_MEASURED_STEPS = 16
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How much of everything a stage does; a cycle is one environment rollout and what follows.
+
+    updates   of the weights, by both kinds of loss
+    """
+
+    cycles: int
+    env_steps: int
+    demo_steps: int
+    off_policy_updates: int
+    on_policy_updates: int
+
+    @property
+    def updates(self) -> int:
+        """Of the weights, by both kinds of loss."""
+        return self.off_policy_updates + self.on_policy_updates
+
+
+def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> StagePlan:
+    """What a stage does until its budget is spent."""
+    rollout = on_policy.environments * on_policy.rollout_len if on_policy else 0
+    batch, updates = 0, 0
+    if stage.off_policy:
+        batch, updates = stage.off_policy.batch_steps, stage.off_policy.updates
+    if stage.max_env_steps:
+        cycles = -(-stage.max_env_steps // rollout)
+        off_policy = cycles * updates
+    else:
+        off_policy = -(-(stage.max_demo_steps or 0) // batch)
+        cycles = -(-off_policy // updates)
+    return StagePlan(
+        cycles=cycles,
+        env_steps=cycles * rollout,
+        demo_steps=off_policy * batch,
+        off_policy_updates=off_policy,
+        on_policy_updates=cycles * stage.repeats * stage.minibatches if stage.losses else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run is going to cost on this machine.
+
+    seconds        expected, without evaluation
+    memory_bytes   most that this process has used while it was measured
+    disk_bytes     of the output folder, roughly
+    passes         over the store of each stage
+    """
+
+    parameters: int
+    stages: tuple[StagePlan, ...]
+    passes: tuple[float, ...]
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+    def lines(self, recipe: str) -> list[str]:
+        """All of it for a person; names the faster recipe where it takes over 30 minutes."""
+        result = [f"network: {self.parameters:,} parameters"]
+        for number, (stage, passes) in enumerate(zip(self.stages, self.passes, strict=True)):
+            result.append(
+                f"stage {number}: {stage.env_steps:,} env steps, {stage.demo_steps:,} demo steps "
+                f"({passes:.1f} passes over the store), {stage.updates:,} updates"
+            )
+        result.append(
+            f"expected: {duration(self.seconds)} on this device, "
+            f"{self.memory_bytes / 2**20:,.0f} MiB of memory, "
+            f"{self.disk_bytes / 2**20:,.0f} MiB of disk"
+        )
+        if self.seconds > SLOW_SECONDS and FASTER_RECIPE not in recipe:
+            result.append(f"that is long: `trainer run {FASTER_RECIPE}` is done in minutes")
+        return result
+
+
+def expected_cost(
+    settings: Settings,
+    model: nn.Module,
+    words: tuple[str, ...],
+    stores: dict[str, Store],
+    processes: int,
+) -> Cost:
+    """The cost of a run; takes a second or so, and leaves the network and all streams alone."""
+    plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
+    seconds, passes = 0.0, []
+    with torch.random.fork_rng():
+        for stage, plan in zip(settings.stages, plans, strict=True):
+            store = stores[stage.off_policy.store] if stage.off_policy else None
+            passes.append(plan.demo_steps / store.steps if store else 0.0)
+            if store is not None:
+                stream = DemoStream(settings, stage, store, words, model)
+                seconds += plan.off_policy_updates * _update_seconds(stream, model)
+        env_steps = sum(plan.env_steps for plan in plans)
+        if env_steps:
+            seconds += env_steps * _step_seconds(settings, model, words, processes)
+    parameters = parameter_count(model)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Cost(
+        parameters=parameters,
+        stages=plans,
+        passes=tuple(passes),
+        seconds=seconds,
+        memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
+        disk_bytes=2 * 3 * 4 * parameters + 2**20,  # a checkpoint and its successor, and the log
+    )
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a person.
+
+    >>> duration(42), duration(400), duration(20_000)
+    ('42 s', '7 min', '5.6 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _update_seconds(stream: DemoStream, model: nn.Module) -> float:
+    """The median of a few updates without their last step, which changes the weights."""
+    times = []
+    for _ in range(_MEASURED_UPDATES):
+        start = time.perf_counter()
+        results = stream.results(cast(Model, model), stream.batch())
+        stream.merged(results).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _step_seconds(
+    settings: Settings, model: nn.Module, words: tuple[str, ...], processes: int
+) -> float:
+    """Seconds for one step of one environment, the policy's share included."""
+    assert settings.on_policy is not None
+    count = min(_MEASURED_ENVIRONMENTS, settings.on_policy.environments)
+    policy = NetworkPolicy(model, words)
+    policy.reset(settings.on_policy.environments)
+    spent = np.zeros(2)
+    with VectorEnvironment(EnvironmentKind(settings.run.level), count) as vector:
+        step = vector.reset(seed_streams(range(1_000_000), count))
+        repeats = -(-settings.on_policy.environments // count)
+        for _ in range(_MEASURED_STEPS):
+            start = time.perf_counter()
+            width = settings.on_policy.environments
+            action = policy.act(
+                np.tile(step.cells, (repeats, 1, 1))[:width],
+                np.tile(step.direction, repeats)[:width],
+                (step.missions * repeats)[:width],
+                np.tile(step.mask, repeats)[:width],
+            )
+            acted = time.perf_counter()
+            step = vector.step(action[:count])
+            spent += [acted - start, time.perf_counter() - acted]
+    acting = spent[0] / _MEASURED_STEPS / settings.on_policy.environments
+    cores = max(min(processes, torch.get_num_threads()), 1)
+    return float(acting + spent[1] / _MEASURED_STEPS / count / cores)
