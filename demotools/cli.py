@@ -345,7 +345,13 @@ def show(
 
 @main.command()
 @click.argument("store")
-@click.option("--to", "kind", type=click.Choice(["pickle", "minari"]), required=True)
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["pickle", "minari"]),
+    required=True,
+    help="The other program's layout.",
+)
 @click.option(
     "-o",
     "output",
@@ -393,7 +399,13 @@ def export(
 
 @main.command("import")
 @click.argument("dataset")
-@click.option("--from", type=click.Choice(["minari"]), required=True, expose_value=False)
+@click.option(
+    "--from",
+    type=click.Choice(["minari"]),
+    required=True,
+    expose_value=False,
+    help="The program that DATASET belongs to.",
+)
 @click.option("--level", help="The level, where the dataset does not say it.")
 @click.option("--split", type=click.Choice(["train", "valid"]), help="[default: as exported]")
 @click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
