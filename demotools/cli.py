@@ -6,6 +6,7 @@ Job modules are imported inside the commands, so that `demotools --help` answers
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from demotools.errors import exit_with_message
+from demotools.manifest import Split
 from demotools.store import data_folder, store_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -436,3 +438,152 @@ def import_(
     imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(imported.text())
+
+
+@main.command("list")
+@_json
+@_common
+def list_(as_json: bool, folder: Path, quiet: bool) -> None:
+    """Show every level: its stores, what was fetched of it, and where it can be fetched from.
+
+    \b
+    Example:
+      demotools list
+    """
+    from demotools.listing import listing, listing_text
+
+    found = listing(folder)
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        click.echo(listing_text(found))
+
+
+_SPLITS: dict[str, tuple[Split, ...]] = {
+    "train": ("train",),
+    "valid": ("valid",),
+    "all": ("train", "valid"),
+}
+
+
+@main.command()
+@click.argument("levels", nargs=-1, required=True, metavar="LEVEL...")
+@click.option("--split", type=click.Choice(list(_SPLITS)), help="[default: all; of --from: train]")
+@click.option(
+    "--keep-pickle/--no-keep-pickle", help="Keep the download [default: until converted]."
+)
+@click.option("--no-convert", is_flag=True, help="Download only.")
+@click.option("--from", "origin", metavar="FILE|URL", help="Take this copy instead.")
+@click.option("--mirror", metavar="URL", help="Ask for the files under this address first.")
+@click.option("--check", is_flag=True, help="Check every byte of what is there already.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done.")
+@click.option("--jobs", type=click.IntRange(1, 16), default=1, help="Downloads at once.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, help="Seconds of silence.")
+@click.option("--retries", type=click.IntRange(min=0), default=5, help="That bring nothing new.")
+@click.option("--manifests", type=click.Path(exists=True, file_okay=False), help="More manifests.")
+@_overwrite
+@_common
+def fetch(
+    levels: tuple[str, ...],
+    split: str | None,
+    keep_pickle: bool,
+    no_convert: bool,
+    origin: str | None,
+    mirror: str | None,
+    check: bool,
+    dry_run: bool,
+    jobs: int,
+    timeout: float,
+    retries: int,
+    manifests: str | None,
+    overwrite: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Download the published demonstrations of each LEVEL (or `all`), check and convert them.
+
+    What is there already is kept; a download that was cut goes on where it was.
+
+    \b
+    Example:
+      demotools fetch GoToLocal --dry-run
+      demotools fetch GoToLocal --from ~/Downloads/BabyAI-GoToLocal-v0.pkl
+    """
+    from demotools.fetch import fetch_levels, fetch_plans
+    from demotools.fetch_plan import Wishes
+    from demotools.manifest import MANIFESTS_VARIABLE, level_names
+    from demotools.transfer import Patience
+
+    if manifests:
+        os.environ[MANIFESTS_VARIABLE] = manifests
+    names = level_names() if levels == ("all",) else levels
+    splits = _SPLITS[split or ("train" if origin else "all")]
+    if origin and (len(names), len(splits)) != (1, 1):
+        raise click.UsageError("--from goes with one level and one split")
+    wishes = Wishes(not no_convert, keep_pickle, check, overwrite, origin, mirror)
+    if dry_run or not quiet:
+        for plan in fetch_plans(names, splits, folder, wishes):
+            click.echo(plan.text())
+    if dry_run:
+        return
+    patience = Patience(timeout, retries)
+    for done in fetch_levels(names, splits, folder, wishes, patience, jobs=jobs, quiet=quiet):
+        if not quiet:
+            click.echo(done.text)
+
+
+@main.command()
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file.",
+)
+@click.option(
+    "--instruction-len",
+    type=click.IntRange(min=1),
+    help="Tokens that a network reads of a mission: how many episodes are cut?",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@_json
+@_common
+def report(
+    stores: tuple[str, ...],
+    output: Path,
+    instruction_len: int | None,
+    overwrite: bool,
+    as_json: bool,
+    folder: Path,
+    quiet: bool,
+) -> None:
+    """Write one HTML file about the given stores: figures, pictures, findings.
+
+    The findings are duplicate episodes and seeds within the stores and between them (train and
+    valid, say), missions out of grammar or cut, unbalanced actions. With --json, they are printed
+    and no file is written.
+
+    \b
+    Example:
+      demotools report GoToLocal GoToLocal-valid -o report.html
+    """
+    from demotools.info import size_text
+    from demotools.output import refuse_existing, write_output
+    from demotools.report import store_report
+
+    if not as_json:
+        refuse_existing(output, overwrite=overwrite)
+    paths = [store_path(store, folder) for store in stores]
+    found = store_report(paths, instruction_len=instruction_len, quiet=quiet)
+    if as_json:
+        _print_json(found.as_json())
+        return
+    content = found.html.encode()
+    write_output(output, content, overwrite=overwrite)
+    for finding in () if quiet else found.findings:
+        mark = "LOOK" if finding.alarm else "fine"
+        click.echo(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
+    if not quiet:
+        click.echo(f"made {output}: {size_text(len(content))}")

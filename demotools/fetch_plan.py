@@ -1,0 +1,189 @@
+"""What `demotools fetch` will do for one file: decided here from facts, done elsewhere.
+
+Pure: the manifest, the record of earlier fetches, what lies on disk and what the user wishes go
+in; a plan comes out, which `--dry-run` prints and fetch.py carries out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from demotools.content import Expected
+from demotools.manifest import PublishedFile, Source, Split
+
+RECORDS_NAME = "fetched.toml"
+DOWNLOADS = "downloads"
+Action = Literal["nothing", "check", "convert", "download", "refuse"]
+
+
+class FetchedRecord(BaseModel):
+    """What the first download that passed every check was, as `fetched.toml` keeps it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: str
+    split: str
+    size_bytes: int
+    sha256: str
+    source: str
+    day: str
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks for.
+
+    origin   a file or an address to take instead of the manifest's sources
+    mirror   an address under which the manifest's files are asked for first
+    """
+
+    convert: bool = True
+    keep_pickle: bool = False
+    check: bool = False
+    overwrite: bool = False
+    origin: str | None = None
+    mirror: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on disk for one level and split.
+
+    store_source    the `source` attribute of a whole store, None where there is none
+    store_problem   why the store that is there cannot be opened
+    pickle_bytes    of the downloaded file
+    part_bytes      of unfinished downloads, by source
+    """
+
+    store_source: Mapping[str, Any] | None = None
+    store_problem: str | None = None
+    pickle_bytes: int | None = None
+    part_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done for one level and split, and why; `fix` only where it is refused."""
+
+    level: str
+    split: Split
+    name: str
+    store: str
+    action: Action
+    reason: str
+    sources: tuple[Source, ...] = ()
+    expected: Expected = field(default_factory=Expected)
+    fix: str = ""
+
+    def text(self) -> str:
+        """The plan in one line for a person, and one for each source."""
+        lines = [f"{self.store} ({self.name}): {self.action}, {self.reason}"]
+        lines += [f"  from {source}" for source in self.sources if self.action == "download"]
+        return "\n".join(lines)
+
+
+def store_name(level: str, split: Split) -> str:
+    """The name of the store that a split of a level becomes.
+
+    >>> store_name("GoToLocal", "train"), store_name("GoToLocal", "valid")
+    ('GoToLocal', 'GoToLocal-valid')
+    """
+    return level if split == "train" else f"{level}-{split}"
+
+
+def decided(
+    level: str,
+    split: Split,
+    file: PublishedFile | None,
+    found: Found,
+    record: FetchedRecord | None,
+    wishes: Wishes,
+) -> Plan:
+    """The plan for one level and split.
+
+    file     of the manifest; None where it names none
+    record   of an earlier fetch of the same file
+    """
+    name = file.name if file else PurePath(wishes.origin or "").name
+    expected = _expected(file, record)
+    action, reason, fix = _action(file, found, expected, wishes)
+    return Plan(
+        level=level,
+        split=split,
+        name=name,
+        store=store_name(level, split),
+        action=action,
+        reason=reason,
+        sources=_sources(file, name, wishes),
+        expected=expected,
+        fix=fix,
+    )
+
+
+def _expected(file: PublishedFile | None, record: FetchedRecord | None) -> Expected:
+    published = file is not None and (file.size_bytes, file.sha256, file.md5) != (None, None, None)
+    if file is not None and published:
+        return Expected(file.size_bytes, file.sha256, file.md5, "the manifest")
+    if record is not None:
+        return Expected(record.size_bytes, record.sha256, None, f"{RECORDS_NAME} of an earlier day")
+    return Expected()
+
+
+def _action(
+    file: PublishedFile | None, found: Found, expected: Expected, wishes: Wishes
+) -> tuple[Action, str, str]:
+    if file is None and wishes.origin is None:
+        fix = "take the other split, or pass --from FILE"
+        return "refuse", "the manifest names no file of this split", fix
+    if wishes.convert and not wishes.overwrite:
+        if found.store_problem is not None:
+            return "refuse", found.store_problem, "add --overwrite to replace it"
+        if found.store_source is not None:
+            return _action_with_store(found.store_source, expected, wishes)
+    if wishes.origin is not None:
+        return "download", "from where you say", ""
+    if found.pickle_bytes is None:
+        return "download", _size_reason(found, expected), ""
+    if expected.size_bytes not in (None, found.pickle_bytes):
+        what = f"the file there has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
+        return "download", what, ""
+    if wishes.convert:
+        return "convert", "it is downloaded already", ""
+    return ("check" if wishes.check else "nothing"), "it is downloaded already", ""
+
+
+def _size_reason(found: Found, expected: Expected) -> str:
+    if part := max(found.part_bytes.values(), default=0):
+        return f"{part:,} bytes of it are there already"
+    if expected.size_bytes is None:
+        return "its size is not published"
+    return f"{expected.size_bytes:,} bytes"
+
+
+def _action_with_store(
+    source: Mapping[str, Any], expected: Expected, wishes: Wishes
+) -> tuple[Action, str, str]:
+    fix = "add --overwrite to replace it"
+    if wishes.origin is not None:
+        return "refuse", "the store exists already", fix
+    if source.get("kind") != "pickle":
+        return "refuse", f"a store of this name is there, made from: {source.get('kind')}", fix
+    made_from = {file.get("sha256") for file in source.get("files", [])}
+    if expected.sha256 is not None and expected.sha256 not in made_from:
+        what = f"the store there was made from another file than {expected.known_from} names"
+        return "refuse", what, fix
+    return ("check" if wishes.check else "nothing"), "the store is there", ""
+
+
+def _sources(file: PublishedFile | None, name: str, wishes: Wishes) -> tuple[Source, ...]:
+    if wishes.origin is not None:
+        return ()
+    mirror: tuple[Source, ...] = ()
+    if wishes.mirror is not None:
+        mirror = (Source(https=f"{wishes.mirror.rstrip('/')}/{name}"),)
+    return (*mirror, *(file.sources if file else ()))

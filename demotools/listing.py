@@ -1,0 +1,124 @@
+"""What `demotools list` shows: of each level its stores, downloads and sources, readable or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from demotools.errors import DemotoolsError
+from demotools.fetch_plan import DOWNLOADS, FetchedRecord
+from demotools.info import size_on_disk, size_text
+from demotools.manifest import SPLITS, level_names, read_manifest
+from demotools.records import read_records
+from demotools.store import SUFFIX, open_store
+
+_ROLES = {"train": "", "valid": "-valid", "small": "-small"}
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    """All levels and all stores of a folder, as JSON values.
+
+    Nothing that lies in the folder makes this fail: what cannot be read is listed with the reason.
+    """
+    problem, records = None, {}
+    try:
+        records = read_records(folder)
+    except DemotoolsError as error:
+        problem = error.what
+    names = level_names()
+    known = {f"{name}{suffix}{SUFFIX}" for name in names for suffix in _ROLES.values()}
+    others = sorted({path.name for path in folder.glob(f"*{SUFFIX}")} - known)
+    return {
+        "folder": str(folder),
+        "levels": [_level_entry(name, folder, records) for name in names],
+        "others": [_store_entry(folder / name) for name in others],
+        "problem": problem,
+    }
+
+
+def listing_text(found: Mapping[str, Any]) -> str:
+    """The same as lines of text, one for each level and each other store."""
+    lines = [f"stores in {found['folder']}"]
+    if found["problem"]:
+        lines.append(f"problem: {found['problem']}")
+    for entry in found["levels"]:
+        lines.append(f"  {entry['level']:<16} {'; '.join(_level_texts(entry))}")
+    lines += [f"  {_store_text(Path(store['path']).stem, store)}" for store in found["others"]]
+    return "\n".join(lines)
+
+
+def _level_entry(level: str, folder: Path, records: Mapping[str, FetchedRecord]) -> dict[str, Any]:
+    paths = {role: folder / f"{level}{suffix}{SUFFIX}" for role, suffix in _ROLES.items()}
+    entry: dict[str, Any] = {
+        "level": level,
+        "stores": {role: _store_entry(path) for role, path in paths.items() if path.exists()},
+        "unfinished": [
+            role
+            for role, path in paths.items()
+            if path.with_name(f".{path.name}.building").exists()
+        ],
+        "fetched": {
+            record.split: {"file": name, **record.model_dump(exclude={"level", "split"})}
+            for name, record in records.items()
+            if record.level == level
+        },
+        "downloads": {},
+        "sources": {},
+        "problem": None,
+    }
+    try:
+        files = read_manifest(level).files
+    except DemotoolsError as error:
+        return {**entry, "problem": error.what}
+    for split in (split for split in SPLITS if split in files):
+        entry["sources"][split] = [str(source) for source in files[split].sources]
+        entry["downloads"] |= _download_sizes(folder / DOWNLOADS, files[split].name)
+    return entry
+
+
+def _store_entry(path: Path) -> dict[str, Any]:
+    try:
+        about = open_store(path).attributes
+    except DemotoolsError as error:
+        return {"path": str(path), "problem": error.what}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return {"path": str(path), "problem": f"it cannot be read: {error}"}
+    return {
+        "path": str(path),
+        "problem": None,
+        "episodes": about.episodes,
+        "steps": about.steps,
+        "size_bytes": size_on_disk(path),
+        "kind": about.source.get("kind"),
+        "parent": about.parent and about.parent.get("name"),
+    }
+
+
+def _download_sizes(folder: Path, name: str) -> dict[str, int]:
+    """Whole and unfinished downloads of a file, with their bytes."""
+    found = [folder / name, *sorted(folder.glob(f".{name}.*.part"))]
+    return {path.name: path.stat().st_size for path in found if path.is_file()}
+
+
+def _level_texts(entry: Mapping[str, Any]) -> list[str]:
+    texts = [_store_text(role, store) for role, store in entry["stores"].items()]
+    texts += [f"{role} unfinished" for role in entry["unfinished"]]
+    texts += [f"{split} fetched {about['day']}" for split, about in entry["fetched"].items()]
+    for name, size in entry["downloads"].items():
+        state = "unfinished download" if name.endswith(".part") else "download"
+        texts.append(f"{state} {size_text(size)}")
+    kinds = dict.fromkeys(
+        source.split()[0] for sources in entry["sources"].values() for source in sources
+    )
+    texts.append(f"problem: {entry['problem']}" if entry["problem"] else f"from {', '.join(kinds)}")
+    return texts if entry["stores"] else ["no store", *texts]
+
+
+def _store_text(role: str, store: Mapping[str, Any]) -> str:
+    if store["problem"]:
+        return f"{role} cannot be opened: {store['problem']}"
+    return (
+        f"{role} {store['episodes']:,} episodes, {store['steps']:,} steps, "
+        f"{size_text(store['size_bytes'])} ({store['kind']})"
+    )
