@@ -15,6 +15,8 @@ from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 from numpy.typing import NDArray
 
 from demotools.environment import Environment, observed_cells
+from demotools.fastbot import FastBot
+from demotools.fastview import FastView
 from demotools.grid import ACTIONS
 
 # The most that an action of a solved episode took is 8 (docs/log.md).
@@ -66,7 +68,9 @@ class Expert:
     """The bot for the current episode of one environment, which must have been reset."""
 
     def __init__(self, environment: Environment) -> None:
-        self._bot: Any = BabyAIBot(environment)  # type: ignore[no-untyped-call]
+        level: Any = environment.unwrapped
+        kind: Any = FastBot if isinstance(level, FastView) else BabyAIBot
+        self._bot = kind(level)
         self._plan = self._bot.stack = _CountedPlan(self._bot.stack)
 
     def action(self, taken: int | None = None) -> int:

@@ -6,14 +6,22 @@ the one module that does so a `print` that says nothing; nobody's stdout is redi
 
 from __future__ import annotations
 
+import logging
+from copy import copy
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from minigrid.envs.babyai.core import roomgrid_level
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from numpy.typing import NDArray
 
 from demotools.errors import LevelError
+from demotools.fastview import PROVEN_VERSIONS, with_fast_views
 from demotools.grid import fits_cells, packed_cells
 from demotools.manifest import Split, read_manifest
 
@@ -21,6 +29,8 @@ Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
 
 Environment = gymnasium.Env[Observation, int]
+
+_log = logging.getLogger(__name__)
 
 # Source: babyai's make_agent_demos counts train seeds from 0 and valid seeds from 1e9.
 SEEDS: dict[Split, range] = {
@@ -31,21 +41,22 @@ EVALUATION_SEED = 2_000_000_000
 """First seed of evaluation, [2e9, 2e9 + n): no store may use them."""
 
 
-def make_environment(level: str, manifests: Path | None = None) -> Environment:
+def make_environment(
+    level: str, manifests: Path | None = None, *, stock: bool = False
+) -> Environment:
     """The environment of a level, by the level's name or its environment id.
 
     manifests       a folder of manifests that adds to those that ship
+    stock           minigrid's own views, also where ours are proven to be the same (fastview)
 
     ManifestError   there is no such level
     LevelError      the level has no environment in the installed minigrid
     """
     environment_id = level_environment_id(level, manifests)
-    from minigrid.envs.babyai.core import roomgrid_level
-
     # a module's own global is found before the builtin, by this module only
     vars(roomgrid_level)["print"] = _print_nothing
     try:
-        spec = gymnasium.spec(environment_id)
+        spec = _specification(environment_id, stock)
     except gymnasium.error.Error as error:
         raise LevelError(
             f"the installed minigrid has no environment {environment_id}",
@@ -55,6 +66,29 @@ def make_environment(level: str, manifests: Path | None = None) -> Environment:
     # the level itself, without the wrappers that check every step
     environment: Environment = spec.make(disable_env_checker=True).unwrapped
     return environment
+
+
+@cache
+def _specification(environment_id: str, stock: bool) -> EnvSpec:
+    """How gymnasium makes the environment; with fast views where they are proven."""
+    spec = copy(gymnasium.spec(environment_id))
+    if stock:
+        return spec
+    maker: Any = spec.entry_point
+    level: Any = load_env_creator(maker) if isinstance(maker, str) else maker
+    is_level = isinstance(level, type) and issubclass(level, RoomGridLevel)
+    proven = is_level and level.__module__.startswith("minigrid.envs.babyai.")
+    if proven and version("minigrid") in PROVEN_VERSIONS:
+        spec.entry_point = with_fast_views(level)
+    else:
+        known = ", ".join(PROVEN_VERSIONS)
+        _log.warning(
+            "%s: stock views, three times as slow; fast ones are proven for BabyAI's levels in "
+            "minigrid %s only",
+            environment_id,
+            known,
+        )
+    return spec
 
 
 def level_environment_id(level: str, manifests: Path | None = None) -> str:

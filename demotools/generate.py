@@ -134,14 +134,14 @@ def generate(
 ) -> Recorded:
     """Record the bot into a store at `path`, going on where an earlier call was ended.
 
-    workers      processes; None means the processors that this process may use
+    workers      processes; None means one for every processor, but fewer for little work
 
     LevelError   the bot cannot solve the level
     StoreError   the store exists, or another process is making it
     """
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
         try:
-            _record_parts(recording, builder, workers or _processors(), quiet=quiet)
+            _record_parts(recording, builder, workers or _enough(recording), quiet=quiet)
         except LevelError:
             builder.discard()
             raise
@@ -274,8 +274,13 @@ def first_episodes(episodes: Episodes, number: int) -> Episodes:
     )
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _enough(recording: Recording) -> int:
+    """As many processes as there are processors; but starting one costs some 500 episodes."""
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return min(processors, 1 + recording.episodes // 500)
 
 
 class _SameProcess(Executor):
