@@ -185,6 +185,10 @@ class Store:
         view = self.view.span(start, stop)
         return unpacked_cells(view) if self.packed else view
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # to another process a store travels by its path, not by its gigabytes
+        return _reopened, (self.path, self.attributes.fingerprint)
+
     def select(self, episodes: NDArray[np.int64]) -> Episodes:
         """Copies of the given episodes, in the order given.
 
@@ -277,6 +281,17 @@ def open_store(path: Path | str) -> Store:
     )
     if fingerprint(path) != attributes.fingerprint:
         raise _damaged(path, "its checksums are not the ones that it was written with")
+    return store
+
+
+def _reopened(path: Path, expected: str) -> Store:
+    store = open_store(path)
+    if store.attributes.fingerprint != expected:
+        raise StoreError(
+            "the store was replaced by another while it was in use",
+            path=path,
+            fix="begin anew with the new store, or put the old one back",
+        )
     return store
 
 

@@ -137,6 +137,16 @@ class Queues:
             )
         return runs, after
 
+    def epoch_steps(self, epoch: int) -> Index:
+        """How many steps each rollout plays in an epoch: int64 [B]. Looks at every episode."""
+        place = np.arange(self.order.episodes)
+        episode = self.order.episode(np.array([epoch]), place)
+        if self.chosen is not None:
+            episode = self.chosen[episode]
+        steps = np.zeros(self.rollouts, dtype=np.int64)
+        np.add.at(steps, place % self.rollouts, self.offset[episode + 1] - self.offset[episode])
+        return steps
+
     def holds(self, cursors: Cursors) -> bool:
         """Whether these can be cursors of all rollouts of these queues."""
         arrays = (cursors.epoch, cursors.position, cursors.step)

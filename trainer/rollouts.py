@@ -7,6 +7,7 @@ anew. docs/rollouts.md shows the use outside our trainer.
     order    which episode comes where: arithmetic       queues   which steps a batch is made of
     sources  stores, filters, proportions                gather   where the steps lie, buffers
     batches  the layouts, on CPU or GPU                  ahead    the thread
+    windows  stores larger than memory                   maps     chunk files as one array
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from demotools.errors import CheckpointError, SettingsError
@@ -28,6 +30,7 @@ from trainer.gather import Residence, step_table
 from trainer.order import Order
 from trainer.queues import Cursors, Part, Planner, Queues
 from trainer.sources import Source, checked_sources, rollouts_of_sources, vocabulary
+from trainer.windows import WindowReader
 
 Shuffle = Literal["full", "windowed"]
 __all__ = ["Batch", "ExpertTrajectoryIterator", "Layout", "Residence", "Shuffle", "Source"]
@@ -39,9 +42,10 @@ _STRIDE = 64
 
 @dataclass(frozen=True)
 class _Made:
-    """A batch as it leaves the thread, and where each part's rollouts stand after it."""
+    """A batch as it leaves the thread, its number from 1, where each part stands after it."""
 
     batch: Batch
+    batches: int
     after: list[Cursors]
 
 
@@ -66,7 +70,8 @@ class ExpertTrajectoryIterator:
                      front to back, in windows of 256 MB whose episodes are shuffled
     instruction_len  L, longer missions are cut; None means the longest mission of the stores
     max_steps        the stream ends after so many steps over all processes, rounded up to batches
-    prefetch         whether a thread prepares batches ahead; None means where it pays: with a GPU
+    prefetch         whether a thread prepares batches ahead; None means where it pays: for a
+                     GPU, and with windows read from disk
 
     SettingsError    B that the world does not divide or that exceeds the episodes; no episode; a
                      store of images in the native layout; stores that do not go together
@@ -102,7 +107,13 @@ class ExpertTrajectoryIterator:
         self._writer = BatchWriter(self._table, self._missions, layout, device)
         share = slice(rank * rollouts // world, (rank + 1) * rollouts // world)
         self._planner = Planner(self._share_out(share, seed, shuffle), rollout_len)
-        ahead = device.type == "cuda" if prefetch is None else prefetch
+        self._readers = [
+            WindowReader(store, part.queues)
+            for store, part in zip(opened, self._planner.parts, strict=True)
+            if shuffle == "windowed" and self._table.residence == "map"
+        ]
+        self._turns = (0, 1)
+        ahead = device.type == "cuda" or bool(self._readers) if prefetch is None else prefetch
         self._ahead = Ahead(self._made, _BATCHES_AHEAD if ahead else 0)
         self._restart(0, [Cursors.start(part.queues.rollouts) for part in self._planner.parts])
 
@@ -137,13 +148,21 @@ class ExpertTrajectoryIterator:
         return min(max(int(_WINDOW_BYTES / episode_bytes), 1), source.count)
 
     def _made(self) -> _Made:
-        plan, after = self._planner.next()
-        return _Made(self._writer.on_host(plan), after)
+        first, stride = self._turns
+        while True:
+            plan, after = self._planner.next()
+            self._planned += 1
+            if (self._planned - 1 - first) % stride == 0:
+                break
+        for reader, part, cursors in zip(self._readers, self._planner.parts, after, strict=False):
+            if len(cursors.epoch):
+                reader.follow(cursors, part.rows.start)
+        return _Made(self._writer.on_host(plan), self._planned, after)
 
     def _restart(self, batches: int, everyone: list[Cursors]) -> None:
         self._ahead.forget()
         self._planner.restart(everyone)
-        self._batches = batches
+        self._batches = self._planned = batches
         parts = zip(everyone, self._planner.parts, strict=True)
         self._mine = [cursors.part(part.rows) for cursors, part in parts]
         # of all rollouts of all processes, as they stood after so many batches
@@ -154,12 +173,24 @@ class ExpertTrajectoryIterator:
 
     def __next__(self) -> Batch:
         """The next batch; see the class for its arrays."""
-        if self._max_steps is not None and self.demo_steps >= self._max_steps:
-            raise StopIteration
         made = self._ahead.next()
-        self._mine = made.after
-        self._batches += 1
+        if self._max_steps is not None and made.batches > len(self):
+            raise StopIteration
+        self._mine, self._batches = made.after, made.batches
         return self._writer.on_device(made.batch)
+
+    def take_turns(self, first: int, stride: int) -> None:
+        """From now on make only the batches first, first + stride, ... and count the others.
+
+        For processes that share the work on one stream, see trainer.dataset.
+        """
+        self._turns = (first, stride)
+        self._restart(self._batches, self._caught_up())
+
+    def epoch_steps(self, epoch: int) -> NDArray[np.int64]:
+        """How many steps each rollout of this process plays in an epoch: int64 [B]."""
+        steps = [part.queues.epoch_steps(epoch)[part.rows] for part in self._planner.parts]
+        return np.concatenate(steps)
 
     def __len__(self) -> int:
         """Batches until `max_steps`, from the beginning; TypeError where the stream is endless."""
@@ -170,6 +201,11 @@ class ExpertTrajectoryIterator:
     @property
     def _batch_steps(self) -> int:
         return self._rollouts * self._rollout_len
+
+    @property
+    def batches(self) -> int:
+        """Batches made so far, those of other ranks' rollouts being the same ones."""
+        return self._batches
 
     @property
     def steps(self) -> int:
