@@ -132,19 +132,21 @@ def visible(opaque: NDArray[np.bool_]) -> NDArray[np.bool_]:
     cells that are seen and not opaque. That version's loop stops at row 1: nothing spreads
     along row 0, which only receives from row 1. Source: `Grid.process_vis` of that time.
     """
-    seen = np.zeros_like(opaque)
-    seen[:, AGENT_COLUMN, AGENT_ROW] = True
+    # steps last, so that each operation runs over neighbouring bytes
+    clear = ~np.ascontiguousarray(np.moveaxis(opaque, 0, -1))
+    seen = np.zeros_like(clear)
+    seen[AGENT_COLUMN, AGENT_ROW] = True
     for row in range(VIEW_SIZE - 1, 0, -1):
         for columns, towards in (
             (range(VIEW_SIZE - 1), 1),
             (range(VIEW_SIZE - 1, 0, -1), -1),
         ):
             for column in columns:
-                spreads = seen[:, column, row] & ~opaque[:, column, row]
-                seen[:, column + towards, row] |= spreads
-                seen[:, column + towards, row - 1] |= spreads
-                seen[:, column, row - 1] |= spreads
-    return seen
+                spreads = seen[column, row] & clear[column, row]
+                seen[column + towards, row] |= spreads
+                seen[column + towards, row - 1] |= spreads
+                seen[column, row - 1] |= spreads
+    return np.moveaxis(seen, -1, 0)
 
 
 def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.uint8]:
@@ -155,16 +157,27 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
 
     Cells out of sight, which the first encoding wrote as empty, become unseen.
     """
-    table = recoding_table(encoding)
-    # values beyond the table become a row of 255 in a padded copy
-    padded = np.full((len(OBJECTS) + 1, len(COLOURS) + 1, len(STATES) + 1), 255, dtype=np.uint8)
-    padded[:-1, :-1, :-1] = table
-    index = np.minimum(images, np.array(table.shape, dtype=np.uint8))
-    cells = padded[index[..., 0], index[..., 1], index[..., 2]]
+    limits = np.array([len(OBJECTS), len(COLOURS), len(STATES)], np.uint8)
+    rows = images.reshape(len(images), VIEW_SIZE * VIEW_SIZE * 3)
+    # compared row by row: numpy is slow on a last axis of three
+    inside = rows < np.tile(limits, VIEW_SIZE * VIEW_SIZE)
+    codes = packed_cells(images)
+    # bytes.translate is several times faster than indexing with uint8
+    table = np.full(256, 255, dtype=np.uint8)
+    table[:CELL_CODES] = recoding_table(encoding).reshape(-1)
+    cells = np.frombuffer(bytearray(codes.tobytes().translate(table.tobytes())), np.uint8)
+    cells = cells.reshape(codes.shape)
+    if not inside.all():
+        cells[~inside.reshape(images.shape).all(axis=-1)] = 255
     if encoding is Encoding.FIRST:
-        shape = (-1, VIEW_SIZE, VIEW_SIZE)
-        objects, states = UNPACKING_TABLE[cells][..., 0], UNPACKING_TABLE[cells][..., 2]
-        opaque = (objects == WALL) | ((objects == DOOR) & (states != OPEN))
-        seen = visible(opaque.reshape(shape)).reshape(cells.shape)
-        cells = np.where(seen | (cells == 255), cells, np.uint8(UNSEEN))
+        cells[~visible(_OPAQUE[cells]) & (cells != 255)] = UNSEEN
     return cells
+
+
+def _opaque_codes() -> NDArray[np.bool_]:
+    objects, states = UNPACKING_TABLE[:, 0], UNPACKING_TABLE[:, 2]
+    opaque: NDArray[np.bool_] = (objects == WALL) | ((objects == DOOR) & (states != OPEN))
+    return opaque
+
+
+_OPAQUE: NDArray[np.bool_] = _opaque_codes()
