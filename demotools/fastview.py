@@ -140,10 +140,9 @@ class World:
 
     def __init__(self, grid: Any) -> None:
         self.layout = layout(grid.width, grid.height)
-        inside = np.array([cell_code(thing) for thing in grid.grid], dtype=np.uint8)
-        bordered = np.pad(
-            inside.reshape(grid.height, grid.width), BORDER, constant_values=_GREY_WALL
-        )
+        bordered = np.full((self.layout.height, self.layout.width), _GREY_WALL, dtype=np.uint8)
+        codes = np.array([cell_code(thing) for thing in grid.grid], dtype=np.uint8)
+        bordered[BORDER:-BORDER, BORDER:-BORDER] = codes.reshape(grid.height, grid.width)
         self.cells = bordered.reshape(-1)
         # one integer a row and a column of the grid, a bit for every cell that one sees through
         clear = 1 - np.frombuffer(OPAQUE, np.uint8)[bordered]
