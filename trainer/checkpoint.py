@@ -19,7 +19,7 @@ from trainer.config import Settings, parsed_settings
 from trainer.models import build_network
 
 FORMAT = 1
-FILE_NAME = "checkpoint.pt"
+FILE_NAME = "last.pt"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def run(
 ) -> None:
     """Train by RECIPE: a TOML file, or the name of one that ships (`trainer recipes`).
 
-    The folder gets the resolved settings.toml, checkpoint.pt, log.jsonl, tensorboard/ and the
+    The folder gets the resolved settings.toml, last.pt, log.jsonl, tensorboard/ and the
     learning curve curves.png. Ctrl-C and SIGTERM save the checkpoint before leaving.
 
     \b

@@ -72,7 +72,8 @@ class Collector:
         before: list[EnvironmentStep] = []
         after: list[EnvironmentStep] = []
         actions: list[NDArray[np.uint8]] = []
-        rewards, lengths = [np.zeros(0)], [np.zeros(0)]
+        rewards: list[NDArray[Any]] = [np.zeros(0)]
+        lengths: list[NDArray[Any]] = [np.zeros(0)]
         for _ in range(rollout_len):
             step = self._step
             action = self._policy.act(step.cells, step.direction, step.missions, step.mask)

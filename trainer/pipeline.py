@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from demotools.errors import SettingsError
 from trainer.checkpoint import FILE_NAME
 from trainer.collect import Collector, minibatches
@@ -104,10 +106,10 @@ def _update(
         run.optimizer.step()
         run.schedule.step()
     run.progress.updates += 1
-    scalars: dict[str, float] = {"loss": value, "gradient_norm": float(norm)}
+    scalars = {"loss": value, "gradient_norm": norm.item()}
     for name, result in results.items():
-        for key, tensor in {"loss": result.loss, **result.scalars}.items():
-            scalars[f"{name}/{key}"] = tensor.item()
+        of_loss: dict[str, Tensor] = {"loss": result.loss, **result.scalars}
+        scalars |= {f"{name}/{key}": tensor.item() for key, tensor in of_loss.items()}
     return scalars
 
 
