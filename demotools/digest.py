@@ -1,0 +1,120 @@
+"""A number for each episode: equal where an agent saw, did and was told the same.
+
+64 bits: among ten million episodes that all differ, two get the same number once in four hundred
+thousand stores. Seeds and directions do not count, since neither stands in what the agent is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demotools.errors import StoreError
+from demotools.store import Store, open_store
+
+_BLOCK_BYTES = 1 << 22
+_MAPPED_BYTES = 1 << 26
+# The constants of the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive whole episodes, some megabytes of them.
+
+    episodes   their numbers
+    length     int64 [number of episodes]
+    view       uint8 [steps, ...]
+    action     uint8 [steps]
+    """
+
+    episodes: range
+    length: NDArray[np.int64]
+    view: NDArray[np.uint8]
+    action: NDArray[np.uint8]
+
+
+def blocks(store: Store, *, quiet: bool = False) -> Iterator[Block]:
+    """All episodes of a store in blocks, with a progress bar, in bounded memory.
+
+    StoreError  the store was replaced meanwhile
+    """
+    offset = store.episode_offset
+    step_bytes = int(np.prod(store.view.shape[1:]))
+    steps = max(1, _BLOCK_BYTES // step_bytes)
+    with tqdm(
+        desc=f"read {store.name}", total=store.steps, unit=" steps", disable=quiet or None
+    ) as bar:
+        first, mapped = 0, _MAPPED_BYTES
+        while first < store.episodes:
+            if mapped >= _MAPPED_BYTES:
+                # what was read stays in memory for as long as its map lives: not the caller's map
+                store, mapped = _mapped_anew(store), 0
+            last = int(np.searchsorted(offset, offset[first] + steps, side="right")) - 1
+            last = min(max(last, first + 1), store.episodes)
+            start, stop = int(offset[first]), int(offset[last])
+            yield Block(
+                episodes=range(first, last),
+                length=np.diff(offset[first : last + 1]),
+                view=store.view.span(start, stop),
+                action=store.action.span(start, stop),
+            )
+            bar.update(stop - start)
+            first, mapped = last, mapped + (stop - start) * step_bytes
+
+
+def _mapped_anew(store: Store) -> Store:
+    again = open_store(store.path)
+    if again.attributes.fingerprint != store.attributes.fingerprint:
+        raise StoreError(
+            "the store was replaced while it was read",
+            path=store.path,
+            fix="run the command again when nothing writes to it",
+        )
+    return again
+
+
+def mission_digests(missions: list[str]) -> NDArray[np.uint64]:
+    """A number for each mission text: uint64 [M]."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in missions)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def block_digests(block: Block, mission: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A number for each episode of a block.
+
+    mission   uint64 [number of episodes], see `mission_digests`
+    returns   uint64 [number of episodes]
+    """
+    steps = len(block.action)
+    flat = block.view.reshape(steps, -1)
+    # odd factors, one a cell: two views that differ in any cell give different sums
+    factors = np.random.default_rng(0).integers(1 << 63, size=flat.shape[1] + 2, dtype=np.uint64)
+    factors = factors * np.uint64(2) + np.uint64(1)
+    start = np.cumsum(block.length) - block.length
+    position = np.arange(steps) - np.repeat(start, block.length)
+    number = flat.astype(np.uint64) @ factors[:-2]
+    number += block.action * factors[-2]
+    number += position.astype(np.uint64) * factors[-1]
+    return _mixed(np.add.reduceat(_mixed(number), start) + mission)
+
+
+def _mixed(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    for shift, factor in _MIX:
+        number = (number ^ (number >> np.uint64(shift))) * np.uint64(factor)
+    return number ^ (number >> np.uint64(31))
+
+
+def episode_digests(store: Store, *, quiet: bool = False) -> NDArray[np.uint64]:
+    """A number for each episode of a store: uint64 [E]."""
+    mission = mission_digests(store.mission_text)[store.episode_mission]
+    result = np.empty(store.episodes, dtype=np.uint64)
+    for block in blocks(store, quiet=quiet):
+        chosen = slice(block.episodes.start, block.episodes.stop)
+        result[chosen] = block_digests(block, mission[chosen])
+    return result
