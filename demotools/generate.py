@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -37,7 +37,7 @@ from demotools.manifest import Split, read_manifest
 from demotools.store import Episodes
 from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, write_part
 
-T = TypeVar("T")
+Play = Callable[["Recording", int, Path], Future[int]]
 
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
 _RATE_AT_LEAST = 0.05
@@ -183,13 +183,13 @@ def _record_parts(
         unit=" episodes",
         disable=True if quiet else None,
     )
-    with bar, _players(workers, builder.path) as players:
+    with bar, _players(workers, builder.path) as play:
         while (found := sum(solved.values())) < recording.episodes:
             # no part is begun that may turn out to be one too many
             hoped = found + len(under_way) * recording.part_seeds
             if hoped < recording.episodes and len(under_way) < 2 * workers:
                 part = next(parts)
-                under_way[_submitted(players, recording, part, builder.parts)] = part
+                under_way[play(recording, part, builder.parts)] = part
                 continue
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 solved[under_way.pop(future)] = future.result()
@@ -283,26 +283,27 @@ def _enough(recording: Recording) -> int:
     return min(processors, 1 + recording.episodes // 500)
 
 
-class _SameProcess(Executor):
-    """For one worker: a task runs where and when it is submitted."""
-
-    def submit(self, task: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(task(*args, **kwargs))
-        return future
-
-
 @contextmanager
-def _players(workers: int, path: Path) -> Iterator[Executor]:
-    """The processes that play; they end with this one, however it ends."""
+def _players(workers: int, path: Path) -> Iterator[Play]:
+    """What begins to play a part: in processes that end with this one, however it ends."""
     if workers == 1:
-        yield _SameProcess()
+        yield _played_here
         return
     context = multiprocessing.get_context("spawn")
     reader, lifeline = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, _end_with, (reader,))
+
+    def play(recording: Recording, part: int, folder: Path) -> Future[int]:
+        # a process that starts here inherits the blocked signal: Ctrl-C is for the main process
+        # alone, which cuts the lifeline of the others
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return executor.submit(play_part, recording, part, folder)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
     try:
-        yield executor
+        yield play
         executor.shutdown()
     except BrokenProcessPool as error:
         raise DemotoolsError(
@@ -316,14 +317,10 @@ def _players(workers: int, path: Path) -> Iterator[Executor]:
         reader.close()
 
 
-def _submitted(players: Executor, recording: Recording, part: int, folder: Path) -> Future[int]:
-    # a process that starts here inherits the blocked signal: Ctrl-C is for the main process
-    # alone, which cuts the lifeline of the others
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return players.submit(play_part, recording, part, folder)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+def _played_here(recording: Recording, part: int, folder: Path) -> Future[int]:
+    future: Future[int] = Future()
+    future.set_result(play_part(recording, part, folder))
+    return future
 
 
 def _end_with(reader: Connection) -> None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,11 @@ def test_an_environment_that_cannot_be_made_says_why_whatever_the_process(proces
         VectorEnvironment(kind, 2, processes=processes) as vector,
     ):
         vector.reset(seed_streams(range(10), 2))
+
+
+def test_environment_processes_do_not_load_torch() -> None:
+    code = "import sys, trainer.envs, trainer.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_closing_ends_the_processes() -> None:

@@ -39,7 +39,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 def wait_for_parts(folder: Path, number: int) -> None:
     parts = folder / ".GoToLocal.zarr.building" / "parts"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(list(parts.glob("*.npz"))) < number:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -47,7 +47,7 @@ def wait_for_parts(folder: Path, number: int) -> None:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and stderr, once every process that holds the stderr has ended, workers too."""
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     return process.returncode, errors
 
 
@@ -131,6 +131,23 @@ def test_a_level_that_the_bot_cannot_solve_is_refused_with_its_rate(
     with pytest.raises(LevelError, match=r"cannot solve this level: 0\.0% of 208 episodes"):
         generate(planned_recording("KeyInBox", 10), folder / "KeyInBox.zarr", workers=1, quiet=True)
     assert [file.name for file in folder.iterdir()] == [".KeyInBox.zarr.lock"]
+
+
+def test_ctrl_c_ends_a_recording_without_workers_at_once(tmp_path: Path) -> None:
+    asked = command(tmp_path, 100_000, workers=1)  # in parts of 500 episodes
+    process = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".GoToLocal.zarr.building" / "job.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, errors = ended(process)
+    assert code == 130
+    assert "Traceback" not in errors
+    assert not list((tmp_path / ".GoToLocal.zarr.building" / "parts").iterdir())
+
+
+def test_recording_needs_no_torch() -> None:
+    code = "import sys, demotools.generate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_existing_store_is_refused_and_kept(tmp_path: Path) -> None:
