@@ -1,0 +1,193 @@
+"""On-policy losses: PPO, A2C and imitation of the expert, and the advantages that they need.
+
+The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
+`type`. Beside what every batch holds (`trainer.models`), theirs hold what was true when the
+rollout was collected, all [T, B] unless it says otherwise:
+
+    action           uint8, the action taken          advantage    float32, normalised if so set
+    expert_action    int64, -1 where there is none    returns      float32, advantage + value
+    log_prob         float32, of `action`             stage_steps  int64 [], of the stage so far
+    value            float32, the critic's            terminated, truncated   bool
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer.losses import Loss, LossResult
+from trainer.models import Model, Output
+from trainer.rollouts import Batch
+
+
+def gae_advantages(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantages of T x B steps: float [T, B].
+
+    value        [T, B], of the observation that each action answered
+    next_value   [T, B], of the observation that followed it; where an episode was cut off at its
+                 step limit that is its last observation, never the first of the next episode
+    terminated   bool [T, B]: nothing comes after, the value there is 0
+    truncated    bool [T, B]: more would have come, `next_value` stands for it
+    source       Schulman et al. 2016, equations 11 and 16
+    """
+    surprise = reward + gamma * next_value * ~terminated - value
+    carried = gamma * gae_lambda * (~(terminated | truncated)).to(value.dtype)
+    advantage = torch.zeros_like(surprise)
+    after = torch.zeros_like(surprise[0])
+    for step in reversed(range(len(surprise))):
+        after = surprise[step] + carried[step] * after
+        advantage[step] = after
+    return advantage
+
+
+def normalised(advantage: Tensor) -> Tensor:
+    """With mean 0 and standard deviation 1 over all steps."""
+    return (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-5)
+
+
+def ppo_policy_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate, a mean over all steps.
+
+    log_prob, old   of the actions taken, by the present network and by the one that took them
+    source          Schulman et al. 2017, equation 7
+    """
+    ratio = (log_prob - old).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean()
+
+
+def clipped_value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error, the worse of the value and the value at most `clip` from the old."""
+    clipped = old + (value - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the policy in nats, a mean over all steps.
+
+    >>> f"{entropy(torch.zeros(2, 3, 7)):.4f}"  # log 7
+    '1.9459'
+    """
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+
+def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy against the actions that are valid, a mean over these; and how many they are.
+
+    action   int64, -1 where it is not valid; the mean of none is 0
+    """
+    flat, target = logits.flatten(0, -2), action.flatten()
+    valid = int((target >= 0).sum())
+    total = nn.functional.cross_entropy(flat, target, ignore_index=-1, reduction="sum")
+    return total / max(valid, 1), valid
+
+
+def taken_log_prob(logits: Tensor, action: Tensor) -> Tensor:
+    """Log-probability of the actions taken, in the shape of `action`."""
+    return logits.log_softmax(-1).gather(-1, action.long()[..., None]).squeeze(-1)
+
+
+def linear_decay(steps: int | Tensor, over: int | None) -> float:
+    """From 1 at step 0 to 0 at step `over`, and 0 from then on; always 1 where `over` is None.
+
+    >>> linear_decay(250, 1000), linear_decay(2000, 1000), linear_decay(9, None)
+    (0.75, 0.0, 1.0)
+    """
+    return 1.0 if over is None else max(1.0 - float(steps) / over, 0.0)
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimization: clipped ratio, clipped value loss, entropy bonus.
+
+    clip               the furthest that a ratio counts from 1, and a value from the old one
+    clip_decay_steps   environment steps of the stage over which `clip` goes to 0; None: never
+    """
+
+    clip: float = 0.1
+    clip_decay_steps: int | None = None
+    value_weight: float = 0.5
+    entropy_weight: float = 0.01
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output = model(batch, memory)
+        clip = self.clip * linear_decay(batch["stage_steps"], self.clip_decay_steps)
+        log_prob = taken_log_prob(output.logits, batch["action"])
+        policy = ppo_policy_loss(log_prob, batch["log_prob"], batch["advantage"], clip)
+        value = clipped_value_loss(output.values, batch["value"], batch["returns"], clip)
+        bonus = entropy(output.logits)
+        gap = (log_prob.detach() - batch["log_prob"]).exp() - 1
+        return LossResult(
+            loss=policy + self.value_weight * value - self.entropy_weight * bonus,
+            scalars={
+                "policy": policy.detach(),
+                "value": value.detach(),
+                "entropy": bonus.detach(),
+                "clipped": (gap.abs() > clip).float().mean(),
+            },
+            memory=output.memory,
+            steps=log_prob.numel(),
+        )
+
+
+@dataclass(frozen=True)
+class A2C:
+    """Advantage actor-critic. Source: Mnih et al. 2016, with generalised advantages."""
+
+    value_weight: float = 0.5
+    entropy_weight: float = 0.01
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output = model(batch, memory)
+        log_prob = taken_log_prob(output.logits, batch["action"])
+        policy = -(log_prob * batch["advantage"]).mean()
+        value = 0.5 * ((output.values - batch["returns"]) ** 2).mean()
+        bonus = entropy(output.logits)
+        return LossResult(
+            loss=policy + self.value_weight * value - self.entropy_weight * bonus,
+            scalars={
+                "policy": policy.detach(),
+                "value": value.detach(),
+                "entropy": bonus.detach(),
+            },
+            memory=output.memory,
+            steps=log_prob.numel(),
+        )
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """Cross-entropy against what the expert advises where the policy goes (DAgger).
+
+    Ross et al. 2011. Steps at which the expert has no advice do not count.
+    """
+
+    needs_expert: ClassVar[bool] = True
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output: Output = model(batch, memory)
+        loss, valid = masked_cross_entropy(output.logits, batch["expert_action"])
+        hits = output.logits.detach().argmax(-1) == batch["expert_action"]
+        accuracy = hits.sum() / max(valid, 1)
+        return LossResult(loss, {"accuracy": accuracy}, output.memory, valid)
+
+
+def needs_expert(loss: Loss) -> bool:
+    """Whether a loss takes `expert_action` from rollouts: it says so by `needs_expert = True`."""
+    return bool(getattr(loss, "needs_expert", False))
