@@ -22,14 +22,16 @@ from signal import SIG_IGN, SIGINT, signal
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 from tqdm import tqdm
 
 from demotools.decode import CELL_VIEW, ViewKind, decoded_part, part_images
 from demotools.encodings import Evidence
 from demotools.errors import DemotoolsError, PickleError, from_os_error
 from demotools.grid import Encoding
+from demotools.layouts import PicklePart
 from demotools.manifest import level_from_environment_id, read_manifest
-from demotools.pickles import PicklePart, PickleReader
+from demotools.pickles import PickleReader
 from demotools.store import SUFFIX, read_attributes
 from demotools.writer import StoreBuilder, read_notes, write_part
 
@@ -223,14 +225,15 @@ def _view_kind(path: Path, options: ConvertOptions) -> tuple[ViewKind, str]:
     evidence, shape = Evidence(), None
     skipped: list[tuple[int, str]] = []
     for part in PickleReader(path, salvage=options.salvage):
-        for place, images in part_images(path, part, skipped):
-            shape = shape or images.shape
+        for place, data, found in part_images(path, part, skipped):
+            shape = shape or found
             if shape != CELL_VIEW or options.encoding == "image":
                 return ViewKind(shape, None), ""
             if options.encoding is not None:
                 return ViewKind(shape, options.encoding), ""
-            if images.shape == CELL_VIEW:
-                evidence.add(images.array(), part.mission[place], part.action[place][-1])
+            if found == CELL_VIEW:
+                images = np.frombuffer(data, np.uint8).reshape(-1, *found)
+                evidence.add(images, part.mission[place], part.action[place][-1])
             if evidence.episodes % _EVIDENCE_EPISODES == 0 and evidence.encoding is not None:
                 return ViewKind(shape, evidence.encoding), str(evidence)
         skipped += part.skipped

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
 from demotools.errors import PickleError, UnsafePickleError
-from demotools.frames import EpisodeImages, frame_images, stacked_images
+from demotools.frames import EpisodeImages, ViewShape, frame_images, stacked_images
 from demotools.grid import VIEW_SIZE, Encoding, recoded_cells
-from demotools.opcodes import MAX_BYTES, Array
-from demotools.pickles import PicklePart
+from demotools.layouts import PicklePart
+from demotools.opcodes import MAX_BYTES
 from demotools.store import Episodes
 
 CELL_VIEW = (VIEW_SIZE, VIEW_SIZE, 3)
@@ -54,14 +55,13 @@ def decoded_part(
     blocks: list[NDArray[np.uint8]] = []
     block: list[bytes] = []
     size = 0
-    for place, images in part_images(path, part, skipped):
-        if images.shape != kind.shape:
-            found = ViewKind(images.shape, None)
-            skipped.append((part.number[place], f"its views are {found}, not {kind}"))
+    for place, data, shape in part_images(path, part, skipped):
+        if shape != kind.shape:
+            skipped.append((part.number[place], f"its views are {ViewKind(shape, None)}"))
             continue
         kept.append(place)
-        block.append(images.data)
-        size += len(images.data)
+        block.append(data)
+        size += len(data)
         if size >= _BLOCK_BYTES:
             blocks.append(_packed(block, kind))
             block, size = [], 0
@@ -74,41 +74,49 @@ def decoded_part(
 
 def part_images(
     path: Path, part: PicklePart, skipped: list[tuple[int, str]]
-) -> Iterator[tuple[int, EpisodeImages]]:
-    """(place in the part, images) of each episode whose images decode.
+) -> Iterator[tuple[int, bytes, ViewShape]]:
+    """(place in the part, images, [H, W, C]) of each episode whose images decode.
 
     skipped   receives (number, reason) of the others
     """
-    for place, frame in _frames(path, part):
-        steps = len(part.action[place])
-        try:
-            if isinstance(frame, list):
-                yield place, stacked_images(frame, path)
-            else:
-                yield place, frame_images(frame, steps, path)
-        except UnsafePickleError:
-            raise
-        except PickleError as error:
-            skipped.append((part.number[place], error.what))
-
-
-def _frames(path: Path, part: PicklePart) -> Iterator[tuple[int, bytes | memoryview | list[Array]]]:
-    spans = [(start, size) for start, size in zip(part.start, part.size, strict=True) if start >= 0]
-    low = min((start for start, _size in spans), default=0)
-    high = max((start + size for start, size in spans), default=0)
     with path.open("rb") as stream:
-        region = memoryview(b"")
-        if high - low <= MAX_BYTES:
-            stream.seek(low)
-            region = memoryview(stream.read(high - low))
+        region, low = _region(stream, part)
         for place, (start, size) in enumerate(zip(part.start, part.size, strict=True)):
-            if start < 0:
-                yield place, part.loose[place]
-            elif region:
-                yield place, region[start - low : start - low + size]
+            try:
+                if start < 0:
+                    data, shape = _loose_images(path, part, place)
+                else:
+                    frame = region[start - low : start - low + size] or _read(stream, start, size)
+                    data, shape = frame_images(frame, len(part.action[place]), path)
+            except UnsafePickleError:
+                raise
+            except PickleError as error:
+                skipped.append((part.number[place], error.what))
             else:
-                stream.seek(start)
-                yield place, stream.read(size)
+                yield place, data, shape
+
+
+def _region(stream: IO[bytes], part: PicklePart) -> tuple[memoryview, int]:
+    """The stretch of the file that holds the part's frames, and where it starts.
+
+    Empty where it would be too long: then the frames are read one by one.
+    """
+    low = min((start for start in part.start if start >= 0), default=0)
+    high = max(map(sum, zip(part.start, part.size, strict=True)), default=0)
+    size = high - low if 0 < high - low <= MAX_BYTES else 0
+    return memoryview(_read(stream, low, size)), low
+
+
+def _read(stream: IO[bytes], start: int, size: int) -> bytes:
+    stream.seek(start)
+    return stream.read(size)
+
+
+def _loose_images(path: Path, part: PicklePart, place: int) -> EpisodeImages:
+    images = part.loose[place]
+    if isinstance(images, bytes):
+        return frame_images(images, len(part.action[place]), path)
+    return stacked_images(images, path)
 
 
 def _packed(block: list[bytes], kind: ViewKind) -> NDArray[np.uint8]:
@@ -137,7 +145,7 @@ def _without_impossible(
     skipped: list[tuple[int, str]],
 ) -> Episodes:
     """The episodes without those that show a cell which their encoding does not have."""
-    if not (episodes.view == IMPOSSIBLE).any():
+    if not episodes.view.size or episodes.view.max() < IMPOSSIBLE:
         return episodes
     bad_step = (episodes.view == IMPOSSIBLE).any(axis=(1, 2))
     bad = np.logical_or.reduceat(bad_step, episodes.offset[:-1])

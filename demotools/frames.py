@@ -11,7 +11,6 @@ import re
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numcodecs import blosc
@@ -55,21 +54,8 @@ _BUFFER_END = re.compile(
 ViewShape = tuple[int, ...]
 
 
-class EpisodeImages(NamedTuple):
-    """The images of one episode as they lie in memory.
-
-    data    T * H * W * C bytes, C order
-    steps   T
-    shape   [H, W, C]
-    """
-
-    data: bytes
-    steps: int
-    shape: ViewShape
-
-    def array(self) -> NDArray[np.uint8]:
-        """The images, uint8 [T, H, W, C]."""
-        return np.frombuffer(self.data, np.uint8).reshape(self.steps, *self.shape)
+EpisodeImages = tuple[bytes, ViewShape]
+"""The images of one episode: T * H * W * C bytes in C order, and [H, W, C]."""
 
 
 def frame_images(frame: bytes | memoryview, steps: int, path: Path | str) -> EpisodeImages:
@@ -82,10 +68,10 @@ def frame_images(frame: bytes | memoryview, steps: int, path: Path | str) -> Epi
     UnsafePickleError  the inner pickle names something that no array does
     """
     raw = decompressed(frame, steps * STEP_BYTES + _SPARE_BYTES, path)
-    images = _matched_images(raw) or _unpickled_images(raw, path)
-    if images.steps != steps:
-        raise _damaged(f"{images.steps} images for {steps} actions", path)
-    return images
+    found, data, shape = _matched_images(raw) or _unpickled_images(raw, path)
+    if found != steps:
+        raise _damaged(f"{found} images for {steps} actions", path)
+    return data, shape
 
 
 def decompressed(frame: bytes | memoryview, limit: int, path: Path | str) -> bytes:
@@ -106,7 +92,7 @@ def decompressed(frame: bytes | memoryview, limit: int, path: Path | str) -> byt
     return raw
 
 
-def _matched_images(raw: bytes) -> EpisodeImages | None:
+def _matched_images(raw: bytes) -> tuple[int, bytes, ViewShape] | None:
     """The images where the inner pickle is spelled as numpy spells it; None otherwise."""
     if head := _BY_STATE.match(raw):
         start = head.end()
@@ -123,7 +109,7 @@ def _matched_images(raw: bytes) -> EpisodeImages | None:
             return None
     else:
         return None
-    return EpisodeImages(raw[start : start + size], steps, shape) if size else None
+    return (steps, raw[start : start + size], shape) if size else None
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +120,7 @@ def _sizes(opcodes: bytes) -> tuple[int, ViewShape, int]:
     return first, tuple(rest), math.prod((first, *rest))
 
 
-def _unpickled_images(raw: bytes, path: Path | str) -> EpisodeImages:
+def _unpickled_images(raw: bytes, path: Path | str) -> tuple[int, bytes, ViewShape]:
     """The images by way of the machine: any spelling."""
     machine = Machine(Window(None, buffer=raw), path, ARRAY_NAMES)
     try:
@@ -153,7 +139,8 @@ def stacked_images(arrays: list[Array], path: Path | str) -> EpisodeImages:
     images = [_values(array, path) for array in arrays]
     if len({image.shape for image in images}) != 1:
         raise _damaged("its images have different shapes", path)
-    return _checked(np.stack(images), path)
+    _steps, data, shape = _checked(np.stack(images), path)
+    return data, shape
 
 
 def _values(array: Array, path: Path | str) -> NDArray[np.uint8]:
@@ -163,11 +150,11 @@ def _values(array: Array, path: Path | str) -> NDArray[np.uint8]:
         raise _damaged("an array has another size than its shape says", path) from error
 
 
-def _checked(values: NDArray[np.uint8], path: Path | str) -> EpisodeImages:
+def _checked(values: NDArray[np.uint8], path: Path | str) -> tuple[int, bytes, ViewShape]:
     if values.ndim != 4 or values.dtype != np.uint8 or not values.size:
         shown = ", ".join(map(str, values.shape))
         raise _damaged(f"its images are {values.dtype} [{shown}], not uint8 [T, H, W, C]", path)
-    return EpisodeImages(values.tobytes(), len(values), values.shape[1:])
+    return len(values), values.tobytes(), values.shape[1:]
 
 
 def _damaged(what: str, path: Path | str) -> PickleError:

@@ -158,15 +158,16 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
     Cells out of sight, which the first encoding wrote as empty, become unseen.
     """
     limits = np.array([len(OBJECTS), len(COLOURS), len(STATES)], np.uint8)
-    rows = images.reshape(len(images), VIEW_SIZE * VIEW_SIZE * 3)
     # compared row by row: numpy is slow on a last axis of three
+    rows = images.reshape(len(images), VIEW_SIZE * VIEW_SIZE * 3)
     inside = rows < np.tile(limits, VIEW_SIZE * VIEW_SIZE)
-    codes = packed_cells(images)
-    # bytes.translate is several times faster than indexing with uint8
-    table = np.full(256, 255, dtype=np.uint8)
-    table[:CELL_CODES] = recoding_table(encoding).reshape(-1)
-    cells = np.frombuffer(bytearray(codes.tobytes().translate(table.tobytes())), np.uint8)
-    cells = cells.reshape(codes.shape)
+    cells = packed_cells(images)
+    if encoding is not Encoding.TODAY:
+        # bytes.translate is several times faster than indexing with uint8
+        table = np.full(256, 255, dtype=np.uint8)
+        table[:CELL_CODES] = recoding_table(encoding).reshape(-1)
+        recoded = bytearray(cells.tobytes().translate(table.tobytes()))
+        cells = np.frombuffer(recoded, np.uint8).reshape(cells.shape)
     if not inside.all():
         cells[~inside.reshape(images.shape).all(axis=-1)] = 255
     if encoding is Encoding.FIRST:

@@ -26,6 +26,10 @@ PART_BYTES = 1 << 25
 PART_EPISODES = 1 << 15
 
 
+FramePlace = tuple[int, int, int]
+"""Where a blosc frame starts in the file, its size, and the bytes that it announces to hold."""
+
+
 class PickledEpisode(NamedTuple):
     """One episode, its images still packed: a blosc frame, or one array a step."""
 
@@ -70,32 +74,32 @@ class PicklePart:
             or len(self.number) + len(self.skipped) >= PART_EPISODES
         )
 
-    def add(self, number: int, mission: str, direction: bytes, action: bytes) -> None:
-        """Append an episode; `add_images` goes with it."""
+    def add(
+        self, number: int, mission: str, frame: FramePlace, direction: bytes, action: bytes
+    ) -> None:
+        """Append an episode."""
         self.number.append(number)
         self.mission.append(mission)
         self.direction.append(direction)
         self.action.append(action)
-        self.steps += len(action)
-
-    def add_images(self, start: int, size: int, holds: int) -> None:
-        """Append where the images of the last episode lie."""
+        start, size, holds = frame
         self.start.append(start)
         self.size.append(size)
         self.holds.append(holds)
         self.image_bytes += holds
+        self.steps += len(action)
 
     def add_episode(self, number: int, episode: PickledEpisode) -> None:
         """Append an episode with its images."""
-        images = episode.images
+        mission, images, direction, action = episode
         if isinstance(images, Blob):
             if images.offset < 0:
                 self.loose[len(self.number)] = images.data
-            self.add_images(images.offset, images.size, images.holds)
+            place = (images.offset, images.size, images.holds)
         else:
             self.loose[len(self.number)] = images
-            self.add_images(-1, 0, sum(len(array.data) for array in images))
-        self.add(number, episode.mission, episode.direction, episode.action)
+            place = (-1, 0, sum(len(array.data) for array in images))
+        self.add(number, mission, place, direction, action)
 
 
 def pickled_episode(item: Any) -> PickledEpisode:

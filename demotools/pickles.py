@@ -18,7 +18,7 @@ from demotools.opcodes import ALLOWED, Machine, TruncatedError, Window
 from demotools.pickle_writer import write_pickle
 from demotools.spelling import EpisodeMatcher
 
-__all__ = ["PicklePart", "PickleReader", "write_pickle"]
+__all__ = ["PickleReader", "write_pickle"]
 
 _PUTS = frozenset(b"qr\x94")
 _OTHER_FILES = {

@@ -19,6 +19,8 @@ from demotools.opcodes import MAX_BYTES, MAX_TEXT, Blob, Machine, Run
 _TAIL_BYTES = 1 << 13
 _HEAD_BYTES = 1 << 10
 _MAX_KEPT = 1 << 15
+_MAX_MISSIONS = 1 << 10
+_FROM_MEMO = 3  # the groups of the mission's pattern from this one on hold a memo slot
 _UNKNOWN = 255
 
 
@@ -59,6 +61,7 @@ class EpisodeMatcher:
         self._actions = bytes([_UNKNOWN]) * 256
         self._kept_slot: list[int] = []
         self._kept: list[tuple[PicklePart, int, bool]] = []
+        self._missions: dict[bytes, str] = {}
         machine.fallback = self.fetched
 
     def take(self, part: PicklePart, first: int) -> int:
@@ -72,44 +75,52 @@ class EpisodeMatcher:
         return number - first
 
     def _take_one(self, part: PicklePart, number: int) -> bool:
-        machine, window, patterns = self._machine, self._machine.window, self._patterns
-        if len(window.buffer) - window.at < _HEAD_BYTES:
-            window.ahead(_HEAD_BYTES)
+        window, patterns = self._machine.window, self._patterns
+        window.ahead(_HEAD_BYTES)
         text = patterns.mission.match(window.buffer, window.at)
         if text is None:
             return False
         at, group = text.end(), text.lastindex or 0
         value = int.from_bytes(text[group], "little")
-        if group >= 3:
-            mission = machine.fetched_text(value)
+        if group >= _FROM_MEMO:
+            mission = self._machine.fetched_text(value)
         elif value <= MAX_TEXT:
-            mission = _decoded(window.buffer[at : at + value])
+            mission = self._mission(window.buffer[at : at + value])
             at += value
         else:
             return False
         frame = patterns.frame.match(window.buffer, at)
         # a mission out of the memo is not put there again
-        if frame is None or mission is None or (group >= 3) != (frame[1] is None):
+        if frame is None or not mission or (group >= _FROM_MEMO) != (frame[1] is None):
             return False
         size = int.from_bytes(frame[frame.lastindex or 0], "little")
         start = frame.end() - window.at
         if size > MAX_BYTES:
             return False
-        if len(window.buffer) - window.at < start + size + _TAIL_BYTES:
-            window.ahead(start + size + _TAIL_BYTES)
+        window.ahead(start + size + _TAIL_BYTES)
         start += window.at
         lists = patterns.lists.match(window.buffer, start + size)
         if lists is None:
             return False
         direction, action = lists[3] or lists[2][1::2], self._actions_of(lists)
-        if action is None or len(direction) != len(action) or not mission.isprintable():
+        if action is None or len(direction) != len(action):
             return False
         holds = int.from_bytes(window.buffer[start + 4 : start + 8], "little")
-        self._keep(part, frame[1], lists[1])
-        part.add(number, mission, direction, action)
-        part.add_images(window.base + start, size, holds)
+        if len(self._kept) < _MAX_KEPT:
+            self._keep(part, frame[1], lists[1])
+        self._machine.memo_size += 5 if group < _FROM_MEMO else 4
+        part.add(number, mission, (window.base + start, size, holds), direction, action)
         window.at = lists.end()
         return True
+
+    def _mission(self, text: bytes) -> str | None:
+        """The mission of these bytes; None where it is no line of text."""
+        mission = self._missions.get(text)
+        if mission is None:
+            mission = _line(text)
+            if mission and len(self._missions) < _MAX_MISSIONS:
+                self._missions[text] = mission
+        return mission
 
     def _actions_of(self, lists: re.Match[bytes]) -> bytes | None:
         """The actions of the third list, one byte each; None where one is not in the memo."""
@@ -137,14 +148,12 @@ class EpisodeMatcher:
         return value if type(value) is int and 0 <= value < ACTION_COUNT else _UNKNOWN
 
     def _keep(self, part: PicklePart, mission_put: bytes | None, frame_put: bytes) -> None:
-        """Remember which memo slots the next episode of the part fills, while there is room."""
-        machine, with_mission = self._machine, mission_put is not None
-        if len(self._kept) < _MAX_KEPT:
-            put = mission_put or frame_put
-            slot = int.from_bytes(put[1:], "little") if self._explicit else machine.memo_size
-            self._kept_slot.append(slot)
-            self._kept.append((part, len(part.number), with_mission))
-        machine.memo_size += 4 + with_mission
+        """Remember which memo slots the next episode of the part fills."""
+        put = mission_put or frame_put
+        explicit = self._explicit
+        slot = int.from_bytes(put[1:], "little") if explicit else self._machine.memo_size
+        self._kept_slot.append(slot)
+        self._kept.append((part, len(part.number), mission_put is not None))
 
     def fetched(self, slot: int) -> Any:
         """What an episode that went the fast way put into a memo slot; KeyError where none did."""
@@ -161,8 +170,9 @@ class EpisodeMatcher:
         return values[slot - self._kept_slot[place]]
 
 
-def _decoded(text: bytes) -> str | None:
+def _line(text: bytes) -> str | None:
     try:
-        return text.decode("utf-8")
+        line = text.decode("utf-8")
     except UnicodeDecodeError:
         return None
+    return line if line.isprintable() else None

@@ -46,6 +46,7 @@ _CHUNK_STEPS = 1 << 20
 _CHUNKS_AT_MOST = 16
 _MISSIONS_A_CHUNK = 1 << 18
 _BLOCK_BYTES = 1 << 22
+_COPY_BYTES = 1 << 18
 
 
 def chunk_length(steps: int) -> int:
@@ -71,15 +72,16 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
     text = {"mission": episodes.mission, "notes": dict(notes)}
     try:
         with temporary.open("wb") as stream:
-            np.savez(
-                stream,
-                length=episodes.length,
-                seed=episodes.seed,
-                view=episodes.view,
-                direction=episodes.direction,
-                action=episodes.action,
-                text=np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
-            )
+            # one plain array after another: a zip archive would compute a second checksum
+            for column in (
+                episodes.length,
+                np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
+                episodes.seed,
+                episodes.view,
+                episodes.direction,
+                episodes.action,
+            ):
+                np.save(stream, column)
         temporary.replace(final)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -88,32 +90,34 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
 
 def read_part(folder: Path, number: int) -> Episodes:
     """Part `number` as it was written."""
-    with np.load(_part_file(folder, number)) as part:
-        return Episodes(
-            length=part["length"],
-            mission=json.loads(part["text"].tobytes())["mission"],
-            seed=part["seed"],
-            view=part["view"],
-            direction=part["direction"],
-            action=part["action"],
-        )
+    with _part_file(folder, number).open("rb") as stream:
+        length, text, seed, view, direction, action = (np.load(stream) for _ in range(6))
+    return Episodes(
+        length=length,
+        mission=json.loads(text.tobytes())["mission"],
+        seed=seed,
+        view=view,
+        direction=direction,
+        action=action,
+    )
 
 
 def read_notes(folder: Path, number: int) -> dict[str, Any]:
     """The notes of part `number`."""
-    with np.load(_part_file(folder, number)) as part:
-        notes: dict[str, Any] = json.loads(part["text"].tobytes())["notes"]
+    with _part_file(folder, number).open("rb") as stream:
+        np.load(stream)
+        notes: dict[str, Any] = json.loads(np.load(stream).tobytes())["notes"]
         return notes
 
 
 def read_lengths(folder: Path, number: int) -> NDArray[np.int64]:
     """The episode lengths of part `number`, without reading the rest."""
-    with np.load(_part_file(folder, number)) as part:
-        return np.asarray(part["length"])
+    with _part_file(folder, number).open("rb") as stream:
+        return np.asarray(np.load(stream))
 
 
 def _part_file(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:06d}.npz"
+    return folder / f"part-{number:06d}.npy"
 
 
 def acquired_lock(path: Path) -> filelock.BaseFileLock:
@@ -196,7 +200,7 @@ class StoreBuilder:
 
     def finished_parts(self) -> list[int]:
         """The numbers of the parts that lie there whole, sorted."""
-        return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npz"))
+        return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npy"))
 
     def discard(self) -> None:
         """Throw the parts away: for a job that has nothing worth resuming."""
@@ -380,9 +384,12 @@ class ChunkFiles:
 
     def _write(self, piece: memoryview) -> None:
         assert self._stream is not None
-        self._stream.write(piece)
-        self._crc = google_crc32c.extend(self._crc, bytes(piece))
         self._left -= len(piece)
+        while piece:
+            # the checksum takes nothing but bytes; small copies stay in the cache
+            block, piece = bytes(piece[:_COPY_BYTES]), piece[_COPY_BYTES:]
+            self._stream.write(block)
+            self._crc = google_crc32c.extend(self._crc, block)
 
     def _close(self) -> None:
         assert self._stream is not None

@@ -40,7 +40,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 def wait_for_parts(folder: Path, number: int) -> None:
     parts = folder / ".GoToLocal.zarr.building" / "parts"
     deadline = time.monotonic() + 120
-    while len(list(parts.glob("*.npz"))) < number:
+    while len(list(parts.glob("*.npy"))) < number:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -219,7 +219,7 @@ def test_a_worker_that_is_killed_ends_the_command_with_what_to_do(tmp_path: Path
             break
     code, errors = ended(process)
     assert code == 1
-    assert "a recording process died" in errors
+    assert "a helper process died" in errors
     assert "run the command again" in errors
     assert "Traceback" not in errors
 
