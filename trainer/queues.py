@@ -219,12 +219,14 @@ class Planner:
     """
 
     _STEPS = 1 << 16
+    _BATCHES_AT_MOST = 8
 
     def __init__(self, parts: list[Part], batch_len: int) -> None:
         self.parts = parts
         self._batch_len = batch_len
         self._rollouts = sum(part.rows.stop - part.rows.start for part in parts)
-        self._batches = max(self._STEPS // (batch_len * self._rollouts), 1)
+        whole = self._STEPS // (batch_len * self._rollouts)
+        self._batches = min(max(whole, 1), self._BATCHES_AT_MOST)
         shape = (batch_len * self._batches, self._rollouts)
         # one set of arrays for all blocks: new ones would cost more in page faults than in sums
         self._row, self._run = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
