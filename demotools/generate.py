@@ -3,26 +3,18 @@
 Seeds are played in parts of a fixed size, each by one process, which writes it itself. The store
 depends on the parts in their order alone: any number of processes, killed at any moment and
 started again, gives the same bytes.
-
-Processes are spawned, not forked: a fork copies locks that other threads hold (progress bar,
-numeric libraries), and spawning costs about a second, once.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +23,15 @@ from tqdm import tqdm
 
 from demotools.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
 from demotools.environment import SEEDS, level_environment_id, make_environment
-from demotools.errors import DemotoolsError, LevelError, SettingsError
+from demotools.errors import LevelError, SettingsError
 from demotools.grid import VIEW_SIZE
 from demotools.manifest import Split, read_manifest
+from demotools.processes import submitting
 from demotools.store import Episodes
 from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, write_part
 
-Play = Callable[["Recording", int, Path], Future[int]]
-
+# What a cluster's scheduler holds at a time; it hands them to the workers that there are.
+_PARTS_ON_A_CLUSTER = 10_000
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
 _RATE_AT_LEAST = 0.05
 _SEEDS_TO_JUDGE = 200
@@ -73,6 +66,11 @@ class Recording:
         """The recording and all that its bits depend on, JSON values."""
         packages = {name: version(name) for name in ("minigrid", "numpy")}
         return {"command": "generate", **asdict(self), **packages, "replans": REPLANS_AT_MOST}
+
+
+Play = Callable[[Recording, int, Path], Future[int]]
+"""Begins to play a part into a folder of parts; gives the number of episodes solved."""
+Players = Callable[[StoreBuilder], AbstractContextManager[Play]]
 
 
 @dataclass(frozen=True)
@@ -129,19 +127,28 @@ def generate(
     path: Path,
     *,
     workers: int | None = None,
+    players: Players | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Recorded:
     """Record the bot into a store at `path`, going on where an earlier call was ended.
 
     workers      processes; None means one for every processor, but fewer for little work
+    players      who plays instead of processes of this machine: see `cluster`
 
     LevelError   the bot cannot solve the level
     StoreError   the store exists, or another process is making it
     """
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
         try:
-            _record_parts(recording, builder, workers or _enough(recording), quiet=quiet)
+            if players is None:
+                processes = workers or _enough(recording)
+                begun = submitting(play_part, processes, builder.path)
+                _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
+            else:
+                _record_parts(
+                    recording, builder, players(builder), _PARTS_ON_A_CLUSTER, quiet=quiet
+                )
         except LevelError:
             builder.discard()
             raise
@@ -170,9 +177,14 @@ def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dic
 
 
 def _record_parts(
-    recording: Recording, builder: StoreBuilder, workers: int, *, quiet: bool
+    recording: Recording,
+    builder: StoreBuilder,
+    players: AbstractContextManager[Play],
+    at_once: int,
+    *,
+    quiet: bool,
 ) -> None:
-    """Play seeds until there are episodes enough, part by part; finished parts are kept."""
+    """Play seeds until there are episodes enough, `at_once` parts at a time; all are kept."""
     solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
     parts = (part for part in count() if part not in solved)
     under_way: dict[Future[int], int] = {}
@@ -183,11 +195,11 @@ def _record_parts(
         unit=" episodes",
         disable=True if quiet else None,
     )
-    with bar, _players(workers, builder.path) as play:
+    with bar, players as play:
         while (found := sum(solved.values())) < recording.episodes:
             # no part is begun that may turn out to be one too many
             hoped = found + len(under_way) * recording.part_seeds
-            if hoped < recording.episodes and len(under_way) < 2 * workers:
+            if hoped < recording.episodes and len(under_way) < at_once:
                 part = next(parts)
                 under_way[play(recording, part, builder.parts)] = part
                 continue
@@ -281,53 +293,3 @@ def _enough(recording: Recording) -> int:
     else:
         processors = os.cpu_count() or 1
     return min(processors, 1 + recording.episodes // 500)
-
-
-@contextmanager
-def _players(workers: int, path: Path) -> Iterator[Play]:
-    """What begins to play a part: in processes that end with this one, however it ends."""
-    if workers == 1:
-        yield _played_here
-        return
-    context = multiprocessing.get_context("spawn")
-    reader, lifeline = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, context, _end_with, (reader,))
-
-    def play(recording: Recording, part: int, folder: Path) -> Future[int]:
-        # a process that starts here inherits the blocked signal: Ctrl-C is for the main process
-        # alone, which cuts the lifeline of the others
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return executor.submit(play_part, recording, part, folder)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    try:
-        yield play
-        executor.shutdown()
-    except BrokenProcessPool as error:
-        raise DemotoolsError(
-            "a recording process died: killed from outside, or out of memory",
-            path=path,
-            fix="run the command again, it goes on where it was; fewer --workers need less memory",
-        ) from error
-    finally:
-        lifeline.close()
-        executor.shutdown(cancel_futures=True)
-        reader.close()
-
-
-def _played_here(recording: Recording, part: int, folder: Path) -> Future[int]:
-    future: Future[int] = Future()
-    future.set_result(play_part(recording, part, folder))
-    return future
-
-
-def _end_with(reader: Connection) -> None:
-    """Make this process end as soon as the other end of `reader` is closed, or its owner dies."""
-
-    def wait_and_exit() -> None:
-        reader.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=wait_and_exit, daemon=True).start()
