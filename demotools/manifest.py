@@ -1,5 +1,6 @@
 """Levels: one TOML file each under `manifests/`, shipped inside the wheel.
 
+Levels without published files have no file of their own: `families.toml` lists them by grammar.
 A user's folder of manifests (`--manifests`, `$DEMOTOOLS_MANIFESTS`) adds to them or overrides them.
 """
 
@@ -30,6 +31,7 @@ MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 _ARCHIVES = "archives.toml"
+_FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
 # the longest that BabyAI's grammar makes is under 400; a foreign text must not stall the pattern
 _LONGEST_MISSION = 1000
@@ -115,6 +117,25 @@ class Manifest(_Frozen):
         return re.fullmatch(self.mission_pattern, mission) is not None
 
 
+class _Family(_Frozen):
+    """Environments that share one grammar of missions."""
+
+    environments: tuple[str, ...]
+    like: str | None = None
+    """The level whose manifest holds the grammar; None: it is `mission_pattern`."""
+    mission_pattern: str | None = None
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        if (self.like is None) == (self.mission_pattern is None):
+            raise ValueError("give either like, a level, or mission_pattern")
+        return self
+
+
+class _Families(_Frozen):
+    family: tuple[_Family, ...]
+
+
 def shipped_manifests() -> Path:
     """The folder of manifests of this installation: in the wheel, or beside a source checkout."""
     package = Path(__file__).parent
@@ -131,7 +152,7 @@ def manifest_folders(extra: Path | None = None) -> list[Path]:
 
 
 def level_names(extra: Path | None = None) -> list[str]:
-    """The names of all levels that have a manifest."""
+    """The names of all levels that have a manifest of their own."""
     found = {
         path.stem
         for folder in manifest_folders(extra)
@@ -139,6 +160,16 @@ def level_names(extra: Path | None = None) -> list[str]:
         if _LEVEL_NAME.fullmatch(path.stem)
     }
     return sorted(found)
+
+
+def all_level_names(extra: Path | None = None) -> list[str]:
+    """The names of all levels: those with a manifest of their own, and those of the families."""
+    families = {
+        level_from_environment_id(environment)
+        for family in _families(extra)
+        for environment in family.environments
+    }
+    return sorted(families.union(level_names(extra)))
 
 
 def read_manifest(level: str, extra: Path | None = None) -> Manifest:
@@ -155,6 +186,10 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
                 return manifest
             what = f"the manifest says that its level is {manifest.level}"
             raise ManifestError(what, path=path, fix="give file and level the same name")
+    for family in _families(extra):
+        for environment_id in family.environments:
+            if level_from_environment_id(environment_id) == name:
+                return _member(family, environment_id, extra)
     raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
 
 
@@ -180,11 +215,32 @@ def level_from_environment_id(name: str) -> str:
     return re.sub(r"^BabyAI-|-v\d+$", "", name)
 
 
+def _families(extra: Path | None) -> list[_Family]:
+    paths = [folder / _FAMILIES for folder in manifest_folders(extra)]
+    found = [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]
+    return [family for families in found for family in families.family]
+
+
+def _member(family: _Family, environment_id: str, extra: Path | None) -> Manifest:
+    """The manifest of one level of a family."""
+    pattern = family.mission_pattern
+    if family.like is not None:
+        pattern = read_manifest(family.like, extra).mission_pattern
+    return Manifest(
+        level=level_from_environment_id(environment_id),
+        environment_id=environment_id,
+        mission_pattern=pattern or "",
+    )
+
+
 def _nearest(name: str, extra: Path | None) -> str:
-    names = level_names(extra)
-    folded = {known.lower(): known for known in names}
+    folded = {known.lower(): known for known in all_level_names(extra)}
     near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
-    return f"did you mean {', '.join(near)}?" if near else f"the levels are {', '.join(names)}"
+    return (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"the levels are {', '.join(level_names(extra))}"
+    )
 
 
 _ARCHIVES_TABLE = TypeAdapter(dict[str, PublishedFile])
