@@ -10,9 +10,8 @@ Processes are spawned, not forked: the trainer's threads hold locks that a fork 
 from __future__ import annotations
 
 import multiprocessing
-import pkgutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import c_uint8
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,23 +23,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.bot import BotError, Expert
-from demotools.environment import Environment, observed_cells
 from demotools.errors import DemotoolsError, LevelError
-from demotools.grid import VIEW_SIZE
+from trainer.envgroup import FIELDS, EnvironmentKind, Group
 
-_FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
-    "cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
-    "direction": (np.uint8, ()),
-    "mask": (np.uint8, ()),
-    "reward": (np.float32, ()),
-    "terminated": (np.bool_, ()),
-    "truncated": (np.bool_, ()),
-    "seed": (np.int64, ()),
-    "active": (np.bool_, ()),
-    "expert_action": (np.int64, ()),
-    "action": (np.int64, ()),
-}
+__all__ = ["EnvironmentKind", "EnvironmentStep", "VectorEnvironment", "seed_streams"]
+
 _SECONDS_TO_END = 5.0
 
 
@@ -72,20 +59,6 @@ class EnvironmentStep:
     truncated: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class EnvironmentKind:
-    """How to make one environment.
-
-    level    handed to `make`
-    make     `package.module:function` from a level to a gymnasium environment
-    expert   whether the bot advises an action at each step
-    """
-
-    level: str
-    make: str = "demotools.environment:make_environment"
-    expert: bool = False
-
-
 def seed_streams(seeds: range, count: int) -> list[range]:
     """The seeds dealt out to `count` environments in turn.
 
@@ -108,19 +81,19 @@ class VectorEnvironment:
         self.count = count
         self._missions = [""] * count
         self._workers: list[_Worker] = []
-        self._group: _Group | None = None
+        self._group: Group | None = None
         self._arrays: dict[str, NDArray[Any]]
         spans = _spans(count, max(1, min(processes, count)))
         if len(spans) == 1:
             self._arrays = {
-                name: np.zeros((count, *shape), dtype) for name, (dtype, shape) in _FIELDS.items()
+                name: np.zeros((count, *shape), dtype) for name, (dtype, shape) in FIELDS.items()
             }
-            self._group = _Group(kind, self._arrays)
+            self._group = Group(kind, self._arrays)
         else:
             context = multiprocessing.get_context("spawn")
             memory = {
                 name: context.RawArray(c_uint8, count * np.dtype(dtype).itemsize * _size(shape))
-                for name, (dtype, shape) in _FIELDS.items()
+                for name, (dtype, shape) in FIELDS.items()
             }
             self._arrays = _shared_arrays(memory, count)
             self._workers = [_Worker(kind, memory, count, span) for span in spans]
@@ -174,93 +147,6 @@ class VectorEnvironment:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Group:
-    """The environments of one process.
-
-    arrays   the fields of these environments: views of what the main process reads
-    """
-
-    def __init__(self, kind: EnvironmentKind, arrays: dict[str, NDArray[Any]]) -> None:
-        make = pkgutil.resolve_name(kind.make)
-        self._arrays = arrays
-        self._environments: list[Environment] = [make(kind.level) for _ in arrays["seed"]]
-        self._images = np.zeros((*arrays["cells"].shape, 3), dtype=np.uint8)
-        self._streams: list[Iterator[int]] = []
-        self._experts: list[Expert | None] | None = [None for _ in arrays["seed"]]
-        if not kind.expert:
-            self._experts = None
-        self._missions: dict[int, str] = {}
-
-    def reset(self, streams: Sequence[range]) -> dict[int, str]:
-        """Begin the first episode of every stream; the missions by environment."""
-        self._streams = [iter(stream) for stream in streams]
-        self._clear()
-        self._arrays["expert_action"][:] = -1
-        self._arrays["active"][:] = True
-        for number in range(len(streams)):
-            self._begin(number)
-        return self._finished_step()
-
-    def step(self) -> dict[int, str]:
-        """Step the active environments by the array `action`; the missions that are new."""
-        self._clear()
-        for number in np.flatnonzero(self._arrays["active"]).tolist():
-            self._step_one(number, int(self._arrays["action"][number]))
-        return self._finished_step()
-
-    def _clear(self) -> None:
-        for name in ("reward", "terminated", "truncated"):
-            self._arrays[name][:] = 0
-
-    def _step_one(self, number: int, action: int) -> None:
-        arrays = self._arrays
-        observation, reward, terminated, truncated, _ = self._environments[number].step(action)
-        arrays["reward"][number] = reward
-        arrays["terminated"][number] = terminated
-        arrays["truncated"][number] = truncated
-        if terminated or truncated:
-            self._begin(number)
-            return
-        self._images[number] = observation["image"]
-        arrays["direction"][number] = observation["direction"]
-        arrays["mask"][number] = 1
-        self._ask_expert(number, action)
-
-    def _begin(self, number: int) -> None:
-        arrays = self._arrays
-        seed = next(self._streams[number], None)
-        arrays["mask"][number] = 0
-        if seed is None:
-            arrays["active"][number] = False
-            return
-        environment = self._environments[number]
-        observation, _ = environment.reset(seed=seed)
-        self._images[number] = observation["image"]
-        arrays["direction"][number] = observation["direction"]
-        arrays["seed"][number] = seed
-        self._missions[number] = str(observation["mission"])
-        if self._experts is not None:
-            self._experts[number] = Expert(environment)
-            self._ask_expert(number, None)
-
-    def _ask_expert(self, number: int, taken: int | None) -> None:
-        if self._experts is None:
-            return
-        advised = -1
-        if (expert := self._experts[number]) is not None:
-            try:
-                advised = expert.action(taken)
-            except BotError:
-                # its plan is broken for the rest of this episode
-                self._experts[number] = None
-        self._arrays["expert_action"][number] = advised
-
-    def _finished_step(self) -> dict[int, str]:
-        self._arrays["cells"][:] = observed_cells(self._images)
-        missions, self._missions = self._missions, {}
-        return missions
 
 
 class _Worker:
@@ -319,14 +205,14 @@ def _serve(
 ) -> None:
     """A worker's life: one reply for every message, until the other end is closed."""
     arrays = _shared_arrays(memory, count)
-    group: _Group | None = None
+    group: Group | None = None
     while True:
         try:
             streams: list[range] | None = connection.recv()
             try:
                 if group is None:
                     mine = {name: array[span.start : span.stop] for name, array in arrays.items()}
-                    group = _Group(kind, mine)
+                    group = Group(kind, mine)
                 connection.send(group.step() if streams is None else group.reset(streams))
             except DemotoolsError as error:
                 connection.send(error)
@@ -351,5 +237,5 @@ def _size(shape: tuple[int, ...]) -> int:
 def _shared_arrays(memory: dict[str, Any], count: int) -> dict[str, NDArray[Any]]:
     return {
         name: np.frombuffer(memory[name], dtype).reshape(count, *shape)
-        for name, (dtype, shape) in _FIELDS.items()
+        for name, (dtype, shape) in FIELDS.items()
     }

@@ -1,0 +1,133 @@
+"""The environments that one process holds: they begin, step and begin anew by themselves.
+
+`trainer.envs` puts several such groups side by side.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.bot import BotError, Expert
+from demotools.environment import Environment, observed_cells
+from demotools.grid import VIEW_SIZE
+
+FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
+    "direction": (np.uint8, ()),
+    "mask": (np.uint8, ()),
+    "reward": (np.float32, ()),
+    "terminated": (np.bool_, ()),
+    "truncated": (np.bool_, ()),
+    "seed": (np.int64, ()),
+    "active": (np.bool_, ()),
+    "expert_action": (np.int64, ()),
+    "action": (np.int64, ()),
+}
+"""What a group shows of each environment, and the action that it reads: dtype and shape."""
+
+
+@dataclass(frozen=True)
+class EnvironmentKind:
+    """How to make one environment.
+
+    level    handed to `make`
+    make     `package.module:function` from a level to a gymnasium environment
+    expert   whether the bot advises an action at each step
+    """
+
+    level: str
+    make: str = "demotools.environment:make_environment"
+    expert: bool = False
+
+
+class Group:
+    """The environments of one process.
+
+    arrays   the fields of these environments: views of what the main process reads
+    """
+
+    def __init__(self, kind: EnvironmentKind, arrays: dict[str, NDArray[Any]]) -> None:
+        make = pkgutil.resolve_name(kind.make)
+        self._arrays = arrays
+        self._environments: list[Environment] = [make(kind.level) for _ in arrays["seed"]]
+        self._images = np.zeros((*arrays["cells"].shape, 3), dtype=np.uint8)
+        self._streams: list[Iterator[int]] = []
+        self._experts: list[Expert | None] | None = [None for _ in arrays["seed"]]
+        if not kind.expert:
+            self._experts = None
+        self._missions: dict[int, str] = {}
+
+    def reset(self, streams: Sequence[range]) -> dict[int, str]:
+        """Begin the first episode of every stream; the missions by environment."""
+        self._streams = [iter(stream) for stream in streams]
+        self._clear()
+        self._arrays["expert_action"][:] = -1
+        self._arrays["active"][:] = True
+        for number in range(len(streams)):
+            self._begin(number)
+        return self._finished_step()
+
+    def step(self) -> dict[int, str]:
+        """Step the active environments by the array `action`; the missions that are new."""
+        self._clear()
+        for number in np.flatnonzero(self._arrays["active"]).tolist():
+            self._step_one(number, int(self._arrays["action"][number]))
+        return self._finished_step()
+
+    def _clear(self) -> None:
+        for name in ("reward", "terminated", "truncated"):
+            self._arrays[name][:] = 0
+
+    def _step_one(self, number: int, action: int) -> None:
+        arrays = self._arrays
+        observation, reward, terminated, truncated, _ = self._environments[number].step(action)
+        arrays["reward"][number] = reward
+        arrays["terminated"][number] = terminated
+        arrays["truncated"][number] = truncated
+        if terminated or truncated:
+            self._begin(number)
+            return
+        self._images[number] = observation["image"]
+        arrays["direction"][number] = observation["direction"]
+        arrays["mask"][number] = 1
+        self._ask_expert(number, action)
+
+    def _begin(self, number: int) -> None:
+        arrays = self._arrays
+        seed = next(self._streams[number], None)
+        arrays["mask"][number] = 0
+        if seed is None:
+            arrays["active"][number] = False
+            return
+        environment = self._environments[number]
+        observation, _ = environment.reset(seed=seed)
+        self._images[number] = observation["image"]
+        arrays["direction"][number] = observation["direction"]
+        arrays["seed"][number] = seed
+        self._missions[number] = str(observation["mission"])
+        if self._experts is not None:
+            self._experts[number] = Expert(environment)
+            self._ask_expert(number, None)
+
+    def _ask_expert(self, number: int, taken: int | None) -> None:
+        if self._experts is None:
+            return
+        advised = -1
+        if (expert := self._experts[number]) is not None:
+            try:
+                advised = expert.action(taken)
+            except BotError:
+                # its plan is broken for the rest of this episode
+                self._experts[number] = None
+        self._arrays["expert_action"][number] = advised
+
+    def _finished_step(self) -> dict[int, str]:
+        self._arrays["cells"][:] = observed_cells(self._images)
+        missions, self._missions = self._missions, {}
+        return missions
