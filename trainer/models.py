@@ -130,13 +130,12 @@ class SmallNetwork(nn.Module):
         return nn.functional.embedding_bag(index, products, mode="sum")
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"small": SmallNetwork}
-"""The networks that `type` names."""
-
-
 def build_network(name: str, options: dict[str, object], vocabulary_size: int) -> nn.Module:
     """The network `name` (ours or `package.module:Name`); SettingsError where there is none."""
-    return build("network", name, options, NETWORKS, vocabulary_size)
+    from trainer.big import BigNetwork  # it is written in terms of this module
+
+    ours: dict[str, Callable[..., nn.Module]] = {"small": SmallNetwork, "big": BigNetwork}
+    return build("network", name, options, ours, vocabulary_size)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,0 +1,155 @@
+"""The 20 M-parameter network of the off-policy tutorial, for GPUs.
+
+The mission is read by a bidirectional GRU; at each step the memory before it chooses among the
+words (attention), what it chose scales and shifts two convolutional blocks (FiLM), and their
+outcome goes into an LSTM. So only the first convolutions can be done for all steps at once: the
+rest goes run by run as in `trainer.recurrence`, step k of all runs that are still going in one
+product, which is what makes it faster than T steps over B rollouts.
+
+Left out: batch normalisation, whose statistics would mix rollouts and make a step depend on the
+batch around it; and the raw image, in whose place cell codes have an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from demotools.grid import ACTIONS, CELL_CODES
+from trainer.models import Output
+from trainer.recurrence import runs_of
+from trainer.rollouts import Batch
+
+
+class WordEncoder(nn.Module):
+    """A vector for each word of each mission: [M, L] token ids to [M, L, size]."""
+
+    def __init__(self, vocabulary_size: int, size: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary_size + 1, size, padding_idx=0)
+        self.gru = nn.GRU(size, size // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Padding has zeros."""
+        length = (tokens != 0).sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(
+            self.words(tokens), length, batch_first=True, enforce_sorted=False
+        )
+        states, _ = pad_packed_sequence(
+            self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1]
+        )
+        return states
+
+
+class FilmBlock(nn.Module):
+    """Two convolutions, the second scaled and shifted by an instruction, beside a shortcut.
+
+    Source: Perez et al. 2018.
+    """
+
+    def __init__(self, channels: int, instruction: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(instruction, 2 * channels)
+
+    def forward(self, view: Tensor, instruction: Tensor) -> Tensor:
+        """[n, channels, h, w] of the same."""
+        scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
+        inner = self.second(torch.relu(self.first(view)))
+        return view + torch.relu(inner * (1 + scale) + shift)
+
+
+class BigNetwork(nn.Module):
+    """Attention, FiLM and an LSTM of 2048: about 20 M parameters.
+
+    vocabulary_size   N, words that token ids 1..N stand for
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        memory: int = 2048,
+        instruction: int = 256,
+        channels: int = 128,
+        embedding: int = 32,
+    ) -> None:
+        super().__init__()
+        self.words = WordEncoder(vocabulary_size, instruction)
+        self.codes = nn.Embedding(CELL_CODES, embedding)
+        self.stem = nn.Sequential(
+            nn.Conv2d(embedding, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.query = nn.Linear(2 * memory, instruction)
+        self.blocks = nn.ModuleList(FilmBlock(channels, instruction) for _ in range(2))
+        self.cell = nn.LSTMCell(channels, memory)
+        self.actor = nn.Sequential(nn.Linear(memory, 64), nn.Tanh(), nn.Linear(64, len(ACTIONS)))
+        self.critic = nn.Sequential(nn.Linear(memory, 64), nn.Tanh(), nn.Linear(64, 1))
+
+    def initial_memory(self, rollouts: int) -> Tensor:
+        """Zeros [B, 2 * memory]: hidden and cell state."""
+        return self.cell.weight_hh.new_zeros(rollouts, 2 * self.cell.hidden_size)
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        """Logits, values and the memory after; see `trainer.models`."""
+        T, B = batch["masks"].shape
+        runs = runs_of(batch["masks"])
+        views = self.seen(batch["cells"].reshape(T * B, *batch["cells"].shape[2:])[runs.order])
+        mission = batch["mission"].reshape(T * B)[runs.order]
+        words = self.words(batch["mission_tokens"])
+        present = present_words(batch["mission_tokens"])
+        hidden, state = (memory.detach()[runs.rollout] * runs.carried[:, None]).chunk(2, dim=1)
+        every_hidden, every_state, start = [], [], 0
+        for going in runs.sizes:
+            here = slice(start, start + going)
+            row = mission[here]
+            hidden, state = self.step(
+                views[here], words[row], present[row], hidden[:going], state[:going]
+            )
+            every_hidden.append(hidden)
+            every_state.append(state.detach())
+            start += going
+        outcome = torch.cat(every_hidden)  # [T * B, memory], in the order of the runs
+        after = torch.cat([outcome.detach()[runs.last], torch.cat(every_state)[runs.last]], dim=1)
+        logits = self.actor(outcome)[runs.inverse].reshape(T, B, -1)
+        values = self.critic(outcome)[runs.inverse].reshape(T, B)
+        return Output(logits, values, after)
+
+    def seen(self, cells: Tensor) -> Tensor:
+        """What does not depend on memory: uint8 [n, 7, 7] to [n, channels, 2, 2]."""
+        return cast(Tensor, self.stem(self.codes(cells.int()).permute(0, 3, 1, 2)))
+
+    def step(
+        self, view: Tensor, words: Tensor, present: Tensor, hidden: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of n rows: hidden and cell state [n, memory] after it.
+
+        view           [n, channels, 2, 2]
+        words          [n, L, instruction], and whether each is there, bool [n, L]
+        hidden, state  [n, memory] before
+        """
+        query = self.query(torch.cat([hidden, state], dim=1))
+        score = torch.einsum("nlw,nw->nl", words, query).masked_fill(~present, -torch.inf)
+        instruction = torch.einsum("nlw,nl->nw", words, score.softmax(1))
+        for block in self.blocks:
+            view = block(view, instruction)
+        return cast(tuple[Tensor, Tensor], self.cell(view.amax((2, 3)), (hidden, state)))
+
+
+def present_words(tokens: Tensor) -> Tensor:
+    """Which words of missions can be attended to: bool [M, L]; never none of a mission.
+
+    >>> present_words(torch.tensor([[4, 2, 0], [0, 0, 0]])).tolist()
+    [[True, True, False], [True, False, False]]
+    """
+    present = tokens != 0
+    present[:, 0] = True
+    return present
