@@ -29,7 +29,6 @@ MAX_TEXT = 1 << 14
 """The longest text, in bytes; missions have a few hundred."""
 MAX_STACK = 1 << 17
 MAX_DEPTH = 32
-MAX_MEMO_INDEX = 1 << 31
 MAX_KEPT = 1 << 16
 """Memo slots whose values are kept; later ones are counted only, so that memory stays bounded."""
 MAX_KEPT_BYTES = 1 << 25
@@ -255,8 +254,9 @@ class Machine:
 
     def keep(self, index: int, value: Any) -> None:
         """Fill a memo slot; only small values of the first slots are really kept."""
-        if not 0 <= index < MAX_MEMO_INDEX:
-            raise self.damaged(f"memo index {index} is out of range")
+        # every slot took a byte at least, so no pickler can have filled more of them
+        if index > self.window.position:
+            raise self.damaged(f"memo slot {index} is filled after {self.memo_size} others")
         self.memo_size += 1
         if len(self.memo) < MAX_KEPT and self._kept_bytes < MAX_KEPT_BYTES:
             self._kept_bytes += _size_bytes(value)
