@@ -103,8 +103,14 @@ class Transfer:
                     failures = 0 if self.offset > furthest else failures + 1
                     furthest = max(furthest, self.offset)
                     if failures > self._patience.retries:
-                        raise RefusedError(f"{_told(e)}, {failures} times in a row") from e
+                        raise RefusedError(
+                            f"{_told(e)}, {failures} times in a row, after {self._progress()}"
+                        ) from e
                     self._wait(failures, getattr(e, "wait_seconds", 0.0))
+
+    def _progress(self) -> str:
+        total = "an unknown number of" if self.total is None else f"{self.total:,}"
+        return f"{self.offset:,} of {total} bytes"
 
     def _wait(self, failures: int, wait_seconds: float) -> None:
         grown = self._patience.wait_seconds * 2 ** min(failures, 10) * random.uniform(0.5, 1)
@@ -122,7 +128,8 @@ class Transfer:
                 yield None
             self._take_headers(response)
             yield b""  # the caller learns the length before the first byte is read
-            while block := response.raw.read(_BLOCK_BYTES, decode_content=False):
+            # read1: what has come is on disk before a silence or a kill can take it
+            while block := response.raw.read1(_BLOCK_BYTES, decode_content=False):
                 if self._stop.is_set():
                     raise StoppedError
                 self.offset += len(block)
@@ -207,5 +214,7 @@ def _raise_if_final(error: Exception) -> None:
 def _told(error: Exception) -> str:
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
         return "the server fell silent"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "the connection was cut"
     text = " ".join(str(error).split())
     return text if len(text) < 200 else text[:200] + "…"
