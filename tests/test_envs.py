@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def make_fragile(level: str) -> Environment:
         return step(action)
 
     environment.step = fragile_step  # type: ignore[method-assign]
+    return environment
+
+
+def make_sleepy(level: str) -> Environment:
+    """An environment whose process sleeps for a minute at the action `done`."""
+    environment = make_environment(level)
+    step = environment.step
+
+    def sleepy_step(action: int) -> Any:
+        if action == 6:
+            time.sleep(60)
+        return step(action)
+
+    environment.step = sleepy_step  # type: ignore[method-assign]
     return environment
 
 
@@ -127,9 +142,74 @@ def test_a_process_that_dies_is_reported_with_what_to_do() -> None:
     with VectorEnvironment(kind, 4, processes=2) as vector:
         vector.reset(seed_streams(range(100), 4))
         vector.step(np.array([0, 0, 1, 1]))
-        with pytest.raises(LevelError, match=r"process died \(exit code 3\)") as error:
+        with pytest.raises(LevelError, match=r"process died \(exit code 3\) at seed 2,") as error:
             vector.step(np.array([0, 0, 6, 1]))
     assert "fewer environments" in error.value.fix
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_process_that_dies_once_is_started_again_and_nothing_else_changes(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = played(1, 4)
+    with VectorEnvironment(GOTO, 4, processes=2) as vector:
+        shown = [vector.reset([range(100 * n, 10**6) for n in range(4)])]
+        for moment, row in enumerate(actions(4, 80)):
+            if moment == 70:
+                vector._workers[number // 2].process.kill()
+            shown.append(vector.step(row))
+    assert "an environment process died (exit code -9)" in caplog.text
+    for step, ours in zip(undisturbed, shown, strict=True):
+        for name in NAMES:
+            assert np.array_equal(getattr(step, name), getattr(ours, name)), name
+        assert step.missions == ours.missions
+
+
+def test_a_process_that_hangs_is_started_again_once(caplog: pytest.LogCaptureFixture) -> None:
+    kind = EnvironmentKind("GoToLocal", make="tests.test_envs:make_sleepy")
+    with VectorEnvironment(kind, 2, processes=2) as vector:
+        vector.reset(seed_streams(range(40, 100), 2))
+        vector._answer_seconds = 1.0
+        with pytest.raises(LevelError, match="did not answer for 1 seconds at seed 41"):
+            vector.step(np.array([0, 6]))
+    assert "at seed 41: it is started again" in caplog.text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_state_taken_anywhere_is_reached_again_from_seeds_and_actions(processes: int) -> None:
+    rows = actions(2, 120)
+    with VectorEnvironment(GOTO, 2) as vector:
+        streams = [range(100 * n, 10**6) for n in range(2)]
+        step = vector.reset(streams)
+        for row in rows[:90]:
+            step = vector.step(row)
+        state = vector.state()
+        expected = [vector.step(row) for row in rows[90:]]
+    assert any(state["taken"])
+    with VectorEnvironment(GOTO, 2, processes=processes) as vector:
+        again = vector.reset([range(seed, 10**6) for seed in state["seed"]], state["taken"])
+        for name in ("cells", "direction", "mask", "seed", "expert_action", "active"):
+            assert np.array_equal(getattr(step, name), getattr(again, name)), name
+        for row, wanted in zip(rows[90:], expected, strict=True):
+            ours = vector.step(row)
+            for name in NAMES:
+                assert np.array_equal(getattr(wanted, name), getattr(ours, name)), name
+
+
+def test_the_last_observation_of_a_truncated_episode_is_kept() -> None:
+    environment = make_environment("GoToLocal")
+    environment.reset(seed=3)
+    with VectorEnvironment(EnvironmentKind("GoToLocal"), 1) as vector:
+        vector.reset([range(3, 5)])
+        turns, truncated = 0, False
+        while not truncated:
+            observation, _, _, truncated, _ = environment.step(turns % 2)
+            step = vector.step(np.array([turns % 2]))
+            turns += 1
+    assert step.truncated[0]
+    assert np.array_equal(step.final_cells[0], observed_cells(observation["image"]))
+    assert step.final_direction[0] == observation["direction"]
+    assert not np.array_equal(step.cells[0], step.final_cells[0])
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -150,6 +230,6 @@ def test_environment_processes_do_not_load_torch() -> None:
 def test_closing_ends_the_processes() -> None:
     with VectorEnvironment(GOTO, 2, processes=2) as vector:
         vector.reset(seed_streams(range(10), 2))
-        processes = [worker._process for worker in vector._workers]
+        processes = [worker.process for worker in vector._workers]
         assert all(process.is_alive() for process in processes)
     assert [process.exitcode for process in processes] == [0, 0]

@@ -27,9 +27,13 @@ FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
     "seed": (np.int64, ()),
     "active": (np.bool_, ()),
     "expert_action": (np.int64, ()),
+    "final_cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
+    "final_direction": (np.uint8, ()),
     "action": (np.int64, ()),
+    "busy": (np.bool_, ()),
 }
-"""What a group shows of each environment, and the action that it reads: dtype and shape."""
+"""What a group shows of each environment, the action that it reads, and whether it is at work on
+it (so that a death has a seed): dtype and shape."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,30 @@ class Group:
             self._experts = None
         self._missions: dict[int, str] = {}
 
-    def reset(self, streams: Sequence[range]) -> dict[int, str]:
-        """Begin the first episode of every stream; the missions by environment."""
+    def reset(self, streams: Sequence[range], taken: Sequence[Sequence[int]]) -> dict[int, str]:
+        """Begin the first episode of every stream; the missions by environment.
+
+        taken   actions that are played at once, the expert alongside
+        """
         self._streams = [iter(stream) for stream in streams]
         self._clear()
         self._arrays["expert_action"][:] = -1
         self._arrays["active"][:] = True
-        for number in range(len(streams)):
+        for number, actions in enumerate(taken):
+            self._arrays["busy"][number] = True
             self._begin(number)
+            for action in actions:
+                self._step_one(number, action)
+            self._arrays["busy"][number] = False
         return self._finished_step()
 
     def step(self) -> dict[int, str]:
         """Step the active environments by the array `action`; the missions that are new."""
         self._clear()
         for number in np.flatnonzero(self._arrays["active"]).tolist():
+            self._arrays["busy"][number] = True
             self._step_one(number, int(self._arrays["action"][number]))
+            self._arrays["busy"][number] = False
         return self._finished_step()
 
     def _clear(self) -> None:
@@ -90,6 +103,9 @@ class Group:
         arrays["reward"][number] = reward
         arrays["terminated"][number] = terminated
         arrays["truncated"][number] = truncated
+        if truncated:
+            arrays["final_cells"][number] = observed_cells(observation["image"])
+            arrays["final_direction"][number] = observation["direction"]
         if terminated or truncated:
             self._begin(number)
             return
@@ -105,11 +121,11 @@ class Group:
         if seed is None:
             arrays["active"][number] = False
             return
+        arrays["seed"][number] = seed
         environment = self._environments[number]
         observation, _ = environment.reset(seed=seed)
         self._images[number] = observation["image"]
         arrays["direction"][number] = observation["direction"]
-        arrays["seed"][number] = seed
         self._missions[number] = str(observation["mission"])
         if self._experts is not None:
             self._experts[number] = Expert(environment)

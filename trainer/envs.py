@@ -9,26 +9,25 @@ Processes are spawned, not forked: the trainer's threads hold locks that a fork 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
-import signal
 from collections.abc import Sequence
 from ctypes import c_uint8
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.errors import DemotoolsError, LevelError
+from demotools.errors import LevelError
 from trainer.envgroup import FIELDS, EnvironmentKind, Group
+from trainer.envworker import Shared, Start, Worker, WorkerLostError
 
 __all__ = ["EnvironmentKind", "EnvironmentStep", "VectorEnvironment", "seed_streams"]
 
-_SECONDS_TO_END = 5.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class EnvironmentStep:
     reward          float32 [n], of the last action; so are
     terminated      bool [n], the episode ended by the level's rules, and
     truncated       bool [n], the episode ended at the step limit
+    final_cells, final_direction   where it was truncated: what its last observation showed
     """
 
     cells: NDArray[np.uint8]
@@ -57,6 +57,8 @@ class EnvironmentStep:
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    final_cells: NDArray[np.uint8]
+    final_direction: NDArray[np.uint8]
 
 
 def seed_streams(seeds: range, count: int) -> list[range]:
@@ -71,17 +73,32 @@ def seed_streams(seeds: range, count: int) -> list[range]:
 class VectorEnvironment:
     """`count` environments of one kind over `processes` processes; a context manager.
 
-    processes   0 or 1: in this process; at most one for every environment is started
+    processes        0 or 1: in this process; at most one for every environment is started
+    answer_seconds   after so long without an answer a process counts as hanging
 
-    DemotoolsError  what making or stepping an environment raises, or that a process died
+    A process that dies or hangs is started again, once, with its episodes played up to where
+    they were; the log says at which seed it happened.
+
+    DemotoolsError  what making or stepping an environment raises, or that a process died again
     """
 
-    def __init__(self, kind: EnvironmentKind, count: int, *, processes: int = 1) -> None:
+    def __init__(
+        self,
+        kind: EnvironmentKind,
+        count: int,
+        *,
+        processes: int = 1,
+        answer_seconds: float = 120.0,
+    ) -> None:
         self.kind = kind
         self.count = count
         self._missions = [""] * count
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._group: Group | None = None
+        self._answer_seconds = answer_seconds
+        self._restarted = False
+        self._start = Start((), ())
+        self._taken: list[list[int]] = []
         self._arrays: dict[str, NDArray[Any]]
         spans = _spans(count, max(1, min(processes, count)))
         if len(spans) == 1:
@@ -95,17 +112,26 @@ class VectorEnvironment:
                 name: context.RawArray(c_uint8, count * np.dtype(dtype).itemsize * _size(shape))
                 for name, (dtype, shape) in FIELDS.items()
             }
-            self._arrays = _shared_arrays(memory, count)
-            self._workers = [_Worker(kind, memory, count, span) for span in spans]
+            self._shared = Shared(kind, memory, count)
+            self._arrays = self._shared.arrays()
+            self._workers = [Worker(self._shared, span) for span in spans]
 
-    def reset(self, streams: Sequence[range]) -> EnvironmentStep:
-        """Begin anew: environment e plays the seeds of `streams[e]`, one after another."""
+    def reset(
+        self, streams: Sequence[range], taken: Sequence[Sequence[int]] | None = None
+    ) -> EnvironmentStep:
+        """Begin anew: environment e plays the seeds of `streams[e]`, one after another.
+
+        taken   actions to be played at once in the first episode of each stream, which they must
+                not end: with what `state` gave, everything is again as it was
+        """
         assert len(streams) == self.count
+        self._start = Start(streams, taken or [()] * self.count)
+        self._taken = [list(actions) for actions in self._start.taken]
         if self._group is not None:
-            self._take(self._group.reset(streams), 0)
+            self._take(self._group.reset(*self._start), 0)
         for worker in self._workers:
-            worker.send([streams[number] for number in worker.span])
-        return self._gathered()
+            worker.send(_part(self._start, worker.span))
+        return self._gathered(stepped=False)
 
     def step(self, actions: NDArray[np.int64]) -> EnvironmentStep:
         """Step every active environment; where an episode ends, the next one begins at once.
@@ -117,13 +143,77 @@ class VectorEnvironment:
             self._take(self._group.step(), 0)
         for worker in self._workers:
             worker.send(None)
-        return self._gathered()
+        step = self._gathered(stepped=True)
+        for taken, action, mask in zip(self._taken, actions.tolist(), step.mask, strict=True):
+            if mask:
+                taken.append(action)
+            else:
+                taken.clear()
+        return step
 
-    def _gathered(self) -> EnvironmentStep:
-        for worker in self._workers:
-            self._take(worker.receive(), worker.span.start)
-        copies = {name: array.copy() for name, array in self._arrays.items() if name != "action"}
-        return EnvironmentStep(missions=tuple(self._missions), **copies)
+    def state(self) -> dict[str, list[Any]]:
+        """For `reset`: the seed of each environment's present episode, its actions so far."""
+        return {
+            "seed": self._arrays["seed"].tolist(),
+            "taken": [list(taken) for taken in self._taken],
+        }
+
+    def _gathered(self, *, stepped: bool) -> EnvironmentStep:
+        for number, worker in enumerate(self._workers):
+            try:
+                missions = worker.receive(self._answer_seconds)
+            except WorkerLostError as loss:
+                missions = self._recovered(number, str(loss), stepped=stepped)
+            self._take(missions, worker.span.start)
+        copies = {
+            name: array.copy()
+            for name, array in self._arrays.items()
+            if name not in ("action", "busy")
+        }
+        step = EnvironmentStep(missions=tuple(self._missions), **copies)
+        self._before = step
+        return step
+
+    def _recovered(self, number: int, loss: str, *, stepped: bool) -> dict[int, str]:
+        """The answer of a process that was lost, from one that takes its place."""
+        worker = self._workers[number]
+        span = slice(worker.span.start, worker.span.stop)
+        busy = np.flatnonzero(self._arrays["busy"][span])
+        seeds = ", ".join(map(str, self._arrays["seed"][span][busy])) or "none"
+        if self._restarted:
+            raise self._lost_for_good(loss, seeds)
+        self._restarted = True
+        _log.warning("an environment process %s at seed %s: it is started again", loss, seeds)
+        start = self._start
+        if stepped:
+            before = self._before
+            streams = [
+                range(seed, stream.stop, stream.step) if active else range(0)
+                for seed, stream, active in zip(
+                    before.seed.tolist(), start.streams, before.active, strict=True
+                )
+            ]
+            start = Start(streams, self._taken)
+        worker.hang_up()
+        worker.end()
+        self._arrays["busy"][span] = False
+        self._workers[number] = worker = Worker(self._shared, worker.span)
+        try:
+            worker.send(_part(start, worker.span))
+            missions = worker.receive(self._answer_seconds)
+            if stepped:
+                worker.send(None)
+                missions |= worker.receive(self._answer_seconds)
+        except WorkerLostError as again:
+            raise self._lost_for_good(str(again), seeds) from again
+        return missions
+
+    def _lost_for_good(self, loss: str, seeds: str) -> LevelError:
+        return LevelError(
+            f"an environment process {loss} at seed {seeds}, though it had been started anew",
+            path=self.kind.level,
+            fix="look above for its own message; if it was out of memory, use fewer environments",
+        )
 
     def _take(self, missions: dict[int, str], first: int) -> None:
         for number, mission in missions.items():
@@ -132,7 +222,7 @@ class VectorEnvironment:
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers:
-            worker.connection.close()
+            worker.hang_up()
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -149,75 +239,9 @@ class VectorEnvironment:
         self.close()
 
 
-class _Worker:
-    """One process that holds the environments of `span`, seen from the main process."""
-
-    def __init__(
-        self, kind: EnvironmentKind, memory: dict[str, Any], count: int, span: range
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.span = span
-        self._level = kind.level
-        self.connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, kind, memory, count, span), daemon=True
-        )
-        # the process inherits the blocked signal: Ctrl-C is for the main process alone
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-
-    def send(self, streams: list[range] | None) -> None:
-        try:
-            self.connection.send(streams)
-        except OSError as error:
-            raise self._death() from error
-
-    def receive(self) -> dict[int, str]:
-        try:
-            reply: dict[int, str] | DemotoolsError = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._death() from error
-        if isinstance(reply, DemotoolsError):
-            raise reply
-        return reply
-
-    def end(self) -> None:
-        self._process.join(_SECONDS_TO_END)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _death(self) -> LevelError:
-        self._process.join(_SECONDS_TO_END)
-        return LevelError(
-            f"an environment process died (exit code {self._process.exitcode})",
-            path=self._level,
-            fix="look above for its own message; if it was out of memory, use fewer environments",
-        )
-
-
-def _serve(
-    connection: Connection, kind: EnvironmentKind, memory: dict[str, Any], count: int, span: range
-) -> None:
-    """A worker's life: one reply for every message, until the other end is closed."""
-    arrays = _shared_arrays(memory, count)
-    group: Group | None = None
-    while True:
-        try:
-            streams: list[range] | None = connection.recv()
-            try:
-                if group is None:
-                    mine = {name: array[span.start : span.stop] for name, array in arrays.items()}
-                    group = Group(kind, mine)
-                connection.send(group.step() if streams is None else group.reset(streams))
-            except DemotoolsError as error:
-                connection.send(error)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+def _part(start: Start, span: range) -> Start:
+    part = slice(span.start, span.stop)
+    return Start(start.streams[part], start.taken[part])
 
 
 def _spans(count: int, processes: int) -> list[range]:
@@ -232,10 +256,3 @@ def _spans(count: int, processes: int) -> list[range]:
 
 def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
-
-
-def _shared_arrays(memory: dict[str, Any], count: int) -> dict[str, NDArray[Any]]:
-    return {
-        name: np.frombuffer(memory[name], dtype).reshape(count, *shape)
-        for name, (dtype, shape) in FIELDS.items()
-    }

@@ -1,0 +1,117 @@
+"""A process that holds some of the environments, seen from the main process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.errors import DemotoolsError
+from trainer.envgroup import FIELDS, EnvironmentKind, Group
+
+_SECONDS_TO_END = 5.0
+
+
+class WorkerLostError(Exception):
+    """The process died or hangs; its text says which."""
+
+
+class Start(NamedTuple):
+    """Where environments begin: see `VectorEnvironment.reset`."""
+
+    streams: Sequence[range]
+    taken: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every process of a vector has of it.
+
+    memory   of all environments, by the names of FIELDS
+    count    of all environments
+    """
+
+    kind: EnvironmentKind
+    memory: dict[str, Any]
+    count: int
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The memory as arrays [count, ...]."""
+        return {
+            name: np.frombuffer(self.memory[name], dtype).reshape(self.count, *shape)
+            for name, (dtype, shape) in FIELDS.items()
+        }
+
+
+class Worker:
+    """The process of the environments `span`; WorkerLostError where it does not answer."""
+
+    def __init__(self, shared: Shared, span: range) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.span = span
+        self._connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_serve, args=(theirs, shared, span), daemon=True
+        )
+        # the process inherits the blocked signal: Ctrl-C is for the main process alone
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+
+    def send(self, start: Start | None) -> None:
+        """Have it begin anew, or take a step."""
+        # that it is gone is noticed, and said, where the answer is awaited
+        with suppress(OSError):
+            self._connection.send(start)
+
+    def receive(self, seconds: float) -> dict[int, str]:
+        """Its answer: the missions that are new; DemotoolsError where that is the answer."""
+        try:
+            if not self._connection.poll(seconds):
+                self.process.kill()
+                raise WorkerLostError(f"did not answer for {seconds:.0f} seconds")
+            reply: dict[int, str] | DemotoolsError = self._connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(_SECONDS_TO_END)
+            raise WorkerLostError(f"died (exit code {self.process.exitcode})") from error
+        if isinstance(reply, DemotoolsError):
+            raise reply
+        return reply
+
+    def hang_up(self) -> None:
+        """Tell it to end."""
+        self._connection.close()
+
+    def end(self) -> None:
+        """Wait for its end, not for long."""
+        self.process.join(_SECONDS_TO_END)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(connection: Connection, shared: Shared, span: range) -> None:
+    """A worker's life: one reply for every message, until the other end is closed."""
+    arrays = {name: array[span.start : span.stop] for name, array in shared.arrays().items()}
+    group: Group | None = None
+    while True:
+        try:
+            start: Start | None = connection.recv()
+            try:
+                group = group or Group(shared.kind, arrays)
+                connection.send(group.step() if start is None else group.reset(*start))
+            except DemotoolsError as error:
+                connection.send(error)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
