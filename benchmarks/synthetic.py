@@ -1,4 +1,4 @@
-"""Demo stores of random bytes in any size, for benchmarks: made once, kept under build/."""
+"""Demo stores of random episodes in any size, for benchmarks: made once, kept under build/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demotools.grid import CELL_CODES, COLOURS
+from demotools.grid import CELL_CODES, COLOURS, EMPTY, UNSEEN
 from demotools.store import Episodes, Store, open_store
 from demotools.writer import StoreBuilder, write_part
 
@@ -21,15 +21,23 @@ _EPISODES_A_PART = 100_000
 
 
 def random_episodes(episodes: int, seed: int, longest: int = 9) -> Episodes:
-    """Episodes of 1 to `longest` steps (GoToLocal: mean 5), everything in them random."""
+    """Episodes of 1 to `longest` steps (GoToLocal: mean 5), everything in them random.
+
+    Nine cells in ten are unseen or empty, so that compressors have about as much to do as with
+    real views.
+    """
     random = np.random.default_rng(seed)
     length = random.integers(1, longest + 1, episodes)
     steps = int(length.sum())
+    view = random.integers(0, CELL_CODES, (steps, 7, 7), dtype=np.uint8)
+    plain = random.integers(0, 20, view.shape, dtype=np.uint8)
+    view[plain < 18] = EMPTY * 18
+    view[plain < 9] = UNSEEN
     return Episodes(
         length=length,
         mission=[MISSIONS[row] for row in random.integers(0, len(MISSIONS), episodes)],
         seed=np.full(episodes, -1, dtype=np.int64),
-        view=random.integers(0, CELL_CODES, (steps, 7, 7), dtype=np.uint8),
+        view=view,
         direction=random.integers(0, 4, steps, dtype=np.uint8),
         action=random.integers(0, 7, steps, dtype=np.uint8),
     )

@@ -1,0 +1,235 @@
+"""How fast is the rollout iterator, against memcpy and three other ways to feed demonstrations?
+
+    python benchmarks/bench_rollouts.py [--rounds 7] [--large]
+
+All contestants run in this one process on one core, in turn, round after round, and their
+processor time counts, so that a busy machine does not. Printed are the median, the smallest and
+the largest rate over the rounds, and ratios of medians. The first batch is timed in fresh
+processes. `--large` adds a store of 10 million episodes (2.5 GB) read with the page cache
+dropped. Needs the extra `bench` (TorchRL and Minari).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from peers.minari_episodes import minari_dataset
+from peers.torchrl_slices import slice_buffer
+from peers.tutorial_iterator import TutorialIterator
+from synthetic import FOLDER, random_episodes, synthetic_store
+
+from demotools.grid import unpacked_cells
+from demotools.pickle_writer import write_pickle
+from trainer.rollouts import ExpertTrajectoryIterator
+
+B = T = 128
+STEPS = B * T
+SECONDS_A_TURN = 0.3
+NATIVE_BYTES, TUTORIAL_BYTES = 49 + 4 + 3, 147 + 5 * 8 + 8 + 4
+# (name, play one batch, steps in it)
+Contestant = tuple[str, Callable[[], object], int]
+
+FIRST_BATCH = """
+import sys, time, torch
+torch.set_num_threads(1)
+from demotools.store import open_store
+from trainer.rollouts import ExpertTrajectoryIterator
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon"))
+before, start = anonymous(), time.perf_counter()
+batches = ExpertTrajectoryIterator(open_store(sys.argv[1]), rollouts=128, rollout_len=128)
+next(batches)
+first = time.perf_counter() - start
+for _ in range(300):
+    next(batches)
+state = batches.state()
+start = time.perf_counter()
+batches.load_state(state)
+next(batches)
+print(first, time.perf_counter() - start, anonymous() - before)
+"""
+
+FIRST_BATCH_OF_PICKLE = """
+import pickle, sys, time, torch
+torch.set_num_threads(1)
+sys.path.insert(0, "benchmarks")
+from peers.tutorial_iterator import TutorialIterator
+start = time.perf_counter()
+batches = TutorialIterator(pickle.load(open(sys.argv[1], "rb")), 128, 128)
+next(batches)
+print(time.perf_counter() - start)
+"""
+
+COLD = """
+import os, sys, time, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from demotools.store import open_store
+from trainer.rollouts import ExpertTrajectoryIterator
+for file in Path(sys.argv[1]).rglob("c/*"):
+    if file.is_file():
+        number = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(number)
+batches = ExpertTrajectoryIterator(
+    open_store(sys.argv[1]), rollouts=128, rollout_len=128, layout="native", shuffle=sys.argv[2]
+)
+start = time.perf_counter()
+for _ in range(1500):
+    next(batches)
+print(1500 * 16384 / (time.perf_counter() - start) / 1e6)
+"""
+
+
+def memcpy(step_bytes: int) -> Contestant:
+    """Copies as many bytes as a batch has, from memory that is not in the processor's cache."""
+    source = np.zeros((1 << 28) // (step_bytes * STEPS) * step_bytes * STEPS, dtype=np.uint8)
+    source[:] = 1
+    blocks = source.reshape(-1, step_bytes * STEPS)
+    target = np.empty(step_bytes * STEPS, dtype=np.uint8)
+    turn = iter(range(1 << 62))
+    return (
+        f"memcpy of {step_bytes} bytes a step",
+        lambda: np.copyto(target, blocks[next(turn) % len(blocks)]),
+        STEPS,
+    )
+
+
+def ours() -> list[Contestant]:
+    store = synthetic_store(1_000_000)
+    contestants: list[Contestant] = []
+    for residence in ("map", "host"):
+        for layout in ("native", "tutorial"):
+            batches = ExpertTrajectoryIterator(
+                store,
+                rollouts=B,
+                rollout_len=T,
+                layout=layout,
+                residence=residence,
+            )
+            contestants.append((f"ours, {layout}, {residence}", batches.__next__, STEPS))
+    return contestants
+
+
+def peers(folder: Path) -> list[Contestant]:
+    demos = folder / "demos.pkl"
+    write_pickle(demos, [random_episodes(20_000, seed=0)], enum_actions=False)
+    tutorial = TutorialIterator(pickle.loads(demos.read_bytes()), B, T)
+    episodes = random_episodes(200_000, seed=1)
+    images = unpacked_cells(episodes.view)
+    slices = {
+        cached: slice_buffer(
+            folder / f"torchrl-{cached}", images, episodes.action, episodes.length, STEPS, cached
+        )
+        for cached in (False, True)
+    }
+    few = random_episodes(2_000, seed=2)
+    dataset = minari_dataset(folder, unpacked_cells(few.view), few.action, few.length)
+    return [
+        ("tutorial-style iterator", tutorial.__next__, STEPS),
+        ("TorchRL SliceSampler", slices[False].sample, STEPS),
+        ("TorchRL SliceSampler, cached", slices[True].sample, STEPS),
+        # mean length of its episodes, so that a draw of 100 has that many steps on average
+        (
+            "Minari sample_episodes",
+            lambda: dataset.sample_episodes(100),
+            int(few.length.mean() * 100),
+        ),
+    ]
+
+
+def rates(contestants: list[Contestant], rounds: int) -> dict[str, list[float]]:
+    """Million steps a second of each contestant in each round."""
+    result: dict[str, list[float]] = {name: [] for name, _, _ in contestants}
+    for number in range(rounds + 1):
+        for name, play, steps in contestants:
+            played, start = 0, time.process_time()
+            while played == 0 or time.process_time() - start < SECONDS_A_TURN:
+                play()
+                played += steps
+            if number:  # the first round warms up
+                result[name].append(played / (time.process_time() - start) / 1e6)
+    return result
+
+
+def run(program: str, *arguments: str) -> list[float]:
+    output = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    return [float(word) for word in output.stdout.split()]
+
+
+def print_rates(rounds: int, folder: Path) -> None:
+    contestants = [memcpy(NATIVE_BYTES), memcpy(TUTORIAL_BYTES), *ours(), *peers(folder)]
+    result = rates(contestants, rounds)
+    medians = {name: median(values) for name, values in result.items()}
+    slow, cached = medians["tutorial-style iterator"], medians["TorchRL SliceSampler, cached"]
+    print(f"{'million steps a second, one core':34} median     min     max  x tutorial  x TorchRL")
+    for name, values in result.items():
+        middle = medians[name]
+        print(
+            f"{name:34} {middle:7.3f} {min(values):7.3f} {max(values):7.3f}"
+            f" {middle / slow:11.1f} {middle / cached:10.2f}"
+        )
+    for layout, step_bytes in (("native", NATIVE_BYTES), ("tutorial", TUTORIAL_BYTES)):
+        distance = medians[f"memcpy of {step_bytes} bytes a step"] / medians[f"ours, {layout}, map"]
+        print(f"memcpy is {distance:.1f} times as fast as ours, {layout}, map")
+
+
+def print_first_batches(folder: Path) -> None:
+    print("seconds after imports              first batch   resume   RssAnon over imports, MB")
+    for episodes in (1_000, 1_000_000):
+        path = str(synthetic_store(episodes).path)
+        first, resume, memory = (
+            median(v) for v in zip(*(run(FIRST_BATCH, path) for _ in range(5)), strict=True)
+        )
+        print(f"ours, {episodes:9,} episodes           {first:11.3f} {resume:8.4f} {memory:8.1f}")
+    for episodes in (1_000, 100_000):
+        demos = folder / f"{episodes}.pkl"
+        write_pickle(demos, [random_episodes(episodes, seed=0)], enum_actions=False)
+        first = median(run(FIRST_BATCH_OF_PICKLE, str(demos))[0] for _ in range(3))
+        print(f"pickle, {episodes:9,} episodes         {first:11.3f}")
+
+
+def print_cold() -> None:
+    store = synthetic_store(10_000_000)
+    print(
+        f"first 24.6 of {store.steps / 1e6:.1f} million steps, page cache dropped before, M steps/s"
+    )
+    for shuffle in ("full", "windowed", "full", "windowed"):
+        print(f"ours, native, map, {shuffle:8} {run(COLD, str(store.path), shuffle)[0]:7.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--large", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    packages = ("torch", "numpy", "torchrl", "minari")
+    print(", ".join(f"{name} {version(name)}" for name in packages), end="; ")
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER.resolve()) as folder:
+        print_rates(options.rounds, Path(folder))
+        print_first_batches(Path(folder))
+    if options.large:
+        print_cold()
+
+
+if __name__ == "__main__":
+    main()
