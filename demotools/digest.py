@@ -7,7 +7,7 @@ thousand stores. Seeds and directions do not count, since neither stands in what
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from tqdm import tqdm
 from demotools.errors import StoreError
 from demotools.store import Store, open_store
 
-_BLOCK_BYTES = 1 << 22
-_MAPPED_BYTES = 1 << 26
+_BLOCK_BYTES = 1 << 20
+_MAPPED_BYTES = 1 << 25
+_MISSIONS = 1 << 14
 # The constants of the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -79,16 +80,33 @@ def _mapped_anew(store: Store) -> Store:
     return again
 
 
-def mission_digests(missions: list[str]) -> NDArray[np.uint64]:
-    """A number for each mission text: uint64 [M]."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in missions)
+def mission_pieces(store: Store) -> Iterator[tuple[int, list[str]]]:
+    """The mission texts piece by piece, each with the row of its first."""
+    import zarr  # half a second, and only the texts need it
+
+    texts = zarr.open_array(store.path / "mission_text", mode="r")
+    for start in range(0, texts.shape[0], texts.chunks[0]):
+        piece = np.asarray(texts[start : start + texts.chunks[0]])
+        for first in range(0, len(piece), _MISSIONS):
+            yield start + first, piece[first : first + _MISSIONS].tolist()
+        del piece  # before the next is read: one piece takes some 100 MB
+
+
+def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:
+    """A number for each text: uint64 [number of texts]."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def mission_digests(store: Store) -> NDArray[np.uint64]:
+    """A number for each mission of a store: uint64 [M]."""
+    return np.concatenate([text_digests(texts) for _start, texts in mission_pieces(store)])
 
 
 def block_digests(block: Block, mission: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """A number for each episode of a block.
 
-    mission   uint64 [number of episodes], see `mission_digests`
+    mission   uint64 [number of episodes], see `text_digests`
     returns   uint64 [number of episodes]
     """
     steps = len(block.action)
@@ -112,7 +130,7 @@ def _mixed(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def episode_digests(store: Store, *, quiet: bool = False) -> NDArray[np.uint64]:
     """A number for each episode of a store: uint64 [E]."""
-    mission = mission_digests(store.mission_text)[store.episode_mission]
+    mission = mission_digests(store)[store.episode_mission]
     result = np.empty(store.episodes, dtype=np.uint64)
     for block in blocks(store, quiet=quiet):
         chosen = slice(block.episodes.start, block.episodes.stop)

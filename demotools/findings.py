@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from demotools.digest import mission_pieces
 from demotools.environment import EVALUATION_SEED
 from demotools.errors import ManifestError
 from demotools.grid import ACTIONS
@@ -48,7 +50,9 @@ class Finding:
         return asdict(self)
 
 
-def store_findings(surveys: list[Survey], instruction_len: int | None) -> list[Finding]:
+def store_findings(
+    surveys: list[Survey], instruction_len: int | None, *, quiet: bool = True
+) -> list[Finding]:
     """All findings: of each store, then of each pair of stores.
 
     instruction_len   tokens that a network reads of a mission; None: nothing is cut
@@ -58,7 +62,7 @@ def store_findings(surveys: list[Survey], instruction_len: int | None) -> list[F
         found += [
             _duplicates_within(survey),
             _seeds_within(survey),
-            _foreign_missions(survey),
+            _foreign_missions(survey, quiet=quiet),
             _cut_missions(survey, instruction_len),
             _unbalanced_actions(survey),
         ]
@@ -161,20 +165,25 @@ def _seeds_between(one: Survey, other: Survey) -> Finding:
     )
 
 
-def _foreign_missions(survey: Survey) -> Finding:
+def _foreign_missions(survey: Survey, *, quiet: bool) -> Finding:
     name, level = "missions against the level's grammar", survey.store.attributes.level
     try:
         manifest = read_manifest(level)
     except ManifestError:
         text = f"not checked: the level {level} has no manifest"
         return Finding(name, (survey.name,), False, text, {"checked": False})
-    missions = survey.store.mission_text
-    foreign = [row for row, text in enumerate(missions) if not manifest.matches_mission(text)]
-    episodes = int(survey.mission_episodes[foreign].sum())
-    text = f"all {len(missions):,} missions are of the grammar of {level}"
+    foreign: list[int] = []
+    with tqdm(desc=name, total=survey.info["missions"], disable=quiet or None) as bar:
+        for start, texts in mission_pieces(survey.store):
+            for row, text in enumerate(texts, start):
+                if not manifest.matches_mission(text):
+                    foreign.append(row)
+            bar.update(len(texts))
+    episodes, missions = int(survey.mission_episodes[foreign].sum()), survey.info["missions"]
+    text = f"all {missions:,} missions are of the grammar of {level}"
     if foreign:
         text = (
-            f"{len(foreign):,} of {len(missions):,} missions are none of {level}, those of "
+            f"{len(foreign):,} of {missions:,} missions are none of {level}, those of "
             f"{_share(episodes, survey.store.episodes)}"
         )
     return Finding(
@@ -183,7 +192,7 @@ def _foreign_missions(survey: Survey) -> Finding:
         alarm=bool(foreign),
         text=text,
         figures={"checked": True, "missions": len(foreign), "episodes": episodes},
-        details=tuple(repr(missions[row]) for row in foreign[:_SHOWN]),
+        details=tuple(map(repr, survey.missions(foreign[:_SHOWN]))),
     )
 
 
@@ -207,7 +216,7 @@ def _cut_missions(survey: Survey, instruction_len: int | None) -> Finding:
         alarm=episodes > 0,
         text=text,
         figures={"longest": longest, "episodes": episodes},
-        details=tuple(repr(survey.store.mission_text[row]) for row in rows),
+        details=tuple(map(repr, survey.missions(rows))),
     )
 
 
@@ -229,8 +238,7 @@ def _unbalanced_actions(survey: Survey) -> Finding:
 
 
 def _mission(survey: Survey, episode: int) -> str:
-    row = int(survey.store.episode_mission[episode])
-    return survey.store.mission_text[row]
+    return survey.missions([survey.store.episode_mission[episode]])[0]
 
 
 def _share(part: int, whole: int) -> str:

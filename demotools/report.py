@@ -79,7 +79,7 @@ def store_report(
     StoreError  see `open_store`
     """
     surveys = [store_survey(open_store(path), quiet=quiet) for path in paths]
-    findings = store_findings(surveys, instruction_len)
+    findings = store_findings(surveys, instruction_len, quiet=quiet)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("demotools", "."),
         autoescape=True,
@@ -100,7 +100,9 @@ def store_report(
 def _page(survey: Survey, *, quiet: bool) -> dict[str, Any]:
     """What the template shows of one store."""
     store = survey.store
-    missions = zip(store.mission_text, survey.mission_episodes.tolist(), strict=True)
+    frequent = np.argsort(-survey.mission_episodes, kind="stable")[:_ROWS_AT_MOST]
+    counts = survey.mission_episodes[frequent].tolist()
+    missions = zip(survey.missions(frequent), counts, strict=True)
     words = zip(store.attributes.vocabulary, survey.word_episodes.tolist(), strict=True)
     return {
         "info": survey.info,
@@ -111,7 +113,7 @@ def _page(survey: Survey, *, quiet: bool) -> dict[str, Any]:
         "words": bars(words, total=store.episodes),
         "objects": None if survey.cell_counts is None else object_table(survey.cell_counts),
         "colours": COLOURS,
-        "gallery": gallery(store, quiet=quiet),
+        "gallery": gallery(survey, quiet=quiet),
     }
 
 
@@ -180,20 +182,21 @@ def gallery_episodes(length: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[places.round().astype(np.int64)]
 
 
-def gallery(store: Store, *, quiet: bool) -> list[dict[str, Any]]:
+def gallery(survey: Survey, *, quiet: bool) -> list[dict[str, Any]]:
     """Eight episodes as small animations: the first hundred steps of each."""
-    length = np.diff(store.episode_offset)
-    chosen = gallery_episodes(length).tolist()
-    bar = tqdm(chosen, f"draw {store.name}", unit=" episodes", disable=quiet or None)
+    store, length = survey.store, survey.length
+    chosen = gallery_episodes(length)
+    missions = survey.missions(store.episode_mission[chosen])
+    bar = tqdm(chosen.tolist(), f"draw {store.name}", unit=" episodes", disable=quiet or None)
     return [
         {
             "episode": episode,
-            "mission": store.mission_text[store.episode_mission[episode]],
+            "mission": mission,
             "steps": int(length[episode]),
             "shown": min(int(length[episode]), _STEPS_AT_MOST),
             "picture": _data_uri(store, episode),
         }
-        for episode in bar
+        for episode, mission in zip(bar, missions, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,13 @@ class Survey:
         """Steps of each episode: int64 [E]."""
         return np.diff(self.store.episode_offset)
 
+    def missions(self, rows: Iterable[int]) -> list[str]:
+        """The texts of a few missions; a million at once would take too much memory."""
+        import zarr  # half a second, and only the texts need it
+
+        texts = zarr.open_array(self.store.path / "mission_text", mode="r")
+        return [str(texts[int(row)]) for row in rows]
+
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
         length = self.length
@@ -74,7 +82,7 @@ class Survey:
 
 def store_survey(store: Store, *, quiet: bool = False) -> Survey:
     """Count what there is in a store; every byte of its views and actions is read once."""
-    missions = mission_digests(store.mission_text)[store.episode_mission]
+    missions = mission_digests(store)[store.episode_mission]
     digest = np.empty(store.episodes, dtype=np.uint64)
     actions = np.zeros(256, dtype=np.int64)
     codes = np.zeros(256, dtype=np.int64)
@@ -84,7 +92,7 @@ def store_survey(store: Store, *, quiet: bool = False) -> Survey:
         actions += np.bincount(block.action, minlength=256)
         if store.packed:
             codes += _code_counts(block.view)
-    mission_episodes = np.bincount(store.episode_mission, minlength=len(store.mission_text))
+    mission_episodes = np.bincount(store.episode_mission, minlength=len(store.mission_tokens))
     return Survey(
         store=store,
         info=store_info(store.path),

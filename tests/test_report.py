@@ -22,7 +22,7 @@ from PIL import Image
 
 import demotools.digest
 from demotools.cli import main
-from demotools.digest import Block, block_digests, episode_digests, mission_digests
+from demotools.digest import Block, block_digests, episode_digests, text_digests
 from demotools.errors import StoreError
 from demotools.findings import Finding, store_findings
 from demotools.grid import ACTIONS
@@ -83,7 +83,7 @@ def test_stores_without_a_common_episode_or_seed_are_fine(
 def digest(episodes: Episodes) -> int:
     """The digest of a single episode."""
     block = Block(range(1), episodes.length, episodes.view, episodes.action)
-    return int(block_digests(block, mission_digests(episodes.mission))[0])
+    return int(block_digests(block, text_digests(episodes.mission))[0])
 
 
 @given(
