@@ -53,6 +53,9 @@ def _common(command: Command) -> Command:
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+_dask = click.option(
+    "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
+)
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace a store of the same name.")
 
 
@@ -158,6 +161,8 @@ def verify(
     help="First environment seed [default: 0 for train, 1000000000 for valid].",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
+@_dask
+@click.option("--return-parts", is_flag=True, help="With --dask: workers do not share the folder.")
 @click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
 @_overwrite
 @_common
@@ -167,6 +172,8 @@ def generate(
     split: Literal["train", "valid"],
     seed: int | None,
     workers: int | None,
+    dask: str | None,
+    return_parts: bool,
     name: str | None,
     overwrite: bool,
     folder: Path,
@@ -175,7 +182,7 @@ def generate(
     """Record the expert bot on LEVEL: the first episodes that it solves, in seed order.
 
     The same options give the same store, bit for bit, with any number of workers; a command that
-    was ended goes on where it was.
+    was ended goes on where it was. With --dask the workers of a cluster play.
 
     \b
     Example:
@@ -186,7 +193,18 @@ def generate(
 
     recording = planned_recording(level, episodes, split=split, first_seed=seed)
     path = store_path(name or recording.store_name, folder)
-    recorded = record(recording, path, workers=workers, overwrite=overwrite, quiet=quiet)
+    if dask and workers:
+        raise click.UsageError("--workers goes without --dask")
+    if return_parts and not dask:
+        raise click.UsageError("--return-parts goes with --dask")
+    players = None
+    if dask:
+        from demotools.cluster import cluster_players
+
+        players = cluster_players(dask, return_parts=return_parts)
+    recorded = record(
+        recording, path, workers=workers, players=players, overwrite=overwrite, quiet=quiet
+    )
     if not quiet:
         click.echo(recorded.text())
 
@@ -587,3 +605,78 @@ def report(
         click.echo(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
     if not quiet:
         click.echo(f"made {output}: {size_text(len(content))}")
+
+
+@main.command()
+@click.argument("store")
+@click.option(
+    "-o", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@_common
+def card(store: str, output: Path | None, overwrite: bool, folder: Path, quiet: bool) -> None:
+    """Print a dataset card of STORE: Markdown with the header that Hugging Face reads.
+
+    \b
+    Example:
+      demotools card GoToLocal -o README.md
+    """
+    from demotools.card import store_card
+    from demotools.output import write_output
+
+    text = store_card(store_path(store, folder))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    write_output(output, text.encode(), overwrite=overwrite)
+    if not quiet:
+        click.echo(f"made {output}")
+
+
+@main.command()
+@click.argument("first", metavar="STORE")
+@click.argument("second", metavar="STORE")
+@_json
+@_common
+def diff(first: str, second: str, as_json: bool, folder: Path, quiet: bool) -> None:
+    """Compare two stores: attributes, missions, and episodes wherever they stand.
+
+    Episodes are the same where the agent saw, did and was told the same.
+
+    \b
+    Example:
+      demotools diff GoToLocal GoToLocal-small
+    """
+    from demotools.diff import store_difference
+
+    paths = [store_path(store, folder) for store in (first, second)]
+    found = store_difference(*paths, quiet=quiet)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        click.echo(found.text())
+
+
+@main.command()
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_common
+def remove(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool) -> None:
+    """Remove stores, after asking. What is not a demo store is left alone.
+
+    \b
+    Example:
+      demotools remove GoToLocal-small
+    """
+    from demotools.remove import planned_removals, remove_store
+
+    removals = planned_removals([store_path(store, folder) for store in stores])
+    if not yes:
+        for removal in removals:
+            click.echo(removal.text())
+        if not click.confirm("Remove?"):
+            return
+    for removal in removals:
+        remove_store(removal)
+        if not quiet:
+            click.echo(f"removed {removal.text()}")

@@ -1,0 +1,159 @@
+"""Compare two stores: attributes, missions, episodes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.digest import episode_digests
+from demotools.info import aligned
+from demotools.store import Store, open_store
+
+_SHOWN = 5
+_SAID_ELSEWHERE = ("fingerprint", "vocabulary", "episodes", "steps", "missions")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How many of something are in both stores, or in one only, and the first few of these."""
+
+    both: int
+    only_first: int
+    only_second: int
+    examples_first: list[str]
+    examples_second: list[str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two stores have in common and what not.
+
+    stores       their names
+    attributes   each attribute that differs, with its two values
+    missions     texts
+    episodes     by what the agent saw, did and was told; seeds and order do not count
+    same_order   whether the episodes are the same in the same order
+    """
+
+    stores: tuple[str, str]
+    attributes: dict[str, tuple[Any, Any]]
+    missions: Sides
+    episodes: Sides
+    same_order: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The difference as JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The difference for a person."""
+        rows = [("", *self.stores)]
+        rows += [
+            (name, _short(one), _short(other)) for name, (one, other) in _flat(self.attributes)
+        ]
+        lines = ["attributes: all the same"] if len(rows) == 1 else ["attributes that differ"]
+        lines += aligned(rows) if len(rows) > 1 else []
+        lines += _side_lines("missions", self.missions, self.stores)
+        lines += _side_lines("episodes", self.episodes, self.stores)
+        if not self.episodes.only_first and not self.episodes.only_second:
+            lines.append(f"  in {'the same' if self.same_order else 'another'} order")
+        return "\n".join(lines)
+
+
+def store_difference(first: Path, second: Path, *, quiet: bool = False) -> Difference:
+    """Compare two stores; every byte of their views and actions is read once.
+
+    StoreError  see `open_store`
+    """
+    one, other = open_store(first), open_store(second)
+    digests = [episode_digests(store, quiet=quiet) for store in (one, other)]
+    return Difference(
+        stores=(one.name, other.name),
+        attributes=_attributes(one, other),
+        missions=_mission_sides(one, other),
+        episodes=_episode_sides(one, other, digests[0], digests[1]),
+        same_order=np.array_equal(digests[0], digests[1]),
+    )
+
+
+def _attributes(one: Store, other: Store) -> dict[str, tuple[Any, Any]]:
+    first, second = (store.attributes.model_dump(mode="json") for store in (one, other))
+    return {
+        name: (first.get(name), second.get(name))
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and name not in _SAID_ELSEWHERE
+    }
+
+
+def _mission_sides(one: Store, other: Store) -> Sides:
+    first, second = set(one.mission_text), set(other.mission_text)
+    return Sides(
+        both=len(first & second),
+        only_first=len(first - second),
+        only_second=len(second - first),
+        examples_first=sorted(first - second)[:_SHOWN],
+        examples_second=sorted(second - first)[:_SHOWN],
+    )
+
+
+def _episode_sides(
+    one: Store, other: Store, first: NDArray[np.uint64], second: NDArray[np.uint64]
+) -> Sides:
+    """Each repetition counts: two like episodes here and one there have one in common."""
+    kinds_first, count_first = np.unique(first, return_counts=True)
+    kinds_second, count_second = np.unique(second, return_counts=True)
+    _kinds, in_first, in_second = np.intersect1d(
+        kinds_first, kinds_second, assume_unique=True, return_indices=True
+    )
+    both = int(np.minimum(count_first[in_first], count_second[in_second]).sum())
+    return Sides(
+        both=both,
+        only_first=len(first) - both,
+        only_second=len(second) - both,
+        examples_first=_examples(one, ~np.isin(first, kinds_second)),
+        examples_second=_examples(other, ~np.isin(second, kinds_first)),
+    )
+
+
+def _examples(store: Store, chosen: NDArray[np.bool_]) -> list[str]:
+    rows = np.flatnonzero(chosen)[:_SHOWN].tolist()
+    return [f"{row}: {store.mission_text[store.episode_mission[row]]}" for row in rows]
+
+
+def _side_lines(name: str, sides: Sides, stores: tuple[str, str]) -> list[str]:
+    lines = [f"{name}: {sides.both:,} in both"]
+    for store, number, examples in (
+        (stores[0], sides.only_first, sides.examples_first),
+        (stores[1], sides.only_second, sides.examples_second),
+    ):
+        if number:
+            lines.append(f"  {number:,} only in {store}")
+            lines += [f"    {example}" for example in examples]
+            if len(examples) < number:
+                lines.append("    ...")
+    return lines
+
+
+def _flat(attributes: dict[str, tuple[Any, Any]]) -> list[tuple[str, tuple[Any, Any]]]:
+    """Attributes, tables among them key by key."""
+    rows: list[tuple[str, tuple[Any, Any]]] = []
+    for name, (one, other) in attributes.items():
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys = sorted(one.keys() | other.keys())
+            rows += [
+                (f"{name}: {key}", (one.get(key), other.get(key)))
+                for key in keys
+                if one.get(key) != other.get(key)
+            ]
+        else:
+            rows.append((name, (one, other)))
+    return rows
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
