@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from demotools.environment import observed_cells
 from demotools.errors import CheckpointError
 from demotools.vocabulary import mission_tokens, mission_words
-from trainer.models import Model
+from trainer.models import Model, Output
 
 
 class NetworkPolicy:
@@ -30,6 +30,10 @@ class NetworkPolicy:
         self._sample = sample
         self.memory: Tensor = torch.zeros(0, 0)
         """[B, memory size] after the last observation."""
+        self.logits: Tensor = torch.zeros(0, 0)
+        """[B, 7] of the last observation; so are"""
+        self.values: Tensor = torch.zeros(0)
+        """[B], the critic's."""
 
     def reset(self, count: int) -> None:
         """Forget everything; from now on there are `count` environments."""
@@ -51,8 +55,29 @@ class NetworkPolicy:
 
         CheckpointError  a mission has a word that is not in the vocabulary
         """
+        output = self.look(cells, direction, missions, masks, self.memory)
+        self.logits, self.values = output.logits[0], output.values[0]
+        if self._sample:
+            action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
+        else:
+            action = self.logits.argmax(1)
+        self.memory = output.memory
+        return cast(NDArray[np.int64], action.cpu().numpy())
+
+    def look(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+        memory: Tensor,
+    ) -> Output:
+        """What the network says of B observations after `memory`; the policy's own is left alone.
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
         row, tokens = tokenised(missions, self._words)
-        device = self.memory.device
+        device = memory.device
         batch = {
             "cells": torch.from_numpy(cells)[None].to(device),
             "direction": torch.from_numpy(direction)[None].to(device),
@@ -60,15 +85,8 @@ class NetworkPolicy:
             "mission": row[None].to(device),
             "mission_tokens": tokens.to(device),
         }
-        with torch.inference_mode():
-            output = cast(Model, self._model)(batch, self.memory)
-            logits = output.logits[0]
-            if self._sample:
-                action = torch.multinomial(logits.softmax(1), 1).squeeze(1)
-            else:
-                action = logits.argmax(1)
-        self.memory = output.memory
-        return cast(NDArray[np.int64], action.cpu().numpy())
+        with torch.no_grad():
+            return cast(Model, self._model)(batch, memory)
 
 
 class LoadedPolicy:
