@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demotools.bot import record_episode
+from demotools.bot import BotError, Expert, record_episode
 from demotools.environment import Environment, make_environment, observed_cells
 from demotools.errors import LevelError
 from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
@@ -52,6 +52,13 @@ def make_broken(level: str) -> Environment:
     raise LevelError("this level is closed today", path=level, fix="come back tomorrow")
 
 
+def advised(expert: Expert, taken: int | None) -> int:
+    try:
+        return expert.action(taken)
+    except BotError:
+        return -1
+
+
 def actions(count: int, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Random actions [steps, count] that depend on the environment's number, not on `count`."""
     columns = [np.random.default_rng(number).integers(0, 7, steps) for number in range(count)]
@@ -82,6 +89,8 @@ def test_a_vector_shows_what_the_environment_itself_shows() -> None:
     seed = 0
     observation, _ = environment.reset(seed=seed)
     begins, reward, terminated, truncated = True, 0.0, False, False
+    expert = Expert(environment)
+    advice = advised(expert, None)
     for step, action in zip(shown, [*rows, 0], strict=True):
         assert np.array_equal(step.cells[0], observed_cells(observation["image"]))
         assert step.direction[0] == observation["direction"]
@@ -90,11 +99,14 @@ def test_a_vector_shows_what_the_environment_itself_shows() -> None:
         assert step.seed[0] == seed
         assert step.reward[0] == np.float32(reward)
         assert (step.terminated[0], step.truncated[0]) == (terminated, truncated)
+        assert step.expert_action[0] == advice
         observation, value, terminated, truncated, _ = environment.step(action)
         reward, begins = float(value), terminated or truncated
         if begins:
             seed += 1
             observation, _ = environment.reset(seed=seed)
+            expert = Expert(environment)
+        advice = advised(expert, None if begins else action) if advice >= 0 or begins else -1
     assert seed >= 2
 
 

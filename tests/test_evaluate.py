@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from demotools.environment import EVALUATION_SEED, make_environment
 from demotools.errors import SettingsError
-from demotools.grid import BALL, unpacked_cells
+from demotools.grid import BALL, BOX, KEY, WALL, unpacked_cells
 from trainer.evaluate import (
     Evaluation,
     Outcome,
@@ -24,7 +24,7 @@ from trainer.evaluate import (
 
 
 class Wanderer:
-    """Turns left when a ball or a wall is right ahead, else goes forward: needs no memory."""
+    """Goes forward, turns left at a wall or a ball, picks up a key or a box: needs no memory."""
 
     def reset(self, count: int) -> None:
         self.count = count
@@ -36,11 +36,14 @@ class Wanderer:
         assert cells.dtype == masks.dtype == direction.dtype == np.uint8
         assert len(missions) == len(masks) == len(direction) == self.count
         ahead = unpacked_cells(cells)[:, 3, 5, 0]
-        return np.where((ahead == 2) | (ahead == BALL), 0, 2).astype(np.int64)
+        turns, picks = (ahead == WALL) | (ahead == BALL), (ahead == KEY) | (ahead == BOX)
+        return np.where(turns, 0, np.where(picks, 3, 2)).astype(np.int64)
 
 
-def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds() -> None:
-    environment = make_environment("GoToLocal")
+# in the second one, an episode ends without reward when the wrong object is picked up
+@pytest.mark.parametrize("level", ["GoToLocal", "PickupDistDebug"])
+def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds(level: str) -> None:
+    environment = make_environment(level)
     policy = Wanderer()
     policy.reset(1)
     successes, lengths = 0, []
@@ -55,7 +58,7 @@ def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds() -> None
             over, length, reward = terminated or truncated, length + 1, float(value)
         successes += reward > 0
         lengths.append(length)
-    found = evaluate_policy(Wanderer(), "GoToLocal", 40, environments=7)
+    found = evaluate_policy(Wanderer(), level, 40, environments=7)
     assert found.first_seed == EVALUATION_SEED
     assert (found.episodes, found.successes) == (40, successes)
     assert 0 < successes < 40

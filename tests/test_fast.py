@@ -7,16 +7,18 @@ import gymnasium
 import numpy as np
 import pytest
 from minigrid.core.world_object import Wall
+from minigrid.envs.babyai.core.verifier import ObjDesc
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from demotools import environment as environment_module
 from demotools.bot import Expert, record_episode
 from demotools.environment import Environment, make_environment
 from demotools.fastbot import FastBot
-from demotools.fastview import FastView, World, cell_code, with_fast_views
+from demotools.fastview import FastView, World, _find_again, cell_code, with_fast_views
 from demotools.manifest import level_names, read_manifest
 
 LEVELS = [level for level in level_names() if read_manifest(level).environment_id]
+assert len(LEVELS) == 18
 OTHERS = sorted(
     identifier
     for identifier in gymnasium.registry
@@ -157,6 +159,27 @@ def test_an_unproven_minigrid_falls_back_to_stock_and_says_so(
     assert not isinstance(environment, FastView)
     assert "stock views" in caplog.text
     assert "BabyAI-GoToLocal-v0" in caplog.text
+
+
+def test_objects_that_were_moved_are_found_in_the_order_of_stock() -> None:
+    level: Any = make_environment("BossLevel")
+    random = np.random.default_rng(0)
+    for seed in range(5):
+        level.reset(seed=seed)
+        description = ObjDesc("ball")  # type: ignore[no-untyped-call]
+        description.find_matching_objs(level)  # type: ignore[no-untyped-call]
+        assert len(description.obj_set) > 1
+        for thing in random.permutation(description.obj_set)[:-1]:
+            level.grid.set(*thing.cur_pos, None)
+            level.place_obj(thing)
+        lost = description.obj_set[0]
+        level.grid.set(*lost.cur_pos, None)
+        lost.cur_pos = np.array([-1, -1])  # as minigrid marks what is carried
+        _find_again(description, level)
+        found = list(description.obj_poss)
+        description.find_matching_objs(level, use_location=False)  # type: ignore[no-untyped-call]
+        assert found == description.obj_poss
+        assert len(found) == len(description.obj_set) - 1
 
 
 def test_a_world_that_is_updated_equals_one_that_is_made_anew() -> None:
