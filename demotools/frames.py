@@ -101,7 +101,8 @@ def _matched_images(raw: bytes) -> tuple[int, bytes, ViewShape] | None:
             return None
     elif head := _BY_BUFFER.match(raw):
         start = head.end()
-        tail = _BUFFER_END.fullmatch(raw, start + int.from_bytes(head[1], "little"))
+        announced = int.from_bytes(head[1], "little")
+        tail = _BUFFER_END.fullmatch(raw, start + announced) if announced < len(raw) else None
         if tail is None:
             return None
         steps, shape, size = _sizes(tail[1])

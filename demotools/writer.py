@@ -67,7 +67,7 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
 
     notes   what the job wants to remember of this part, JSON values (skipped episodes, counts)
     """
-    final = _part_file(folder, number)
+    final = part_file(folder, number)
     temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
     text = {"mission": episodes.mission, "notes": dict(notes)}
     try:
@@ -81,16 +81,22 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
                 episodes.direction,
                 episodes.action,
             ):
-                np.save(stream, column)
+                _write_array(stream, column)
         temporary.replace(final)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise from_os_error(error, final) from error
 
 
+def _write_array(stream: IO[bytes], array: NDArray[Any]) -> None:
+    # as np.save does, which however tells nothing of a disk that is full
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    stream.write(np.ascontiguousarray(array).data)
+
+
 def read_part(folder: Path, number: int) -> Episodes:
     """Part `number` as it was written."""
-    with _part_file(folder, number).open("rb") as stream:
+    with part_file(folder, number).open("rb") as stream:
         length, text, seed, view, direction, action = (np.load(stream) for _ in range(6))
     return Episodes(
         length=length,
@@ -104,7 +110,7 @@ def read_part(folder: Path, number: int) -> Episodes:
 
 def read_notes(folder: Path, number: int) -> dict[str, Any]:
     """The notes of part `number`."""
-    with _part_file(folder, number).open("rb") as stream:
+    with part_file(folder, number).open("rb") as stream:
         np.load(stream)
         notes: dict[str, Any] = json.loads(np.load(stream).tobytes())["notes"]
         return notes
@@ -112,11 +118,12 @@ def read_notes(folder: Path, number: int) -> dict[str, Any]:
 
 def read_lengths(folder: Path, number: int) -> NDArray[np.int64]:
     """The episode lengths of part `number`, without reading the rest."""
-    with _part_file(folder, number).open("rb") as stream:
+    with part_file(folder, number).open("rb") as stream:
         return np.asarray(np.load(stream))
 
 
-def _part_file(folder: Path, number: int) -> Path:
+def part_file(folder: Path, number: int) -> Path:
+    """Where part `number` lies."""
     return folder / f"part-{number:06d}.npy"
 
 

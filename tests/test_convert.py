@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+import errno
 import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from numcodecs import blosc
 from numpy.typing import NDArray
 
 from demotools.convert import ConvertOptions, convert_files, guessed_level_and_split
 from demotools.errors import DemotoolsError, ManifestError, PickleError, StoreError
 from demotools.grid import Encoding
+from demotools.pickles import write_pickle
 from demotools.store import Store, open_store
+from tests.conftest import make_episodes
+from tests.test_writer import folder_bytes
 
 QUIET = ConvertOptions(quiet=True, workers=1)
 Rows = list[tuple[str, NDArray[np.uint8], list[int], list[int]]]
@@ -258,3 +268,143 @@ def test_bad_episodes_are_left_out_with_their_reasons(tmp_path: Path) -> None:
     (source,) = converted.source["files"]
     assert [number for number, _reason in source["skipped"]] == [1, 3]
     assert "left out 2 episodes" in converted.text()
+
+
+def make_demo_file(folder: Path, name: str = "BabyAI-GoToLocal-v0.pkl", parts: int = 3) -> Path:
+    """A file of so many parts, in today's encoding."""
+    path = folder / name
+    blocks = [make_episodes([64] * 1024, seed) for seed in range(parts)]
+    write_pickle(path, blocks, spelling="3.8")
+    return path
+
+
+def convert_command(path: Path, folder: Path) -> list[str]:
+    program = "from demotools.cli import main; main()"
+    options = ["--data-dir", str(folder), "--encoding", "2019-01-08", "--workers", "2", "-q"]
+    return [sys.executable, "-c", program, "convert", str(path), *options]
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
+    path = make_demo_file(tmp_path)
+    for workers in (1, 2, 3):
+        options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=workers)
+        convert_files([path], tmp_path / str(workers), options)
+    stores = [folder_bytes(tmp_path / str(workers) / "GoToLocal.zarr") for workers in (1, 2, 3)]
+    assert stores[0] == stores[1] == stores[2]
+    store = open_store(tmp_path / "2" / "GoToLocal.zarr")
+    expected = np.concatenate([make_episodes([64] * 1024, seed).view for seed in range(3)])
+    np.testing.assert_array_equal(store.view.span(0, store.steps), expected)
+
+
+def kill_and_rerun(path: Path, folder: Path, seconds: float) -> dict[str, bytes]:
+    """The store of a conversion that was killed after so long, and run again."""
+    killed = subprocess.Popen(convert_command(path, folder))
+    try:
+        killed.wait(seconds)
+    except subprocess.TimeoutExpired:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    if not (folder / "GoToLocal.zarr").exists():
+        subprocess.run(convert_command(path, folder), check=True)
+    assert sorted(file.name for file in folder.iterdir() if file.suffix != ".lock") == [
+        "GoToLocal.zarr"
+    ]
+    return folder_bytes(folder / "GoToLocal.zarr")
+
+
+def check_kills(folder: Path, kills: int, parts: int) -> None:
+    path = make_demo_file(folder, parts=parts)
+    started = time.perf_counter()
+    subprocess.run(convert_command(path, folder / "whole"), check=True)
+    seconds = time.perf_counter() - started
+    whole = folder_bytes(folder / "whole" / "GoToLocal.zarr")
+    dice = random.Random(0)
+    for number in range(kills):
+        moment = dice.uniform(0.2, 1) * seconds
+        assert kill_and_rerun(path, folder / str(number), moment) == whole
+
+
+def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    check_kills(tmp_path, kills=2, parts=3)
+
+
+@pytest.mark.slow
+def test_thirty_killed_conversions_go_on_to_the_same_bytes(tmp_path: Path) -> None:
+    check_kills(tmp_path, kills=30, parts=6)
+
+
+def test_a_rerun_decodes_only_the_parts_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_demo_file(tmp_path)
+    options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=1)
+
+    def disk_full(*_arguments: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr, "create_group", disk_full)
+        with pytest.raises(DemotoolsError, match="no space left on device"):
+            convert_files([path], tmp_path / "data", options)
+    parts = sorted((tmp_path / "data" / ".GoToLocal.zarr.building" / "parts").iterdir())
+    assert len(parts) == 3
+    parts[1].unlink()
+    before = [parts[0].stat().st_mtime_ns, parts[2].stat().st_mtime_ns]
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr, "create_group", disk_full)
+        with pytest.raises(DemotoolsError, match="no space left on device"):
+            convert_files([path], tmp_path / "data", options)
+    assert parts[1].exists()
+    assert [parts[0].stat().st_mtime_ns, parts[2].stat().st_mtime_ns] == before
+
+
+def test_shards_make_one_store_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    paths = []
+    for number in (10, 2, 1):
+        path = tmp_path / f"BabyAI-GoToLocal-v0_shard{number}.pkl"
+        write_pickle(path, [make_episodes([number, 3], seed=number)])
+        paths.append(path)
+    options = ConvertOptions(quiet=True, encoding=Encoding.TODAY)
+    store = open_store(convert_files(paths, tmp_path / "data", options).path)
+    assert np.diff(store.episode_offset).tolist() == [1, 3, 2, 3, 10, 3]
+    names = [source["name"] for source in store.attributes.source["files"]]
+    assert [name.split("_")[1] for name in names] == ["shard1.pkl", "shard2.pkl", "shard10.pkl"]
+
+
+def test_files_of_different_levels_are_not_mixed(tmp_path: Path) -> None:
+    names = ["BabyAI-GoToLocal-v0_shard1.pkl", "BabyAI-GoTo-v0_shard2.pkl"]
+    for name in names:
+        write_pickle(tmp_path / name, [make_episodes([2])])
+    with pytest.raises(PickleError, match="disagree on the level: GoTo, GoToLocal"):
+        convert_files([tmp_path / name for name in names], tmp_path, QUIET)
+
+
+def test_rgb_views_are_stored_as_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
+    demos = [("go to a door", frame(images[:3]), [0] * 3, [2] * 3)]
+    demos += [("go to a key", frame(images[3:]), [0] * 2, [1] * 2)]
+    path = tmp_path / "BabyAI-GoToLocal-v0_pixels.pkl"
+    path.write_bytes(pickled(demos))
+    store = convert_one(path, tmp_path, ConvertOptions(quiet=True, level="GoToLocal"))
+    assert not store.packed
+    np.testing.assert_array_equal(store.images(0, 5), images)
+
+
+def test_egocentric_views_can_be_kept_as_images(tmp_path: Path) -> None:
+    path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    path.write_bytes(pickled([GOOD]))
+    store = convert_one(path, tmp_path, ConvertOptions(quiet=True, encoding="image"))
+    np.testing.assert_array_equal(store.images(0, 3), VIEWS)
+
+
+def test_a_full_disk_leaves_no_store(tmp_path: Path) -> None:
+    path = make_demo_file(tmp_path)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); "
+    ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    command = convert_command(path, tmp_path / "data")
+    command[2] = ignore + limit + command[2]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "file too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "data" / "GoToLocal.zarr").exists()
