@@ -21,7 +21,11 @@ from demotools.errors import SettingsError
 from trainer.augment import Symmetry
 
 Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Device = Literal["auto", "cpu", "cuda"]
+LEVELS = "demotools.environment:make_environment"
+"""What makes the environments of BabyAI's levels, by name."""
+_ON_POLICY, _OFF_POLICY = ("ppo", "a2c", "imitation"), ("expert_cross_entropy",)
 
 
 class _Frozen(BaseModel):
@@ -48,8 +52,13 @@ class RunSettings(_Frozen):
     level: str
     seed: Annotated[int, Field(ge=0)] = 0
     device: Device = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    deterministic: bool = False
     save_every_env_steps: Count | None = None
     save_every_demo_steps: Count | None = None
+    keep: Count = 1
+    wandb: str | None = None
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
@@ -68,12 +77,17 @@ class OptimizerSettings(Named):
 
 
 class OnPolicySettings(_Frozen):
-    """Environment rollouts, which track success and feed the on-policy losses."""
+    """Environment rollouts, which track success and feed the on-policy losses.
+
+    environment   `package.module:make`, called with the level
+    """
 
     environments: Count
     rollout_len: Count
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
+    gamma: Share = 0.99
+    gae_lambda: Share = 1.0
+    normalise_advantages: bool = True
+    environment: str = LEVELS
 
 
 def _weights(value: object) -> object:
@@ -101,6 +115,35 @@ class OffPolicySettings(_Frozen):
         return self.rollouts * self.rollout_len
 
 
+class TeacherForcing(_Frozen):
+    """How probable it is that the expert acts in the policy's place, over steps of the stage."""
+
+    start: Annotated[Share, Field(alias="from")] = 1.0
+    stop: Annotated[Share, Field(alias="to")] = 0.0
+    steps: Count
+
+
+class EarlyStopping(_Frozen):
+    """When a stage ends before its budget: by success, or by patience.
+
+    success    of the last `episodes` episodes of training
+    patience   cycles without a better cross-entropy on the store `hold_out`
+    """
+
+    success: Annotated[float, Field(gt=0, le=1)] | None = None
+    episodes: Annotated[int, Field(gt=0, le=1000)] = 500
+    patience: Count | None = None
+    hold_out: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.success is None) == (self.patience is None):
+            raise ValueError("give exactly one of success and patience")
+        if (self.patience is None) != (self.hold_out is None):
+            raise ValueError("patience and hold_out, the store that it watches, go together")
+        return self
+
+
 class StageSettings(_Frozen):
     """A stage of training, up to its budget."""
 
@@ -109,6 +152,8 @@ class StageSettings(_Frozen):
     losses: Weights = Field(default_factory=dict)
     repeats: Count = 1
     minibatches: Count = 1
+    teacher_forcing: TeacherForcing | None = None
+    early_stopping: EarlyStopping | None = None
     off_policy: OffPolicySettings | None = None
 
     @model_validator(mode="after")
@@ -147,15 +192,37 @@ class Settings(_Frozen):
                         f"stages.{number} uses the loss `{name}`, which is not defined"
                         f"{_nearest(name, self.losses, 'the losses are')}"
                     )
-            if (stage.losses or stage.max_env_steps) and self.on_policy is None:
+            tracks = stage.early_stopping and stage.early_stopping.success
+            needs = stage.losses or stage.max_env_steps or stage.teacher_forcing or tracks
+            if needs and self.on_policy is None:
                 raise ValueError(f"stages.{number} needs the section on_policy")
+            self._right_half(number, stage.losses, _OFF_POLICY, "off_policy.losses")
+            off_policy = stage.off_policy.losses if stage.off_policy else {}
+            self._right_half(number, off_policy, _ON_POLICY, "losses")
+            rows = self.on_policy.environments if self.on_policy else 0
+            if stage.losses and stage.minibatches > rows:
+                raise ValueError(
+                    f"stages.{number}.minibatches are dealt whole environments, of which "
+                    f"on_policy.environments has only {rows}"
+                )
         return self
 
+    def _right_half(
+        self, number: int, names: Iterable[str], wrong: Sequence[str], right: str
+    ) -> None:
+        for name in names:
+            if self.losses[name].type in wrong:
+                raise ValueError(
+                    f"the loss `{name}` of type {self.losses[name].type} belongs into "
+                    f"stages.{number}.{right}"
+                )
 
-def read_settings(recipe: str, overrides: Iterable[str] = ()) -> Settings:
+
+def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = False) -> Settings:
     """The settings of a recipe: a path, else the name of one that ships.
 
     overrides      `a.b=value` each; `stages.0.x=1` reaches into a list, `a.b=` removes a key
+    tiny           whether the recipe's own overrides in `[tiny]` come first
 
     SettingsError  there is no such recipe, it is not TOML, a key is unknown, a value is wrong
     """
@@ -166,6 +233,9 @@ def read_settings(recipe: str, overrides: Iterable[str] = ()) -> Settings:
         raise SettingsError(
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
         ) from error
+    small = tree.pop("tiny", {})
+    for key, value in small.items() if tiny else ():
+        _set(tree, key, value)
     for override in overrides:
         _override(tree, override)
     return parsed_settings(tree, path)
@@ -196,7 +266,7 @@ def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
 
 def toml_of(settings: Settings) -> str:
     """The settings as a TOML file that runs again as it is."""
-    return tomli_w.dumps(settings.model_dump(exclude_none=True, mode="json"))
+    return tomli_w.dumps(settings.model_dump(exclude_none=True, mode="json", by_alias=True))
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -235,7 +305,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
             path=f"--set {override}",
             fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
         )
-    *parents, last = key.strip().split(".")
+    _set(tree, key.strip(), _toml_value(text.strip()) if text.strip() else None)
+
+
+def _set(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set what `a.b` or `stages.0.x` names; None removes it."""
+    *parents, last = key.split(".")
     place: Any = tree
     for part in parents:
         place = place.setdefault(part, {}) if isinstance(place, dict) else _item(place, part, key)
@@ -244,11 +319,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict):
         raise SettingsError(
             f"there is nothing to set inside `{'.'.join(parents)}`",
-            path=f"--set {override}",
+            path=f"--set {key}",
             fix="look at the keys with --dry-run",
         )
-    if text.strip():
-        place[last] = _toml_value(text.strip())
+    if value is not None:
+        place[last] = value
     else:
         place.pop(last, None)
 
