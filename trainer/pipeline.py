@@ -119,7 +119,7 @@ def _report(run: Run, stage: Stage, before: Progress) -> None:
     seconds, shares = run.watch.shares()
     progress.minutes += seconds / 60
     speed = (progress.demo_steps - before.demo_steps) / seconds
-    lr = run.schedule.get_last_lr()[0]
+    lr = float(run.schedule.get_last_lr()[0])
     run.meter.add("train", {"lr": lr, "demo_steps_per_second": speed, **shares})
     for group, values in run.meter.means().items():
         run.log.write(group, values, axis=_AXES.get(group, stage.axis), where=progress.where())

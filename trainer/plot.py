@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 AgainstWhat = Literal["demo_steps", "env_steps", "minutes"]
 AXES: tuple[AgainstWhat, ...] = get_args(AgainstWhat)
-FILE = "curves.png"
+FILE = "curve.png"
 _LABELS: dict[AgainstWhat, str] = {
     "demo_steps": "demonstration steps shown [million]",
     "env_steps": "environment steps taken [million]",

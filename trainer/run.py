@@ -121,43 +121,41 @@ class Stage:
         self.bar.update(_steps_of(self.settings, run.progress) - self.bar.n)
 
 
-def new_network(settings: Settings, words: tuple[str, ...]) -> nn.Module:
-    """The network of the settings, its weights drawn by the run's seed, on the run's device."""
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before anything of it is written."""
+
+    settings: Settings
+    stores: dict[str, Store]
+    words: tuple[str, ...]
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+
+
+def new_parts(settings: Settings, stores: dict[str, Store], words: tuple[str, ...]) -> Parts:
+    """The parts of a new run, weights drawn by the run's seed, on the run's device.
+
+    SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys
+    """
     torch.manual_seed(settings.run.seed)
     network = build_network(settings.model.type, settings.model.options, len(words))
-    return network.to(settings.run.device)
+    network.to(settings.run.device)
+    for stage in settings.stages:
+        build_losses(settings, stage.losses)
+    updates = sum(stage_plan(stage, settings.on_policy).updates for stage in settings.stages)
+    optimizer = build_optimizer(settings.optimizer, network)
+    schedule = build_schedule(settings.optimizer.schedule, optimizer, updates)
+    return Parts(settings, stores, words, network, optimizer, schedule)
 
 
 @contextmanager
 def open_run(
-    settings: Settings,
-    folder: Path,
-    stores: dict[str, Store],
-    words: tuple[str, ...],
-    network: nn.Module,
-    *,
-    processes: int = 1,
-    quiet: bool = True,
+    parts: Parts, folder: Path, *, processes: int = 1, quiet: bool = True
 ) -> Iterator[Run]:
-    """A run at its beginning, with its log open.
-
-    SettingsError  an optimizer or a schedule that does not exist
-    """
-    updates = sum(stage_plan(stage, settings.on_policy).updates for stage in settings.stages)
-    optimizer = build_optimizer(settings.optimizer, network)
+    """A run at its beginning, with its log open."""
     with RunLog(folder) as log:
-        yield Run(
-            settings=settings,
-            folder=folder,
-            stores=stores,
-            words=words,
-            network=network,
-            optimizer=optimizer,
-            schedule=build_schedule(settings.optimizer.schedule, optimizer, updates),
-            log=log,
-            processes=processes,
-            quiet=quiet,
-        )
+        yield Run(**vars(parts), folder=folder, log=log, processes=processes, quiet=quiet)
 
 
 @contextmanager

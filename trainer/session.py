@@ -11,24 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
-
+from demotools.environment import level_environment_id
 from demotools.errors import SettingsError, from_os_error
-from demotools.store import Store
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from trainer.checkpoint import read_checkpoint
-from trainer.config import Settings, read_settings, toml_of
+from trainer.config import read_settings, toml_of
 from trainer.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
 from trainer.interrupt import stop_request
 from trainer.log import BOARD_FOLDER, Axis
 from trainer.log import FILE_NAME as LOG_FILE
 from trainer.pipeline import train
-from trainer.plan import Cost, duration, expected_cost
+from trainer.plan import duration, expected_cost
 from trainer.plot import FILE as PLOT_FILE
 from trainer.plot import plot_runs
 from trainer.policy import NetworkPolicy
 from trainer.resolve import open_stores, resolved, shared_words
-from trainer.run import Run, new_network, open_run, restore
+from trainer.run import Parts, Run, new_parts, open_run, restore
 
 SETTINGS_FILE = "settings.toml"
 _FILES = (SETTINGS_FILE, CHECKPOINT_FILE, LOG_FILE, PLOT_FILE, BOARD_FOLDER)
@@ -51,40 +49,20 @@ class Options:
     quiet: bool = False
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A run that could begin: everything in the settings exists and fits together."""
-
-    settings: Settings
-    reasons: list[str]
-    stores: dict[str, Store]
-    words: tuple[str, ...]
-    network: nn.Module
-    cost: Cost
-
-
 def run_recipe(options: Options, say: Callable[[str], None]) -> int:
     """Train by a recipe; the number of the signal that ended it early, else 0.
 
     SettingsError, StoreError, CheckpointError  before anything is written
     """
-    prepared = _prepared(options)
-    settings = prepared.settings
+    parts, said = _prepared(options)
+    settings = parts.settings
     folder = options.output or Path("runs") / settings.run.name
     checkpoint = read_checkpoint(folder) if options.resume else None
     if checkpoint is None:
         _clear(folder, overwrite=options.overwrite)
-    for line in [*prepared.reasons, *prepared.cost.lines(options.recipe), f"folder: {folder}"]:
+    for line in [*said, f"folder: {folder}"]:
         say(line)
-    with open_run(
-        settings,
-        folder,
-        prepared.stores,
-        prepared.words,
-        prepared.network,
-        processes=options.processes,
-        quiet=options.quiet,
-    ) as run:
+    with open_run(parts, folder, processes=options.processes, quiet=options.quiet) as run:
         if checkpoint is not None:
             restore(run, checkpoint)
         (folder / SETTINGS_FILE).write_text(toml_of(settings), "utf-8")
@@ -101,36 +79,47 @@ def run_recipe(options: Options, say: Callable[[str], None]) -> int:
 
 def dry_run_text(options: Options) -> str:
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
-    prepared = _prepared(options)
-    lines = [*prepared.reasons, *prepared.cost.lines(options.recipe)]
-    return "".join(f"# {line}\n" for line in lines) + toml_of(prepared.settings)
+    parts, said = _prepared(options)
+    return "".join(f"# {line}\n" for line in said) + toml_of(parts.settings)
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, level: str | None, episodes: int, processes: int, *, quiet: bool
+def measured_success(
+    checkpoint: Path | None,
+    reference: str | None,
+    level: str | None,
+    episodes: int,
+    processes: int,
+    *,
+    quiet: bool,
 ) -> Evaluation:
-    """The success of a checkpoint, on its own level where `level` is None."""
-    saved = read_checkpoint(checkpoint)
-    policy = NetworkPolicy(saved.network(), saved.words)
-    level = level or saved.parsed().run.level
+    """The success of a checkpoint, or of the reference `bot` or `random` in its place.
+
+    checkpoint   None: only with a reference and a level
+    level        None: the one that the checkpoint was trained on
+    """
+    saved = read_checkpoint(checkpoint) if checkpoint is not None else None
+    policy: Policy | Literal["bot"]
+    if reference is not None:
+        policy = "bot" if reference == "bot" else RandomPolicy()
+    else:
+        assert saved is not None
+        policy = NetworkPolicy(saved.network(), saved.words)
+    if level is None:
+        assert saved is not None
+        level = saved.parsed().run.level
     return evaluate_policy(policy, level, episodes, processes=processes, quiet=quiet)
 
 
-def evaluate_reference(
-    name: str, level: str, episodes: int, processes: int, *, quiet: bool
-) -> Evaluation:
-    """The success of `bot` or `random`."""
-    policy: Policy | Literal["bot"] = "bot" if name == "bot" else RandomPolicy()
-    return evaluate_policy(policy, level, episodes, processes=processes, quiet=quiet)
-
-
-def _prepared(options: Options) -> _Prepared:
+def _prepared(options: Options) -> tuple[Parts, list[str]]:
+    """The parts of the run, and what the user should know of it before the first step."""
     settings, reasons = resolved(read_settings(options.recipe, options.overrides), options.data)
+    if settings.on_policy is not None or settings.evaluation is not None:
+        level_environment_id(settings.run.level)
     stores = open_stores(settings, options.data)
     words = shared_words(list(stores.values()))
-    network = new_network(settings, words)
-    cost = expected_cost(settings, network, words, stores, options.processes)
-    return _Prepared(settings, reasons, stores, words, network, cost)
+    parts = new_parts(settings, stores, words)
+    cost = expected_cost(settings, parts.network, words, stores, options.processes)
+    return parts, [*reasons, *cost.lines(options.recipe)]
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:

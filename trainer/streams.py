@@ -60,8 +60,7 @@ class DemoStream:
     def results(self, model: Model, batch: Batch) -> dict[str, LossResult]:
         """Every loss of a batch; memory is carried on."""
         results = {
-            name: loss(model, batch, self._memory[name])
-            for name, loss in self._losses.items()
+            name: loss(model, batch, self._memory[name]) for name, loss in self._losses.items()
         }
         self._memory = {name: result.memory.detach() for name, result in results.items()}
         return results

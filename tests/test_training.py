@@ -1,0 +1,387 @@
+"""The `trainer` commands, end to end on tiny real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from demotools.generate import generate, planned_recording
+from demotools.store import open_store
+from trainer.checkpoint import read_checkpoint
+from trainer.cli import main
+from trainer.log import read_log
+from trainer.losses import Loss, LossResult
+from trainer.models import Model
+from trainer.rollouts import Batch
+
+BARE = (
+    *("--set", "stages.0.off_policy.rollouts=8", "--set", "stages.0.off_policy.rollout_len=10"),
+    *("--set", "stages.0.off_policy.updates=2", "--set", "stages.0.max_demo_steps=800"),
+    *("--set", "run.save_every_demo_steps=160", "-m", "1"),
+    *("--set", "on_policy=", "--set", "evaluation="),
+)
+TINY = (*BARE[:-4], "--set", "evaluation.episodes=4", "--set", "on_policy.environments=2")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Batches this small are faster on one thread, the more so beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small store of the bot's episodes on GoToLocal."""
+    folder = tmp_path_factory.mktemp("data")
+    recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
+    generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
+    """`run("bc_small_cpu", "-o", "a")` trains; relative folders are under the test's own."""
+
+    def trainer_run(*arguments: str) -> Result:
+        here = Path.cwd()
+        os.chdir(tmp_path)
+        try:
+            return CliRunner().invoke(main, ["run", *arguments, "--data-dir", str(data)])
+        finally:
+            os.chdir(here)
+
+    return trainer_run
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return read_checkpoint(folder).model
+
+
+def test_a_run_leaves_settings_checkpoint_log_curves_and_its_success(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = run("bc_small_cpu", "-o", "a", *TINY)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "a"
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = read_log(folder)
+    groups = [line["group"] for line in lines]
+    assert groups.count("offpolicy") == 5 and groups.count("evaluation") == 1
+    last = [line for line in lines if line["group"] == "offpolicy"][-1]
+    assert last["demo_steps"] == 800 and last["env_steps"] == 5 * 2 * 8
+    assert last["loss"] == last["expert_ce/loss"] > 0
+    assert 0 <= last["expert_ce/accuracy"] <= 1
+    train = next(line for line in lines if line["group"] == "train")
+    shares = {name: value for name, value in train.items() if name.startswith("share_")}
+    assert set(shares) == {
+        f"share_{name}" for name in ("data", "environment", "forward", "backward")
+    }
+    assert 0.5 < sum(shares.values()) <= 1
+    for said in ("expected:", "passes over the store", "success", "95% interval", "curve.png"):
+        assert said in result.output
+    assert list((folder / "tensorboard").glob("events*"))
+
+
+def test_tensorboard_has_the_same_numbers_as_the_lines(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
+    board = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    points = board.Scalars("offpolicy/loss")
+    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "offpolicy"]
+    assert [point.step for point in points] == [line["demo_steps"] for line in lines]
+    assert [point.value for point in points] == pytest.approx([line["loss"] for line in lines])
+    groups = {tag.partition("/")[0] for tag in board.Tags()["scalars"]}
+    assert groups <= {"offpolicy", "train", "environment", "evaluation"}
+    assert {"offpolicy", "train", "evaluation"} <= groups
+
+
+def test_the_loss_falls_on_the_bots_episodes(run: Callable[..., Result], tmp_path: Path) -> None:
+    arguments = ("--set", "stages.0.max_demo_steps=8000", "--set", "evaluation=")
+    assert run("bc_small_cpu", "-o", "a", *TINY, *arguments).exit_code == 0
+    losses = [line["loss"] for line in read_log(tmp_path / "a") if line["group"] == "offpolicy"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_dry_run_prints_a_file_that_gives_the_same_weights_and_writes_nothing(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    dry = run("bc_small_cpu", "-o", "a", "--dry-run", *TINY)
+    assert dry.exit_code == 0, dry.output
+    assert "parameters" in dry.output and "expected:" in dry.output
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "again.toml").write_text(dry.output, "utf-8")
+    assert run("again.toml", "-o", "b", "-m", "1", "-q").exit_code == 0
+    assert run("bc_small_cpu", "-o", "c", "-q", *TINY).exit_code == 0
+    first, second = weights(tmp_path / "b"), weights(tmp_path / "c")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "b/settings.toml").read_text() == (tmp_path / "c/settings.toml").read_text()
+
+
+def test_the_tutorials_recipe_runs_with_its_environment_budget(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    small = [
+        *("--set", "on_policy.environments=2", "--set", "stages.0.max_env_steps=70"),
+        *("--set", "stages.0.off_policy.rollouts=4", "--set", "stages.0.off_policy.rollout_len=8"),
+        *("--set", "run.save_every_env_steps=64", "-m", "2"),
+    ]
+    result = run("bc_offpolicy.toml", "-o", "a", *small)
+    assert result.exit_code == 0, result.output
+    assert "network: small" in result.output
+    assert "store: GoToLocal, the full one, because there is no GoToLocal-small" in result.output
+    progress = read_checkpoint(tmp_path / "a").training["progress"]
+    assert progress["env_steps"] == 128  # two rollouts of 2 x 32
+    assert progress["demo_steps"] == 2 * 16 * 4 * 8
+
+
+def test_the_small_store_is_taken_without_a_gpu_and_a_long_run_names_a_faster_recipe(
+    data: Path, run: Callable[..., Result]
+) -> None:
+    small = data / "GoToLocal-small.zarr"
+    small.symlink_to(data / "GoToLocal.zarr")
+    fit = ("--set", "stages.0.off_policy.rollouts=40")  # the store has 60 episodes
+    try:
+        dry = run("bc_offpolicy", "--dry-run", "-m", "1", *fit)
+    finally:
+        small.unlink()
+    assert 'store = "GoToLocal-small"' in dry.output
+    assert "because there is no GPU" in dry.output
+    assert "trainer run bc_small_cpu.toml" in dry.output
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_overwrite_and_kept(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    before = (tmp_path / "a" / "last.pt").read_bytes()
+    refused = run("bc_small_cpu", "-o", "a", *TINY)
+    assert refused.exit_code == 1 and "there is a run in this folder already" in refused.output
+    assert (tmp_path / "a" / "last.pt").read_bytes() == before
+    assert run("bc_small_cpu", "-o", "a", "-q", "--overwrite", *TINY).exit_code == 0
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+
+
+def test_wrong_input_is_refused_before_anything_is_written(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    for arguments, what in (
+        (["nothing.toml"], "there is no such recipe"),
+        (["bc_small_cpu", "--set", "run.levl=x"], "unknown key `run.levl`"),
+        (["bc_small_cpu", "--set", "stages.0.off_policy.store=Nowhere"], "no such demo store"),
+        (["bc_small_cpu", "--set", "losses.expert_ce.type=ppo"], "no loss of the name `ppo`"),
+        (["bc_small_cpu", "--set", "optimizer.type=adamm"], "did you mean adam"),
+        (["bc_small_cpu", "--set", "optimizer.schedule.type=linea"], "did you mean linear"),
+        (["bc_small_cpu", "--set", "stages.0.losses=['expert']"], "did you mean expert_ce"),
+        (["bc_small_cpu", "--set", "run.level=GoToNowhere"], "there is no such level"),
+        (["bc_small_cpu", "--set", "run.level=PutNext"], "cannot be played"),
+        (["bc_small_cpu", "--set", "stages.0.off_policy.rollouts=61"], "61 rollouts"),
+        (["bc_small_cpu", "--set", "run.device=cuda"], "this torch finds no GPU"),
+    ):
+        result = run(*arguments, "-o", "a")
+        assert result.exit_code == 1, (arguments, result.output)
+        assert what in result.output and "\n  next:  " in result.output, result.output
+        assert not list(tmp_path.iterdir()), arguments
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_weights(
+    run: Callable[..., Result], data: Path, tmp_path: Path, number: int
+) -> None:
+    longer = (
+        "--set",
+        "stages.0.max_demo_steps=8000",
+        "--set",
+        "evaluation=",
+        "--set",
+        "on_policy=",
+    )
+    assert run("bc_small_cpu", "-o", "whole", "-q", *longer).exit_code == 0
+    command = [
+        *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path / "cut")),
+        *("--data-dir", str(data), *longer),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        _wait_for(tmp_path / "cut" / "last.pt")
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, said
+    assert "--resume" in said
+    steps = read_checkpoint(tmp_path / "cut").training["progress"]["demo_steps"]
+    assert 0 < steps < 8000
+    resumed = run("bc_small_cpu", "-o", "cut", "--resume", "-q", *longer)
+    assert resumed.exit_code == 0, resumed.output
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_run_leaves_a_whole_checkpoint(data: Path, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path)),
+        *("--data-dir", str(data), "-q", "--overwrite", *BARE),
+        *("--set", "stages.0.max_demo_steps=100_000_000", "--set", "run.save_every_demo_steps=1"),
+    ]
+    with subprocess.Popen(command, env=ENVIRONMENT) as process:
+        _wait_for(tmp_path / "last.pt")
+        time.sleep(0.3)
+        process.kill()
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.training["progress"]["demo_steps"] > 0
+    assert checkpoint.network()
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_with_other_settings_is_not_resumed(
+    run: Callable[..., Result],
+) -> None:
+    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
+    refused = run("bc_small_cpu", "-o", "a", "--resume", *TINY, "--set", "optimizer.lr=0.1")
+    assert refused.exit_code == 1 and "begun with other settings" in refused.output
+
+
+def test_evaluate_measures_a_checkpoint_and_the_references(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
+    common = ["--episodes", "3", "-m", "1", "--json", "-q"]
+    for arguments in (
+        [str(tmp_path / "a")],
+        [str(tmp_path / "a" / "last.pt"), "--policy", "random"],
+        ["--policy", "bot", "--level", "GoToObj"],
+    ):
+        result = CliRunner().invoke(main, ["evaluate", *arguments, *common])
+        assert result.exit_code == 0, result.output
+        measured = json.loads(result.output)
+        assert measured["episodes"] == 3
+        assert measured["level"] == ("GoToObj" if "bot" in arguments else "GoToLocal")
+    assert measured["success"] == 1.0  # the bot's
+    assert CliRunner().invoke(main, ["evaluate", "--policy", "bot"]).exit_code == 2
+    missing = CliRunner().invoke(main, ["evaluate", str(tmp_path / "nothing")])
+    assert missing.exit_code == 1 and "there is no checkpoint" in missing.output
+
+
+def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert "bc_offpolicy.toml" in runner.invoke(main, ["recipes"]).output
+    target = tmp_path / "mine.toml"
+    copy = ["recipes", "copy", "bc_small_cpu", "-o", str(target)]
+    assert "trainer run" in runner.invoke(main, copy).output
+    assert 'level = "GoToLocal"' in target.read_text()
+    again = runner.invoke(main, copy)
+    assert again.exit_code == 1 and "exists already" in again.output
+
+
+def test_plot_draws_several_runs_into_one_picture(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    folders = []
+    for name in ("a", "b"):
+        assert run("bc_small_cpu", "-o", name, "-q", *TINY).exit_code == 0
+        folders.append(str(tmp_path / name))
+    for against in ("demo_steps", "env_steps", "minutes"):
+        output = tmp_path / f"{against}.png"
+        result = CliRunner().invoke(main, ["plot", *folders, "-x", against, "-o", str(output)])
+        assert result.exit_code == 0, result.output
+        assert output.read_bytes().startswith(b"\x89PNG")
+    empty = CliRunner().invoke(main, ["plot", str(tmp_path), "-o", str(tmp_path / "x.png")])
+    assert empty.exit_code == 1 and "holds no run" in empty.output
+
+
+class ShiftedCrossEntropy:
+    """A user's own loss, for both halves: pushes the network to one action."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def __call__(self, model: Model, batch: Batch, memory: torch.Tensor) -> LossResult:
+        output = model(batch, memory)
+        loss = -output.logits.log_softmax(2)[..., self.action].mean()
+        return LossResult(loss, {"shift": torch.tensor(1.0)}, output.memory, batch["masks"].numel())
+
+
+def shifted(action: int) -> Loss:
+    return ShiftedCrossEntropy(action)
+
+
+def test_a_users_own_loss_trains_on_rollouts_and_on_demos_in_one_stage(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    own = f"{__name__}:shifted"
+    result = run(
+        *("bc_small_cpu", "-o", "a", *TINY, "--set", "stages.0.max_demo_steps=1600"),
+        *("--set", f'losses.own={{type="{own}", action=3}}', "--set", "stages.0.losses={own=2.0}"),
+        *("--set", "stages.0.repeats=2", "--set", "stages.0.minibatches=2"),
+    )
+    assert result.exit_code == 0, result.output
+    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "train"]
+    assert lines[0]["own/shift"] == 1.0
+    assert lines[-1]["own/loss"] < lines[0]["own/loss"]
+    # 20 updates from demos; and 10 rollouts x 2 repeats x 2 minibatches
+    assert read_checkpoint(tmp_path / "a").training["progress"]["updates"] == 20 + 40
+
+
+def test_stages_follow_one_another_with_their_own_losses(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(
+        """
+[run]
+name = "two"
+level = "GoToLocal"
+[optimizer]
+lr = 1e-3
+schedule = {type = "cosine", to = 0.1}
+[losses.ce]
+type = "expert_cross_entropy"
+[[stages]]
+max_demo_steps = 64
+[stages.off_policy]
+rollouts = 4
+rollout_len = 8
+updates = 1
+losses = ["ce"]
+[[stages]]
+max_demo_steps = 96
+[stages.off_policy]
+rollouts = 3
+rollout_len = 8
+updates = 1
+losses = {ce = 0.5}
+""",
+        "utf-8",
+    )
+    assert run(str(recipe), "-o", "a").exit_code == 0
+    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "offpolicy"]
+    assert [line["demo_steps"] for line in lines] == [32, 64, 88, 112, 136, 160]
+    assert lines[-1]["loss"] == pytest.approx(0.5 * lines[-1]["ce/loss"])
+    rates = [line["lr"] for line in read_log(tmp_path / "a") if line["group"] == "train"]
+    assert rates[-1] == pytest.approx(1e-4) and rates == sorted(rates, reverse=True)
+
+
+def test_the_store_of_the_fixture_is_real(data: Path) -> None:
+    assert open_store(data / "GoToLocal.zarr").episodes == 60
