@@ -491,7 +491,7 @@ _SPLITS: dict[str, tuple[Split, ...]] = {
     "--keep-pickle/--no-keep-pickle", help="Keep the download [default: until converted]."
 )
 @click.option("--no-convert", is_flag=True, help="Download only.")
-@click.option("--from", "origin", metavar="FILE|URL", help="Take this copy instead.")
+@click.option("--from", "origin", metavar="FILE|URL", help="Take this, or hf:OWNER/NAME:FILE.")
 @click.option("--mirror", metavar="URL", help="Ask for the files under this address first.")
 @click.option("--check", is_flag=True, help="Check every byte of what is there already.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
@@ -680,3 +680,25 @@ def remove(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool) -> Non
         remove_store(removal)
         if not quiet:
             click.echo(f"removed {removal.text()}")
+
+
+@main.command()
+@click.argument("store")
+@click.argument("place", metavar="hf:OWNER/NAME")
+@click.option("--private", is_flag=True, help="If the dataset must be made, make it private.")
+@_common
+def push(store: str, place: str, private: bool, folder: Path, quiet: bool) -> None:
+    """Publish STORE as a dataset on the Hugging Face hub: its archive and its card.
+
+    Needs the extra `hf`, and a token from `hf auth login` or $HF_TOKEN. `demotools fetch LEVEL
+    --from hf:OWNER/NAME:STORE.zarr.zip` gets it back.
+
+    \b
+    Example:
+      demotools push GoToLocal hf:me/babyai-demos
+    """
+    from demotools.push import push_store
+
+    pushed = push_store(store_path(store, folder), place, private=private, quiet=quiet)
+    if not quiet:
+        click.echo(f"published {', '.join(pushed.files)} in {pushed.repository}: {pushed.url}")

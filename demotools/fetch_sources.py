@@ -68,7 +68,7 @@ def _from_places(
 ) -> Downloaded | None:
     final = folder / plan.name
     origin = wishes.origin
-    if origin is not None and "://" not in origin:
+    if origin is not None and "://" not in origin and not origin.startswith("hf:"):
         try:
             return taken_copy(Path(origin), plan.expected)
         except RefusedError as error:

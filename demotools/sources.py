@@ -56,11 +56,13 @@ def place_of(source: Source) -> Place:
 
 
 def url_place(url: str) -> Place:
-    """Where to ask for an address; a link to Google Drive counts as its file id.
+    """Where to ask for an address or `hf:OWNER/NAME:FILE`; a Drive link counts as its file id.
 
     >>> url_place("https://drive.google.com/file/d/1U8YWdd3viN2lxOP5BBy/view").source
     'gdrive 1U8YWdd3viN2lxOP5BBy'
     """
+    if url.startswith("hf:"):
+        return _hugging_face_place(url.removeprefix("hf:"))
     file_id, _ = parse_url(url)
     return drive_place(file_id) if file_id else Place(f"https {url}", url)
 
@@ -72,6 +74,12 @@ def drive_place(file_id: str) -> Place:
 
 def _hugging_face_place(name: str) -> Place:
     repository, _, file = name.partition(":")
+    if not (file and repository.count("/") == 1):
+        raise FetchError(
+            "this names no file on the Hugging Face hub",
+            path=name,
+            fix="write OWNER/NAME:FILE",
+        )
     try:
         from huggingface_hub import get_token, hf_hub_url
     except ImportError as error:
