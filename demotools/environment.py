@@ -2,6 +2,8 @@
 
 Minigrid prints a line to stdout for every level layout that it rejects. `make_environment` gives
 the one module that does so a `print` that says nothing; nobody's stdout is redirected.
+
+Minigrid and gymnasium are imported where an environment is made: others need the seeds only.
 """
 
 from __future__ import annotations
@@ -11,24 +13,23 @@ from copy import copy
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
-from minigrid.envs.babyai.core import roomgrid_level
-from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from numpy.typing import NDArray
 
 from demotools.errors import LevelError
-from demotools.fastview import PROVEN_VERSIONS, with_fast_views
 from demotools.grid import fits_cells, packed_cells
 from demotools.manifest import Split, read_manifest
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
 
 Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
 
-Environment = gymnasium.Env[Observation, int]
+Environment: TypeAlias = "gymnasium.Env[Observation, int]"
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ def make_environment(
     LevelError      the level has no environment in the installed minigrid
     """
     environment_id = level_environment_id(level, manifests)
+    import gymnasium
+    from minigrid.envs.babyai.core import roomgrid_level
+
     # a module's own global is found before the builtin, by this module only
     vars(roomgrid_level)["print"] = _print_nothing
     try:
@@ -71,6 +75,12 @@ def make_environment(
 @cache
 def _specification(environment_id: str, stock: bool) -> EnvSpec:
     """How gymnasium makes the environment; with fast views where they are proven."""
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+    from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+
+    from demotools.fastview import PROVEN_VERSIONS, with_fast_views
+
     spec = copy(gymnasium.spec(environment_id))
     if stock:
         return spec

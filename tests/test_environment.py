@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +63,11 @@ def test_rejected_layouts_are_not_printed_and_other_output_is(
     captured = capfd.readouterr()
     assert captured.out == "before\nafter\n"
     assert captured.err == ""
+
+
+def test_who_needs_the_seeds_only_does_not_load_minigrid() -> None:
+    code = "import sys, demotools.environment as e; e.SEEDS; sys.exit('minigrid' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_seeds_of_splits_and_evaluation_do_not_overlap() -> None:

@@ -11,6 +11,7 @@ from minigrid.envs.babyai.core.verifier import ObjDesc
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from demotools import environment as environment_module
+from demotools import fastview
 from demotools.bot import Expert, record_episode
 from demotools.environment import Environment, make_environment
 from demotools.fastbot import FastBot
@@ -151,7 +152,7 @@ def test_the_fast_bot_serves_fast_levels_only() -> None:
 def test_an_unproven_minigrid_falls_back_to_stock_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(environment_module, "PROVEN_VERSIONS", ("2.9.9",))
+    monkeypatch.setattr(fastview, "PROVEN_VERSIONS", ("2.9.9",))
     environment_module._specification.cache_clear()
     with caplog.at_level(logging.WARNING):
         environment = make_environment("GoToLocal")
