@@ -5,8 +5,8 @@
 All contestants run in this one process on one core, in turn, round after round, and their
 processor time counts, so that a busy machine does not. Printed are the median, the smallest and
 the largest rate over the rounds, and ratios of medians. The first batch is timed in fresh
-processes. `--large` adds a store of 10 million episodes (2.5 GB) read with the page cache
-dropped. Needs the extra `bench` (TorchRL and Minari).
+processes. `--large` adds a store of 5 million episodes (1.3 GB), read after its pages were
+dropped from the page cache. Needs the extra `bench` (TorchRL and Minari).
 """
 
 from __future__ import annotations
@@ -80,18 +80,21 @@ from pathlib import Path
 torch.set_num_threads(1)
 from demotools.store import open_store
 from trainer.rollouts import ExpertTrajectoryIterator
-for file in Path(sys.argv[1]).rglob("c/*"):
+for file in Path(sys.argv[1]).glob("*/c/**/*"):
     if file.is_file():
         number = os.open(file, os.O_RDONLY)
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)
+def read_bytes():
+    lines = open("/proc/self/io").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+before, start = read_bytes(), time.perf_counter()
 batches = ExpertTrajectoryIterator(
     open_store(sys.argv[1]), rollouts=128, rollout_len=128, layout="native", shuffle=sys.argv[2]
 )
-start = time.perf_counter()
-for _ in range(1500):
+while batches.batches < int(sys.argv[3]):
     next(batches)
-print(1500 * 16384 / (time.perf_counter() - start) / 1e6)
+print((read_bytes() - before) / 1e6, time.perf_counter() - start)
 """
 
 
@@ -206,12 +209,13 @@ def print_first_batches(folder: Path) -> None:
 
 
 def print_cold() -> None:
-    store = synthetic_store(10_000_000)
-    print(
-        f"first 24.6 of {store.steps / 1e6:.1f} million steps, page cache dropped before, M steps/s"
-    )
-    for shuffle in ("full", "windowed", "full", "windowed"):
-        print(f"ours, native, map, {shuffle:8} {run(COLD, str(store.path), shuffle)[0]:7.3f}")
+    store = synthetic_store(5_000_000)
+    print(f"page cache dropped before; the store has {store.steps * 51 / 1e6:.0f} MB of steps")
+    print("shuffle    MB played   MB read   seconds")
+    for batches in (100, 400, 1500):
+        for shuffle in ("full", "windowed"):
+            read, seconds = run(COLD, str(store.path), shuffle, str(batches))
+            print(f"{shuffle:8} {batches * STEPS * 51 / 1e6:11.0f} {read:9.0f} {seconds:9.1f}")
 
 
 def main() -> None:

@@ -39,15 +39,15 @@ def test_seeds_and_epochs_give_different_orders() -> None:
 
 
 def test_all_orders_of_few_episodes_are_about_equally_frequent() -> None:
-    for episodes, orders in ((3, 6), (4, 24), (5, 120)):
-        epochs = np.arange(200 * orders)[:, None]
+    for episodes, orders, each in ((3, 6, 200), (4, 24, 200), (5, 120, 200), (7, 5040, 20)):
+        epochs = np.arange(each * orders)[:, None]
         order = Order(seed=1, episodes=episodes, window=episodes)
         index = np.broadcast_to(np.arange(episodes), (len(epochs), episodes))
         codes = order.episode(epochs, index) @ episodes ** np.arange(episodes)
         _, counts = np.unique(codes, return_counts=True)
         assert len(counts) == orders
         # chi-square with orders - 1 degrees of freedom: this is five standard deviations
-        chi_square = ((counts - 200) ** 2 / 200).sum()
+        chi_square = ((counts - each) ** 2 / each).sum()
         assert chi_square < (orders - 1) + 5 * np.sqrt(2 * (orders - 1))
 
 
