@@ -116,7 +116,8 @@ def _refusals(hub: Any, token: str, place: str) -> Iterator[None]:
     """What the hub, the network or the package refuse, as a FetchError."""
     refused = hub.errors.HfHubHTTPError
     # the package's HTTP library changed twice; its errors are the bases of this one
-    network = tuple(kind for kind in refused.__mro__ if kind.__name__ == "HTTPError")
+    bases = ("HTTPError", "RequestException")
+    network = tuple(kind for kind in refused.__mro__ if kind.__name__ in bases)
     try:
         yield
     except (refused, hub.errors.HFValidationError, *network) as error:
