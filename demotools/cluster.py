@@ -1,0 +1,273 @@
+"""Record on a Dask cluster: parts of seeds are its tasks, the store is the same bit for bit.
+
+Workers write into a folder of this one call, below the store's own building folder, and a part
+counts once this process has moved it from there: a worker that was given up for lost, and comes
+back, finds its folder gone and can spoil nothing. Where workers do not share the folder (each looks
+for a file with a random word) nothing is begun; with `return_parts` they send the parts back.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from demotools.errors import DemotoolsError, from_os_error
+from demotools.generate import Play, Recording, play_part
+from demotools.writer import StoreBuilder, part_file
+
+PACKAGES = ("demotools", "gymnasium", "minigrid", "numpy")
+_PROBE = "shared"
+_PROTOCOLS = ("tcp", "tls")
+_CONNECT_SECONDS = 10
+# A folder made on one machine shows on another after a while: file systems cache what they saw.
+_APPEARS_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a worker needs to know besides its part.
+
+    folder     the folder of this call; None means that parts are sent back
+    word       what stands in the folder's probe file
+    versions   of the packages, as they are where the command was given
+    """
+
+    folder: str | None
+    word: str = field(default_factory=lambda: uuid.uuid4().hex)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+
+
+@dataclass(frozen=True)
+class Played:
+    """One part that a worker has played: its file, or where the file lies."""
+
+    solved: int
+    path: str
+    content: bytes | None
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions that a recording depends on, of this process."""
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def refusal(errand: Errand) -> str:
+    """Why this process must not play for an errand; empty where it may."""
+    own = installed_versions()
+    other = [
+        f"{name} {own[name]} instead of {wanted}"
+        for name, wanted in errand.versions.items()
+        if own[name] != wanted
+    ]
+    if other:
+        return f"it has {', '.join(other)}"
+    if errand.folder is None:
+        return ""
+    probe = Path(errand.folder) / _PROBE
+    if not _appears(probe) or probe.read_text("utf-8") != errand.word:
+        return f"it does not see the folder {errand.folder}"
+    return ""
+
+
+def play_errand(errand: Errand, recording: Recording, part: int) -> Played:
+    """Play one part; runs on a worker.
+
+    DemotoolsError  see `refusal`: workers may join after the others were asked
+    """
+    if reason := refusal(errand):
+        raise _refused({socket.gethostname(): reason})
+    if errand.folder is not None:
+        # a folder for each attempt: a part may be played twice at the same time
+        folder = Path(tempfile.mkdtemp(dir=errand.folder))
+        solved = play_part(recording, part, folder)
+        return Played(solved, str(part_file(folder, part)), None)
+    with tempfile.TemporaryDirectory() as temporary:
+        solved = play_part(recording, part, Path(temporary))
+        file = part_file(Path(temporary), part)
+        return Played(solved, file.name, file.read_bytes())
+
+
+def cluster_players(
+    address: str, *, return_parts: bool = False
+) -> Callable[[StoreBuilder], AbstractContextManager[Play]]:
+    """What `generate` takes as its players: the workers of the scheduler at `address`.
+
+    return_parts    workers send the parts back: for workers that do not share the store's folder
+
+    DemotoolsError  dask is not installed; no scheduler answers; no worker is there; a worker has
+                    other versions, or does not see the folder; the cluster goes away
+    """
+
+    @contextmanager
+    def players(builder: StoreBuilder) -> Iterator[Play]:
+        with _client(address) as client, _errand(builder, return_parts) as errand:
+            _refuse_unfit_workers(client, address, errand)
+            executor = client.get_executor(pure=False)
+
+            def play(recording: Recording, part: int, parts: Path) -> Future[int]:
+                return _adopting(executor.submit(play_errand, errand, recording, part), parts)
+
+            try:
+                yield play
+            finally:
+                executor.shutdown(wait=False)
+
+    return players
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Dask's own client leaves threads behind, which may hang, where it finds no scheduler."""
+    fix = (
+        "start one: `dask scheduler --port 8786`, then on every machine "
+        "`dask worker tcp://HOST:8786 --nworkers auto --nthreads 1`"
+    )
+    try:
+        place = urlsplit(address)
+        if place.scheme not in _PROTOCOLS or not place.hostname or not place.port:
+            raise ValueError("no tcp://HOST:PORT")
+    except ValueError as error:
+        what = f"this is not the address of a Dask scheduler: {error}"
+        raise DemotoolsError(what, path=address, fix="spell it tcp://HOST:8786") from error
+    try:
+        socket.create_connection((place.hostname, place.port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        what = f"no Dask scheduler answers: {reason}"
+        raise DemotoolsError(what, path=address, fix=fix) from error
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        from distributed import Client
+        from distributed.scheduler import KilledWorker
+    except ImportError as error:
+        raise DemotoolsError(
+            "Dask is not installed", path="distributed", fix="pip install 'demotools[cluster]'"
+        ) from error
+    _refuse_unreachable(address)
+    try:
+        client: Any = Client(  # type: ignore[no-untyped-call]
+            address, timeout=_CONNECT_SECONDS, set_as_default=False
+        )
+    except OSError as error:
+        raise DemotoolsError(
+            "something answers, but it is no Dask scheduler of this version",
+            path=address,
+            fix="check host and port; install the same version of Dask on every machine",
+        ) from error
+    try:
+        with client:
+            yield client
+    except KilledWorker as error:
+        raise DemotoolsError(
+            f"the same part ended several workers: {error}",
+            path=address,
+            fix="look at the workers' own output; out of memory, start fewer on each machine",
+        ) from error
+    except CancelledError as error:
+        raise DemotoolsError(
+            "the Dask scheduler went away",
+            path=address,
+            fix="start it again and run the command again, it goes on where it was",
+        ) from error
+
+
+@contextmanager
+def _errand(builder: StoreBuilder, return_parts: bool) -> Iterator[Errand]:
+    if return_parts:
+        yield Errand(None)
+        return
+    with tempfile.TemporaryDirectory(
+        prefix="cluster-", dir=builder.folder, ignore_cleanup_errors=True
+    ) as folder:
+        errand = Errand(str(Path(folder).absolute()))
+        (Path(folder) / _PROBE).write_text(errand.word, "utf-8")
+        yield errand
+
+
+def _refuse_unfit_workers(client: Any, address: str, errand: Errand) -> None:
+    answers = client.run(refusal, errand, on_error="return")
+    if not answers:
+        raise DemotoolsError(
+            "the Dask scheduler has no workers",
+            path=address,
+            fix=f"start some: `dask worker {address} --nworkers auto --nthreads 1`",
+        )
+    unfit = {
+        worker: f"it cannot run demotools: {answer}" if isinstance(answer, Exception) else answer
+        for worker, answer in answers.items()
+        if answer
+    }
+    if unfit:
+        raise _refused(unfit)
+
+
+def _refused(unfit: dict[str, str]) -> DemotoolsError:
+    first = next(iter(unfit))
+    sees_not = "does not see" in unfit[first]
+    return DemotoolsError(
+        f"{len(unfit)} of the cluster's workers cannot take part: {unfit[first]}",
+        path=", ".join(sorted(unfit)),
+        fix="name a --data-dir that all machines share, or add --return-parts"
+        if sees_not
+        else "install the same versions on every machine, or end these workers",
+    )
+
+
+def _adopting(played: Future[Played], parts: Path) -> Future[int]:
+    """The number of episodes solved, once the part lies in `parts`."""
+    adopted: Future[int] = Future()
+
+    def adopt(done: Future[Played]) -> None:
+        if done.cancelled():
+            adopted.cancel()
+            adopted.set_running_or_notify_cancel()  # wakes who waits
+        elif (reason := done.exception()) is not None:
+            adopted.set_exception(reason)
+        else:
+            try:
+                adopted.set_result(_adopt(done.result(), parts))
+            except OSError as error:
+                adopted.set_exception(from_os_error(error, parts))
+
+    played.add_done_callback(adopt)
+    return adopted
+
+
+def _adopt(played: Played, parts: Path) -> int:
+    file = Path(played.path)
+    if played.content is not None:
+        file = parts.with_name(f"{file.name}.returned")
+        file.write_bytes(played.content)
+    else:
+        _appears(file)
+    file.replace(parts / Path(played.path).name)
+    return played.solved
+
+
+def _appears(file: Path) -> bool:
+    """Whether a file is there, or will be soon."""
+    until = time.monotonic() + _APPEARS_SECONDS
+    while not file.is_file():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
