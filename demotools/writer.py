@@ -27,6 +27,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from demotools.errors import StoreError, from_os_error
 from demotools.grid import OBJECTS, PACKING, VIEW_SIZE
+from demotools.mission_table import MissionTable
 from demotools.store import (
     CRC_BYTES,
     SCHEMA,
@@ -38,13 +39,13 @@ from demotools.store import (
     fingerprint,
     open_store,
 )
-from demotools.vocabulary import VERSION, extended_words, mission_tokens, vocabulary_hash
+from demotools.vocabulary import VERSION, vocabulary_hash
 
 # Chunk length (docs/log.md): about a million steps, so that plain zarr reads 50 MB at a time, but
 # never more than 16 chunk files an array, so that any store stays under a hundred files.
 _CHUNK_STEPS = 1 << 20
 _CHUNKS_AT_MOST = 16
-_MISSIONS_A_CHUNK = 1 << 18
+_MISSIONS_A_CHUNK = 1 << 17
 _BLOCK_BYTES = 1 << 22
 _COPY_BYTES = 1 << 18
 
@@ -270,33 +271,31 @@ def _join_parts(
     offset = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
     steps = int(offset[-1])
     group = zarr.create_group(building, zarr_format=3)
-    missions: dict[str, int] = {}
+    missions = MissionTable(parts / "missions.json")
     episode_mission: list[NDArray[np.int32]] = []
     episode_seed: list[NDArray[np.int64]] = []
     arrays = _StepFiles(group, building, steps)
-    with arrays:
+    with missions, arrays:
         done = 0
         for episodes in (read_part(parts, number) for number in numbers):
-            rows = [missions.setdefault(text, len(missions)) for text in episodes.mission]
-            episode_mission.append(np.array(rows, dtype=np.int32))
+            episode_mission.append(missions.rows(episodes.mission))
             episode_seed.append(episodes.seed)
             size = len(episodes.action)
             arrays.append(episodes, episode_mask(offset, done, done + size))
             done += size
-    texts = list(missions)
-    words = extended_words(texts)
+    words = missions.words
     _create_raw(group, "episode_offset", offset)
     _create_raw(group, "episode_mission", np.concatenate(episode_mission))
     _create_raw(group, "episode_seed", np.concatenate(episode_seed))
-    _create_raw(group, "mission_tokens", mission_tokens(texts, words))
-    _create_text(group, "mission_text", texts)
+    _create_raw(group, "mission_tokens", missions.tokens())
+    _create_text(group, "mission_text", missions)
     attributes = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         **about,
         "episodes": len(length),
         "steps": steps,
-        "missions": len(texts),
+        "missions": len(missions),
         "packing": PACKING,
         "objects": OBJECTS,
         "vocabulary": words,
@@ -429,18 +428,19 @@ def _create_raw(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
     array[:] = values
 
 
-def _create_text(group: zarr.Group, name: str, texts: list[str]) -> None:
+def _create_text(group: zarr.Group, name: str, missions: MissionTable) -> None:
     array = group.create_array(
         name,
-        shape=(len(texts),),
+        shape=(len(missions),),
         dtype=str,
-        chunks=(min(len(texts), _MISSIONS_A_CHUNK),),
+        chunks=(min(len(missions), _MISSIONS_A_CHUNK),),
         compressors=(ZstdCodec(level=3), Crc32cCodec()),
         config={"write_empty_chunks": True},
     )
-    for start in range(0, len(texts), _MISSIONS_A_CHUNK):
-        stop = start + _MISSIONS_A_CHUNK
-        array[start:stop] = np.array(texts[start:stop], dtype=np.dtypes.StringDType())
+    done = 0
+    for texts in missions.blocks(_MISSIONS_A_CHUNK):
+        array[done : done + len(texts)] = np.array(texts, dtype=np.dtypes.StringDType())
+        done += len(texts)
 
 
 def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
