@@ -15,7 +15,7 @@ from torch import Tensor
 from demotools.grid import UNPACKING_TABLE
 from demotools.store import Store
 from trainer.gather import Buffers, ImageWriter, Rows, StepTable
-from trainer.queues import Plan
+from trainer.planner import Plan
 
 Layout = Literal["tutorial", "native"]
 Batch = dict[str, Tensor]

@@ -4,7 +4,8 @@ Rollout b plays whole episodes one after another, across the borders of batches,
 memory that is carried from one batch to the next is right, and `masks` alone say where it begins
 anew. docs/rollouts.md shows the use outside our trainer.
 
-    order    which episode comes where: arithmetic       queues   which steps a batch is made of
+    order    which episode comes where: arithmetic       queues   what each rollout plays
+    planner  the rows that a batch is made of
     sources  stores, filters, proportions                gather   where the steps lie, buffers
     batches  the layouts, on CPU or GPU                  ahead    the thread
     windows  stores larger than memory                   maps     chunk files as one array
@@ -28,7 +29,8 @@ from trainer.ahead import Ahead
 from trainer.batches import Batch, BatchWriter, Layout, MissionTable
 from trainer.gather import Residence, step_table
 from trainer.order import Order
-from trainer.queues import Cursors, Part, Planner, Queues
+from trainer.planner import Part, Planner
+from trainer.queues import Cursors, Queues
 from trainer.sources import Source, checked_sources, rollouts_of_sources, vocabulary
 from trainer.windows import WindowReader
 
@@ -296,8 +298,7 @@ class ExpertTrajectoryIterator:
         for key, mine in self._identity().items():
             if state.get(key) != mine:
                 raise self._refusal(
-                    f"the rollouts were saved with another {key.replace('_', ' ')}: "
-                    f"{state.get(key)}, not {mine}"
+                    f"the saved rollouts differ in {key}: {state.get(key)} there, {mine} here"
                 )
         try:
             batches = int(state["batches"])
