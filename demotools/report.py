@@ -147,12 +147,18 @@ def length_bars(length: NDArray[np.int64]) -> list[Bar]:
 
     >>> [(bar.label, bar.count) for bar in length_bars(np.array([1, 3, 3]))]
     [('1', 1), ('2', 0), ('3', 2)]
+    >>> [(bar.label, bar.count) for bar in length_bars(np.array([1, 3, 60]))][::29]
+    [('1–2', 1), ('59–60', 1)]
     """
     low, high = int(length.min()), int(length.max())
     width = -(-(high - low + 1) // _BINS_AT_MOST)
     counts = np.bincount((length - low) // width)
     starts = [low + number * width for number in range(len(counts))]
-    labels = [str(start) if width == 1 else f"{start}–{start + width - 1}" for start in starts]
+    ends = [min(start + width - 1, high) for start in starts]
+    labels = [
+        str(start) if start == end else f"{start}–{end}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
     return bars(zip(labels, counts.tolist(), strict=True), keep_order=True)
 
 
