@@ -19,7 +19,8 @@ import urllib3
 
 from demotools.sources import Place, RefusedError, page_problem
 
-_BLOCK_BYTES = 1 << 18
+# under 128 KiB, where malloc starts to map pages afresh for each block: half the system time
+_BLOCK_BYTES = 96 << 10
 _PAGE_BYTES = 1 << 20
 _PAGES_AT_MOST = 3
 _LONGEST_WAIT_SECONDS = 60.0
@@ -216,5 +217,8 @@ def _told(error: Exception) -> str:
         return "the server fell silent"
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection was cut"
+    if isinstance(error, requests.ConnectionError):
+        cause = str(error).rpartition(": ")[2].strip("'\")")
+        return f"the server cannot be reached: {cause}"
     text = " ".join(str(error).split())
     return text if len(text) < 200 else text[:200] + "…"

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from demotools.errors import StoreError, from_os_error
 from demotools.store import CRC_BYTES, array_names, chunk_files
 
-# Measured (docs/log.md): larger chunks than 4 MiB compress no better, and cost memory.
-_CHUNK_BYTES = 1 << 22
+# Measured (docs/log.md): larger chunks compress no better and cost memory.
+_CHUNK_BYTES = 1 << 20
 _ZSTD_LEVEL = 9
 _MEMBER_BYTES_AT_MOST = 1 << 28
 _ARRAY_NAME = re.compile("[a-z_]+")
