@@ -187,7 +187,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
         (["nothing.toml"], "there is no such recipe"),
         (["bc_small_cpu", "--set", "run.levl=x"], "unknown key `run.levl`"),
         (["bc_small_cpu", "--set", "stages.0.off_policy.store=Nowhere"], "no such demo store"),
-        (["bc_small_cpu", "--set", "losses.expert_ce.type=ppo"], "no loss of the name `ppo`"),
+        (["bc_small_cpu", "--set", "losses.expert_ce.type=entropy"], "no loss of the name"),
         (["bc_small_cpu", "--set", "optimizer.type=adamm"], "did you mean adam"),
         (["bc_small_cpu", "--set", "optimizer.schedule.type=linea"], "did you mean linear"),
         (["bc_small_cpu", "--set", "stages.0.losses=['expert']"], "did you mean expert_ce"),
@@ -206,14 +206,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
 def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_weights(
     run: Callable[..., Result], data: Path, tmp_path: Path, number: int
 ) -> None:
-    longer = (
-        "--set",
-        "stages.0.max_demo_steps=8000",
-        "--set",
-        "evaluation=",
-        "--set",
-        "on_policy=",
-    )
+    longer = (*BARE, "--set", "stages.0.max_demo_steps=8000")
     assert run("bc_small_cpu", "-o", "whole", "-q", *longer).exit_code == 0
     command = [
         *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path / "cut")),
