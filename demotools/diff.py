@@ -103,20 +103,28 @@ def _mission_sides(one: Store, other: Store) -> Sides:
 def _episode_sides(
     one: Store, other: Store, first: NDArray[np.uint64], second: NDArray[np.uint64]
 ) -> Sides:
-    """Each repetition counts: two like episodes here and one there have one in common."""
+    both = common(first, second)
+    return Sides(
+        both=both,
+        only_first=len(first) - both,
+        only_second=len(second) - both,
+        examples_first=_examples(one, ~np.isin(first, second)),
+        examples_second=_examples(other, ~np.isin(second, first)),
+    )
+
+
+def common(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> int:
+    """How many numbers are in both; each repetition counts.
+
+    >>> common(np.array([7, 7, 7, 5]), np.array([7, 9, 7]))
+    2
+    """
     kinds_first, count_first = np.unique(first, return_counts=True)
     kinds_second, count_second = np.unique(second, return_counts=True)
     _kinds, in_first, in_second = np.intersect1d(
         kinds_first, kinds_second, assume_unique=True, return_indices=True
     )
-    both = int(np.minimum(count_first[in_first], count_second[in_second]).sum())
-    return Sides(
-        both=both,
-        only_first=len(first) - both,
-        only_second=len(second) - both,
-        examples_first=_examples(one, ~np.isin(first, kinds_second)),
-        examples_second=_examples(other, ~np.isin(second, kinds_first)),
-    )
+    return int(np.minimum(count_first[in_first], count_second[in_second]).sum())
 
 
 def _examples(store: Store, chosen: NDArray[np.bool_]) -> list[str]:

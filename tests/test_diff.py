@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demotools.cli import main
-from demotools.diff import _episode_sides, store_difference
+from demotools.diff import common, store_difference
 from demotools.shrink import shrink_stores
 from demotools.store import Store
 from tests.conftest import MISSIONS, build_store, make_episodes
@@ -69,22 +69,8 @@ def test_what_is_in_one_store_only_is_shown_with_its_mission(tmp_path: Path) -> 
 def test_repeated_episodes_are_counted_as_a_multiset_counts_them(
     first: list[int], second: list[int]
 ) -> None:
-    class NoTexts:
-        mission_text = ("a mission",)
-        episode_mission = np.zeros(100_000, dtype=np.int32)
-
-    sides = _episode_sides(
-        NoTexts(),  # type: ignore[arg-type]
-        NoTexts(),  # type: ignore[arg-type]
-        np.array(first, dtype=np.uint64),
-        np.array(second, dtype=np.uint64),
-    )
-    both = (Counter(first) & Counter(second)).total()
-    assert (sides.both, sides.only_first, sides.only_second) == (
-        both,
-        len(first) - both,
-        len(second) - both,
-    )
+    found = common(np.array(first, dtype=np.uint64), np.array(second, dtype=np.uint64))
+    assert found == (Counter(first) & Counter(second)).total()
 
 
 def test_json_tells_the_same(make_store: Callable[..., Store]) -> None:
