@@ -83,7 +83,7 @@ def test_a_run_leaves_settings_checkpoint_log_curves_and_its_success(
     groups = [line["group"] for line in lines]
     assert groups.count("offpolicy") == 5 and groups.count("evaluation") == 1
     last = [line for line in lines if line["group"] == "offpolicy"][-1]
-    assert last["demo_steps"] == 800 and last["env_steps"] == 5 * 2 * 8
+    assert last["demo_steps"] == 800 and last["env_steps"] == 5 * 2 * 16
     assert last["loss"] == last["expert_ce/loss"] > 0
     assert 0 <= last["expert_ce/accuracy"] <= 1
     train = next(line for line in lines if line["group"] == "train")
