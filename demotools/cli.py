@@ -56,7 +56,19 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 _dask = click.option(
     "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
 )
+_return_parts = click.option(
+    "--return-parts", is_flag=True, help="With --dask: workers do not share the folder."
+)
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace a store of the same name.")
+
+
+def _is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) -> bool:
+    """Whether a cluster does the work; click's own error for options that do not go together."""
+    if dask and workers:
+        raise click.UsageError("--workers goes without --dask")
+    if return_parts and not dask:
+        raise click.UsageError("--return-parts goes with --dask")
+    return dask is not None
 
 
 def _print_json(value: Any) -> None:
@@ -162,7 +174,7 @@ def verify(
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
 @_dask
-@click.option("--return-parts", is_flag=True, help="With --dask: workers do not share the folder.")
+@_return_parts
 @click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
 @_overwrite
 @_common
@@ -193,15 +205,11 @@ def generate(
 
     recording = planned_recording(level, episodes, split=split, first_seed=seed)
     path = store_path(name or recording.store_name, folder)
-    if dask and workers:
-        raise click.UsageError("--workers goes without --dask")
-    if return_parts and not dask:
-        raise click.UsageError("--return-parts goes with --dask")
     players = None
-    if dask:
+    if _is_on_cluster(dask, return_parts, workers):
         from demotools.cluster import cluster_players
 
-        players = cluster_players(dask, return_parts=return_parts)
+        players = cluster_players(str(dask), return_parts=return_parts)
     recorded = record(
         recording, path, workers=workers, players=players, overwrite=overwrite, quiet=quiet
     )
@@ -267,10 +275,18 @@ def unarchive(file: Path, name: str | None, overwrite: bool, folder: Path, quiet
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--salvage", is_flag=True, help="Take what is whole of a file that was cut short.")
+@_dask
+@_return_parts
 @_overwrite
 @_common
 def convert(
-    files: tuple[Path, ...], encoding: str, folder: Path, quiet: bool, **choices: Any
+    files: tuple[Path, ...],
+    encoding: str,
+    dask: str | None,
+    return_parts: bool,
+    folder: Path,
+    quiet: bool,
+    **choices: Any,
 ) -> None:
     """Convert legacy demo pickles into a store; several shard files make one.
 
@@ -284,7 +300,12 @@ def convert(
     from demotools.convert import ConvertOptions, convert_files, known_encoding
 
     options = ConvertOptions(encoding=known_encoding(encoding), quiet=quiet, **choices)
-    converted = convert_files(files, folder, options)
+    decoders = None
+    if _is_on_cluster(dask, return_parts, options.workers):
+        from demotools.cluster import cluster_decoders
+
+        decoders = cluster_decoders(str(dask), return_parts=return_parts)
+    converted = convert_files(files, folder, options, decoders=decoders)
     if not quiet:
         click.echo(converted.text())
 
@@ -325,7 +346,7 @@ def show(
       demotools show GoToLocal --mission "red ball" --longest
       demotools show BossLevel --episode 7 --gif episode.gif
     """
-    from demotools.output import refuse_existing, write_output
+    from demotools.output import check_output, write_output
     from demotools.show import (
         chosen_episode,
         episode_gif,
@@ -343,7 +364,7 @@ def show(
         raise click.UsageError("--longest goes without --random")
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
     for file, _draw in wanted:
-        refuse_existing(file, overwrite=overwrite)
+        check_output(file, overwrite=overwrite)
     opened = open_store(store_path(store, folder))
     number = chosen_episode(
         opened, episode=episode, mission=mission, longest=longest, random=random
@@ -588,11 +609,11 @@ def report(
       demotools report GoToLocal GoToLocal-valid -o report.html
     """
     from demotools.info import size_text
-    from demotools.output import refuse_existing, write_output
+    from demotools.output import check_output, write_output
     from demotools.report import store_report
 
     if not as_json:
-        refuse_existing(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite)
     paths = [store_path(store, folder) for store in stores]
     found = store_report(paths, instruction_len=instruction_len, quiet=quiet)
     if as_json:

@@ -1,4 +1,4 @@
-"""Record on a Dask cluster: parts of seeds are its tasks, the store is the same bit for bit.
+"""Record, or convert, on a Dask cluster: parts are its tasks, the store is the same bit for bit.
 
 Workers write into a folder of this one call, below the store's own building folder, and a part
 counts once this process has moved it from there: a worker that was given up for lost, and comes
@@ -8,26 +8,30 @@ for a file with a random word) nothing is begun; with `return_parts` they send t
 
 from __future__ import annotations
 
+import logging
 import platform
 import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from demotools.convert import DemoFile, decode_part
 from demotools.errors import DemotoolsError, from_os_error
 from demotools.generate import Play, Recording, play_part
+from demotools.layouts import PicklePart
 from demotools.writer import StoreBuilder, part_file
 
 PACKAGES = ("demotools", "gymnasium", "minigrid", "numpy")
 _PROBE = "shared"
+_PARTS_A_SLOT = 3
 _PROTOCOLS = ("tcp", "tls")
 _CONNECT_SECONDS = 10
 # A folder made on one machine shows on another after a while: file systems cache what they saw.
@@ -49,12 +53,16 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Played:
-    """One part that a worker has played: its file, or where the file lies."""
+class Delivered:
+    """One part that a worker has made: its file, or where the file lies."""
 
-    solved: int
+    episodes: int
     path: str
     content: bytes | None
+
+
+Submit = Callable[..., Future[Delivered]]
+"""Begins a task on a worker, given the errand and its further arguments."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -86,22 +94,42 @@ def refusal(errand: Errand) -> str:
     return ""
 
 
-def play_errand(errand: Errand, recording: Recording, part: int) -> Played:
+def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
     """Play one part; runs on a worker.
 
     DemotoolsError  see `refusal`: workers may join after the others were asked
     """
+    return _delivered(errand, part, lambda folder: play_part(recording, part, folder))
+
+
+def decode_errand(
+    errand: Errand, number: int, file: DemoFile, part: PicklePart, on_error: str
+) -> Delivered:
+    """Decode one part of a file; runs on a worker.
+
+    DemotoolsError  see `refusal`; or the worker does not see the file
+    """
+
+    def decode(folder: Path) -> int:
+        if not file.path.is_file() or file.path.stat().st_size != file.size_bytes:
+            raise _refused({socket.gethostname(): f"it does not see the file {file.path}"})
+        decode_part(folder, number, file, part, on_error)
+        return len(part.number)
+
+    return _delivered(errand, number, decode)
+
+
+def _delivered(errand: Errand, part: int, work: Callable[[Path], int]) -> Delivered:
     if reason := refusal(errand):
         raise _refused({socket.gethostname(): reason})
     if errand.folder is not None:
-        # a folder for each attempt: a part may be played twice at the same time
+        # a folder for each attempt: a part may be made twice at the same time
         folder = Path(tempfile.mkdtemp(dir=errand.folder))
-        solved = play_part(recording, part, folder)
-        return Played(solved, str(part_file(folder, part)), None)
+        return Delivered(work(folder), str(part_file(folder, part)), None)
     with tempfile.TemporaryDirectory() as temporary:
-        solved = play_part(recording, part, Path(temporary))
+        episodes = work(Path(temporary))
         file = part_file(Path(temporary), part)
-        return Played(solved, file.name, file.read_bytes())
+        return Delivered(episodes, file.name, file.read_bytes())
 
 
 def cluster_players(
@@ -117,19 +145,74 @@ def cluster_players(
 
     @contextmanager
     def players(builder: StoreBuilder) -> Iterator[Play]:
-        with _client(address) as client, _errand(builder, return_parts) as errand:
-            _refuse_unfit_workers(client, address, errand)
-            executor = client.get_executor(pure=False)
+        with _workers(address, builder, return_parts) as (submit, _slots):
 
             def play(recording: Recording, part: int, parts: Path) -> Future[int]:
-                return _adopting(executor.submit(play_errand, errand, recording, part), parts)
+                return _adopting(submit(play_errand, recording, part), parts)
 
-            try:
-                yield play
-            finally:
-                executor.shutdown(wait=False)
+            yield play
 
     return players
+
+
+def cluster_decoders(
+    address: str, *, return_parts: bool = False
+) -> Callable[[StoreBuilder], AbstractContextManager[ClusterDecoders]]:
+    """What `convert_files` takes as its decoders: as `cluster_players`.
+
+    The files themselves must lie where every worker sees them under the same name.
+    """
+
+    @contextmanager
+    def decoders(builder: StoreBuilder) -> Iterator[ClusterDecoders]:
+        with _workers(address, builder, return_parts) as (submit, slots):
+            decoding = ClusterDecoders(submit, builder.parts, slots)
+            yield decoding
+            decoding.finish()
+
+    return decoders
+
+
+class ClusterDecoders:
+    """Workers that decode the parts of files; a few parts wait for each of them."""
+
+    def __init__(self, submit: Submit, parts: Path, slots: int) -> None:
+        self._submit = submit
+        self._parts = parts
+        self._room = _PARTS_A_SLOT * slots
+        self._under_way: set[Future[int]] = set()
+
+    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: str) -> None:
+        """Have a part decoded, once there is room for it."""
+        while len(self._under_way) >= self._room:
+            self._collect(FIRST_COMPLETED)
+        absolute = replace(file, path=file.path.absolute())
+        task = self._submit(decode_errand, number, absolute, part, on_error)
+        self._under_way.add(_adopting(task, self._parts))
+
+    def finish(self) -> None:
+        """Wait for all parts."""
+        self._collect(ALL_COMPLETED)
+
+    def _collect(self, when: str) -> None:
+        done, self._under_way = wait(self._under_way, return_when=when)
+        for future in done:
+            future.result()
+
+
+@contextmanager
+def _workers(
+    address: str, builder: StoreBuilder, return_parts: bool
+) -> Iterator[tuple[Submit, int]]:
+    """What begins a task on a worker, and how many the workers do at the same time."""
+    with _client(address) as client, _errand(builder, return_parts) as errand:
+        _refuse_unfit_workers(client, address, errand)
+        executor = client.get_executor(pure=False)
+        slots = sum(client.nthreads().values())
+        try:
+            yield lambda task, *arguments: executor.submit(task, errand, *arguments), slots
+        finally:
+            executor.shutdown(wait=False)
 
 
 def _refuse_unreachable(address: str) -> None:
@@ -157,6 +240,7 @@ def _refuse_unreachable(address: str) -> None:
 def _client(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
+        from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise DemotoolsError(
@@ -173,6 +257,10 @@ def _client(address: str) -> Iterator[Any]:
             path=address,
             fix="check host and port; install the same version of Dask on every machine",
         ) from error
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    # it tells of a lost scheduler at length, and so does the error below
+    log.setLevel(logging.CRITICAL)
     try:
         with client:
             yield client
@@ -182,12 +270,14 @@ def _client(address: str) -> Iterator[Any]:
             path=address,
             fix="look at the workers' own output; out of memory, start fewer on each machine",
         ) from error
-    except CancelledError as error:
+    except (CancelledError, CommClosedError) as error:
         raise DemotoolsError(
             "the Dask scheduler went away",
             path=address,
             fix="start it again and run the command again, it goes on where it was",
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
@@ -221,22 +311,24 @@ def _refuse_unfit_workers(client: Any, address: str, errand: Errand) -> None:
 
 
 def _refused(unfit: dict[str, str]) -> DemotoolsError:
-    first = next(iter(unfit))
-    sees_not = "does not see" in unfit[first]
+    reason = next(iter(unfit.values()))
+    fix = "install the same versions on every machine, or end these workers"
+    if "does not see the folder" in reason:
+        fix = "name a --data-dir that all machines share, or add --return-parts"
+    elif "does not see the file" in reason:
+        fix = "put the files where all machines see them under the same name"
     return DemotoolsError(
-        f"{len(unfit)} of the cluster's workers cannot take part: {unfit[first]}",
+        f"{len(unfit)} of the cluster's workers cannot take part: {reason}",
         path=", ".join(sorted(unfit)),
-        fix="name a --data-dir that all machines share, or add --return-parts"
-        if sees_not
-        else "install the same versions on every machine, or end these workers",
+        fix=fix,
     )
 
 
-def _adopting(played: Future[Played], parts: Path) -> Future[int]:
-    """The number of episodes solved, once the part lies in `parts`."""
+def _adopting(delivered: Future[Delivered], parts: Path) -> Future[int]:
+    """The number of episodes, once the part lies in `parts`."""
     adopted: Future[int] = Future()
 
-    def adopt(done: Future[Played]) -> None:
+    def adopt(done: Future[Delivered]) -> None:
         if done.cancelled():
             adopted.cancel()
             adopted.set_running_or_notify_cancel()  # wakes who waits
@@ -248,19 +340,19 @@ def _adopting(played: Future[Played], parts: Path) -> Future[int]:
             except OSError as error:
                 adopted.set_exception(from_os_error(error, parts))
 
-    played.add_done_callback(adopt)
+    delivered.add_done_callback(adopt)
     return adopted
 
 
-def _adopt(played: Played, parts: Path) -> int:
-    file = Path(played.path)
-    if played.content is not None:
+def _adopt(delivered: Delivered, parts: Path) -> int:
+    file = Path(delivered.path)
+    if delivered.content is not None:
         file = parts.with_name(f"{file.name}.returned")
-        file.write_bytes(played.content)
+        file.write_bytes(delivered.content)
     else:
         _appears(file)
-    file.replace(parts / Path(played.path).name)
-    return played.solved
+    file.replace(parts / Path(delivered.path).name)
+    return delivered.episodes
 
 
 def _appears(file: Path) -> bool:

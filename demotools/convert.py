@@ -12,15 +12,16 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -114,7 +115,7 @@ _PERIODS = {
 
 
 @dataclass(frozen=True)
-class _File:
+class DemoFile:
     """A file to convert and what its first episodes say."""
 
     path: Path
@@ -124,16 +125,25 @@ class _File:
     modified_ns: int
 
 
+class Decoders(Protocol):
+    """Who decodes the parts of files and writes them down, by the end of its context."""
+
+    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: str) -> None:
+        """Have one part decoded, now or later."""
+
+
 def convert_files(
     files: Sequence[Path],
     folder: Path,
     options: ConvertOptions,
     origin: Mapping[str, Any] | None = None,
+    decoders: Callable[[StoreBuilder], AbstractContextManager[Decoders]] | None = None,
 ) -> Converted:
     """Convert demo files, in the order of their shard numbers, into one store.
 
-    folder   where stores lie
-    origin   what else the store shall say of its source, JSON values (an address)
+    folder     where stores lie
+    origin     what else the store shall say of its source, JSON values (an address)
+    decoders   who decodes instead of processes of this machine: see `cluster`
 
     PickleError, ManifestError, StoreError, or DemotoolsError for the operating system
     """
@@ -159,7 +169,9 @@ def convert_files(
     builder = StoreBuilder(folder / (name + SUFFIX), job, overwrite=options.overwrite)
     with builder:
         try:
-            source = {**_convert(described, builder, options), **(origin or {})}
+            workers = options.workers or _processors()
+            decoding = decoders(builder) if decoders else _Decoders(workers, builder.parts)
+            source = {**_convert(described, builder, options, decoding), **(origin or {})}
             path = builder.finish(
                 level=manifest.level,
                 split=split,
@@ -211,14 +223,14 @@ def _shard_number(path: Path) -> tuple[int, str]:
     return (int(found[1]), "") if found else (0, "")
 
 
-def _described(path: Path, options: ConvertOptions) -> _File:
+def _described(path: Path, options: ConvertOptions) -> DemoFile:
     """What the first episodes of a file say: their shape, and the encoding unless it is given."""
     try:
         status = path.stat()
         kind, evidence = _view_kind(path, options)
     except OSError as error:
         raise from_os_error(error, path) from error
-    return _File(path, kind, evidence, status.st_size, status.st_mtime_ns)
+    return DemoFile(path, kind, evidence, status.st_size, status.st_mtime_ns)
 
 
 def _view_kind(path: Path, options: ConvertOptions) -> tuple[ViewKind, str]:
@@ -252,7 +264,10 @@ def _view_kind(path: Path, options: ConvertOptions) -> tuple[ViewKind, str]:
 
 
 def _convert(
-    files: Sequence[_File], builder: StoreBuilder, options: ConvertOptions
+    files: Sequence[DemoFile],
+    builder: StoreBuilder,
+    options: ConvertOptions,
+    decoding: AbstractContextManager[Decoders],
 ) -> dict[str, Any]:
     """Write the parts that are missing; gives what the store says of its source."""
     finished = set(builder.finished_parts())
@@ -265,7 +280,7 @@ def _convert(
     )
     sources = []
     number = 0
-    with bar, _Decoders(options.workers or _processors(), builder.parts) as decoders:
+    with bar, decoding as decoders:
         for file in files:
             reader = PickleReader(file.path, salvage=options.salvage)
             first, before = number, bar.n
@@ -282,7 +297,7 @@ def _convert(
     return {"kind": "pickle", "files": sources}
 
 
-def _source_of(file: _File, reader: PickleReader, parts: range) -> dict[str, Any]:
+def _source_of(file: DemoFile, reader: PickleReader, parts: range) -> dict[str, Any]:
     return {
         "name": file.path.name,
         "size_bytes": reader.position,
@@ -295,7 +310,7 @@ def _source_of(file: _File, reader: PickleReader, parts: range) -> dict[str, Any
     }
 
 
-def _decode(folder: Path, number: int, file: _File, part: PicklePart, on_error: str) -> None:
+def decode_part(folder: Path, number: int, file: DemoFile, part: PicklePart, on_error: str) -> None:
     """Decode one part and write it down; runs in any process."""
     episodes, skipped = decoded_part(file.path, part, file.kind)
     if skipped and on_error == "stop":
@@ -324,7 +339,7 @@ class _Decoders:
         self._under_way: set[Future[None]] = set()
         self._executor = _helpers(workers - 1) if workers > 1 else None
 
-    def decode(self, number: int, file: _File, part: PicklePart, on_error: str) -> None:
+    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: str) -> None:
         """Have a part decoded: by a helper that has room, else here and now."""
         task = (self._folder, number, file, part, on_error)
         self._collect({future for future in self._under_way if future.done()})
@@ -332,9 +347,9 @@ class _Decoders:
             with warnings.catch_warnings():
                 # the helpers are forked: see _helpers
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._under_way.add(self._executor.submit(_decode, *task))
+                self._under_way.add(self._executor.submit(decode_part, *task))
         else:
-            _decode(*task)
+            decode_part(*task)
 
     def _collect(self, done: set[Future[None]]) -> None:
         self._under_way -= done

@@ -11,22 +11,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from demotools.cli import main
 from demotools.cluster import (
     Errand,
+    cluster_decoders,
     cluster_players,
+    decode_errand,
     installed_versions,
     play_errand,
     refusal,
 )
-from demotools.errors import DemotoolsError
+from demotools.convert import ConvertOptions, DemoFile, convert_files
+from demotools.decode import ViewKind
+from demotools.errors import DemotoolsError, PickleError
 from demotools.generate import Recording, generate, planned_recording
+from demotools.grid import Encoding
+from demotools.pickles import PickleReader, write_pickle
 from demotools.store import Store, open_store
 
 distributed = pytest.importorskip("distributed")
@@ -141,6 +149,52 @@ def test_options_that_need_a_cluster_are_wrong_usage_without() -> None:
         assert result.exit_code == 2
 
 
+# --- convert
+
+
+@pytest.mark.parametrize("options", [[], ["--return-parts"]])
+def test_a_cluster_converts_sharded_pickles_to_the_same_store(
+    threads: str, serial: Store, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demotools.layouts.PART_STEPS", 100)  # several parts a file
+    monkeypatch.chdir(tmp_path)
+    files = [f"BabyAI-GoToLocal-v0_agent_shard{number}.pkl" for number in range(2)]
+    for number, file in enumerate(files):
+        write_pickle(Path(file), [serial.select(np.arange(number * 60, number * 60 + 60))])
+    for name, how in (("alone", []), ("cluster", ["--dask", threads, *options])):
+        arguments = [*files, "--data-dir", str(tmp_path), "--name", name, "--quiet", *how]
+        result = CliRunner().invoke(main, ["convert", "--encoding", "2019-01-08", *arguments])
+        assert result.exit_code == 0, result.output
+    alone, cluster = (open_store(tmp_path / f"{name}.zarr") for name in ("alone", "cluster"))
+    assert same_bits(alone, cluster)
+    assert alone.steps == serial.steps
+
+
+def test_a_damaged_pickle_is_refused_on_a_cluster_as_it_is_alone(
+    threads: str, serial: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    episodes = serial.select(np.arange(60))
+    last = replace(episodes, action=np.where(np.arange(len(episodes.action)) > 200, 9, 0))
+    write_pickle(file, [last], enum_actions=False)
+    options = ConvertOptions(encoding=Encoding.TODAY, quiet=True)
+    with pytest.raises(PickleError, match="is not well formed") as caught:
+        convert_files([file], tmp_path, options, decoders=cluster_decoders(threads))
+    assert caught.value.path == str(file)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_worker_that_does_not_see_the_pickle_says_so(serial: Store, tmp_path: Path) -> None:
+    file = tmp_path / "BabyAI-GoToLocal-v0.pkl"
+    write_pickle(file, [serial.select(np.arange(60))])
+    part = next(iter(PickleReader(file)))
+    kind = ViewKind((7, 7, 3), Encoding.TODAY)
+    elsewhere = DemoFile(tmp_path / "elsewhere.pkl", kind, "", file.stat().st_size, 0)
+    with pytest.raises(DemotoolsError, match="does not see the file") as caught:
+        decode_errand(Errand(None), 0, elsewhere, part, "stop")
+    assert caught.value.fix == "put the files where all machines see them under the same name"
+
+
 # --- one worker's view
 
 
@@ -182,13 +236,19 @@ def process(*command: str, **environment: str) -> Iterator[subprocess.Popen[byte
         started.wait()
 
 
-@pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[str]:
+@contextmanager
+def running_scheduler(tmp_path: Path) -> Iterator[str]:
     file = tmp_path / "scheduler.json"
     options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
     with process("-m", "dask", "scheduler", *options, "--scheduler-file", str(file)):
         wait_until(lambda: file.is_file() and bool(file.read_bytes()))
         yield json.loads(file.read_bytes())["address"]
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    with running_scheduler(tmp_path) as address:
+        yield address
 
 
 def worker(scheduler: str, name: str, *python: str, **environment: str) -> Any:
@@ -239,6 +299,24 @@ def test_two_of_four_workers_killed_during_the_job_leave_no_trace(
             assert not path.exists()  # both died during the job
             assert job.wait(timeout=120) == 0
     assert same_bits(open_store(tmp_path / "serial.zarr"), open_store(path))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_away_leaves_the_parts_that_are_finished(tmp_path: Path) -> None:
+    code = "from demotools.cli import main; main()"
+    command = ("generate", "GoToObjMaze", "--episodes", "500", "--data-dir", str(tmp_path))
+    parts = tmp_path / ".GoToObjMaze.zarr.building" / "parts"
+    with running_scheduler(tmp_path) as address, worker(address, "a"):
+        wait_for_workers(address, 1)
+        started = subprocess.Popen(
+            [sys.executable, "-c", code, *command, "--dask", address], stderr=subprocess.PIPE
+        )
+        wait_until(lambda: len(list(parts.glob("*.npy"))) >= 2)
+    stderr = started.communicate(timeout=60)[1].decode()
+    assert started.returncode == 1
+    assert stderr.startswith(f"error: the Dask scheduler went away\n  where: {address}\n  next:  ")
+    assert len(list(parts.glob("*.npy"))) >= 2
+    assert [path.name for path in parts.parent.iterdir() if path.is_dir()] == ["parts"]
 
 
 @pytest.mark.slow
