@@ -121,11 +121,10 @@ def _refusals(hub: Any, token: str, place: str) -> Iterator[None]:
     try:
         yield
     except (refused, hub.errors.HFValidationError, *network) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # the token goes before the text is cut: half a token is still a secret
+        reason = " ".join(str(error).replace(token, "(token)").split())[:300]
         raise FetchError(
-            f"the Hugging Face hub did not take it: {' '.join(lines)[:300]}".replace(
-                token, "(token)"
-            ),
+            f"the Hugging Face hub did not take it: {reason}",
             path=place,
             fix="check OWNER/NAME, that your token may write there, and the network",
         ) from error

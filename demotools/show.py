@@ -61,7 +61,8 @@ class Shown:
     def title(self) -> str:
         """Which episode of which store this is."""
         seed = "unknown" if self.seed < 0 else str(self.seed)
-        return f"{self.store}, episode {self.episode}, {len(self.action)} steps, seed {seed}"
+        steps = f"{len(self.action)} step{'s' if len(self.action) != 1 else ''}"
+        return f"{self.store}, episode {self.episode}, {steps}, seed {seed}"
 
     def step_text(self, step: int) -> str:
         """The number of a step and its action."""

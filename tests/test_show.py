@@ -241,7 +241,7 @@ def test_a_file_is_not_replaced_unasked_and_a_folder_that_is_not_there_is_said(
     assert file.read_bytes() != before
     missing = show(store, "--png", str(tmp_path / "no" / "episode.png"))
     assert missing.exit_code == 1
-    assert "check the spelling of the path" in missing.output
+    assert "there is no such folder" in missing.output
     assert [path.name for path in tmp_path.iterdir()] == ["episode.gif"]
 
 
