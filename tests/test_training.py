@@ -17,7 +17,6 @@ import torch
 from click.testing import CliRunner, Result
 
 from demotools.generate import generate, planned_recording
-from demotools.store import open_store
 from trainer.checkpoint import read_checkpoint
 from trainer.cli import main
 from trainer.log import read_log
@@ -68,16 +67,24 @@ def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
     return trainer_run
 
 
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished run, only to be read, and what the run said."""
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    arguments = ["run", "bc_small_cpu", "-o", str(folder), *TINY, "--data-dir", str(data)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
 def weights(folder: Path) -> dict[str, Any]:
     return read_checkpoint(folder).model
 
 
 def test_a_run_leaves_settings_checkpoint_log_curves_and_its_success(
-    run: Callable[..., Result], tmp_path: Path
+    finished: tuple[Path, str],
 ) -> None:
-    result = run("bc_small_cpu", "-o", "a", *TINY)
-    assert result.exit_code == 0, result.output
-    folder = tmp_path / "a"
+    folder, output = finished
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     lines = read_log(folder)
     groups = [line["group"] for line in lines]
@@ -93,19 +100,17 @@ def test_a_run_leaves_settings_checkpoint_log_curves_and_its_success(
     }
     assert 0.5 < sum(shares.values()) <= 1
     for said in ("expected:", "passes over the store", "success", "95% interval", "curve.png"):
-        assert said in result.output
+        assert said in output
     assert list((folder / "tensorboard").glob("events*"))
 
 
-def test_tensorboard_has_the_same_numbers_as_the_lines(
-    run: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_tensorboard_has_the_same_numbers_as_the_lines(finished: tuple[Path, str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
-    board = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    folder, _ = finished
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
     points = board.Scalars("offpolicy/loss")
-    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "offpolicy"]
+    lines = [line for line in read_log(folder) if line["group"] == "offpolicy"]
     assert [point.step for point in points] == [line["demo_steps"] for line in lines]
     assert [point.value for point in points] == pytest.approx([line["loss"] for line in lines])
     groups = {tag.partition("/")[0] for tag in board.Tags()["scalars"]}
@@ -121,7 +126,7 @@ def test_the_loss_falls_on_the_bots_episodes(run: Callable[..., Result], tmp_pat
 
 
 def test_a_dry_run_prints_a_file_that_gives_the_same_weights_and_writes_nothing(
-    run: Callable[..., Result], tmp_path: Path
+    run: Callable[..., Result], finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     dry = run("bc_small_cpu", "-o", "a", "--dry-run", *TINY)
     assert dry.exit_code == 0, dry.output
@@ -129,10 +134,10 @@ def test_a_dry_run_prints_a_file_that_gives_the_same_weights_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     (tmp_path / "again.toml").write_text(dry.output, "utf-8")
     assert run("again.toml", "-o", "b", "-m", "1", "-q").exit_code == 0
-    assert run("bc_small_cpu", "-o", "c", "-q", *TINY).exit_code == 0
-    first, second = weights(tmp_path / "b"), weights(tmp_path / "c")
+    again, folder = tmp_path / "b", finished[0]
+    first, second = weights(again), weights(folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (tmp_path / "b/settings.toml").read_text() == (tmp_path / "c/settings.toml").read_text()
+    assert (again / "settings.toml").read_text() == (folder / "settings.toml").read_text()
 
 
 def test_the_tutorials_recipe_runs_with_its_environment_budget(
@@ -206,7 +211,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
 def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_weights(
     run: Callable[..., Result], data: Path, tmp_path: Path, number: int
 ) -> None:
-    longer = (*BARE, "--set", "stages.0.max_demo_steps=8000")
+    longer = (*BARE, "--set", "stages.0.max_demo_steps=4000")
     assert run("bc_small_cpu", "-o", "whole", "-q", *longer).exit_code == 0
     command = [
         *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path / "cut")),
@@ -219,7 +224,7 @@ def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_w
     assert process.returncode == 128 + number, said
     assert "--resume" in said
     steps = read_checkpoint(tmp_path / "cut").training["progress"]["demo_steps"]
-    assert 0 < steps < 8000
+    assert 0 < steps < 4000
     resumed = run("bc_small_cpu", "-o", "cut", "--resume", "-q", *longer)
     assert resumed.exit_code == 0, resumed.output
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -249,21 +254,21 @@ def _wait_for(path: Path) -> None:
 
 
 def test_a_run_with_other_settings_is_not_resumed(
-    run: Callable[..., Result],
+    run: Callable[..., Result], finished: tuple[Path, str]
 ) -> None:
-    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
-    refused = run("bc_small_cpu", "-o", "a", "--resume", *TINY, "--set", "optimizer.lr=0.1")
+    folder = str(finished[0])
+    refused = run("bc_small_cpu", "-o", folder, "--resume", *TINY, "--set", "optimizer.lr=0.1")
     assert refused.exit_code == 1 and "begun with other settings" in refused.output
 
 
 def test_evaluate_measures_a_checkpoint_and_the_references(
-    run: Callable[..., Result], tmp_path: Path
+    finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    assert run("bc_small_cpu", "-o", "a", "-q", *TINY).exit_code == 0
+    folder, _ = finished
     common = ["--episodes", "3", "-m", "1", "--json", "-q"]
     for arguments in (
-        [str(tmp_path / "a")],
-        [str(tmp_path / "a" / "last.pt"), "--policy", "random"],
+        [str(folder)],
+        [str(folder / "last.pt"), "--policy", "random"],
         ["--policy", "bot", "--level", "GoToObj"],
     ):
         result = CliRunner().invoke(main, ["evaluate", *arguments, *common])
@@ -289,12 +294,9 @@ def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> 
 
 
 def test_plot_draws_several_runs_into_one_picture(
-    run: Callable[..., Result], tmp_path: Path
+    finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    folders = []
-    for name in ("a", "b"):
-        assert run("bc_small_cpu", "-o", name, "-q", *TINY).exit_code == 0
-        folders.append(str(tmp_path / name))
+    folders = [str(finished[0]), str(finished[0])]
     for against in ("demo_steps", "env_steps", "minutes"):
         output = tmp_path / f"{against}.png"
         result = CliRunner().invoke(main, ["plot", *folders, "-x", against, "-o", str(output)])
@@ -374,7 +376,3 @@ losses = {ce = 0.5}
     assert lines[-1]["loss"] == pytest.approx(0.5 * lines[-1]["ce/loss"])
     rates = [line["lr"] for line in read_log(tmp_path / "a") if line["group"] == "train"]
     assert rates[-1] == pytest.approx(1e-4) and rates == sorted(rates, reverse=True)
-
-
-def test_the_store_of_the_fixture_is_real(data: Path) -> None:
-    assert open_store(data / "GoToLocal.zarr").episodes == 60
