@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from demotools.errors import PickleError, UnsafePickleError
 from demotools.frames import EpisodeImages, ViewShape, frame_images, stacked_images
 from demotools.grid import VIEW_SIZE, Encoding, recoded_cells
+from demotools.inert import MAX_BYTES
 from demotools.layouts import PicklePart
-from demotools.opcodes import MAX_BYTES
 from demotools.store import Episodes
 
 CELL_VIEW = (VIEW_SIZE, VIEW_SIZE, 3)

@@ -17,7 +17,8 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from demotools.errors import PickleError
-from demotools.opcodes import ARRAY_NAMES, MAX_BYTES, Array, Machine, TruncatedError, Window
+from demotools.inert import ARRAY_NAMES, MAX_BYTES, Array, TruncatedError, Window
+from demotools.opcodes import Machine
 
 _HEADER = struct.Struct("<4xI4xI")  # of a blosc frame: the sizes of what it holds and of itself
 STEP_BYTES = 1 << 16

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from demotools.grid import ACTIONS
-from demotools.opcodes import MAX_TEXT, Array, Blob, Run
+from demotools.inert import MAX_TEXT, Array, Blob, Run
 
 DIRECTION_COUNT = 4
 ACTION_COUNT = len(ACTIONS)

@@ -1,9 +1,9 @@
 """A pickle machine that cannot do anything: the pickle language over inert values.
 
 It never imports, calls or builds what a pickle names. A name that is not in the exact allow-list
-below is refused at once; the names that are allowed become inert stand-ins, and the few calls that
-demo files make (`getattr` for the action class, an action by its number, numpy's array and scalar
-recipes) are carried out here by hand. Every length that a file announces has a cap. What is not
+of `inert` is refused at once; the names that are allowed become inert stand-ins, and the few calls
+that demo files make (`getattr` for the action class, an action by its number, numpy's array and
+scalar recipes) are carried out by hand. Every length that a file announces has a cap. What is not
 here, and why: no EXT, PERSID, INST, OBJ, NEWOBJ, BUFFER opcodes (no demo file has them); no
 protocol 0 and 1 (no BabyAI ever wrote them). Source of the opcodes: CPython's Lib/pickletools.py.
 """
@@ -14,181 +14,31 @@ import pickletools
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from demotools.errors import PickleError, UnsafePickleError
-
-MAX_BYTES = 1 << 27
-"""The longest byte string a file may announce; the longest episode on record needs a tenth."""
-MAX_TEXT = 1 << 14
-"""The longest text, in bytes; missions have a few hundred."""
-MAX_STACK = 1 << 17
-MAX_DEPTH = 32
-MAX_KEPT = 1 << 16
-"""Memo slots whose values are kept; later ones are counted only, so that memory stays bounded."""
-MAX_KEPT_BYTES = 1 << 25
-_BLOCK_BYTES = 1 << 20
-_NAME_BYTES = 200
-
-
-class TruncatedError(Exception):
-    """The file ends in the middle of the pickle."""
-
-
-class Digest(Protocol):
-    """What is told every byte of the file, in order."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take the next bytes."""
-
-
-class Window:
-    """A sliding part of a pickle: `buffer[at:]` is what comes next."""
-
-    def __init__(
-        self, stream: IO[bytes] | None, digest: Digest | None = None, buffer: bytes = b""
-    ) -> None:
-        self.buffer = buffer
-        self.at = 0
-        self.base = 0
-        self._stream = stream
-        self._digest = digest
-
-    @property
-    def position(self) -> int:
-        """Offset in the file of what comes next."""
-        return self.base + self.at
-
-    def ahead(self, size: int) -> bool:
-        """Whether `size` bytes are in the buffer, after reading on if need be."""
-        if len(self.buffer) - self.at >= size:
-            return True
-        if self._stream is None:
-            return False
-        wanted = max(size, _BLOCK_BYTES)
-        more = self._stream.read(wanted)
-        if not more:
-            self._stream = None
-        elif self._digest is not None:
-            self._digest.update(more)
-        self.base += self.at
-        self.buffer = self.buffer[self.at :] + more
-        self.at = 0
-        return len(self.buffer) >= size
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes; TruncatedError at the end of the file."""
-        if not self.ahead(size):
-            raise TruncatedError
-        start = self.at
-        self.at = start + size
-        return self.buffer[start : self.at]
-
-    def line(self) -> bytes:
-        """The bytes up to the next line feed, which is dropped."""
-        self.ahead(_NAME_BYTES)
-        end = self.buffer.find(b"\n", self.at, self.at + _NAME_BYTES)
-        if end < 0:
-            if len(self.buffer) - self.at >= _NAME_BYTES:
-                raise ValueError
-            raise TruncatedError
-        text = self.buffer[self.at : end]
-        self.at = end + 1
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A byte string and where it lies in the file (-1 where it lies nowhere).
-
-    size    its length; `data` may have been let go since
-    holds   what a blosc frame announces to hold, in bytes
-    """
-
-    data: bytes
-    offset: int
-    size: int
-    holds: int
-
-    @classmethod
-    def of(cls, data: bytes, offset: int = -1) -> Self:
-        """The blob of some bytes."""
-        return cls(data, offset, len(data), int.from_bytes(data[4:8], "little"))
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A list of small integers, one byte each."""
-
-    values: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The stand-in of an allowed name: it can do nothing."""
-
-    name: str
-
-
-@dataclass(slots=True)
-class Array:
-    """A numpy array that a pickle describes."""
-
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    data: bytes = b""
-    fortran: bool = False
-
-    def values(self) -> NDArray[Any]:
-        """The array; ValueError where its parts contradict each other."""
-        order = "F" if self.fortran else "C"
-        flat = np.frombuffer(self.data, dtype=np.dtype(self.dtype))
-        return flat.reshape(self.shape, order=order)  # type: ignore[call-overload,no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Dtype:
-    """The name of a numpy dtype, one of `_DTYPES`."""
-
-    name: str
-
+from demotools.inert import (
+    ALLOWED,
+    DTYPE_STATES,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_KEPT,
+    MAX_KEPT_BYTES,
+    MAX_STACK,
+    MAX_TEXT,
+    Array,
+    Blob,
+    Dtype,
+    Named,
+    Window,
+    called,
+    is_array,
+    shown,
+    size_bytes,
+)
 
 _OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-_DTYPES = frozenset(["b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
-
-# byte order, and none of the fields of a structured dtype
-_DTYPE_STATES = (("|", None, None, None), ("<", None, None, None))
-
-_GETATTR, _ENVIRONMENT, _ACTIONS = Named("getattr"), Named("MiniGridEnv"), Named("Actions")
-_ENCODE, _DTYPE, _NDARRAY = Named("encode"), Named("dtype"), Named("ndarray")
-_RECONSTRUCT, _FROMBUFFER, _SCALAR = Named("_reconstruct"), Named("_frombuffer"), Named("scalar")
-
-ALLOWED: dict[tuple[str, str], Named] = {
-    ("builtins", "getattr"): _GETATTR,
-    ("__builtin__", "getattr"): _GETATTR,
-    ("gym_minigrid.minigrid", "MiniGridEnv"): _ENVIRONMENT,
-    ("gym_minigrid.minigrid", "MiniGridEnv.Actions"): _ACTIONS,
-    ("_codecs", "encode"): _ENCODE,
-    ("numpy", "dtype"): _DTYPE,
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): _SCALAR,
-    ("numpy._core.multiarray", "scalar"): _SCALAR,
-    ("numpy.core.numeric", "_frombuffer"): _FROMBUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROMBUFFER,
-}
-"""Every name that may stand in a demo file, and its stand-in."""
-
-ARRAY_NAMES = frozenset({_ENCODE, _DTYPE, _NDARRAY, _RECONSTRUCT, _FROMBUFFER})
-"""What may stand in the inner pickle of the images."""
-
-ACTION_COUNT = 7
 
 
 class Machine:
@@ -259,7 +109,7 @@ class Machine:
             raise self.damaged(f"memo slot {index} is filled after {self.memo_size} others")
         self.memo_size += 1
         if len(self.memo) < MAX_KEPT and self._kept_bytes < MAX_KEPT_BYTES:
-            self._kept_bytes += _size_bytes(value)
+            self._kept_bytes += size_bytes(value)
             self.memo[index] = value
         else:
             self.memo.pop(index, None)
@@ -309,10 +159,10 @@ class Machine:
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise self.unsafe("calls something that is not a name")
-        result = _call(function, arguments)
+        result = called(function, arguments)
         if result is None:
-            shown = ", ".join(_shown(value) for value in arguments[:4])
-            raise self.unsafe(f"calls {function.name}({shown})")
+            listed = ", ".join(shown(value) for value in arguments[:4])
+            raise self.unsafe(f"calls {function.name}({listed})")
         return result
 
     def build(self) -> None:
@@ -320,58 +170,13 @@ class Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:
             _version, shape, dtype, fortran, data = state
-            if _is_array(shape, dtype, data) and isinstance(fortran, bool):
+            if is_array(shape, dtype, data) and isinstance(fortran, bool):
                 target.shape, target.dtype, target.fortran = shape, dtype.name, fortran
                 target.data = data.data
                 return
-        if isinstance(target, Dtype) and isinstance(state, tuple) and state[1:5] in _DTYPE_STATES:
+        if isinstance(target, Dtype) and isinstance(state, tuple) and state[1:5] in DTYPE_STATES:
             return
-        raise self.unsafe(f"sets the state of {_shown(target)}")
-
-
-def _call(function: Named, arguments: tuple[Any, ...]) -> Any:
-    """What an allowed call gives; None where the arguments are not the allowed ones."""
-    match function, arguments:
-        case Named("getattr"), (Named("MiniGridEnv"), "Actions"):
-            return _ACTIONS
-        case Named("Actions"), (number,) if type(number) is int and 0 <= number < ACTION_COUNT:
-            return number
-        case Named("encode"), (str(text), "latin1"):
-            return Blob.of(text.encode("latin1"))
-        case Named("dtype"), (str(name), *_flags) if name in _DTYPES and len(arguments) <= 3:
-            return Dtype(name)
-        case Named("_reconstruct"), (Named("ndarray"), (0,), Blob(data=b"b")):
-            return Array()
-        case Named("_frombuffer"), (Blob() as data, Dtype() as dtype, shape, "C" | "F" as order):
-            if _is_array(shape, dtype, data):
-                return Array(shape, dtype.name, data.data, order == "F")
-        case Named("scalar"), (Dtype() as dtype, Blob() as data):
-            return int(np.frombuffer(data.data, dtype=np.dtype(dtype.name)).item())
-    return None
-
-
-def _is_array(shape: Any, dtype: Any, data: Any) -> bool:
-    if not (isinstance(shape, tuple) and isinstance(dtype, Dtype) and isinstance(data, Blob)):
-        return False
-    if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in shape):
-        return False
-    return len(shape) <= 8
-
-
-def _size_bytes(value: Any) -> int:
-    if isinstance(value, Blob | Array):
-        return 64 + len(value.data)
-    return 64 + len(value) if isinstance(value, str) else 64
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Named):
-        return value.name
-    if isinstance(value, str):
-        return repr(value[:60])
-    if isinstance(value, int | float | None):
-        return repr(value)
-    return type(value).__name__.lower()
+        raise self.unsafe(f"sets the state of {shown(target)}")
 
 
 def _opcode_name(code: int) -> str:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demotools.errors import PickleError
+from demotools.inert import ALLOWED, TruncatedError, Window
 from demotools.layouts import PicklePart, pickled_episode
-from demotools.opcodes import ALLOWED, Machine, TruncatedError, Window
+from demotools.opcodes import Machine
 from demotools.pickle_writer import write_pickle
 from demotools.spelling import EpisodeMatcher
 

@@ -12,8 +12,9 @@ import re
 from bisect import bisect_right
 from typing import Any, NamedTuple
 
+from demotools.inert import MAX_BYTES, MAX_TEXT, Blob, Run
 from demotools.layouts import ACTION_COUNT, PicklePart
-from demotools.opcodes import MAX_BYTES, MAX_TEXT, Blob, Machine, Run
+from demotools.opcodes import Machine
 
 # The longest list that the pickler writes in one go has 1,000 values, of up to 5 bytes each.
 _TAIL_BYTES = 1 << 13

@@ -265,35 +265,29 @@ class StoreBuilder:
 def _join_parts(
     parts: Path, numbers: list[int], building: Path, about: dict[str, Any], path: Path
 ) -> None:
-    length = np.concatenate([np.zeros(0, np.int64), *(read_lengths(parts, n) for n in numbers)])
-    if not len(length):
+    lengths = [(len(length), int(length.sum())) for length in _lengths(parts, numbers)]
+    count, steps = sum(pair[0] for pair in lengths), sum(pair[1] for pair in lengths)
+    if not count:
         raise StoreError("there is no episode to store", path=path, fix="check the source")
-    offset = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
-    steps = int(offset[-1])
     group = zarr.create_group(building, zarr_format=3)
     missions = MissionTable(parts / "missions.json")
-    episode_mission: list[NDArray[np.int32]] = []
-    episode_seed: list[NDArray[np.int64]] = []
-    arrays = _StepFiles(group, building, steps)
-    with missions, arrays:
-        done = 0
-        for episodes in (read_part(parts, number) for number in numbers):
-            episode_mission.append(missions.rows(episodes.mission))
-            episode_seed.append(episodes.seed)
-            size = len(episodes.action)
-            arrays.append(episodes, episode_mask(offset, done, done + size))
-            done += size
+    with missions, _EpisodeFiles(group, building, count) as rows:
+        with _StepFiles(group, building, steps) as arrays:
+            done = 0
+            for episodes in (read_part(parts, number) for number in numbers):
+                size = len(episodes.action)
+                arrays.append(episodes, episode_mask(episodes.offset, 0, size))
+                rows.append(done + episodes.offset[:-1], missions.rows(episodes.mission), episodes)
+                done += size
+        rows.end(steps)
     words = missions.words
-    _create_raw(group, "episode_offset", offset)
-    _create_raw(group, "episode_mission", np.concatenate(episode_mission))
-    _create_raw(group, "episode_seed", np.concatenate(episode_seed))
     _create_raw(group, "mission_tokens", missions.tokens())
     _create_text(group, "mission_text", missions)
     attributes = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         **about,
-        "episodes": len(length),
+        "episodes": count,
         "steps": steps,
         "missions": len(missions),
         "packing": PACKING,
@@ -305,6 +299,56 @@ def _join_parts(
         "fingerprint": fingerprint(building),
     }
     group.attrs.put(attributes)
+
+
+def _lengths(parts: Path, numbers: list[int]) -> Iterator[NDArray[np.int64]]:
+    return (read_lengths(parts, number) for number in numbers)
+
+
+class _EpisodeFiles:
+    """The three arrays with a value an episode, written in one pass, one chunk file each."""
+
+    def __init__(self, group: zarr.Group, folder: Path, episodes: int) -> None:
+        self._offset = _chunk_of(group, folder, "episode_offset", np.int64, episodes + 1)
+        self._mission = _chunk_of(group, folder, "episode_mission", np.int32, episodes)
+        self._seed = _chunk_of(group, folder, "episode_seed", np.int64, episodes)
+
+    def append(
+        self, offset: NDArray[np.int64], mission: NDArray[np.int32], episodes: Episodes
+    ) -> None:
+        self._offset.append(offset.astype("<i8").view(np.uint8))
+        self._mission.append(mission.astype("<i4").view(np.uint8))
+        self._seed.append(episodes.seed.astype("<i8").view(np.uint8))
+
+    def end(self, steps: int) -> None:
+        """Append the last offset, the number of steps."""
+        self._offset.append(np.array([steps], dtype="<i8").view(np.uint8))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for files in (self._offset, self._mission, self._seed):
+            files.close(complete=kind is None)
+
+
+def _chunk_of(
+    group: zarr.Group, folder: Path, name: str, dtype: type[np.generic], size: int
+) -> ChunkFiles:
+    group.create_array(
+        name,
+        shape=(size,),
+        dtype=dtype,
+        chunks=(size,),
+        serializer=BytesCodec(),
+        compressors=(Crc32cCodec(),),
+    )
+    return ChunkFiles(chunk_files(folder, name), size * np.dtype(dtype).itemsize)
 
 
 class _StepFiles:

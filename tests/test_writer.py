@@ -39,6 +39,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200_000_000))
 def test_chunks_are_few_equal_and_hold_all_steps(steps: int) -> None:
     length = chunk_length(steps)
