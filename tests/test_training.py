@@ -332,7 +332,7 @@ def test_a_users_own_loss_trains_on_rollouts_and_on_demos_in_one_stage(
         *("--set", "stages.0.repeats=2", "--set", "stages.0.minibatches=2"),
     )
     assert result.exit_code == 0, result.output
-    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "train"]
+    lines = [line for line in read_log(tmp_path / "a") if line["group"] == "onpolicy"]
     assert lines[0]["own/shift"] == 1.0
     assert lines[-1]["own/loss"] < lines[0]["own/loss"]
     # 20 updates from demos; and 10 rollouts x 2 repeats x 2 minibatches

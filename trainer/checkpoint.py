@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +21,9 @@ from trainer.models import build_network
 
 FORMAT = 1
 FILE_NAME = "last.pt"
+BEST = "best.pt"
+FAILED = "failed.pt"
+_COPIES = "after-*.pt"
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,36 @@ def write_checkpoint(
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise from_os_error(error, path) from error
+
+
+def keep_checkpoints(folder: Path, count: int, updates: int, *, best: bool) -> None:
+    """Let the newest checkpoint stay as one of the last `count`, and as the best where it is.
+
+    updates   of the weights so far, the number in the name of the copy
+
+    DemotoolsError  the disk is full or cannot be written
+    """
+    newest = folder / FILE_NAME
+    try:
+        if best:
+            _copy(newest, folder / BEST)
+        if count > 1:
+            _copy(newest, folder / _COPIES.replace("*", f"{updates:010}"))
+            # the newest is there twice, under both names
+            for old in sorted(folder.glob(_COPIES))[:-count]:
+                old.unlink()
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)  # the source is replaced, never written into
+    except OSError:
+        shutil.copyfile(source, temporary)  # a file system without links
+    temporary.replace(target)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

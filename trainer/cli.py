@@ -53,7 +53,6 @@ _processes = click.option(
     "-m",
     "--processes",
     type=click.IntRange(min=1),
-    default=lambda: os.cpu_count() or 1,
     show_default="one per core",
     help="Processes that step environments; they change no result.",
 )
@@ -75,7 +74,11 @@ _processes = click.option(
     help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, and stop.")
+@click.option("--tiny", is_flag=True, help="Take the recipe's own [tiny] overrides: seconds.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
+@click.option(
+    "--force-settings", is_flag=True, help="Resume with changed settings where that is harmless."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a run in the same folder.")
 @_processes
 @_data_dir
@@ -85,9 +88,11 @@ def run(
     output: Path | None,
     overrides: tuple[str, ...],
     dry_run: bool,
+    tiny: bool,
     resume: bool,
+    force_settings: bool,
     overwrite: bool,
-    processes: int,
+    processes: int | None,
     data: Path,
     quiet: bool,
 ) -> None:
@@ -108,7 +113,9 @@ def run(
         output=output,
         data=data,
         processes=processes,
+        tiny=tiny,
         resume=resume,
+        force_settings=force_settings,
         overwrite=overwrite,
         quiet=quiet,
     )
@@ -145,7 +152,7 @@ def evaluate(
     policy: str | None,
     level: str | None,
     as_json: bool,
-    processes: int,
+    processes: int | None,
     quiet: bool,
 ) -> None:
     """Measure how often CHECKPOINT, a file or a run's folder, succeeds on unseen episodes.
@@ -162,7 +169,8 @@ def evaluate(
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
     from trainer.session import measured_success
 
-    result = measured_success(checkpoint, policy, level, episodes, processes, quiet=quiet)
+    count = processes or os.cpu_count() or 1
+    result = measured_success(checkpoint, policy, level, episodes, count, quiet=quiet)
     click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
 
 

@@ -145,11 +145,15 @@ class EarlyStopping(_Frozen):
 
 
 class StageSettings(_Frozen):
-    """A stage of training, up to its budget."""
+    """A stage of training, up to its budget.
+
+    rollout_len   of this stage's environment rollouts; None: that of the section on_policy
+    """
 
     max_env_steps: Count | None = None
     max_demo_steps: Count | None = None
     losses: Weights = Field(default_factory=dict)
+    rollout_len: Count | None = None
     repeats: Count = 1
     minibatches: Count = 1
     teacher_forcing: TeacherForcing | None = None

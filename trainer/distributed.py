@@ -79,12 +79,15 @@ class Team:
         return DistributedDataParallel(module, find_unused_parameters=True)
 
 
+ALONE = Team()
+
+
 @contextmanager
 def joined_team(device: str) -> Iterator[Team]:
     """The team that `torchrun` announces in the environment; alone where it does not."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Team()
+        yield ALONE
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

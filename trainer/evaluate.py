@@ -145,11 +145,13 @@ def evaluate_policy(
     environments: int = 64,
     processes: int = 1,
     first_seed: int = EVALUATION_SEED,
+    make: str = EnvironmentKind.make,
     quiet: bool = True,
 ) -> Evaluation:
     """Play the episodes of seeds [first_seed, first_seed + episodes), each once.
 
     policy   or "bot": the expert of each environment
+    make     `package.module:function` from the level to an environment
     quiet    no progress bar
 
     SettingsError  no episodes, or no environments, asked for
@@ -161,7 +163,7 @@ def evaluate_policy(
             fix="ask for at least one of each",
         )
     count = min(environments, episodes)
-    kind = EnvironmentKind(level, expert=policy == "bot")
+    kind = EnvironmentKind(level, make, expert=policy == "bot")
     seeds = range(first_seed, first_seed + episodes)
     outcomes: list[Outcome] = []
     with (

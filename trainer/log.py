@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from tqdm import tqdm
 
+from demotools.errors import SettingsError
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-Group = Literal["offpolicy", "train", "environment", "evaluation"]
+Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation"]
 Axis = Literal["env_steps", "demo_steps"]
 Activity = Literal["data", "environment", "forward", "backward"]
 FILE_NAME = "log.jsonl"
@@ -79,9 +82,12 @@ class RunLog:
 
     TensorBoard tags are GROUP/NAME; each group's x-axis is in steps of its own kind. A line of
     `log.jsonl` is `{"group", "minutes", "env_steps", "demo_steps", NAME: value, ...}`.
+
+    project   of Weights & Biases, which gets the same numbers; None: it is left alone
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, project: str | None = None) -> None:
+        self._weights_and_biases = None if project is None else _weights_and_biases(folder, project)
         self._lines = (folder / FILE_NAME).open("a", encoding="utf-8")
         self._board = _summary_writer(folder)
 
@@ -101,6 +107,17 @@ class RunLog:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{group}/{name}", value, int(where[axis]))
+        if self._weights_and_biases is not None:
+            tagged = {f"{group}/{name}": value for name, value in values.items()}
+            self._weights_and_biases.log({**where, **tagged})
+
+    def size_bytes(self) -> int:
+        """Of the lines so far."""
+        return self._lines.tell()
+
+    def cut(self, size_bytes: int) -> None:
+        """Forget the lines after these: they were written after the checkpoint."""
+        self._lines.truncate(min(size_bytes, self.size_bytes()))
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +130,8 @@ class RunLog:
     ) -> None:
         self._lines.close()
         self._board.close()
+        if self._weights_and_biases is not None:
+            self._weights_and_biases.finish()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -137,3 +156,15 @@ def _summary_writer(folder: Path) -> SummaryWriter:
     from torch.utils.tensorboard.writer import SummaryWriter  # half a second: only runs need it
 
     return SummaryWriter(str(folder / BOARD_FOLDER))
+
+
+def _weights_and_biases(folder: Path, project: str) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise SettingsError(
+            "Weights & Biases is not installed",
+            path="run.wandb",
+            fix="pip install 'demotools[wandb]', or remove the setting",
+        ) from error
+    return wandb.init(project=project, name=folder.resolve().name, dir=str(folder))

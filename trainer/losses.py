@@ -8,13 +8,13 @@ batch; it comes without gradient, so back-propagation stops at the border of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainer.models import Model
+from trainer.models import Model, Output
 from trainer.rollouts import Batch
 
 
@@ -62,10 +62,49 @@ def expert_cross_entropy() -> Loss:
     return loss
 
 
-LOSSES: dict[str, Callable[..., Loss]] = {"expert_cross_entropy": expert_cross_entropy}
-"""The losses that `type` names."""
-
-
 def merged_losses(results: Mapping[str, LossResult], weights: Mapping[str, float]) -> Tensor:
     """The weighted sum of losses: a scalar."""
     return torch.stack([weights[name] * result.loss for name, result in results.items()]).sum()
+
+
+class LossStep(nn.Module):
+    """All losses of a batch in one call: what processes that train together wrap.
+
+    Seen from outside, only weights that a loss really uses are used. Losses that ask for the same
+    batch after the same memory share one pass through the network.
+
+    bfloat16   whether the network computes in bfloat16 where that is safe; losses never do
+    """
+
+    def __init__(self, network: nn.Module, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self._bfloat16 = bfloat16
+
+    def forward(
+        self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
+    ) -> dict[str, LossResult]:
+        """The result of each loss, by its name; `memories` before the batch by the same names."""
+        model = cast(Model, _Once(self.network, self._bfloat16))
+        return {name: loss(model, batch, memories[name]) for name, loss in losses.items()}
+
+
+class _Once:
+    """A network that computes the same thing once; in all else it is the network."""
+
+    def __init__(self, network: nn.Module, bfloat16: bool) -> None:
+        self._network = network
+        self._bfloat16 = bfloat16
+        self._asked: tuple[Batch, Tensor] | None = None
+
+    def __call__(self, batch: Batch, memory: Tensor) -> Output:
+        if self._asked is None or self._asked[0] is not batch or self._asked[1] is not memory:
+            self._asked = (batch, memory)
+            with torch.autocast(memory.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits, values, after = self._network(batch, memory)
+            dtype = memory.dtype
+            self._output = Output(logits.to(dtype), values.to(dtype), after.to(dtype))
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)

@@ -26,28 +26,40 @@ def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
     return build("optimizer", settings.type, options, OPTIMIZERS, model.parameters())
 
 
-def build_schedule(settings: Named, optimizer: Optimizer, updates: int) -> LRScheduler:
+def build_schedule(
+    settings: Named,
+    optimizer: Optimizer,
+    updates: int,
+    env_steps: Callable[[], int] = lambda: 0,
+) -> LRScheduler:
     """The schedule, stepped once an update; `updates` are planned for the whole run.
 
-    Ours: constant; linear and cosine, both from 1 `to` a share of the learning rate. Any torch
-    scheduler is named as `torch.optim.lr_scheduler:Name`, with its own arguments beside.
+    env_steps   tells how many environment steps the run has taken
+
+    Ours: constant; linear and cosine, both from 1 `to` a share of the learning rate, over the
+    whole run, or over `env_steps`. Any torch scheduler is named as
+    `torch.optim.lr_scheduler:Name`, with its own arguments beside.
     """
 
-    def linear(optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0) -> LRScheduler:
-        return LambdaLR(optimizer, _decay(lambda x: 1 - x, updates, to, warmup))
+    def decaying(shape: Callable[[float], float]) -> Callable[..., LRScheduler]:
+        def schedule(
+            optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0, env_steps: int | None = None
+        ) -> LRScheduler:
+            factor = _decay(shape, env_steps or updates, to, warmup)
+            return LambdaLR(optimizer, factor if env_steps is None else by_env_steps(factor))
 
-    def cosine(optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0) -> LRScheduler:
-        return LambdaLR(
-            optimizer, _decay(lambda x: (1 + math.cos(math.pi * x)) / 2, updates, to, warmup)
-        )
+        return schedule
+
+    def by_env_steps(factor: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda _update: factor(env_steps())
 
     def constant(optimizer: Optimizer) -> LRScheduler:
         return LambdaLR(optimizer, lambda _update: 1.0)
 
     ours: dict[str, Callable[..., LRScheduler]] = {
         "constant": constant,
-        "linear": linear,
-        "cosine": cosine,
+        "linear": decaying(lambda x: 1 - x),
+        "cosine": decaying(lambda x: (1 + math.cos(math.pi * x)) / 2),
     }
     return build("schedule", settings.type, settings.options, ours, optimizer)
 

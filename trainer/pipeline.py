@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 from torch import Tensor
 
-from demotools.errors import SettingsError
-from trainer.checkpoint import FILE_NAME
+from demotools.errors import DemotoolsError, SettingsError
+from trainer.checkpoint import FAILED
 from trainer.collect import Collector, minibatches
 from trainer.interrupt import StopRequest
 from trainer.log import Axis, Group
 from trainer.losses import LossResult, merged_losses
 from trainer.optimize import clip_gradients
-from trainer.run import Progress, Run, Stage, open_stage, save
+from trainer.rollouts import Batch
+from trainer.run import Progress, Run, Stage, ends_early, open_stage, save, write_state
 from trainer.streams import DemoStream
 
-_AXES: dict[Group, Axis] = {"offpolicy": "demo_steps", "environment": "env_steps"}
+_AXES: dict[Group, Axis] = {
+    "onpolicy": "env_steps",
+    "offpolicy": "demo_steps",
+    "environment": "env_steps",
+}
 
 
 def train(run: Run, stop: StopRequest) -> None:
@@ -34,10 +40,12 @@ def train(run: Run, stop: StopRequest) -> None:
             while not stage.finished(progress):
                 before = Progress(**vars(progress))
                 _cycle(run, stage, stop)
+                run.progress.stage_over = ends_early(run, stage, stage.settings.early_stopping)
                 _report(run, stage, before)
-                if stop or _save_is_due(run, before):
+                ending = run.team.any(bool(stop))
+                if ending or _save_is_due(run, before):
                     save(run, stage)
-                if stop:
+                if ending:
                     return
         progress.next_stage()
     save(run)
@@ -53,18 +61,28 @@ def _cycle(run: Run, stage: Stage, stop: StopRequest) -> None:
 
 def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> None:
     """One rollout, and the updates on it where the stage has losses for it."""
-    assert run.settings.on_policy is not None
+    settings = run.settings.on_policy
+    assert settings is not None
     with run.watch.of("environment"):
-        rollout = collector.collect(run.settings.on_policy.rollout_len)
-    run.progress.add(env_steps=rollout.batch["masks"].numel())
+        try:
+            rollout_len = stage.settings.rollout_len or settings.rollout_len
+            rollout = collector.collect(rollout_len, run.progress.stage_env_steps)
+        except DemotoolsError:
+            if run.team.world == 1:  # the others cannot be asked any more
+                save(run, stage)
+            raise
+    run.progress.add(env_steps=rollout.batch["masks"].numel() * run.team.world)
     run.meter.add("environment", rollout.scalars())
+    if stage.losses:
+        rollout = rollout.with_advantages(
+            settings.gamma, settings.gae_lambda, normalise=settings.normalise_advantages
+        )
     for _ in range(stage.settings.repeats if stage.losses else 0):
         for batch, memory in minibatches(rollout, stage.settings.minibatches):
             with run.watch.of("forward"):
-                results = {
-                    name: loss(run.model, batch, memory) for name, loss in stage.losses.items()
-                }
-            run.meter.add("train", _update(run, results, stage.settings.losses))
+                results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
+            scalars = _update(run, results, stage.settings.losses, batch)
+            run.meter.add("onpolicy", scalars)
     stage.advance(run)
 
 
@@ -72,12 +90,12 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
     """Updates on batches from the store, up to the end of the cycle or of the budget."""
     progress, settings = run.progress, demos.settings
     spent = False
-    while progress.cycle_updates < settings.updates and not spent and not stop:
+    while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
         with run.watch.of("data"):
             batch = demos.batch()
         with run.watch.of("forward"):
-            results = demos.results(run.model, batch)
-        run.meter.add("offpolicy", _update(run, results, settings.losses))
+            results = demos.results(run.losses, batch)
+        run.meter.add("offpolicy", _update(run, results, settings.losses, batch))
         progress.add(demo_steps=settings.batch_steps)
         progress.cycle_updates += 1
         stage.advance(run)
@@ -87,18 +105,14 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
 
 
 def _update(
-    run: Run, results: Mapping[str, LossResult], weights: Mapping[str, float]
+    run: Run, results: Mapping[str, LossResult], weights: Mapping[str, float], batch: Batch
 ) -> dict[str, float]:
     """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
     with run.watch.of("forward"):
         loss = merged_losses(results, weights)
         value = loss.item()
     if not math.isfinite(value):
-        raise SettingsError(
-            f"the loss became {value} at update {run.progress.updates}",
-            path=run.folder / FILE_NAME,
-            fix="lower optimizer.lr or optimizer.max_grad_norm; the checkpoint is from before",
-        )
+        raise _failure(run, results, value, batch)
     with run.watch.of("backward"):
         run.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -113,16 +127,39 @@ def _update(
     return scalars
 
 
+def _failure(
+    run: Run, results: Mapping[str, LossResult], value: float, batch: Batch
+) -> SettingsError:
+    """What to raise where a loss is not a number; everything there is to look into is saved."""
+    progress = run.progress
+    culprits = [name for name, result in results.items() if not math.isfinite(result.loss.item())]
+    finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
+    path = write_state(run, FAILED, {"batch": dict(batch)}) if run.team.writes else run.folder
+    return SettingsError(
+        f"the loss {' and '.join(culprits) or 'sum'} became {value} at update {progress.updates} "
+        f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
+        f"are {'' if finite else 'not '}finite)",
+        path=path,
+        fix="look into the batch saved there, or lower optimizer.lr and --resume from last.pt",
+    )
+
+
 def _report(run: Run, stage: Stage, before: Progress) -> None:
     """The means of a cycle to the log."""
     progress = run.progress
     seconds, shares = run.watch.shares()
     progress.minutes += seconds / 60
-    speed = (progress.demo_steps - before.demo_steps) / seconds
+    demo_speed = (progress.demo_steps - before.demo_steps) / seconds
+    env_speed = (progress.env_steps - before.env_steps) / seconds
     lr = float(run.schedule.get_last_lr()[0])
-    run.meter.add("train", {"lr": lr, "demo_steps_per_second": speed, **shares})
-    for group, values in run.meter.means().items():
-        run.log.write(group, values, axis=_AXES.get(group, stage.axis), where=progress.where())
+    speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
+    run.meter.add("train", {"lr": lr, **speeds, **shares})
+    means = run.meter.means()
+    for group in get_args(Group):
+        values = run.team.mean(means.get(group, {}))
+        if values and run.log is not None:
+            axis = _AXES.get(group, stage.axis)
+            run.log.write(group, values, axis=axis, where=progress.where())
 
 
 def _save_is_due(run: Run, before: Progress) -> bool:

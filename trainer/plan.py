@@ -6,7 +6,6 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch import nn
 from demotools.store import Store
 from trainer.config import OnPolicySettings, Settings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
-from trainer.models import Model, parameter_count
+from trainer.losses import LossStep
+from trainer.models import parameter_count
 from trainer.policy import NetworkPolicy
 from trainer.streams import DemoStream
 
@@ -47,7 +47,9 @@ class StagePlan:
 
 def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> StagePlan:
     """What a stage does until its budget is spent."""
-    rollout = on_policy.environments * on_policy.rollout_len if on_policy else 0
+    rollout = 0
+    if on_policy:
+        rollout = on_policy.environments * (stage.rollout_len or on_policy.rollout_len)
     batch, updates = 0, 0
     if stage.off_policy:
         batch, updates = stage.off_policy.batch_steps, stage.off_policy.updates
@@ -149,7 +151,7 @@ def _update_seconds(stream: DemoStream, model: nn.Module) -> float:
     times = []
     for _ in range(_MEASURED_UPDATES):
         start = time.perf_counter()
-        results = stream.results(cast(Model, model), stream.batch())
+        results = stream.results(LossStep(model), stream.batch())
         stream.merged(results).backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
         times.append(time.perf_counter() - start)
@@ -165,7 +167,8 @@ def _step_seconds(
     policy = NetworkPolicy(model, words)
     policy.reset(settings.on_policy.environments)
     spent = np.zeros(2)
-    with VectorEnvironment(EnvironmentKind(settings.run.level), count) as vector:
+    kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
+    with VectorEnvironment(kind, count) as vector:
         step = vector.reset(seed_streams(range(1_000_000), count))
         repeats = -(-settings.on_policy.environments // count)
         for _ in range(_MEASURED_STEPS):

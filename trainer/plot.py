@@ -40,12 +40,15 @@ def plot_runs(folders: Sequence[Path], output: Path, against: AgainstWhat = "dem
         lines = _lines(folder)
         colour = f"C{number}"
         _draw_success(panels[0], lines, against, folder.resolve().name, colour)
-        _draw_curve(panels[1], lines, "offpolicy", "accuracy", against, colour, percent=True)
-        _draw_curve(panels[2], lines, "offpolicy", "loss", against, colour)
+        for group in ("offpolicy", "onpolicy"):
+            _draw_curve(panels[1], lines, group, "accuracy", against, colour, percent=True)
+            _draw_curve(panels[2], lines, group, "loss", against, colour)
     panels[0].set_ylabel("success\n[% of episodes]")
     panels[1].set_ylabel("agreement with\nexpert [% of steps]")
     panels[2].set_ylabel("loss\n[nats per step]")
-    panels[2].set_yscale("log")
+    lowest = [min(line.get_ydata()) for line in panels[2].get_lines()]
+    # the loss of PPO may be negative
+    panels[2].set_yscale("log" if lowest and min(lowest) > 0 else "linear")
     panels[2].set_xlabel(_LABELS[against])
     for panel in panels:
         panel.grid(alpha=0.3)

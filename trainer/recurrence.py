@@ -87,7 +87,7 @@ def lstm_by_runs(
     projected = nn.functional.linear(inputs, cell.weight_ih, cell.bias_ih + cell.bias_hh)
     initial = memory.detach()[runs.rollout] * runs.carried[:, None]
     hidden, state = _LSTMOverRuns.apply(  # type: ignore[no-untyped-call]
-        projected, cell.weight_hh, initial, runs
+        projected, cell.weight_hh.to(projected.dtype), initial.to(projected.dtype), runs
     )
     after = torch.cat([hidden.detach()[runs.last], state[runs.last]], dim=1)
     return hidden, after

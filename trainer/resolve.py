@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from demotools.errors import SettingsError
+from demotools.errors import CheckpointError, SettingsError
 from demotools.store import Store, open_store, store_path
 from demotools.vocabulary import WORDS
-from trainer.config import Device, Settings, StageSettings
+from trainer.checkpoint import Checkpoint
+from trainer.config import Device, Settings, StageSettings, toml_of
+
+# What changes nothing that the weights are made of.
+_HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
+
+
+_NETWORKS = {
+    "cpu": ("small", "the 0.6 M-parameter one that is made for CPUs"),
+    "cuda": ("big", "the tutorial's 20 M-parameter one, because there is a GPU"),
+}
 
 
 def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
@@ -21,10 +33,9 @@ def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
     device, reasons = _device(settings.run.device)
     model = settings.model
     if model.type == "auto":
-        model = model.model_copy(update={"type": "small"})
-        reasons.append(
-            f"network: small, the 0.6 M-parameter one that is made for CPUs (device: {device})"
-        )
+        kind, what = _NETWORKS[device]
+        model = model.model_copy(update={"type": kind})
+        reasons.append(f"network: {kind}, {what} (device: {device})")
     stages, said = [], set()
     for stage in settings.stages:
         stage, reason = _with_store(stage, settings.run.level, folder, device)
@@ -39,8 +50,46 @@ def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
     """The stores of all stages, by name; StoreError where one is missing or damaged."""
-    names = dict.fromkeys(stage.off_policy.store for stage in settings.stages if stage.off_policy)
-    return {name: open_store(store_path(name, folder)) for name in names}
+    names = [stage.off_policy.store for stage in settings.stages if stage.off_policy]
+    for stage in settings.stages:
+        if stage.early_stopping and stage.early_stopping.hold_out:
+            names.append(stage.early_stopping.hold_out)
+    return {name: open_store(store_path(name, folder)) for name in dict.fromkeys(names)}
+
+
+def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -> None:
+    """Refuse to resume with settings that changed; where that is harmless, only if not forced.
+
+    CheckpointError  names the keys
+    """
+    before = _leaves(tomllib.loads(checkpoint.settings))
+    now = _leaves(tomllib.loads(toml_of(settings)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    grave = [key for key in changed if not key.startswith(_HARMLESS)]
+    if grave or (changed and not forced):
+        keys = ", ".join(f"`{key}`" for key in grave or changed)
+        raise CheckpointError(
+            f"the run was begun with other settings: {keys}",
+            path=checkpoint.path,
+            fix="resume with the settings.toml that lies beside it, or begin anew with --overwrite"
+            if grave
+            else "they change nothing that was learned: add --force-settings, or set them back",
+        )
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """`a.b` and `a.0.b` of a tree to the values there."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    else:
+        return {path: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in items:
+        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
 def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:

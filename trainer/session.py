@@ -5,48 +5,68 @@ Nothing here prints: lines for the user go to the function `say` that the caller
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from demotools.environment import level_environment_id
-from demotools.errors import SettingsError, from_os_error
+from gymnasium.error import Error as GymnasiumError
+
+from demotools.bot import can_play
+from demotools.environment import Environment, level_environment_id
+from demotools.errors import LevelError, SettingsError, from_os_error
+from trainer.checkpoint import BEST, FAILED, read_checkpoint
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
-from trainer.checkpoint import read_checkpoint
-from trainer.config import read_settings, toml_of
+from trainer.config import LEVELS, Settings, read_settings, toml_of
+from trainer.distributed import ALONE, Team, joined_team
 from trainer.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
 from trainer.interrupt import stop_request
 from trainer.log import BOARD_FOLDER, Axis
 from trainer.log import FILE_NAME as LOG_FILE
+from trainer.named import find
+from trainer.on_policy import needs_expert
 from trainer.pipeline import train
 from trainer.plan import duration, expected_cost
 from trainer.plot import FILE as PLOT_FILE
 from trainer.plot import plot_runs
 from trainer.policy import NetworkPolicy
-from trainer.resolve import open_stores, resolved, shared_words
+from trainer.resolve import check_resumed, open_stores, resolved, shared_words
 from trainer.run import Parts, Run, new_parts, open_run, restore
+from trainer.streams import build_losses
 
 SETTINGS_FILE = "settings.toml"
-_FILES = (SETTINGS_FILE, CHECKPOINT_FILE, LOG_FILE, PLOT_FILE, BOARD_FOLDER)
+_FILES = (
+    *(SETTINGS_FILE, CHECKPOINT_FILE, BEST, FAILED, "after-*.pt"),
+    *(LOG_FILE, PLOT_FILE, BOARD_FOLDER),
+)
 
 
 @dataclass(frozen=True)
 class Options:
     """What the command line of `trainer run` says.
 
-    data   folder of the demo stores
+    data             folder of the demo stores
+    processes        of environments; None: one per core, at most one per environment
+    force_settings   resume although settings changed, where that is harmless
     """
 
     recipe: str
     overrides: tuple[str, ...]
     output: Path | None
     data: Path
-    processes: int
+    processes: int | None = None
+    tiny: bool = False
     resume: bool = False
+    force_settings: bool = False
     overwrite: bool = False
     quiet: bool = False
+
+    @property
+    def process_count(self) -> int:
+        """Of environments."""
+        return self.processes or os.cpu_count() or 1
 
 
 def run_recipe(options: Options, say: Callable[[str], None]) -> int:
@@ -54,24 +74,37 @@ def run_recipe(options: Options, say: Callable[[str], None]) -> int:
 
     SettingsError, StoreError, CheckpointError  before anything is written
     """
-    parts, said = _prepared(options)
-    settings = parts.settings
+    settings, reasons = _resolved(options)
+    with joined_team(settings.run.device) as team:
+        if team.writes:
+            return _run(options, settings, reasons, team, say)
+        return _run(options, settings, reasons, team, lambda _line: None)
+
+
+def _run(
+    options: Options, settings: Settings, reasons: list[str], team: Team, say: Callable[[str], None]
+) -> int:
+    parts, said = _prepared(options, settings, team)
     folder = options.output or Path("runs") / settings.run.name
     checkpoint = read_checkpoint(folder) if options.resume else None
-    if checkpoint is None:
+    if checkpoint is not None:
+        check_resumed(checkpoint, settings, forced=options.force_settings)
+    elif team.writes:
         _clear(folder, overwrite=options.overwrite)
-    for line in [*said, f"folder: {folder}"]:
+    for line in [*reasons, *said, f"folder: {folder}"]:
         say(line)
-    with open_run(parts, folder, processes=options.processes, quiet=options.quiet) as run:
+    with open_run(parts, folder, processes=options.process_count, quiet=options.quiet) as run:
         if checkpoint is not None:
             restore(run, checkpoint)
-        (folder / SETTINGS_FILE).write_text(toml_of(settings), "utf-8")
+        if team.writes:
+            (folder / SETTINGS_FILE).write_text(toml_of(settings), "utf-8")
         with stop_request() as stop:
             train(run, stop)
-        if not stop:
+        if not stop and team.writes:
             say(f"trained for {duration(60 * run.progress.minutes)}")
             _evaluate(run, say)
-    say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE)}")
+    if team.writes:
+        say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE)}")
     if stop:
         say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}, --resume goes on from it")
     return stop.signal
@@ -79,8 +112,9 @@ def run_recipe(options: Options, say: Callable[[str], None]) -> int:
 
 def dry_run_text(options: Options) -> str:
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
-    parts, said = _prepared(options)
-    return "".join(f"# {line}\n" for line in said) + toml_of(parts.settings)
+    settings, reasons = _resolved(options)
+    _, said = _prepared(options, settings, ALONE)
+    return "".join(f"# {line}\n" for line in [*reasons, *said]) + toml_of(settings)
 
 
 def measured_success(
@@ -104,27 +138,74 @@ def measured_success(
     else:
         assert saved is not None
         policy = NetworkPolicy(saved.network(), saved.words)
+    make = LEVELS
     if level is None:
         assert saved is not None
-        level = saved.parsed().run.level
-    return evaluate_policy(policy, level, episodes, processes=processes, quiet=quiet)
+        settings = saved.parsed()
+        level, make = settings.run.level, _environment_of(settings)
+    return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
 
 
-def _prepared(options: Options) -> tuple[Parts, list[str]]:
+def _resolved(options: Options) -> tuple[Settings, list[str]]:
+    """The settings without any `auto`, and the reasons for what was chosen."""
+    settings = read_settings(options.recipe, options.overrides, tiny=options.tiny)
+    return resolved(settings, options.data)
+
+
+def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, list[str]]:
     """The parts of the run, and what the user should know of it before the first step."""
-    settings, reasons = resolved(read_settings(options.recipe, options.overrides), options.data)
-    if settings.on_policy is not None or settings.evaluation is not None:
+    if settings.on_policy is not None:
+        _check_environments(settings, options.processes, team)
+    elif settings.evaluation is not None:
         level_environment_id(settings.run.level)
     stores = open_stores(settings, options.data)
     words = shared_words(list(stores.values()))
-    parts = new_parts(settings, stores, words)
-    cost = expected_cost(settings, parts.network, words, stores, options.processes)
-    return parts, [*reasons, *cost.lines(options.recipe)]
+    parts = new_parts(settings, stores, words, team)
+    cost = expected_cost(settings, parts.network, words, stores, options.process_count)
+    return parts, cost.lines(options.recipe)
+
+
+def _environment_of(settings: Settings) -> str:
+    return settings.on_policy.environment if settings.on_policy is not None else LEVELS
+
+
+def _check_environments(settings: Settings, processes: int | None, team: Team) -> None:
+    """That the level has an environment, the bot plays it where asked to, and there are enough."""
+    assert settings.on_policy is not None
+    maker = settings.on_policy.environment
+    count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    if processes is not None and processes > count:
+        raise SettingsError(
+            f"there are more processes than environments: {processes} for {count}",
+            path="--processes",
+            fix=f"give -m {count} or less, or set on_policy.environments to {processes} or more",
+        )
+    make: Callable[[str], Environment] = find("environment", maker, {})
+    if maker == LEVELS:
+        level_environment_id(settings.run.level)
+    try:
+        environment = make(settings.run.level)
+    except GymnasiumError as error:
+        raise LevelError(
+            f"there is no environment for the level `{settings.run.level}`: {error}",
+            path=f"environment = {maker!r}",
+            fix="correct run.level, or on_policy.environment",
+        ) from error
+    for number, stage in enumerate(settings.stages):
+        advised = any(map(needs_expert, build_losses(settings, stage.losses).values()))
+        if (advised or stage.teacher_forcing) and not can_play(environment):
+            what = "imitation" if advised else "teacher forcing"
+            raise SettingsError(
+                f"{what} needs an expert, and the bot plays BabyAI's levels only",
+                path=f"stages.{number}",
+                fix="remove it, or name a BabyAI level",
+            )
+    environment.close()
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:
     """An empty place for a new run; only what a run writes is ever removed."""
-    existing = [folder / name for name in _FILES if (folder / name).exists()]
+    existing = [path for name in _FILES for path in folder.glob(name)]
     if existing and not overwrite:
         raise SettingsError(
             "there is a run in this folder already",
@@ -144,12 +225,13 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
 
 def _evaluate(run: Run, say: Callable[[str], None]) -> None:
     """Measure success where the settings ask for it, and note it in the log."""
-    if run.settings.evaluation is None:
+    if run.settings.evaluation is None or run.log is None:
         return
     result = evaluate_policy(
         NetworkPolicy(run.network.eval(), run.words),
         run.settings.run.level,
         run.settings.evaluation.episodes,
+        make=_environment_of(run.settings),
         processes=run.processes,
         quiet=run.quiet,
     )

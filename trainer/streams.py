@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from demotools.store import Store
-from trainer.augment import Augmenter
+from trainer.augment import Augmenter, batch_missions
 from trainer.config import Settings, StageSettings
-from trainer.losses import LOSSES, Loss, LossResult, merged_losses
+from trainer.distributed import ALONE, Team
+from trainer.losses import Loss, LossResult, expert_cross_entropy, merged_losses
 from trainer.models import Model
 from trainer.named import build
+from trainer.on_policy import A2C, PPO, Imitation
 from trainer.rollouts import Batch, ExpertTrajectoryIterator
+
+_HOLD_OUT_ROLLOUTS, _HOLD_OUT_STEPS = 128, 40
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "expert_cross_entropy": expert_cross_entropy,
+    "ppo": PPO,
+    "a2c": A2C,
+    "imitation": Imitation,
+}
+"""The losses that `type` names."""
 
 
 def build_losses(settings: Settings, names: dict[str, float]) -> dict[str, Loss]:
@@ -34,9 +46,11 @@ class DemoStream:
         store: Store,
         words: tuple[str, ...],
         model: nn.Module,
+        team: Team = ALONE,
     ) -> None:
         assert stage.off_policy is not None
         self.settings = stage.off_policy
+        share = team.share(self.settings.rollouts, "off_policy.rollouts")
         self._losses = build_losses(settings, stage.off_policy.losses)
         self._iterator = ExpertTrajectoryIterator(
             store,
@@ -44,11 +58,17 @@ class DemoStream:
             rollout_len=self.settings.rollout_len,
             seed=settings.run.seed,
             layout="native",
+            rank=team.rank,
+            world=team.world,
         )
         self._augmenter = Augmenter(
-            self.settings.augment, words, rollouts=self.settings.rollouts, seed=settings.run.seed
+            self.settings.augment,
+            words,
+            rollouts=len(share),
+            seed=settings.run.seed,
+            first_rollout=share.start,
         )
-        initial = cast(Model, model).initial_memory(self.settings.rollouts)
+        initial = cast(Model, model).initial_memory(len(share))
         self._memory = dict.fromkeys(self._losses, initial)
 
     def batch(self) -> Batch:
@@ -57,11 +77,9 @@ class DemoStream:
         device = next(iter(self._memory.values())).device
         return {name: values.to(device) for name, values in batch.items()}
 
-    def results(self, model: Model, batch: Batch) -> dict[str, LossResult]:
-        """Every loss of a batch; memory is carried on."""
-        results = {
-            name: loss(model, batch, self._memory[name]) for name, loss in self._losses.items()
-        }
+    def results(self, step: nn.Module, batch: Batch) -> dict[str, LossResult]:
+        """Every loss of a batch, by a `LossStep`; memory is carried on."""
+        results: dict[str, LossResult] = step(self._losses, batch, self._memory)
         self._memory = {name: result.memory.detach() for name, result in results.items()}
         return results
 
@@ -85,3 +103,23 @@ class DemoStream:
         self._memory = {
             name: torch.as_tensor(memory).to(device) for name, memory in state["memory"].items()
         }
+
+
+class HoldOut:
+    """The cross-entropy of a network on the first batch of a store that it does not learn from."""
+
+    def __init__(self, store: Store, network: nn.Module) -> None:
+        rollouts = min(_HOLD_OUT_ROLLOUTS, store.episodes)
+        iterator = ExpertTrajectoryIterator(
+            store, rollouts=rollouts, rollout_len=_HOLD_OUT_STEPS, layout="native"
+        )
+        self._network = cast(Model, network)
+        self._memory = self._network.initial_memory(rollouts)
+        batch = batch_missions(next(iterator), iterator.mission_tokens)
+        self._batch = {name: values.to(self._memory.device) for name, values in batch.items()}
+
+    def cross_entropy(self) -> float:
+        """Against the expert's actions, in nats per step."""
+        with torch.no_grad():
+            result = expert_cross_entropy()(self._network, self._batch, self._memory)
+        return result.loss.item()

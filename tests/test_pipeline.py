@@ -1,0 +1,331 @@
+"""Every recipe from end to end, in its tiny version."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import Tensor
+
+from demotools.generate import generate, planned_recording
+from trainer.checkpoint import read_checkpoint
+from trainer.cli import main
+from trainer.config import shipped_recipes
+from trainer.log import read_log
+from trainer.losses import LossResult
+from trainer.models import Model
+from trainer.rollouts import Batch
+
+ON_POLICY = ("ppo", "dagger_then_ppo", "bc_and_ppo", "dagger_then_ppo_cpu")
+EXACT = ("--tiny", "--set", "run.deterministic=true", "--set", "evaluation=", "-m", "1", "-q")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Batches this small are faster on one thread, the more so beside other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small store of the bot's episodes on GoToLocal."""
+    folder = tmp_path_factory.mktemp("data")
+    recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
+    generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
+    """`run("ppo", "a")` trains into the folder a of the test's own."""
+
+    def trainer_run(recipe: str, folder: str, *arguments: str) -> Result:
+        line = ["run", recipe, "-o", str(tmp_path / folder), "--data-dir", str(data), *arguments]
+        return CliRunner().invoke(main, line)
+
+    return trainer_run
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return read_checkpoint(folder).model
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def of_group(folder: Path, group: str) -> list[dict[str, Any]]:
+    return [line for line in read_log(folder) if line["group"] == group]
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_recipe_runs_from_end_to_end_in_its_tiny_version(
+    recipe: str, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "a"
+    assert "2 episodes" in result.output
+    groups = {line["group"] for line in read_log(folder)}
+    assert {"train", "evaluation"} <= groups
+    assert ("onpolicy" in groups) == (recipe.removesuffix(".toml") in ON_POLICY)
+    assert (folder / "curve.png").is_file()
+    assert len(list(folder.glob("after-*.pt"))) == (2 if "onpolicy" in groups else 0)
+
+
+def test_teacher_forcing_is_logged_as_asked_and_as_applied_and_fades(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run("dagger_then_ppo", "a", *EXACT).exit_code == 0
+    lines = of_group(tmp_path / "a", "environment")
+    forced = [line for line in lines if "forcing_asked" in line]
+    assert [line["env_steps"] for line in forced] == [32, 64, 96]
+    assert [line["forcing_asked"] for line in forced] == pytest.approx(
+        [1 - (first + 14) / 96 for first in (0, 32, 64)]
+    )
+    assert forced[0]["forcing_applied"] > forced[-1]["forcing_applied"]
+    # the stage of PPO forces nothing
+    assert all(line["env_steps"] <= 96 for line in forced)
+
+
+def test_the_clip_and_the_learning_rate_decay_by_environment_steps(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    decay = ("--set", "optimizer.schedule.env_steps=256")
+    assert run("ppo", "a", *EXACT, *decay).exit_code == 0
+    rates = [line["lr"] for line in of_group(tmp_path / "a", "train")]
+    assert rates == pytest.approx([2.5e-4 * (1 - steps / 256) for steps in (32, 64, 96, 128)])
+
+
+@pytest.mark.parametrize("recipe", ON_POLICY)
+def test_a_run_taken_up_from_its_last_checkpoint_ends_with_the_same_weights(
+    recipe: str, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    # the checkpoint of an interval lies in the middle, as after a kill
+    assert run(recipe, "whole", *EXACT, "--set", "run.keep=9").exit_code == 0
+    copies = sorted((tmp_path / "whole").glob("after-*.pt"))
+    assert len(copies) >= 2
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/last.pt").write_bytes(copies[0].read_bytes())
+    resumed = run(recipe, "cut", *EXACT, "--set", "run.keep=9", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def killed(line: list[str], folder: Path, how: int, wait: float) -> bool:
+    """Start a run and end it by a signal after a while; whether it was still running."""
+    process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while not (folder / "last.pt").exists() and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    time.sleep(wait)
+    going = process.poll() is None
+    process.send_signal(how)
+    assert process.wait(60) in (-how, 128 + how, 0)
+    return going
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ON_POLICY)
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
+    recipe: str, data: Path, tmp_path: Path
+) -> None:
+    longer = {
+        "ppo": ["stages.0.max_env_steps=2000"],
+        "dagger_then_ppo": ["stages.0.max_env_steps=800", "stages.1.max_env_steps=800"],
+        "bc_and_ppo": ["stages.0.max_env_steps=1200"],
+        "dagger_then_ppo_cpu": ["stages.0.max_env_steps=800", "stages.1.max_env_steps=800"],
+    }[recipe]
+    line = [sys.executable, "-m", "trainer", "run", recipe, "--data-dir", str(data), *EXACT]
+    for setting in longer:
+        line += ["--set", setting]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*line, "-o", str(whole)], env=ENVIRONMENT, check=True)
+    moments = random.Random(recipe)
+    for how in [signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 3 + [signal.SIGKILL]:
+        here = [*line, "-o", str(cut)] + (["--resume"] if cut.exists() else [])
+        killed(here, cut, how, moments.uniform(0.0, 3.0))
+    subprocess.run([*line, "-o", str(cut), "--resume"], env=ENVIRONMENT, check=True)
+    assert same_weights(whole, cut)
+    assert [line["env_steps"] for line in of_group(whole, "environment")] == [
+        line["env_steps"] for line in of_group(cut, "environment")
+    ]
+
+
+def test_a_stage_ends_early_when_enough_episodes_succeed(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    rule = ("--set", "stages.0.early_stopping={success=0.01, episodes=3}")
+    assert run("ppo", "a", *EXACT, *rule, "--set", "stages.0.max_env_steps=100000").exit_code == 0
+    progress = read_checkpoint(tmp_path / "a").training["progress"]
+    assert progress["env_steps"] < 5000
+    assert progress["stage"] == 1
+
+
+def test_a_stage_ends_early_when_the_hold_out_store_gets_no_better(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    rule = ("--set", 'stages.0.early_stopping={patience=2, hold_out="GoToLocal"}')
+    still = ("--set", "optimizer.lr=1e-30", "--set", "stages.0.max_demo_steps=10000")
+    assert run("bc_small_cpu", "a", *EXACT, *rule, *still).exit_code == 0
+    lines = of_group(tmp_path / "a", "offpolicy")
+    assert len(lines) == 3 and all(line["hold_out_loss"] > 0 for line in lines)
+
+
+def test_the_best_checkpoint_by_success_is_kept(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.run._FEW_EPISODES", 1)
+    longer = ("--set", "stages.0.max_env_steps=2000", "--set", "on_policy.rollout_len=50")
+    assert run("ppo", "a", *EXACT, *longer).exit_code == 0
+    best = read_checkpoint(tmp_path / "a/best.pt").training["progress"]
+    last = read_checkpoint(tmp_path / "a").training["progress"]
+    assert 0 < best["best_success"] == last["best_success"]
+
+
+def not_a_number() -> Any:
+    """A loss that is not a number from its third batch on."""
+    calls = []
+
+    def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        output = model(batch, memory)
+        calls.append(1)
+        factor = float("nan") if len(calls) > 2 else 1.0
+        return LossResult(output.logits.mean() * factor, {}, output.memory, 1)
+
+    return loss
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_it_was(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    loss = ("--set", "losses.ppo={type='tests.test_pipeline:not_a_number'}")
+    result = run("ppo", "a", *EXACT, *loss)
+    assert result.exit_code == 1
+    assert "the loss ppo became nan at update 2 (env step 32" in result.output
+    assert "the weights before it are finite" in result.output
+    saved = read_checkpoint(tmp_path / "a/failed.pt").training
+    assert saved["batch"]["cells"].shape[1] == 2
+    assert saved["progress"]["updates"] == 2
+
+
+def test_where_the_environments_fail_the_checkpoint_is_written_first(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    fragile = ("--set", "on_policy.environment=tests.test_envs:make_fragile")
+    never = ("--set", "run.save_every_env_steps=")
+    result = run("ppo", "a", "--tiny", "-q", "-m", "2", *fragile, *never)
+    assert result.exit_code == 1
+    assert "exit code 3" in result.output and "at seed 5" in result.output
+    assert read_checkpoint(tmp_path / "a").training["processes"][0]["stage"]["collector"]
+
+
+def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
+    run: Callable[..., Result],
+) -> None:
+    assert run("ppo", "a", *EXACT).exit_code == 0
+    grave = run("ppo", "a", *EXACT, "--resume", "--set", "optimizer.lr=0.1", "--force-settings")
+    assert grave.exit_code == 1 and "other settings: `optimizer.lr`\n" in grave.output
+    harmless = ("--resume", "--set", "run.keep=5")
+    refused = run("ppo", "a", *EXACT, *harmless)
+    assert refused.exit_code == 1 and "add --force-settings" in refused.output
+    assert run("ppo", "a", *EXACT, *harmless, "--force-settings").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "what"),
+    [
+        ("ppo", ["stages.0.max_demo_steps=5"], "exactly one of max_env_steps and max_demo"),
+        ("ppo", ["stages.0.max_env_steps="], "exactly one of max_env_steps and max_demo"),
+        ("ppo", ["stages.0.losses=['pppo']"], "did you mean ppo"),
+        ("bc_small_cpu", ["losses.expert_ce.type=imitation"], "belongs into stages.0.losses"),
+        ("ppo", ["losses.ppo={type='expert_cross_entropy'}"], "stages.0.off_policy.losses"),
+        ("ppo", ["run.level=GoToNowhere"], "GoToNowhere"),
+        ("ppo", ["run.level=PutNext"], "cannot be played"),
+        ("ppo", ["on_policy.environment=no.such:make"], "the environment cannot be imported"),
+        ("ppo", ["on_policy.environment=gymnasium:make"], "no environment for the level"),
+        ("ppo", ["stages.0.minibatches=5"], "on_policy.environments has only 4"),
+        ("ppo", ["stages.0.early_stopping={}"], "exactly one of success and patience"),
+        ("ppo", ["run.wandb=project"], "Weights & Biases is not installed"),
+        (
+            "dagger_then_ppo",
+            ["on_policy.environment=gymnasium:make", "run.level=MiniGrid-KeyCorridorS3R1-v0"],
+            "imitation needs an expert",
+        ),
+        (
+            "ppo",
+            [
+                "on_policy.environment=gymnasium:make",
+                "run.level=MiniGrid-KeyCorridorS3R1-v0",
+                "stages.0.teacher_forcing={steps=9}",
+            ],
+            "teacher forcing needs an expert",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_in_three_parts_before_anything_is_written(
+    recipe: str, arguments: list[str], what: str, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    line = [part for setting in arguments for part in ("--set", setting)]
+    result = run(recipe, "a", "--tiny", "-m", "1", *line)
+    assert result.exit_code == 1, result.output
+    assert what in result.output
+    assert "\n  where: " in result.output and "\n  next:  " in result.output
+    assert not (tmp_path / "a/last.pt").exists()
+
+
+def test_more_processes_than_environments_are_refused(run: Callable[..., Result]) -> None:
+    result = run("ppo", "a", "--tiny", "-m", "5")
+    assert result.exit_code == 1
+    assert "more processes than environments: 5 for 4" in result.output
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused_with_the_word(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run("ppo", "a", *EXACT).exit_code == 0
+    file = tmp_path / "a/last.pt"
+    content = torch.load(file, weights_only=True)
+    content["words"][3] = "giraffe"
+    torch.save(content, file)
+    result = run("ppo", "a", *EXACT, "--resume")
+    assert result.exit_code == 1
+    assert "another vocabulary" in result.output
+
+
+def test_an_environment_that_is_not_babyais_trains_with_the_same_settings(
+    run: Callable[..., Result],
+) -> None:
+    other = (
+        *("--set", "on_policy.environment=gymnasium:make"),
+        *("--set", "run.level=MiniGrid-KeyCorridorS3R1-v0"),
+    )
+    result = run("ppo", "a", "--tiny", "-m", "1", *other)
+    assert result.exit_code == 0, result.output
+    assert "MiniGrid-KeyCorridorS3R1-v0: success" in result.output
+
+
+@pytest.mark.parametrize("setting", ["run.precision=bfloat16", "model.type=big"])
+def test_other_ways_to_compute_run_as_well(
+    setting: str, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    little = () if "big" not in setting else ("--set", "model.memory=32")
+    assert run("bc_and_ppo", "a", *EXACT, "--set", setting, *little).exit_code == 0
+    assert all(weight.dtype == torch.float32 for weight in weights(tmp_path / "a").values())
