@@ -1,97 +1,41 @@
 """Record, or convert, on a Dask cluster: parts are its tasks, the store is the same bit for bit.
 
-Workers write into a folder of this one call, below the store's own building folder, and a part
-counts once this process has moved it from there: a worker that was given up for lost, and comes
-back, finds its folder gone and can spoil nothing. Where workers do not share the folder (each looks
-for a file with a random word) nothing is begun; with `return_parts` they send the parts back.
+How parts get from the workers into the store is in `errand`.
 """
 
 from __future__ import annotations
 
 import logging
-import platform
 import socket
-import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from demotools.convert import DemoFile, decode_part
-from demotools.errors import DemotoolsError, from_os_error
+from demotools.errand import (
+    Delivered,
+    Errand,
+    adopting,
+    delivered,
+    opened_errand,
+    refusal,
+    refused,
+)
+from demotools.errors import DemotoolsError
 from demotools.generate import Play, Recording, play_part
 from demotools.layouts import PicklePart
-from demotools.writer import StoreBuilder, part_file
+from demotools.writer import StoreBuilder
 
-PACKAGES = ("demotools", "gymnasium", "minigrid", "numpy")
-_PROBE = "shared"
 _PARTS_A_SLOT = 3
 _PROTOCOLS = ("tcp", "tls")
 _CONNECT_SECONDS = 10
-# A folder made on one machine shows on another after a while: file systems cache what they saw.
-_APPEARS_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Errand:
-    """What a worker needs to know besides its part.
-
-    folder     the folder of this call; None means that parts are sent back
-    word       what stands in the folder's probe file
-    versions   of the packages, as they are where the command was given
-    """
-
-    folder: str | None
-    word: str = field(default_factory=lambda: uuid.uuid4().hex)
-    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """One part that a worker has made: its file, or where the file lies."""
-
-    episodes: int
-    path: str
-    content: bytes | None
-
 
 Submit = Callable[..., Future[Delivered]]
 """Begins a task on a worker, given the errand and its further arguments."""
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions that a recording depends on, of this process."""
-    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def refusal(errand: Errand) -> str:
-    """Why this process must not play for an errand; empty where it may."""
-    own = installed_versions()
-    other = [
-        f"{name} {own[name]} instead of {wanted}"
-        for name, wanted in errand.versions.items()
-        if own[name] != wanted
-    ]
-    if other:
-        return f"it has {', '.join(other)}"
-    if errand.folder is None:
-        return ""
-    probe = Path(errand.folder) / _PROBE
-    if not _appears(probe) or probe.read_text("utf-8") != errand.word:
-        return f"it does not see the folder {errand.folder}"
-    return ""
 
 
 def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
@@ -99,7 +43,7 @@ def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
 
     DemotoolsError  see `refusal`: workers may join after the others were asked
     """
-    return _delivered(errand, part, lambda folder: play_part(recording, part, folder))
+    return delivered(errand, part, lambda folder: play_part(recording, part, folder))
 
 
 def decode_errand(
@@ -112,24 +56,11 @@ def decode_errand(
 
     def decode(folder: Path) -> int:
         if not file.path.is_file() or file.path.stat().st_size != file.size_bytes:
-            raise _refused({socket.gethostname(): f"it does not see the file {file.path}"})
+            raise refused({socket.gethostname(): f"it does not see the file {file.path}"})
         decode_part(folder, number, file, part, on_error)
         return len(part.number)
 
-    return _delivered(errand, number, decode)
-
-
-def _delivered(errand: Errand, part: int, work: Callable[[Path], int]) -> Delivered:
-    if reason := refusal(errand):
-        raise _refused({socket.gethostname(): reason})
-    if errand.folder is not None:
-        # a folder for each attempt: a part may be made twice at the same time
-        folder = Path(tempfile.mkdtemp(dir=errand.folder))
-        return Delivered(work(folder), str(part_file(folder, part)), None)
-    with tempfile.TemporaryDirectory() as temporary:
-        episodes = work(Path(temporary))
-        file = part_file(Path(temporary), part)
-        return Delivered(episodes, file.name, file.read_bytes())
+    return delivered(errand, number, decode)
 
 
 def cluster_players(
@@ -148,7 +79,7 @@ def cluster_players(
         with _workers(address, builder, return_parts) as (submit, _slots):
 
             def play(recording: Recording, part: int, parts: Path) -> Future[int]:
-                return _adopting(submit(play_errand, recording, part), parts)
+                return adopting(submit(play_errand, recording, part), parts)
 
             yield play
 
@@ -188,7 +119,7 @@ class ClusterDecoders:
             self._collect(FIRST_COMPLETED)
         absolute = replace(file, path=file.path.absolute())
         task = self._submit(decode_errand, number, absolute, part, on_error)
-        self._under_way.add(_adopting(task, self._parts))
+        self._under_way.add(adopting(task, self._parts))
 
     def finish(self) -> None:
         """Wait for all parts."""
@@ -205,7 +136,7 @@ def _workers(
     address: str, builder: StoreBuilder, return_parts: bool
 ) -> Iterator[tuple[Submit, int]]:
     """What begins a task on a worker, and how many the workers do at the same time."""
-    with _client(address) as client, _errand(builder, return_parts) as errand:
+    with _client(address) as client, opened_errand(builder, return_parts) as errand:
         _refuse_unfit_workers(client, address, errand)
         executor = client.get_executor(pure=False)
         slots = sum(client.nthreads().values())
@@ -280,19 +211,6 @@ def _client(address: str) -> Iterator[Any]:
         log.setLevel(level)
 
 
-@contextmanager
-def _errand(builder: StoreBuilder, return_parts: bool) -> Iterator[Errand]:
-    if return_parts:
-        yield Errand(None)
-        return
-    with tempfile.TemporaryDirectory(
-        prefix="cluster-", dir=builder.folder, ignore_cleanup_errors=True
-    ) as folder:
-        errand = Errand(str(Path(folder).absolute()))
-        (Path(folder) / _PROBE).write_text(errand.word, "utf-8")
-        yield errand
-
-
 def _refuse_unfit_workers(client: Any, address: str, errand: Errand) -> None:
     answers = client.run(refusal, errand, on_error="return")
     if not answers:
@@ -307,59 +225,4 @@ def _refuse_unfit_workers(client: Any, address: str, errand: Errand) -> None:
         if answer
     }
     if unfit:
-        raise _refused(unfit)
-
-
-def _refused(unfit: dict[str, str]) -> DemotoolsError:
-    reason = next(iter(unfit.values()))
-    fix = "install the same versions on every machine, or end these workers"
-    if "does not see the folder" in reason:
-        fix = "name a --data-dir that all machines share, or add --return-parts"
-    elif "does not see the file" in reason:
-        fix = "put the files where all machines see them under the same name"
-    return DemotoolsError(
-        f"{len(unfit)} of the cluster's workers cannot take part: {reason}",
-        path=", ".join(sorted(unfit)),
-        fix=fix,
-    )
-
-
-def _adopting(delivered: Future[Delivered], parts: Path) -> Future[int]:
-    """The number of episodes, once the part lies in `parts`."""
-    adopted: Future[int] = Future()
-
-    def adopt(done: Future[Delivered]) -> None:
-        if done.cancelled():
-            adopted.cancel()
-            adopted.set_running_or_notify_cancel()  # wakes who waits
-        elif (reason := done.exception()) is not None:
-            adopted.set_exception(reason)
-        else:
-            try:
-                adopted.set_result(_adopt(done.result(), parts))
-            except OSError as error:
-                adopted.set_exception(from_os_error(error, parts))
-
-    delivered.add_done_callback(adopt)
-    return adopted
-
-
-def _adopt(delivered: Delivered, parts: Path) -> int:
-    file = Path(delivered.path)
-    if delivered.content is not None:
-        file = parts.with_name(f"{file.name}.returned")
-        file.write_bytes(delivered.content)
-    else:
-        _appears(file)
-    file.replace(parts / Path(delivered.path).name)
-    return delivered.episodes
-
-
-def _appears(file: Path) -> bool:
-    """Whether a file is there, or will be soon."""
-    until = time.monotonic() + _APPEARS_SECONDS
-    while not file.is_file():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
+        raise refused(unfit)

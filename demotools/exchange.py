@@ -33,7 +33,7 @@ from demotools.errors import (
     from_os_error,
 )
 from demotools.grid import ACTIONS
-from demotools.output import refuse_existing
+from demotools.output import check_output
 from demotools.pickle_writer import write_pickle
 from demotools.replay import reason_against, replayed_episode
 from demotools.store import Episodes, Store
@@ -78,7 +78,7 @@ def export_pickle(
 
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
-    refuse_existing(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite)
     bar = tqdm(total=store.episodes, desc=path.name, unit=" episodes", disable=quiet or None)
 
     def blocks() -> Iterator[Episodes]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,19 +22,19 @@ from click.testing import CliRunner
 
 from demotools.cli import main
 from demotools.cluster import (
-    Errand,
+    ClusterDecoders,
     cluster_decoders,
     cluster_players,
     decode_errand,
-    installed_versions,
     play_errand,
-    refusal,
 )
 from demotools.convert import ConvertOptions, DemoFile, convert_files
 from demotools.decode import ViewKind
+from demotools.errand import Delivered, Errand, installed_versions, refusal
 from demotools.errors import DemotoolsError, PickleError
 from demotools.generate import Recording, generate, planned_recording
 from demotools.grid import Encoding
+from demotools.layouts import PicklePart
 from demotools.pickles import PickleReader, write_pickle
 from demotools.store import Store, open_store
 
@@ -69,7 +70,7 @@ def threads() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is left with parts of a job that has failed looks for its folder no longer."""
-    monkeypatch.setattr("demotools.cluster._APPEARS_SECONDS", 0.2)
+    monkeypatch.setattr("demotools.errand._APPEARS_SECONDS", 0.2)
 
 
 def recorded_on(address: str, path: Path, recording: Recording = RECORDING) -> Store:
@@ -193,6 +194,23 @@ def test_a_worker_that_does_not_see_the_pickle_says_so(serial: Store, tmp_path: 
     with pytest.raises(DemotoolsError, match="does not see the file") as caught:
         decode_errand(Errand(None), 0, elsewhere, part, "stop")
     assert caught.value.fix == "put the files where all machines see them under the same name"
+
+
+def test_workers_get_the_whole_path_of_a_pickle(tmp_path: Path) -> None:
+    given: list[Path] = []
+
+    def submit(_task: object, _number: int, file: DemoFile, *_rest: object) -> Future[Delivered]:
+        given.append(file.path)
+        future: Future[Delivered] = Future()
+        future.set_result(Delivered(1, "part-000000.npy", b""))
+        return future
+
+    kind = ViewKind((7, 7, 3), Encoding.TODAY)
+    (tmp_path / "parts").mkdir()
+    decoders = ClusterDecoders(submit, tmp_path / "parts", slots=1)
+    decoders.decode(0, DemoFile(Path("shard.pkl"), kind, "", 1, 0), PicklePart(), "stop")
+    decoders.finish()
+    assert given == [Path.cwd() / "shard.pkl"]
 
 
 # --- one worker's view
