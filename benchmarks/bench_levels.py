@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from demotools.bot import Failure, record_episode
 from demotools.environment import make_environment
-from demotools.generate import _RATE_AT_LEAST as RATE_AT_LEAST
+from demotools.generate import RATE_AT_LEAST
 from demotools.manifest import all_level_names, level_names, read_manifest
 
 PAGE = Path(__file__).parents[1] / "docs" / "levels.md"

@@ -33,7 +33,7 @@ from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, 
 # What a cluster's scheduler holds at a time; it hands them to the workers that there are.
 _PARTS_ON_A_CLUSTER = 10_000
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
-_RATE_AT_LEAST = 0.05
+RATE_AT_LEAST = 0.05
 _SEEDS_TO_JUDGE = 200
 
 
@@ -216,7 +216,7 @@ def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
         return
     seeds = len(judged) * recording.part_seeds
     rate = sum(solved[part] for part in judged) / seeds
-    if rate < _RATE_AT_LEAST:
+    if rate < RATE_AT_LEAST:
         raise LevelError(
             f"the bot cannot solve this level: {rate:.1%} of {seeds} episodes",
             path=recording.level,
