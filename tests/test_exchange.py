@@ -230,6 +230,18 @@ def test_images_come_back_without_loss(shape: tuple[int, ...], tmp_path: Path) -
     assert back.attributes.fingerprint == store.attributes.fingerprint
 
 
+def test_a_level_without_an_environment_comes_back_too(tmp_path: Path) -> None:
+    episodes = replace(make_episodes([3, 2]), seed=np.full(2, -1, dtype=np.int64))
+    store = build_store(tmp_path / "PutNext.zarr", episodes, level="PutNext")
+    export_minari(store, root=tmp_path / "datasets", quiet=True)
+    dataset = opened_dataset(str(tmp_path / "datasets/babyai/PutNext-v0"))
+    assert dataset.minari.env_spec is None
+    import_minari(dataset, tmp_path / "back.zarr", quiet=True)
+    back = open_store(tmp_path / "back.zarr")
+    assert back.attributes.fingerprint == store.attributes.fingerprint
+    assert back.attributes.level == "PutNext"
+
+
 def test_views_of_which_only_some_pack_are_all_kept_as_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
