@@ -29,8 +29,6 @@ demo: .venv/installed  ## record the bot, train on it, measure success: all unde
 	$(BIN)/demotools list
 	@echo "== 3. learn from the full store"
 	$(BIN)/trainer run bc_small_cpu.toml -o $(DEMO)/run --overwrite
-	@echo "== 4. measure success on unseen episodes"
-	$(BIN)/trainer evaluate $(DEMO)/run/last.pt --episodes 500
 	@echo
 	@echo "The learning curve is $(DEMO)/run/curve.png. Three commands to try next:"
 	@echo "  $(BIN)/demotools info $(DEMO)/data/GoToLocal-small.zarr"

@@ -151,6 +151,7 @@ def test_a_mirrored_episode_succeeds_in_the_mirrored_environment(level: str) -> 
         cells, directions, reward = replayed(level, seed, mirror, actions)
         np.testing.assert_array_equal(cells, changed["cells"][:, 0].numpy())
         np.testing.assert_array_equal(directions, changed["direction"][:, 0].numpy())
+        assert reward > 0
     assert mirrored > 1
 
 
