@@ -1,8 +1,4 @@
-"""One HTML file about one or several stores: figures, pictures, findings. It needs no network.
-
-The template escapes every text that comes out of a store, and its content policy lets a browser
-load nothing but the pictures inside the file.
-"""
+"""One HTML file about one or several stores: figures, pictures, findings. It needs no network."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -31,7 +26,7 @@ from demotools.grid import (
     OPEN,
     STATES,
 )
-from demotools.info import size_text
+from demotools.page import rendered_page
 from demotools.render import animation, panel, view_picture
 from demotools.store import Store, open_store
 from demotools.survey import Survey, store_survey
@@ -80,15 +75,8 @@ def store_report(
     """
     surveys = [store_survey(open_store(path), quiet=quiet) for path in paths]
     findings = store_findings(surveys, instruction_len, quiet=quiet)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("demotools", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["size"] = size_text
-    html = environment.get_template("report.html").render(
+    html = rendered_page(
+        "report.html",
         title=", ".join(survey.name for survey in surveys),
         stores=[_page(survey, quiet=quiet) for survey in surveys],
         findings=sorted(findings, key=lambda finding: not finding.alarm),
