@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 from numpy.typing import NDArray
 
@@ -62,6 +63,11 @@ class Failure:
 
     seed: int
     reason: str
+
+
+def can_play(environment: Environment) -> bool:
+    """Whether the bot knows how to play this environment: BabyAI's levels."""
+    return isinstance(environment.unwrapped, RoomGridLevel)
 
 
 class Expert:
