@@ -138,7 +138,7 @@ def _action(
     file: PublishedFile | None, found: Found, expected: Expected, wishes: Wishes
 ) -> tuple[Action, str, str]:
     if file is None and wishes.origin is None:
-        fix = "take the other split, or pass --from FILE"
+        fix = "record it with `demotools generate`, or pass --from FILE"
         return "refuse", "the manifest names no file of this split", fix
     if wishes.convert and not wishes.overwrite:
         if found.store_problem is not None:

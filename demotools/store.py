@@ -177,7 +177,10 @@ class Store:
         """The M distinct missions; read on first use."""
         import zarr  # half a second, and only the texts need it
 
-        texts = zarr.open_array(self.path / "mission_text", mode="r")[:]
+        try:
+            texts = zarr.open_array(self.path / "mission_text", mode="r")[:]
+        except ValueError as error:  # zarr's word for a checksum that fails
+            raise _damaged(self.path, f"mission_text cannot be read: {error}") from error
         return [str(text) for text in np.asarray(texts)]
 
     def images(self, start: int, stop: int) -> Image:

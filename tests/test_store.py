@@ -53,6 +53,15 @@ def test_plain_zarr_refuses_a_flipped_byte(make_store: MakeStore) -> None:
         np.asarray(zarr.open_group(store.path, mode="r")["cells"])
 
 
+def test_a_flipped_byte_in_the_mission_texts_is_said_in_three_parts(
+    make_store: MakeStore,
+) -> None:
+    store = make_store(lengths=[3, 2, 4])
+    flip_a_byte(store.path / "mission_text/c/0", 3)
+    with pytest.raises(StoreError, match="mission_text cannot be read"):
+        _ = open_store(store.path).mission_text
+
+
 def flip_a_byte(file: Path, position: int) -> None:
     content = bytearray(file.read_bytes())
     content[position] ^= 0x10
