@@ -24,6 +24,7 @@ from trainer.config import shipped_recipes
 from trainer.log import read_log
 from trainer.losses import LossResult
 from trainer.models import Model
+from trainer.on_policy import PPO
 from trainer.rollouts import Batch
 
 ON_POLICY = ("ppo", "dagger_then_ppo", "bc_and_ppo", "dagger_then_ppo_cpu")
@@ -129,10 +130,15 @@ def test_a_run_taken_up_from_its_last_checkpoint_ends_with_the_same_weights(
 
 
 def killed(line: list[str], folder: Path, how: int, wait: float) -> bool:
-    """Start a run and end it by a signal after a while; whether it was still running."""
+    """Start a run and end it by a signal while it trains; whether it was still running."""
+    settings = folder / "settings.toml"
+    before = settings.stat().st_mtime_ns if settings.exists() else 0
     process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 60
-    while not (folder / "last.pt").exists() and process.poll() is None:
+    # it is written again when all is prepared and the first step is near
+    while process.poll() is None and not (
+        settings.exists() and settings.stat().st_mtime_ns > before and (folder / "last.pt").exists()
+    ):
         assert time.monotonic() < limit
         time.sleep(0.01)
     time.sleep(wait)
@@ -148,20 +154,21 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
     recipe: str, data: Path, tmp_path: Path
 ) -> None:
     longer = {
-        "ppo": ["stages.0.max_env_steps=2000"],
-        "dagger_then_ppo": ["stages.0.max_env_steps=800", "stages.1.max_env_steps=800"],
-        "bc_and_ppo": ["stages.0.max_env_steps=1200"],
-        "dagger_then_ppo_cpu": ["stages.0.max_env_steps=800", "stages.1.max_env_steps=800"],
+        "ppo": ["stages.0.max_env_steps=8000"],
+        "dagger_then_ppo": ["stages.0.max_env_steps=3000", "stages.1.max_env_steps=3000"],
+        "bc_and_ppo": ["stages.0.max_env_steps=6000"],
+        "dagger_then_ppo_cpu": ["stages.0.max_env_steps=3000", "stages.1.max_env_steps=3000"],
     }[recipe]
     line = [sys.executable, "-m", "trainer", "run", recipe, "--data-dir", str(data), *EXACT]
     for setting in longer:
         line += ["--set", setting]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*line, "-o", str(whole)], env=ENVIRONMENT, check=True)
-    moments = random.Random(recipe)
+    moments, going = random.Random(recipe), 0
     for how in [signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 3 + [signal.SIGKILL]:
         here = [*line, "-o", str(cut)] + (["--resume"] if cut.exists() else [])
-        killed(here, cut, how, moments.uniform(0.0, 3.0))
+        going += killed(here, cut, how, moments.uniform(0.0, 0.8))
+    assert going == 10
     subprocess.run([*line, "-o", str(cut), "--resume"], env=ENVIRONMENT, check=True)
     assert same_weights(whole, cut)
     assert [line["env_steps"] for line in of_group(whole, "environment")] == [
@@ -202,7 +209,7 @@ def test_the_best_checkpoint_by_success_is_kept(
 
 def not_a_number() -> Any:
     """A loss that is not a number from its third batch on."""
-    calls = []
+    calls: list[int] = []
 
     def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
         output = model(batch, memory)
@@ -329,3 +336,33 @@ def test_other_ways_to_compute_run_as_well(
     little = () if "big" not in setting else ("--set", "model.memory=32")
     assert run("bc_and_ppo", "a", *EXACT, "--set", setting, *little).exit_code == 0
     assert all(weight.dtype == torch.float32 for weight in weights(tmp_path / "a").values())
+
+
+def stopping_ppo() -> Any:
+    """PPO, and a wish that the run end at its first batch."""
+    ppo = PPO()
+    calls: list[int] = []
+
+    def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        if not calls and os.environ.get("STOP") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(1)
+        return ppo(model, batch, memory)
+
+    return loss
+
+
+def test_a_run_told_to_end_between_rollout_and_store_ends_with_the_same_weights(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (*EXACT, "--set", "losses.ppo={type='tests.test_pipeline:stopping_ppo'}")
+    assert run("bc_and_ppo", "whole", *line).exit_code == 0
+    monkeypatch.setenv("STOP", "1")
+    # the last of them in the last cycle, whose budget of environment steps is spent by then
+    for more in ([], ["--resume"], ["--resume"], ["--resume"]):
+        assert run("bc_and_ppo", "cut", *line, *more).exit_code == 128 + signal.SIGTERM
+        progress = read_checkpoint(tmp_path / "cut").training["progress"]
+        assert progress["in_cycle"] and progress["cycle_updates"] == 0
+    monkeypatch.setenv("STOP", "0")
+    assert run("bc_and_ppo", "cut", *line, "--resume").exit_code == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")

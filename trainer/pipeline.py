@@ -37,10 +37,11 @@ def train(run: Run, stop: StopRequest) -> None:
     progress = run.progress
     while progress.stage < len(run.settings.stages):
         with open_stage(run) as stage:
-            while not stage.finished(progress):
+            while progress.in_cycle or not stage.finished(progress):
                 before = Progress(**vars(progress))
                 _cycle(run, stage, stop)
-                run.progress.stage_over = ends_early(run, stage, stage.settings.early_stopping)
+                if not progress.in_cycle:
+                    progress.stage_over = ends_early(run, stage, stage.settings.early_stopping)
                 _report(run, stage, before)
                 ending = run.team.any(bool(stop))
                 if ending or _save_is_due(run, before):
@@ -53,9 +54,10 @@ def train(run: Run, stop: StopRequest) -> None:
 
 def _cycle(run: Run, stage: Stage, stop: StopRequest) -> None:
     # a run that was stopped inside a cycle has taken this cycle's rollout already
-    if stage.collector is not None and not run.progress.cycle_updates:
+    if stage.collector is not None and not run.progress.in_cycle:
         _learn_from_environments(run, stage, stage.collector)
     if stage.demos is not None:
+        run.progress.in_cycle = True
         _learn_from_demos(run, stage, stage.demos, stop)
 
 
@@ -100,8 +102,8 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
         progress.cycle_updates += 1
         stage.advance(run)
         spent = bool(stage.settings.max_demo_steps) and stage.finished(progress)
-    if progress.cycle_updates == settings.updates:
-        progress.cycle_updates = 0
+    if progress.cycle_updates == settings.updates or spent:
+        progress.cycle_updates, progress.in_cycle = 0, False
 
 
 def _update(

@@ -39,7 +39,8 @@ _FEW_EPISODES = 100
 class Progress:
     """How far a run has come.
 
-    cycle_updates   off-policy updates done in the present cycle
+    in_cycle        whether a cycle is under way, its rollout taken
+    cycle_updates   off-policy updates done in it
     minutes         of training, over all sessions of the run
     stage_over      whether the stage's rule of early stopping has ended it
     best_hold_out   the least cross-entropy on the stage's hold-out store, and for how many
@@ -52,6 +53,7 @@ class Progress:
     demo_steps: int = 0
     stage_env_steps: int = 0
     stage_demo_steps: int = 0
+    in_cycle: bool = False
     cycle_updates: int = 0
     updates: int = 0
     minutes: float = 0.0

@@ -1,0 +1,114 @@
+"""How fast is a whole update (network, loss, backward), against everything step by step with masks?
+
+The batch is of episodes as long as GoToLocal's (geometric, mean 5.3 steps); the reference is the
+definition that the tests hold the networks against: each step on its own, nothing shared. In
+turns within one run; median of several updates and their spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.test_big import by_steps
+from tests.test_models import WORDS, plain_forward, random_batch
+from trainer.big import BigNetwork
+from trainer.losses import LossStep, expert_cross_entropy
+from trainer.models import SmallNetwork
+from trainer.rollouts import Batch
+
+MEAN_RUN = 5.3
+Step = Callable[[nn.Module, Batch], Tensor]
+
+
+def batch_of(T: int, B: int, device: str) -> Batch:
+    batch = random_batch(T, B, missions=36)
+    begins = np.random.default_rng(0).random((T, B)) < 1 / MEAN_RUN
+    batch["masks"] = torch.from_numpy((~begins).astype(np.uint8))
+    batch["cells"] %= 24  # as many kinds of cells as a level shows
+    # a mission lasts as long as its episode
+    episode = torch.from_numpy(np.cumsum(begins, axis=0) * B) + torch.arange(B)
+    batch["mission"] = episode % 36
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def ours(bfloat16: bool) -> Step:
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        step = LossStep(network, bfloat16=bfloat16)
+        memory: Tensor = network.initial_memory(batch["masks"].shape[1])  # type: ignore[operator]
+        result: Tensor = step({"ce": expert_cross_entropy()}, batch, {"ce": memory})["ce"].loss
+        return result
+
+    return loss
+
+
+def plainly(network: nn.Module, batch: Batch) -> Tensor:
+    rollouts = batch["masks"].shape[1]
+    if isinstance(network, BigNetwork):
+        logits = by_steps(network, batch, network.initial_memory(rollouts))[0]
+    else:
+        assert isinstance(network, SmallNetwork)
+        logits = plain_forward(network, batch, network.initial_memory(rollouts))[0]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["action"].long().flatten())
+
+
+def seconds(step: Step, network: nn.Module, batch: Batch) -> float:
+    network.zero_grad()
+    start = time.perf_counter()
+    step(network, batch).backward()  # type: ignore[no-untyped-call]
+    if batch["masks"].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=["small", "big"], default="small")
+    parser.add_argument("--shape", type=int, nargs=2, default=[128, 128], metavar=("T", "B"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="measure ours in it as well")
+    parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    kinds: dict[str, Callable[[int], nn.Module]] = {"small": SmallNetwork, "big": BigNetwork}
+    kind = kinds[options.network]
+    network = kind(WORDS).to(options.device)
+    T, B = options.shape
+    batch = batch_of(T, B, options.device)
+    ways: dict[str, tuple[Step, nn.Module]] = {
+        "step by step": (plainly, network),
+        "ours": (ours(False), network),
+    }
+    if options.bfloat16:
+        ways["ours, bfloat16"] = (ours(True), network)
+    if options.compile:
+        compiled = kind(WORDS).to(options.device)
+        compiled.compile()
+        ways["ours, compiled"] = (ours(False), compiled)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(options.rounds + 1):
+        for name, (step, network_of_way) in ways.items():
+            elapsed = seconds(step, network_of_way, batch)
+            if number:  # the first is to warm up
+                times[name].append(elapsed)
+    print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{options.network} on {options.device}, T = {T}, B = {B}, median of {options.rounds}")
+    plain = statistics.median(times["step by step"])
+    for name, values in times.items():
+        middle = statistics.median(values)
+        print(
+            f"{name}: {middle:.3f} s ({min(values):.3f} to {max(values):.3f}), "
+            f"{T * B / middle:,.0f} steps/s, {plain / middle:.1f} x"
+        )
+
+
+if __name__ == "__main__":
+    main()
