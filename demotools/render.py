@@ -8,7 +8,7 @@ highlighted, unseen cells are black, and the agent looks up from the middle of t
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ Picture = NDArray[np.uint8]
 
 BACKGROUND = (24, 24, 27)
 TEXT = (228, 228, 231)
+_TROUGH, _PLAIN, _MARKED = (39, 39, 42), (82, 82, 91), (59, 130, 246)
 _UP = 3
 _CHANNEL_LIMITS = np.array([len(OBJECTS), len(COLOURS), len(STATES)], dtype=np.uint8)
 
@@ -107,15 +108,67 @@ def panel(pictures: Sequence[Picture], lines: Sequence[str], *, text_size: int =
     for picture in pictures:
         result.paste(Image.fromarray(picture), (left, (height - len(picture)) // 2))
         left += picture.shape[1] + gap
-    mask = Image.new("L", result.size, 0)
+    tops = range(height + 3, height + below, line_height)
+    _write(result, [((4, top), line) for top, line in zip(tops, lines, strict=False)], text_size)
+    return np.asarray(result)
+
+
+def _write(image: Image.Image, texts: Iterable[tuple[tuple[int, int], str]], size: int) -> None:
+    """Write texts into the picture, each with its left upper corner."""
+    mask = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(mask)
-    for number, line in enumerate(lines):
-        top = height + 3 + number * line_height
-        draw.text((4, top), line, fill=255, font=_font(text_size))
+    for corner, text in texts:
+        draw.text(corner, text, fill=255, font=_font(size))
     # 16 shades of text leave room for all tile colours in an animation's palette of 256
     mask = mask.point([shade // 17 * 17 for shade in range(256)])
-    result.paste(TEXT, (0, 0), mask)
+    image.paste(TEXT, (0, 0), mask)
+
+
+def bar_picture(
+    bars: Sequence[tuple[str, float]], height: int, *, marked: int, text_size: int = 14
+) -> Picture:
+    """Shares as bars below each other: the name, the bar, its percentage.
+
+    bars      names and shares, 0 to 1
+    height    pixels, at least 18 a bar
+    marked    number of the bar that stands out
+    returns   uint8 [height, width, 3]
+    """
+    length, gap, thick = 110, 8, text_size - 2
+    names = round(max(_font(text_size).getlength(name) for name, _share in bars))
+    left = names + 2 * gap
+    pitch = height // len(bars)
+    width = left + length + gap + round(_font(text_size).getlength("100.0%")) + gap
+    result = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(result)
+    texts = []
+    for number, (name, share) in enumerate(bars):
+        middle = number * pitch + pitch // 2
+        top, text_top = middle - thick // 2, middle - text_size // 2 - 2
+        draw.rectangle((left, top, left + length, top + thick), fill=_TROUGH)
+        if end := round(length * share):
+            colour = _MARKED if number == marked else _PLAIN
+            draw.rectangle((left, top, left + end, top + thick), fill=colour)
+        texts.append(((gap, text_top), name))
+        texts.append(((left + length + gap, text_top), f"{share:.1%}"))
+    _write(result, texts, text_size)
     return np.asarray(result)
+
+
+def equally_large(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures, each on a ground as wide and as high as the largest, at its left upper corner.
+
+    >>> small, large = np.zeros((1, 2, 3), np.uint8), np.zeros((3, 1, 3), np.uint8)
+    >>> [picture.shape for picture in equally_large([small, large])]
+    [(3, 2, 3), (3, 2, 3)]
+    """
+    height, width = np.max([picture.shape[:2] for picture in pictures], axis=0).tolist()
+    results = []
+    for picture in pictures:
+        ground = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+        ground[: picture.shape[0], : picture.shape[1]] = picture
+        results.append(ground)
+    return results
 
 
 def wrapped(text: str, width: int, *, text_size: int = 14) -> list[str]:

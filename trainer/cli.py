@@ -260,6 +260,74 @@ def plot(folders: tuple[Path, ...], against: Any, output: Path, quiet: bool) -> 
         click.echo(f"made {path}")
 
 
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Episodes to watch.",
+)
+@click.option("--worst", is_flag=True, help="Those that went worst, of a hundred at least.")
+@click.option("--level", help="Level to play [default: the one it was trained on].")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Environment seed of the first episode [default: of evaluation].",
+)
+@click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
+@click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_quiet
+def watch(
+    checkpoint: Path,
+    episodes: int,
+    worst: bool,
+    level: str | None,
+    seed: int | None,
+    gif: Path | None,
+    ansi: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Watch the policy of CHECKPOINT, a file or a run's folder, play unseen episodes.
+
+    Each picture shows what it sees, the room, the mission, and how probable it holds each action.
+    In a terminal one steps with the arrow keys; elsewhere all steps are printed.
+
+    \b
+    Example:
+      trainer watch runs/BabyAIGoToLocalBCSmall --worst
+      trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
+    """
+    from demotools.environment import EVALUATION_SEED
+    from demotools.output import check_output, write_output
+    from demotools.terminal import is_interactive, is_plain
+    from trainer.watch import watch_in_terminal, watched_episodes, watched_gif, watched_text
+
+    if gif:
+        check_output(gif, overwrite=overwrite)
+    first = EVALUATION_SEED if seed is None else seed
+    watched = watched_episodes(
+        checkpoint, level=level, episodes=episodes, first_seed=first, worst=worst, quiet=quiet
+    )
+    if gif:
+        write_output(gif, watched_gif(watched, quiet=quiet), overwrite=overwrite)
+        if not quiet and not as_json:
+            won = sum(one.success for one in watched)
+            click.echo(f"made {gif}: {won} of {len(watched)} episodes succeeded")
+    if as_json:
+        click.echo(json.dumps([one.as_json() for one in watched], indent=2))
+    elif not gif and is_interactive() and not ansi:
+        watch_in_terminal(watched, coloured=not is_plain())
+    elif ansi or not gif:
+        for text in watched_text(watched, coloured=ansi and not is_plain()):
+            click.echo(text, color=ansi and not is_plain())
+
+
 def _list_recipes() -> None:
     from trainer.config import recipe_summary, shipped_recipes
 
