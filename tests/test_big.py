@@ -18,13 +18,15 @@ def by_steps(network: BigNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor,
     logits, values = [], []
     for cells, mission, mask in zip(batch["cells"], batch["mission"], batch["masks"], strict=True):
         tokens = batch["mission_tokens"][mission]
-        hidden, state = network.step(
-            network.seen(cells),
-            network.words(tokens),
-            present_words(tokens),
-            hidden * mask[:, None],
-            state * mask[:, None],
-        )
+        hidden, state = hidden * mask[:, None], state * mask[:, None]
+        words = network.words(tokens)
+        query = network.query(torch.cat([hidden, state], dim=1))
+        score = (words * query[:, None]).sum(2).masked_fill(~present_words(tokens), -torch.inf)
+        instruction = (words * score.softmax(1)[..., None]).sum(1)
+        view = network.seen(cells)
+        for block in network.blocks:
+            view = block(view, instruction)
+        hidden, state = network.cell(view.amax((2, 3)), (hidden, state))
         logits.append(network.actor(hidden))
         values.append(network.critic(hidden).squeeze(1))
     return torch.stack(logits), torch.stack(values), torch.cat([hidden, state], dim=1).detach()

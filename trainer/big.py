@@ -12,7 +12,7 @@ batch around it; and the raw image, in whose place cell codes have an embedding.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,59 @@ class FilmBlock(nn.Module):
         return view + torch.relu(inner * (1 + scale) + shift)
 
 
+class RecurrentWeights:
+    """A weight matrix that multiplies at many steps; its gradient is one product over all.
+
+    Left to itself, autograd adds a matrix of 67 MB into another at every step.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._weight = _Collected.apply(weight, self._factors)  # type: ignore[no-untyped-call]
+
+    def times(self, rows: Tensor) -> Tensor:
+        """[n, out] of [n, in]."""
+        rows = rows.to(self._weight.dtype)
+        product = _Product.apply(rows, self._weight, self._factors)  # type: ignore[no-untyped-call]
+        return cast(Tensor, product)
+
+
+class _Collected(torch.autograd.Function):
+    """The weight itself; backward, the product of all that was collected."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.factors = factors
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        if not ctx.factors:
+            return None, None
+        gradients, rows = (torch.cat(part) for part in zip(*ctx.factors, strict=True))
+        ctx.factors.clear()
+        return gradients.t() @ rows, None
+
+
+class _Product(torch.autograd.Function):
+    """rows @ weight.t(), whose share of the weight's gradient is left to `_Collected`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, factors: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.factors = factors
+        return rows @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        rows, weight = ctx.saved_tensors
+        ctx.factors.append((gradients[0], rows))
+        return gradients[0] @ weight, None, None
+
+
 class BigNetwork(nn.Module):
     """Attention, FiLM and an LSTM of 2048: about 20 M parameters.
 
@@ -108,12 +161,15 @@ class BigNetwork(nn.Module):
         present = present_words(batch["mission_tokens"])
         hidden, state = (memory.detach()[runs.rollout] * runs.carried[:, None]).chunk(2, dim=1)
         every_hidden, every_state, start = [], [], 0
+        # a run that begins has memory zero: there is nothing to multiply
+        weights = RecurrentWeights(self.cell.weight_hh.to(_computing_dtype(memory)))
+        rows: Tensor | None = runs.carried.nonzero().squeeze(1)
         for going in runs.sizes:
             here = slice(start, start + going)
             row = mission[here]
-            hidden, state = self.step(
-                views[here], words[row], present[row], hidden[:going], state[:going]
-            )
+            before = hidden[:going], state[:going]
+            hidden, state = self.step(views[here], words[row], present[row], *before, weights, rows)
+            rows = None
             every_hidden.append(hidden)
             every_state.append(state.detach())
             start += going
@@ -128,20 +184,49 @@ class BigNetwork(nn.Module):
         return cast(Tensor, self.stem(self.codes(cells.int()).permute(0, 3, 1, 2)))
 
     def step(
-        self, view: Tensor, words: Tensor, present: Tensor, hidden: Tensor, state: Tensor
+        self,
+        view: Tensor,
+        words: Tensor,
+        present: Tensor,
+        hidden: Tensor,
+        state: Tensor,
+        weights: RecurrentWeights,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One step of n rows: hidden and cell state [n, memory] after it.
 
         view           [n, channels, 2, 2]
         words          [n, L, instruction], and whether each is there, bool [n, L]
         hidden, state  [n, memory] before
+        rows           those whose memory before is not zero; None: all
         """
-        query = self.query(torch.cat([hidden, state], dim=1))
+        memory = torch.cat([hidden, state], dim=1)
+        if rows is None:
+            query = self.query(memory)
+            recurrent = weights.times(hidden)
+        else:
+            query = self.query.bias.expand(len(view), -1).index_copy(
+                0, rows, self.query(memory[rows])
+            )
+            recurrent = weights.times(hidden[rows])
+            recurrent = recurrent.new_zeros(len(view), recurrent.shape[1]).index_copy(
+                0, rows, recurrent
+            )
         score = torch.einsum("nlw,nw->nl", words, query).masked_fill(~present, -torch.inf)
         instruction = torch.einsum("nlw,nl->nw", words, score.softmax(1))
         for block in self.blocks:
             view = block(view, instruction)
-        return cast(tuple[Tensor, Tensor], self.cell(view.amax((2, 3)), (hidden, state)))
+        bias = self.cell.bias_ih + self.cell.bias_hh
+        gates = nn.functional.linear(view.amax((2, 3)), self.cell.weight_ih, bias) + recurrent
+        i, f, g, o = gates.chunk(4, dim=1)  # in the order of torch.nn.LSTMCell
+        state = f.sigmoid() * state + i.sigmoid() * g.tanh()
+        return o.sigmoid() * state.tanh(), state
+
+
+def _computing_dtype(like: Tensor) -> torch.dtype:
+    """What products are computed in: autocast's, where it is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def present_words(tokens: Tensor) -> Tensor:
