@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from demotools.store import Store
+from trainer.collect import Collector
 from trainer.config import OnPolicySettings, Settings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
-from trainer.losses import LossStep
+from trainer.losses import LossStep, merged_losses
 from trainer.models import parameter_count
 from trainer.policy import NetworkPolicy
-from trainer.streams import DemoStream
+from trainer.streams import DemoStream, build_losses
 
 SLOW_SECONDS = 30 * 60
 FASTER_RECIPE = "bc_small_cpu.toml"
 _MEASURED_UPDATES = 3
 _MEASURED_ENVIRONMENTS = 8
-_MEASURED_STEPS = 16
+_MEASURED_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def expected_cost(
             if store is not None:
                 stream = DemoStream(settings, stage, store, words, model)
                 seconds += plan.off_policy_updates * _update_seconds(stream, model)
+            if plan.on_policy_updates:
+                each = _learning_seconds(settings, stage, model, words)
+                seconds += plan.env_steps * stage.repeats * each
         env_steps = sum(plan.env_steps for plan in plans)
         if env_steps:
             seconds += env_steps * _step_seconds(settings, model, words, processes)
@@ -156,6 +160,26 @@ def _update_seconds(stream: DemoStream, model: nn.Module) -> float:
         model.zero_grad()
         times.append(time.perf_counter() - start)
     return float(np.median(times))
+
+
+def _learning_seconds(
+    settings: Settings, stage: StageSettings, model: nn.Module, words: tuple[str, ...]
+) -> float:
+    """Seconds to learn once from one step of an environment rollout."""
+    assert settings.on_policy is not None
+    losses = build_losses(settings, stage.losses)
+    count = min(_MEASURED_ENVIRONMENTS, settings.on_policy.environments)
+    kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
+    with VectorEnvironment(kind, count) as vector:
+        policy = NetworkPolicy(model, words, sample=True)
+        rollout = Collector(vector, policy, words, settings.run.seed).collect(_MEASURED_STEPS)
+    rollout = rollout.with_advantages(0.99, 1.0, normalise=True)
+    start = time.perf_counter()
+    memories = dict.fromkeys(losses, rollout.memory)
+    results = LossStep(model)(losses, rollout.batch, memories)
+    merged_losses(results, stage.losses).backward()  # type: ignore[no-untyped-call]
+    model.zero_grad()
+    return (time.perf_counter() - start) / rollout.batch["masks"].numel()
 
 
 def _step_seconds(
