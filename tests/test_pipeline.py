@@ -199,7 +199,7 @@ def test_a_stage_ends_early_when_the_hold_out_store_gets_no_better(
 def test_the_best_checkpoint_by_success_is_kept(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.run._FEW_EPISODES", 1)
+    monkeypatch.setattr("trainer.saving._FEW_EPISODES", 1)
     longer = ("--set", "stages.0.max_env_steps=2000", "--set", "on_policy.rollout_len=50")
     assert run("ppo", "a", *EXACT, *longer).exit_code == 0
     best = read_checkpoint(tmp_path / "a/best.pt").training["progress"]

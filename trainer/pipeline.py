@@ -22,7 +22,9 @@ from trainer.log import Axis, Group
 from trainer.losses import LossResult, merged_losses
 from trainer.optimize import clip_gradients
 from trainer.rollouts import Batch
-from trainer.run import Progress, Run, Stage, ends_early, open_stage, save, write_state
+from trainer.run import Progress, Run
+from trainer.saving import save, write_state
+from trainer.stage import Stage, ends_early, open_stage
 from trainer.streams import DemoStream
 
 _AXES: dict[Group, Axis] = {

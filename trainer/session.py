@@ -33,7 +33,8 @@ from trainer.plot import FILE as PLOT_FILE
 from trainer.plot import plot_runs
 from trainer.policy import NetworkPolicy
 from trainer.resolve import check_resumed, open_stores, resolved, shared_words
-from trainer.run import Parts, Run, new_parts, open_run, restore
+from trainer.run import Parts, Run, new_parts, open_run
+from trainer.saving import restore
 from trainer.streams import build_losses
 
 SETTINGS_FILE = "settings.toml"

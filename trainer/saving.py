@@ -1,0 +1,88 @@
+"""How a run is saved, and taken up where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demotools.errors import CheckpointError
+from trainer.checkpoint import FILE_NAME, Checkpoint, keep_checkpoints, write_checkpoint
+from trainer.config import toml_of
+from trainer.run import Run
+from trainer.stage import Stage
+
+_FEW_EPISODES = 100
+
+
+def save(run: Run, stage: Stage | None = None) -> None:
+    """Write the run's checkpoint, by one process for all; what is restored is in `restore`."""
+    recent = stage.recent if stage else []
+    success = sum(recent) / max(len(recent), 1)
+    best = len(recent) >= _FEW_EPISODES and success > run.progress.best_success
+    if best and run.team.writes:
+        run.progress.best_success = success
+    mine = {"random": torch.get_rng_state(), "stage": stage.state() if stage else {}}
+    everyone = run.team.gathered(mine)
+    if not run.team.writes:
+        return
+    write_state(run, FILE_NAME, {"processes": everyone})
+    keep_checkpoints(run.folder, run.settings.run.keep, run.progress.updates, best=best)
+
+
+def write_state(run: Run, name: str, more: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of everything that is the same in all processes, and `more`."""
+    path = run.folder / name
+    write_checkpoint(
+        path,
+        settings=toml_of(run.settings),
+        words=run.words,
+        model=run.network.state_dict(),
+        training={
+            "optimizer": run.optimizer.state_dict(),
+            "schedule": run.schedule.state_dict(),
+            "progress": dict(vars(run.progress)),
+            "log_bytes": run.log.size_bytes() if run.log is not None else 0,
+            **more,
+        },
+    )
+    return path
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Take up a run where its checkpoint was written.
+
+    CheckpointError  the checkpoint is of another vocabulary or number of processes
+    """
+    if checkpoint.words != run.words:
+        differing = next(
+            ours or theirs
+            for ours, theirs in zip_longest(run.words, checkpoint.words)
+            if ours != theirs
+        )
+        raise CheckpointError(
+            f"the run was begun with another vocabulary (they differ at the word `{differing}`)",
+            path=checkpoint.path,
+            fix="resume with the stores that it was begun with, or begin anew with --overwrite",
+        )
+    everyone = checkpoint.training["processes"]
+    if len(everyone) != run.team.world:
+        raise CheckpointError(
+            f"the run was begun by {len(everyone)} processes together, not {run.team.world}",
+            path=checkpoint.path,
+            fix=f"resume it with `torchrun --nproc-per-node {len(everyone)}`, or on as many hosts",
+        )
+    mine = everyone[run.team.rank]
+    training = checkpoint.training
+    run.network.load_state_dict(checkpoint.model)
+    run.optimizer.load_state_dict(training["optimizer"])
+    run.schedule.load_state_dict(training["schedule"])
+    # in place: the schedule looks at it
+    vars(run.progress).update(training["progress"])
+    torch.set_rng_state(mine["random"])
+    run.restored = mine["stage"] or None
+    if run.log is not None:
+        run.log.cut(training["log_bytes"])
