@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numcodecs import blosc
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from demotools.errors import PickleError, UnsafePickleError
 from demotools.frames import EpisodeImages, ViewShape, frame_images, stacked_images
 from demotools.grid import VIEW_SIZE, Encoding, recoded_cells
-from demotools.inert import MAX_BYTES
 from demotools.layouts import PicklePart
 from demotools.store import Episodes
 
@@ -22,6 +21,7 @@ CELL_VIEW = (VIEW_SIZE, VIEW_SIZE, 3)
 IMPOSSIBLE = 255
 # Cells are packed in blocks that stay in the processor's cache.
 _BLOCK_BYTES = 1 << 19
+_READ_BYTES = 1 << 16
 
 # One thread a process: parts are what runs in parallel.
 blosc.use_threads = False
@@ -52,21 +52,16 @@ def decoded_part(
     """
     skipped = list(part.skipped)
     kept: list[int] = []
-    blocks: list[NDArray[np.uint8]] = []
-    block: list[bytes] = []
-    size = 0
+    # frames announce what they hold, and those that hold something else are left out
+    steps = min(part.steps, part.image_bytes // math.prod(kind.shape))
+    views = _Views(steps, kind)
     for place, data, shape in part_images(path, part, skipped):
         if shape != kind.shape:
             skipped.append((part.number[place], f"its views are {ViewKind(shape, None)}"))
             continue
         kept.append(place)
-        block.append(data)
-        size += len(data)
-        if size >= _BLOCK_BYTES:
-            blocks.append(_packed(block, kind))
-            block, size = [], 0
-    blocks.append(_packed(block, kind))
-    episodes = _in_columns(part, kept, np.concatenate(blocks))
+        views.append(data)
+    episodes = _in_columns(part, kept, views.end())
     if kind.encoding is not None:
         episodes = _without_impossible(episodes, part, kept, kind.encoding, skipped)
     return episodes, sorted(skipped)
@@ -79,37 +74,21 @@ def part_images(
 
     skipped   receives (number, reason) of the others
     """
-    with path.open("rb") as stream:
-        region, low = _region(stream, part)
+    # pieces of this size come from memory that was used before: fresh pages cost more than reading
+    with path.open("rb", buffering=_READ_BYTES) as stream:
         for place, (start, size) in enumerate(zip(part.start, part.size, strict=True)):
             try:
                 if start < 0:
                     data, shape = _loose_images(path, part, place)
                 else:
-                    frame = region[start - low : start - low + size] or _read(stream, start, size)
-                    data, shape = frame_images(frame, len(part.action[place]), path)
+                    stream.seek(start)
+                    data, shape = frame_images(stream.read(size), len(part.action[place]), path)
             except UnsafePickleError:
                 raise
             except PickleError as error:
                 skipped.append((part.number[place], error.what))
             else:
                 yield place, data, shape
-
-
-def _region(stream: IO[bytes], part: PicklePart) -> tuple[memoryview, int]:
-    """The stretch of the file that holds the part's frames, and where it starts.
-
-    Empty where it would be too long: then the frames are read one by one.
-    """
-    low = min((start for start in part.start if start >= 0), default=0)
-    high = max(map(sum, zip(part.start, part.size, strict=True)), default=0)
-    size = high - low if 0 < high - low <= MAX_BYTES else 0
-    return memoryview(_read(stream, low, size)), low
-
-
-def _read(stream: IO[bytes], start: int, size: int) -> bytes:
-    stream.seek(start)
-    return stream.read(size)
 
 
 def _loose_images(path: Path, part: PicklePart, place: int) -> EpisodeImages:
@@ -119,9 +98,36 @@ def _loose_images(path: Path, part: PicklePart, place: int) -> EpisodeImages:
     return stacked_images(images, path)
 
 
-def _packed(block: list[bytes], kind: ViewKind) -> NDArray[np.uint8]:
-    images = np.frombuffer(b"".join(block), np.uint8).reshape(-1, *kind.shape)
-    return images if kind.encoding is None else recoded_cells(images, kind.encoding)
+class _Views:
+    """The views of up to `steps` steps, packed a block at a time."""
+
+    def __init__(self, steps: int, kind: ViewKind) -> None:
+        shape = kind.shape if kind.encoding is None else kind.shape[:2]
+        self._view = np.empty((steps, *shape), dtype=np.uint8)
+        self._kind = kind
+        self._done = 0
+        self._block: list[bytes] = []
+        self._block_bytes = 0
+
+    def append(self, data: bytes) -> None:
+        """The images of the next episode."""
+        self._block.append(data)
+        self._block_bytes += len(data)
+        if self._block_bytes >= _BLOCK_BYTES:
+            self._pack()
+
+    def end(self) -> NDArray[np.uint8]:
+        """All views: uint8 [S, 7, 7], or [S, H, W, C] where they stay images."""
+        self._pack()
+        return self._view[: self._done]
+
+    def _pack(self) -> None:
+        images = np.frombuffer(b"".join(self._block), np.uint8).reshape(-1, *self._kind.shape)
+        place = slice(self._done, self._done + len(images))
+        encoding = self._kind.encoding
+        self._view[place] = images if encoding is None else recoded_cells(images, encoding)
+        self._done = place.stop
+        self._block, self._block_bytes = [], 0
 
 
 def _in_columns(part: PicklePart, kept: list[int], view: NDArray[np.uint8]) -> Episodes:

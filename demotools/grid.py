@@ -83,8 +83,13 @@ def packed_cells(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     >>> packed_cells(np.array([[4, 2, 1]], dtype=np.uint8))
     array([79], dtype=uint8)
     """
-    # uint8 arithmetic does not overflow: the largest code is 197
-    return images[..., 0] * np.uint8(18) + images[..., 1] * np.uint8(3) + images[..., 2]
+    flat = np.ascontiguousarray(images).reshape(-1)
+    # object + 256*colour, times 18*256 + 3, has object*18 + colour*3 in its high byte: object*3
+    # carries nothing into it, colour*18 falls out at the top
+    pairs = np.ndarray(len(flat) // 3, "<u2", flat.data, strides=(3,))
+    products = np.empty(len(pairs), "<u2")
+    np.multiply(pairs, np.uint16(18 * 256 + 3), out=products)
+    return (products.view(np.uint8)[1::2] + flat[2::3]).reshape(images.shape[:-1])
 
 
 def unpacked_cells(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:
