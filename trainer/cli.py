@@ -328,6 +328,57 @@ def watch(
             click.echo(text, color=ansi and not is_plain())
 
 
+@main.command()
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
+)
+@click.option(
+    "-x",
+    "--against",
+    type=click.Choice(["demo_steps", "env_steps", "minutes"]),
+    help="What the curves are drawn against [default: the steps that all runs took].",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("runs.html"),
+    show_default=True,
+    help="The file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_quiet
+def report(
+    folders: tuple[Path, ...],
+    against: Any,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write one HTML file about the runs in DIR...: curves, success, cost, settings side by side.
+
+    With --json, the figures are printed and no file is written.
+
+    \b
+    Example:
+      trainer report runs/* -o runs.html
+    """
+    from demotools.output import check_output, write_output
+    from trainer.report import run_report
+
+    if not as_json:
+        check_output(output, overwrite=overwrite)
+    found = run_report(folders, against)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+        return
+    write_output(output, found.html.encode(), overwrite=overwrite)
+    if not quiet:
+        click.echo(f"made {output}: {len(found.runs)} runs, {len(found.differing)} settings differ")
+
+
 def _list_recipes() -> None:
     from trainer.config import recipe_summary, shipped_recipes
 

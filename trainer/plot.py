@@ -11,6 +11,7 @@ from trainer.log import FILE_NAME, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 AgainstWhat = Literal["demo_steps", "env_steps", "minutes"]
 AXES: tuple[AgainstWhat, ...] = get_args(AgainstWhat)
@@ -29,17 +30,28 @@ def plot_runs(folders: Sequence[Path], output: Path, against: AgainstWhat = "dem
 
     DemotoolsError  a folder holds no run, or there is nothing to draw
     """
-    # the object-oriented interface: no window, no global state
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    lines = [run_lines(folder) for folder in folders]
+    figure = curves(list(zip(run_names(folders), lines, strict=True)), against)
+    temporary = output.with_name(f".{output.name}.tmp")
+    FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
+    return temporary.replace(output)
+
+
+def curves(
+    runs: Sequence[tuple[str, list[dict[str, Any]]]], against: AgainstWhat = "demo_steps"
+) -> Figure:
+    """Success, agreement with the expert, and loss of runs: names and lines of their logs."""
+    # the object-oriented interface: no window, no global state
     from matplotlib.figure import Figure
 
     figure = Figure((_WIDTH_INCHES, _HEIGHT_INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(3, 1, sharex=True)
-    for number, folder in enumerate(folders):
-        lines = _lines(folder)
+    for number, (name, lines) in enumerate(runs):
         colour = f"C{number}"
-        _draw_success(panels[0], lines, against, folder.resolve().name, colour)
+        # a dollar would begin a formula
+        _draw_success(panels[0], lines, against, name.replace("$", r"\$"), colour)
         for group in ("offpolicy", "onpolicy"):
             _draw_curve(panels[1], lines, group, "accuracy", against, colour, percent=True)
             _draw_curve(panels[2], lines, group, "loss", against, colour)
@@ -58,17 +70,33 @@ def plot_runs(folders: Sequence[Path], output: Path, against: AgainstWhat = "dem
         panels[0].text(
             0.5, 0.5, "not measured", ha="center", va="center", transform=panels[0].transAxes
         )
-    temporary = output.with_name(f".{output.name}.tmp")
-    canvas.print_png(str(temporary))  # type: ignore[no-untyped-call]
-    return temporary.replace(output)
+    return figure
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def run_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; DemotoolsError where the folder holds no run."""
     if not (folder / FILE_NAME).is_file():
         raise DemotoolsError(
             "this folder holds no run", path=folder, fix="name a folder that `trainer run` wrote"
         )
-    return read_log(folder)
+    try:
+        return read_log(folder)
+    except ValueError as error:
+        raise DemotoolsError(
+            f"the log is damaged: {error}",
+            path=folder / FILE_NAME,
+            fix="remove its broken lines, or leave out this run",
+        ) from error
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; where two have the same, the paths as they were given.
+
+    >>> run_names([Path("runs/a"), Path("runs/b")]), run_names([Path("x/run"), Path("y/run")])
+    (['a', 'b'], ['x/run', 'y/run'])
+    """
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [folder.as_posix() for folder in folders]
 
 
 def _draw_success(

@@ -62,8 +62,8 @@ def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -
 
     CheckpointError  names the keys
     """
-    before = _leaves(tomllib.loads(checkpoint.settings))
-    now = _leaves(tomllib.loads(toml_of(settings)))
+    before = setting_leaves(tomllib.loads(checkpoint.settings))
+    now = setting_leaves(tomllib.loads(toml_of(settings)))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     grave = [key for key in changed if not key.startswith(_HARMLESS)]
     if grave or (changed and not forced):
@@ -77,7 +77,7 @@ def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -
         )
 
 
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
     """`a.b` and `a.0.b` of a tree to the values there."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, dict):
@@ -88,7 +88,7 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
         return {path: tree}
     leaves: dict[str, Any] = {}
     for key, value in items:
-        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
+        leaves |= setting_leaves(value, f"{path}.{key}" if path else str(key))
     return leaves
 
 
