@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from demotools.chunks import ChunkFiles
 from demotools.errors import StoreError, from_os_error
 from demotools.store import CRC_BYTES, SUFFIX, chunk_files, open_store
-from demotools.writer import ChunkFiles, StoreBuilder, acquired_lock
+from demotools.writer import StoreBuilder, acquired_lock
 from demotools.zipstore import (
     ArchivedArray,
     Contents,

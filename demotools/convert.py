@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
@@ -376,6 +377,7 @@ class _Decoders:
             return
         try:
             if kind is None:
+                import_module("demotools.joining")  # needed next, and slow: while helpers finish
                 self._collect(set(self._under_way))
         finally:
             self._executor.shutdown(cancel_futures=True)

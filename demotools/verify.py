@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from demotools.chunks import checked_chunks
 from demotools.environment import SEEDS
 from demotools.errors import ManifestError, StoreError
 from demotools.grid import ACTIONS, CELL_CODES
@@ -18,7 +19,6 @@ from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
 from demotools.store import StepArray, Store, episode_mask, open_store
 from demotools.vocabulary import mission_tokens, mission_words, vocabulary_hash
-from demotools.writer import checked_chunks
 
 _STEPS_A_BLOCK = 1 << 20
 

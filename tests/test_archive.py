@@ -40,7 +40,7 @@ def store(make_store: Callable[..., Store]) -> Store:
 @pytest.fixture
 def several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store of several chunk files with padding, cut elsewhere in the archive."""
-    monkeypatch.setattr("demotools.writer._CHUNK_STEPS", 9000)
+    monkeypatch.setattr("demotools.chunks._CHUNK_STEPS", 9000)
     monkeypatch.setattr("demotools.zipstore._CHUNK_BYTES", 70_000)
     return build_store(tmp_path / "GoToLocal.zarr", make_episodes([7] * 3001))
 

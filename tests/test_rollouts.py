@@ -262,7 +262,7 @@ def test_a_store_of_several_chunk_files_is_read_as_one_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # small chunks, so that a test need not write two million steps
-    monkeypatch.setattr("demotools.writer._CHUNK_STEPS", 4096)
+    monkeypatch.setattr("demotools.chunks._CHUNK_STEPS", 4096)
     store = build_store(tmp_path / "GoTo.zarr", make_episodes([50] * 300))
     assert len(store.view.chunks) == 4
     settings: dict[str, Any] = {"rollouts": 30, "rollout_len": 40, "layout": "native"}

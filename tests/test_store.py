@@ -16,7 +16,7 @@ import pytest
 import zarr
 from hypothesis import given
 
-from demotools import writer
+from demotools import chunks
 from demotools.errors import StoreError
 from demotools.store import Store, data_folder, episode_mask, open_store, spans
 from tests.conftest import MISSIONS, build_store, make_episodes
@@ -71,7 +71,7 @@ def flip_a_byte(file: Path, position: int) -> None:
 def test_slices_and_gathers_cross_chunk_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_CHUNK_STEPS", 4096)
+    monkeypatch.setattr(chunks, "_CHUNK_STEPS", 4096)
     episodes = make_episodes([7] * 2000)
     store = build_store(tmp_path / "X.zarr", episodes)
     assert len(store.view.chunks) == 4

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from demotools.chunks import chunk_length
 from demotools.errors import DemotoolsError, StoreError
 from demotools.store import open_store
-from demotools.writer import StoreBuilder, chunk_length, read_notes, read_part, write_part
+from demotools.writer import StoreBuilder, read_notes, read_part, write_part
 from tests.conftest import build_store, make_episodes
 
 ABOUT: dict[str, Any] = {
@@ -49,7 +50,9 @@ def test_chunks_are_few_equal_and_hold_all_steps(steps: int) -> None:
     assert chunks == 1 or length % 4096 == 0
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+)
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_parts_written_in_any_order_give_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]]
