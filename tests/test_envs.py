@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def make_fragile(level: str) -> Environment:
     step = environment.step
 
     def fragile_step(action: int) -> Any:
-        if action == 6:
+        if action == 6 and multiprocessing.parent_process() is not None:
             os._exit(3)
         return step(action)
 

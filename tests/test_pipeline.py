@@ -344,7 +344,8 @@ def stopping_ppo() -> Any:
     calls: list[int] = []
 
     def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        if not calls and os.environ.get("STOP") == "1":
+        training = batch["masks"].shape[0] == 8  # not the estimate of the cost before it
+        if training and not calls and os.environ.get("STOP") == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         calls.append(1)
         return ppo(model, batch, memory)
