@@ -6,8 +6,9 @@ two, interpreter start included. The files are made once, from episodes of the b
 build/bench. Where fewer episodes were recorded than the file needs, they are repeated (the output
 says so); the archive's size counts on distinct episodes only.
 
-    python benchmarks/bench_convert.py --distinct 200000 --distinct-boss 3000
-    python benchmarks/bench_convert.py --memory        # the files of 1 GB and 4 GB as well
+    python benchmarks/bench_convert.py --distinct 200000 --distinct-boss 20000
+    python benchmarks/bench_convert.py --memory        # instead, BossLevel files of 1 GB and 4 GB
+    python benchmarks/bench_convert.py --million       # instead, the store of a million episodes
 """
 
 from __future__ import annotations
@@ -215,17 +216,29 @@ def announce(level: str, path: Path, episodes: int, store: Store) -> None:
     )
 
 
+def show_million(store: Store) -> None:
+    path = demo_file("GoToLocal", store, 1_000_000)
+    announce("GoToLocal", path, 1_000_000, store)
+    run(convert_command(path, 2), 2)
+    show_sizes(path, distinct=False)
+    shutil.rmtree(FOLDER / "out", ignore_errors=True)
+
+
 @click.command()
 @click.option("--distinct", default=2000, show_default=True, help="GoToLocal episodes to record.")
 @click.option("--distinct-boss", default=300, show_default=True, help="The same for BossLevel.")
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--memory", is_flag=True, help="Only the peak memory, on files of 1 GB and 4 GB.")
-def main(distinct: int, distinct_boss: int, repeats: int, memory: bool) -> None:
+@click.option("--million", is_flag=True, help="Only the size of 1,000,000 GoToLocal episodes.")
+def main(distinct: int, distinct_boss: int, repeats: int, memory: bool, million: bool) -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numcodecs", "zarr"))
     click.echo(
         f"Python {platform.python_version()}, {packages}; {platform.machine()}, "
         f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}"
     )
+    if million:
+        show_million(recorded("GoToLocal", distinct))
+        return
     for level, episodes in LEVELS.items():
         if memory and level != "BossLevel":
             continue

@@ -16,7 +16,6 @@ from demotools.store import CRC_BYTES, array_names, chunk_files
 # never more than 16 chunk files an array, so that any store stays under a hundred files.
 _CHUNK_STEPS = 1 << 20
 _CHUNKS_AT_MOST = 16
-_BLOCK_BYTES = 1 << 22
 _COPY_BYTES = 1 << 18
 
 
@@ -84,7 +83,7 @@ class ChunkFiles:
             self._stream.close()
             return
         while self._left:
-            self._write(memoryview(bytes(min(self._left, _BLOCK_BYTES))))
+            self._write(memoryview(bytes(min(self._left, _COPY_BYTES))))
         self._close()
 
 
@@ -104,7 +103,7 @@ def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
 def _passes_checksum(file: Path, size_bytes: int) -> bool:
     crc, left = 0, size_bytes - CRC_BYTES
     with file.open("rb") as stream:
-        while left > 0 and (block := stream.read(min(left, _BLOCK_BYTES))):
+        while left > 0 and (block := stream.read(min(left, _COPY_BYTES))):
             crc = google_crc32c.extend(crc, block)
             left -= len(block)
         return stream.read(CRC_BYTES) == crc.to_bytes(CRC_BYTES, "little")
