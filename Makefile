@@ -5,7 +5,7 @@ DEMO_EPISODES ?= 40000
 DEMO := build/demo
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint types layers bench clean
+.PHONY: help demo test test-all lint types layers docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ types: .venv/installed  ## mypy, strict
 
 layers: .venv/installed  ## the import layers of docs/design.md
 	$(BIN)/lint-imports
+
+docs: .venv/installed  ## the site of docs/, links checked, in build/site
+	$(BIN)/mkdocs build
 
 bench: .venv/installed  ## install what the benchmarks compare with
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from demotools.errors import SettingsError
 from demotools.page import rendered_page
 from trainer.plot import AXES, AgainstWhat, curves, run_lines, run_names
@@ -128,7 +126,7 @@ def run_report(folders: Sequence[Path], against: AgainstWhat | None = None) -> R
         "report.html",
         "trainer",
         runs=runs,
-        curves=Markup(_svg(runs, axis)),  # matplotlib has escaped the names in it
+        curves=_svg(runs, axis),
         repeated=repeated,
         differing=differing,
         equal=equal,

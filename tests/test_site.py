@@ -1,0 +1,52 @@
+"""The site of the docs builds, its links hold, and it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocs")
+
+ROOT = Path(__file__).parents[1]
+LOADED = r"<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=[\"'](?:https?:)?//[^\"']*"
+
+
+def build(root: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of the project at `root`; a warning (a broken link, say) is a failure."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    command += ["--config-file", str(root / "mkdocs.yml"), "--site-dir", str(target)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_site_builds_with_all_its_links_and_loads_nothing_from_elsewhere(
+    tmp_path: Path,
+) -> None:
+    built = build(ROOT, tmp_path / "site")
+    assert built.returncode == 0, built.stderr
+    pages = {page.name: page.read_text("utf-8") for page in (tmp_path / "site").glob("*.html")}
+    assert {"index.html", "tutorial.html", "commands.html", "look.html"} <= set(pages)
+    assert "Learn from BabyAI demonstrations" in pages["index.html"]
+    assert "trainer run bc_small_cpu.toml" in pages["tutorial.html"]
+    assert [hit for page in pages.values() for hit in re.findall(LOADED, page)] == []
+    for picture in re.findall(r'<img[^>]* src="([^"]*)"', pages["index.html"]):
+        assert (tmp_path / "site" / picture).is_file()
+
+
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [("README.md", "docs/nowhere.md"), ("docs/look.md", "nowhere.md"), ("docs/look.md", "#none")],
+)
+def test_a_broken_link_fails_the_build(tmp_path: Path, page: str, link: str) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name in ("mkdocs.yml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    with (tmp_path / page).open("a", encoding="utf-8") as stream:
+        stream.write(f"\nSee [this]({link}).\n")
+    built = build(tmp_path, tmp_path / "site")
+    assert built.returncode != 0
+    assert link.removeprefix("docs/").removeprefix("#") in built.stderr
