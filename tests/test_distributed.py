@@ -40,10 +40,7 @@ def free_port() -> int:
 
 
 def trained(data: Path, folder: Path, *arguments: str, world: int = 2) -> None:
-    """Run `trainer run` as `world` processes that train together, as torchrun starts them.
-
-    Each has an address of its own on the loopback, as hosts have on a network.
-    """
+    """Run `trainer run` as `world` processes that train together, as torchrun starts them."""
     port = free_port()
     line = [sys.executable, "-m", "trainer", "run", *arguments, "-o", str(folder)]
     processes = []
