@@ -29,17 +29,22 @@ def listing(folder: Path) -> dict[str, Any]:
     names = level_names()
     known = {f"{name}{suffix}{SUFFIX}" for name in names for suffix in _ROLES.values()}
     others = sorted({path.name for path in folder.glob(f"*{SUFFIX}")} - known)
+    levels = [_level_entry(name, folder, records) for name in names]
+    strangers = [_store_entry(folder / name) for name in others]
+    stores = [*strangers, *(store for entry in levels for store in entry["stores"].values())]
+    downloads = [size for entry in levels for size in entry["downloads"].values()]
     return {
         "folder": str(folder),
-        "levels": [_level_entry(name, folder, records) for name in names],
-        "others": [_store_entry(folder / name) for name in others],
+        "size_bytes": sum(store.get("size_bytes", 0) for store in stores) + sum(downloads),
+        "levels": levels,
+        "others": strangers,
         "problem": problem,
     }
 
 
 def listing_text(found: Mapping[str, Any]) -> str:
     """The same as lines of text, one for each level and each other store."""
-    lines = [f"stores in {found['folder']}"]
+    lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
     if found["problem"]:
         lines.append(f"problem: {found['problem']}")
     for entry in found["levels"]:

@@ -55,6 +55,18 @@ def test_json_says_the_same_for_machines(tmp_path: Path) -> None:
     assert entry["sources"]["valid"][-1] == "archive copydemos"
 
 
+def test_the_size_of_everything_is_said(tmp_path: Path) -> None:
+    for name in ("GoToLocal", "GoToLocal-small", "mine"):
+        build_store(tmp_path / f"{name}.zarr", make_episodes([3, 2, 4]))
+    (tmp_path / "downloads").mkdir()
+    unfinished = tmp_path / "downloads" / ".BabyAI-GoToLocal-v0.pkl.abc.part"
+    unfinished.write_bytes(bytes(5000))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    assert json.loads(listed(tmp_path, "--json"))["size_bytes"] == size
+    assert listed(tmp_path).startswith(f"stores in {tmp_path}, {size / 1000:.1f} kB with downloads")
+
+
 def test_what_was_fetched_and_what_is_half_there_is_said(tmp_path: Path) -> None:
     record = FetchedRecord(
         level="GoTo", split="train", size_bytes=5, sha256="0", source="gdrive x", day="2026-01-02"
