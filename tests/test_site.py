@@ -50,3 +50,30 @@ def test_a_broken_link_fails_the_build(tmp_path: Path, page: str, link: str) -> 
     built = build(tmp_path, tmp_path / "site")
     assert built.returncode != 0
     assert link.removeprefix("docs/").removeprefix("#") in built.stderr
+
+
+def test_every_picture_is_in_the_readme_with_the_command_that_makes_it() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    commands = "\n".join(re.findall(r"```console\n(.*?)```", readme, flags=re.DOTALL))
+    pictures = [file for file in (ROOT / "docs" / "pictures").iterdir() if file.suffix != ".py"]
+    assert {file.suffix for file in pictures} == {".gif", ".png", ".svg"}
+    assert sum(file.stat().st_size for file in pictures) < 400_000
+    for picture in pictures:
+        assert f"](docs/pictures/{picture.name})" in readme
+        assert f"docs/pictures/{picture.name}" in commands
+
+
+def test_a_terminal_is_drawn_with_its_colours_and_without_fonts_from_elsewhere(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("rich")
+    drawing = tmp_path / "terminal.svg"
+    script = ROOT / "docs" / "pictures" / "terminal.py"
+    command = [sys.executable, str(script), str(drawing), "--title", "a & b", "--lines", "2"]
+    text = "plain\n\x1b[31mcoloured\x1b[0m\nleft out\n"
+    subprocess.run(command, input=text, text=True, check=True, timeout=60)
+    drawn = drawing.read_text("utf-8")
+    assert "plain" in drawn and "coloured" in drawn and "left out" not in drawn
+    assert "a&#160;&amp;&#160;b" in drawn
+    assert "url(http" not in drawn.replace('"', "")
+    assert "#cc555a" in drawn  # red, in the theme of rich's drawings
