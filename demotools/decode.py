@@ -49,6 +49,7 @@ def decoded_part(
     """The well-formed episodes of a part, and (number, reason) of the others.
 
     UnsafePickleError  an inner pickle names something that no array does
+    PickleError        the file was changed since its parts were read
     """
     skipped = list(part.skipped)
     kept: list[int] = []
@@ -59,6 +60,12 @@ def decoded_part(
         if shape != kind.shape:
             skipped.append((part.number[place], f"its views are {ViewKind(shape, None)}"))
             continue
+        if len(data) > part.holds[place]:
+            raise PickleError(
+                f"episode {part.number[place]} has other images than a moment ago",
+                path=path,
+                fix="run the command again when nothing writes to the file",
+            )
         kept.append(place)
         views.append(data)
     episodes = _in_columns(part, kept, views.end())

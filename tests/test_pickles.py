@@ -208,6 +208,19 @@ def test_an_object_fetched_again_from_far_back_is_refused_clearly(tmp_path: Path
         list(PickleReader(path))
 
 
+def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "demos.pkl"
+    write_pickle(path, [make_episodes([3, 2])])
+    whole = path.read_bytes()
+    (part,) = PickleReader(path)
+    size_at = part.start[1] + 4
+    path.write_bytes(whole[:size_at] + bytes(4) + whole[size_at + 4 :])
+    (announcing_less,) = PickleReader(path)
+    path.write_bytes(whole)
+    with pytest.raises(PickleError, match="episode 1 has other images"):
+        decoded_part(path, announcing_less, TODAY)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_a_file_cut_anywhere_is_refused_or_salvaged(data: st.DataObject) -> None:
