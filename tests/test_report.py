@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -29,9 +27,8 @@ from demotools.grid import ACTIONS
 from demotools.report import store_report
 from demotools.store import Episodes, Store
 from demotools.survey import store_survey
+from tests.browser import colours_of_page, needs_chromium
 from tests.conftest import MISSIONS, build_store, make_episodes
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 def joined(*parts: Episodes) -> Episodes:
@@ -342,29 +339,12 @@ def test_a_missing_store_is_said_before_anything_is_written(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
+@needs_chromium
+@pytest.mark.parametrize("size", [(1200, 900), (390, 844)])
 def test_chromium_opens_the_page_without_a_complaint(
-    train_and_valid: tuple[Store, Store], tmp_path: Path, width: int, height: int
+    train_and_valid: tuple[Store, Store], tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    file, picture = tmp_path / "report.html", tmp_path / "picture.png"
+    file = tmp_path / "report.html"
     report = store_report([store.path for store in train_and_valid], quiet=True)
     file.write_text(report.html, "utf-8")
-    assert CHROMIUM is not None
-    shown = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
-            *(f"--window-size={width},{height}", f"--screenshot={picture}", file.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "CONSOLE" not in shown.stderr
-    with Image.open(picture) as drawn:
-        assert drawn.size == (width, height)
-        assert len(drawn.convert("RGB").getcolors(1 << 24) or ()) > 50
+    assert len(colours_of_page(file, tmp_path, size)) > 50

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import colours_of_page, needs_chromium
+
 pytest.importorskip("mkdocs")
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,17 @@ def test_the_site_builds_with_all_its_links_and_loads_nothing_from_elsewhere(
     assert [hit for page in pages.values() for hit in re.findall(LOADED, page)] == []
     for picture in re.findall(r'<img[^>]* src="([^"]*)"', pages["index.html"]):
         assert (tmp_path / "site" / picture).is_file()
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", [(1100, 900), (500, 900)])
+def test_chromium_opens_the_first_page_from_its_folder_without_a_complaint(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    build(ROOT, tmp_path / "site")
+    colours = colours_of_page(tmp_path / "site" / "index.html", tmp_path, size)
+    # the agent's picture: the bar of the action that it takes
+    assert (59, 130, 246) in colours
 
 
 @pytest.mark.parametrize(
