@@ -42,6 +42,7 @@ _STEM = re.compile(
 )
 _TASKS_A_HELPER = 2
 _EVIDENCE_EPISODES = 256
+_EVIDENCE_STEPS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _described(path: Path, options: ConvertOptions) -> DemoFile:
 def _view_kind(path: Path, options: ConvertOptions) -> tuple[ViewKind, str]:
     evidence, shape = Evidence(), None
     skipped: list[tuple[int, str]] = []
-    for part in PickleReader(path, salvage=options.salvage):
+    for part in PickleReader(path, salvage=options.salvage, part_steps=_EVIDENCE_STEPS):
         for place, data, found in part_images(path, part, skipped):
             shape = shape or found
             if shape != CELL_VIEW or options.encoding == "image":

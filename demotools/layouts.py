@@ -51,6 +51,7 @@ class PicklePart:
     holds        bytes that the frame announces to hold
     loose        images that do not lie in the file as a frame, by place in this part
     skipped      (number, reason) of the episodes that are not well formed
+    most_steps   steps with which the part is full
     """
 
     number: list[int] = field(default_factory=list)
@@ -64,12 +65,13 @@ class PicklePart:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     steps: int = 0
     image_bytes: int = 0
+    most_steps: int = PART_STEPS
 
     @property
     def full(self) -> bool:
         """Whether the part should end here."""
         return (
-            self.steps >= PART_STEPS
+            self.steps >= self.most_steps
             or self.image_bytes >= PART_BYTES
             or len(self.number) + len(self.skipped) >= PART_EPISODES
         )

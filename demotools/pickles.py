@@ -14,7 +14,7 @@ from pathlib import Path
 
 from demotools.errors import PickleError
 from demotools.inert import ALLOWED, TruncatedError, Window
-from demotools.layouts import PicklePart, pickled_episode
+from demotools.layouts import PART_STEPS, PicklePart, pickled_episode
 from demotools.opcodes import Machine
 from demotools.pickle_writer import write_pickle
 from demotools.spelling import EpisodeMatcher
@@ -42,20 +42,22 @@ _OTHER_FILES = {
 class PickleReader:
     """Reads one file: iterate over it once; afterwards it knows the file's size and sha256.
 
-    salvage   a file that ends too early gives what is whole; `broken_at` says where it ended
+    salvage      a file that ends too early gives what is whole; `broken_at` says where it ended
+    part_steps   a part ends when its episodes have this many steps
 
     PickleError        the file is no list of demonstrations, or is damaged
     UnsafePickleError  it names something that no demo file does
     """
 
-    def __init__(self, path: Path, *, salvage: bool = False) -> None:
+    def __init__(self, path: Path, *, salvage: bool = False, part_steps: int = PART_STEPS) -> None:
         self.path = path
         self.broken_at: int | None = None
         self.position = 0
         self.episodes = 0
         self._salvage = salvage
         self._digest = hashlib.sha256()
-        self._part = PicklePart()
+        self._part_steps = part_steps
+        self._part = PicklePart(most_steps=part_steps)
 
     @property
     def sha256(self) -> str:
@@ -96,7 +98,7 @@ class PickleReader:
             machine.step()
 
     def _next_part(self) -> PicklePart:
-        part, self._part = self._part, PicklePart()
+        part, self._part = self._part, PicklePart(most_steps=self._part_steps)
         return part
 
     def _harvest(self, machine: Machine) -> None:
