@@ -54,7 +54,7 @@ class Rollout:
                (`trainer.on_policy`) but for advantage and returns, `reward` float32 [T, B] and
                `next_value` float32 [T, B], zeros where not asked for
     memory     [B, memory size] before the first step
-    episodes   the ended ones in which nothing was forced: reward, length in steps, float64 [n]
+    episodes   that ended, none while the expert may act: reward, length in steps, float64 [n]
     forcing    teacher forcing as asked and as applied, shares of the steps; None: not in use
     """
 
@@ -147,9 +147,8 @@ class Collector:
         self._streams = streams[first : first + vector.count]
         self._length = np.zeros(vector.count, dtype=np.int64)
         self._ended_once = np.zeros(vector.count, dtype=np.bool_)
-        self._forced = np.zeros(vector.count, dtype=np.bool_)
         self.recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
-        """Whether the latest episodes in which nothing was forced succeeded."""
+        """Whether the latest episodes succeeded; none counts while the expert may act."""
         self._step = vector.reset(self._streams)
         policy.reset(vector.count)
         self._whole = self._present_state()
@@ -187,10 +186,12 @@ class Collector:
         action = policy.act(before.cells, before.direction, before.missions, before.mask)
         if self._forcing is not None:
             asked = self._forcing.probability(stage_steps)
+            if asked > 0:
+                # not even episodes count in which nothing was forced: those are the short ones
+                self._ended_once[:] = False
             drawn = torch.rand(len(action)).numpy() < asked
             forced = drawn & (before.expert_action >= 0)
             action = np.where(forced, before.expert_action, action)
-            self._forced |= forced
             record.asked.append(asked)
             record.applied.append(float(forced.mean()))
         after = self._step = self._vector.step(action)
@@ -224,13 +225,11 @@ class Collector:
         # short episodes end first, and those are successes: until every environment has ended
         # one, the ended ones are no fair picture
         if self._ended_once.all():
-            counted = ended & ~self._forced
-            record.reward.append(after.reward[counted])
-            record.length.append(self._length[counted])
-            self.recent.extend((after.reward[counted] > 0).tolist())
+            record.reward.append(after.reward[ended])
+            record.length.append(self._length[ended])
+            self.recent.extend((after.reward[ended] > 0).tolist())
         self._ended_once |= ended
         self._length[ended] = 0
-        self._forced[ended] = False
 
     def _batch(self, record: _Record, stage_steps: int) -> Batch:
         before, after, device = record.before, record.after, self._policy.memory.device
@@ -275,7 +274,6 @@ class Collector:
             "memory": self._policy.memory,
             "length": self._length.tolist(),
             "ended_once": self._ended_once.tolist(),
-            "forced": self._forced.tolist(),
             "recent": list(self.recent),
         }
 
@@ -289,7 +287,6 @@ class Collector:
         self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
         self._length = np.array(state["length"], dtype=np.int64)
         self._ended_once = np.array(state["ended_once"], dtype=np.bool_)
-        self._forced = np.array(state["forced"], dtype=np.bool_)
         self.recent.extend(state["recent"])
         self._whole = self._present_state()
 
