@@ -15,6 +15,7 @@ help:  ## list the targets
 	@echo "  PYTHON=python3.x  the Python that makes .venv"
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "== installing into .venv: a few minutes"
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
