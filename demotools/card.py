@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demotools.info import size_text, store_info
+from demotools.info import flat_texts, size_text, store_info
 
 # The hub's name of each licence that stores of ours carry; anything else is "other", with its text.
 _LICENCES = {
@@ -105,10 +105,8 @@ def _arrays(info: dict[str, Any]) -> list[str]:
 
 
 def _provenance(info: dict[str, Any]) -> list[str]:
-    lines = [f"- {key}: {_inline(value)}" for key, value in info["source"].items()]
-    lines += [
-        f"- parent's {key}: {_inline(value)}" for key, value in (info["parent"] or {}).items()
-    ]
+    lines = [f"- {_inline(text)}" for text in flat_texts(info["source"])]
+    lines += [f"- parent's {_inline(text)}" for text in flat_texts(info["parent"] or {})]
     return [
         *lines,
         f"- made by: {info['created_by']}",

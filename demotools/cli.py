@@ -15,7 +15,7 @@ import click
 
 from demotools.errors import exit_with_message
 from demotools.manifest import Split
-from demotools.store import data_folder, store_path
+from demotools.store import data_folder, new_store_path, store_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -204,7 +204,7 @@ def generate(
     from demotools.generate import planned_recording
 
     recording = planned_recording(level, episodes, split=split, first_seed=seed)
-    path = store_path(name or recording.store_name, folder)
+    path = new_store_path(name or recording.store_name, folder)
     players = None
     if _is_on_cluster(dask, return_parts, workers):
         from demotools.cluster import cluster_players
@@ -252,7 +252,7 @@ def unarchive(file: Path, name: str | None, overwrite: bool, folder: Path, quiet
     """
     from demotools.archive import archived_store_name, unarchive_store
 
-    path = store_path(name or archived_store_name(file), folder)
+    path = new_store_path(name or archived_store_name(file), folder)
     unarchive_store(file, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(f"made {path}")
@@ -473,7 +473,7 @@ def import_(
     from demotools.minari_import import import_minari, opened_dataset
 
     opened = opened_dataset(dataset, level=level, split=split)
-    path = store_path(name or opened.store_name, folder)
+    path = new_store_path(name or opened.store_name, folder)
     imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(imported.text())

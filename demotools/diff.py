@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.digest import episode_digests
-from demotools.info import aligned
+from demotools.info import aligned, flat_texts
 from demotools.store import Store, open_store
 
 _SHOWN = 5
@@ -146,22 +146,18 @@ def _side_lines(name: str, sides: Sides, stores: tuple[str, str]) -> list[str]:
     return lines
 
 
-def _flat(attributes: dict[str, tuple[Any, Any]]) -> list[tuple[str, tuple[Any, Any]]]:
-    """Attributes, tables among them key by key."""
-    rows: list[tuple[str, tuple[Any, Any]]] = []
-    for name, (one, other) in attributes.items():
-        if isinstance(one, dict) and isinstance(other, dict):
-            keys = sorted(one.keys() | other.keys())
-            rows += [
-                (f"{name}: {key}", (one.get(key), other.get(key)))
-                for key in keys
-                if one.get(key) != other.get(key)
-            ]
-        else:
-            rows.append((name, (one, other)))
+def _flat(attributes: dict[str, tuple[Any, Any]]) -> list[tuple[str, tuple[str, str]]]:
+    """Attributes as texts, tables among them key by key."""
+    rows: list[tuple[str, tuple[str, str]]] = []
+    for name, values in attributes.items():
+        sides = [dict(text.split(": ", 1) for text in flat_texts(value, name)) for value in values]
+        rows += [
+            (key, (sides[0].get(key, "-"), sides[1].get(key, "-")))
+            for key in dict.fromkeys([*sides[0], *sides[1]])
+            if sides[0].get(key) != sides[1].get(key)
+        ]
     return rows
 
 
-def _short(value: Any) -> str:
-    text = "-" if value is None else str(value)
+def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."

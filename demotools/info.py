@@ -75,9 +75,8 @@ def info_text(info: dict[str, Any]) -> str:
         f"  length      mean {info['mean_length']:.2f} steps, longest {info['longest']:,}",
         f"  disk        {size_text(info['size_bytes'])} in {info['files']} files, {info['path']}",
     ]
-    lines += [f"  source      {key}: {value}" for key, value in info["source"].items()]
-    if info["parent"]:
-        lines += [f"  parent      {key}: {value}" for key, value in info["parent"].items()]
+    for label in ("source", "parent"):
+        lines += [f"  {label:<11} {text}" for text in flat_texts(info[label] or {})]
     lines += [f"  licence     {info['licence']}", f"  citation    {info['citation']}"]
     lines += [f"  made by     {info['created_by']}", f"  fingerprint {info['fingerprint']}", ""]
     rows = [("array", "dtype", "shape", "chunks", "size", "meaning")]
@@ -93,6 +92,23 @@ def info_text(info: dict[str, Any]) -> str:
         for array in info["arrays"]
     ]
     return "\n".join([*lines, *aligned(rows)])
+
+
+def flat_texts(value: Any, name: str = "") -> list[str]:
+    """JSON values as `name: value` lines, what is nested by its path; empty ones are left out.
+
+    >>> flat_texts({"kind": "bot", "files": [{"name": "a.pkl"}], "seeds": [0, 9], "none": {}})
+    ['kind: bot', 'files 1 name: a.pkl', 'seeds: 0, 9']
+    """
+    if isinstance(value, dict):
+        named = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        named = list(enumerate(value, start=1))
+    elif isinstance(value, list):
+        return [f"{name}: {', '.join(map(str, value))}"] if value else []
+    else:
+        return [f"{name}: {value}"]
+    return [text for key, item in named for text in flat_texts(item, f"{name} {key}".strip())]
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -9,9 +9,11 @@ attributes hold, which finds a store that was cut, mixed or rewritten; every byt
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +25,7 @@ import platformdirs
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from demotools.errors import StoreError
+from demotools.errors import SettingsError, StoreError
 from demotools.grid import unpacked_cells
 
 SCHEMA = "babyai-demos"
@@ -259,6 +261,21 @@ def store_path(name: str, folder: Path) -> Path:
     return Path(name) if is_path else folder / (name + SUFFIX)
 
 
+def new_store_path(name: str, folder: Path) -> Path:
+    """The folder of a store that is to be made: a name, not a path, inside the data folder.
+
+    SettingsError  the name would lie elsewhere or hide itself
+    """
+    plain = name.removesuffix(SUFFIX)
+    if not re.fullmatch(r"\w[\w .+-]*", plain):
+        raise SettingsError(
+            "this cannot be the name of a store",
+            path=f"--name {name!r}",
+            fix="use letters, digits, '-', '_' and '.'; --data-dir chooses the folder",
+        )
+    return folder / (plain + SUFFIX)
+
+
 def open_store(path: Path | str) -> Store:
     """Map a demo store.
 
@@ -301,14 +318,7 @@ def _reopened(path: Path, expected: str) -> Store:
 def read_attributes(path: Path) -> StoreAttributes:
     """The attributes of a finished store; StoreError otherwise (see `open_store`)."""
     if not path.exists():
-        level = path.name.removesuffix(SUFFIX).removesuffix("-small").removesuffix("-valid")
-        raise StoreError(
-            "there is no such demo store",
-            path=path,
-            fix=f"make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
-            f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
-            "records the bot",
-        )
+        raise _missing(path)
     metadata = _read_json(path / "zarr.json", path)
     attributes = metadata.get("attributes", {})
     if metadata.get("node_type") != "group" or attributes.get("schema", SCHEMA) != SCHEMA:
@@ -417,6 +427,21 @@ def _map_steps(path: Path, array: str) -> StepArray:
 def _map_whole(path: Path, array: str) -> NDArray[Any]:
     mapped = _map_steps(path, array)
     return mapped.chunks[0] if len(mapped.chunks) == 1 else np.concatenate(mapped.chunks)
+
+
+def _missing(path: Path) -> StoreError:
+    name = path.name.removesuffix(SUFFIX)
+    level = name.removesuffix("-small").removesuffix("-valid")
+    here = {file.stem.lower(): file.stem for file in path.parent.glob(f"*{SUFFIX}")}
+    near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
+    hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""
+    return StoreError(
+        "there is no such demo store",
+        path=path,
+        fix=f"{hint}make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
+        f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
+        "records the bot",
+    )
 
 
 def _damaged(path: Path, what: str) -> StoreError:

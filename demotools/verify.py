@@ -25,11 +25,12 @@ _STEPS_A_BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was checked, and what is wrong (empty where all is well)."""
+    """One check: what was checked, what is wrong (empty where all is well), or why not checked."""
 
     name: str
     problems: tuple[str, ...] = ()
     note: str = ""
+    skipped: bool = False
 
     @property
     def passed(self) -> bool:
@@ -43,7 +44,8 @@ class Check:
     def text(self) -> str:
         """The check as a line, its problems below."""
         note = f" ({self.note})" if self.note else ""
-        lines = [f"{'ok  ' if self.passed else 'FAIL'}  {self.name}{note}"]
+        word = "skip" if self.skipped else "ok  " if self.passed else "FAIL"
+        lines = [f"{word}  {self.name}{note}"]
         return "\n".join(lines + [f"      {problem}" for problem in self.problems])
 
 
@@ -149,7 +151,7 @@ def _grammar(store: Store) -> Check:
     try:
         manifest = read_manifest(store.attributes.level)
     except ManifestError:
-        return Check(name, note="not checked: the level has no manifest")
+        return Check(name, note="the level has no manifest", skipped=True)
     foreign = [text for text in store.mission_text if not manifest.matches_mission(text)]
     return Check(name, tuple(f"not a mission of {manifest.level}: {t!r}" for t in foreign[:5]))
 
@@ -173,7 +175,8 @@ def _seeds(store: Store) -> Check:
 def _replay(store: Store, episodes: int, quiet: bool) -> Check:
     replays = replayed_store(store, episodes, quiet=quiet)
     problems = () if replays.excused else replays.differences
-    return Check("episodes played again in the environment", problems, replays.note)
+    name = "episodes played again in the environment"
+    return Check(name, problems, replays.note, skipped=replays.played == 0)
 
 
 _CHECKS: tuple[Callable[[Store], Check], ...] = (

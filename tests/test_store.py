@@ -17,8 +17,8 @@ import zarr
 from hypothesis import given
 
 from demotools import chunks
-from demotools.errors import StoreError
-from demotools.store import Store, data_folder, episode_mask, open_store, spans
+from demotools.errors import SettingsError, StoreError
+from demotools.store import Store, data_folder, episode_mask, new_store_path, open_store, spans
 from tests.conftest import MISSIONS, build_store, make_episodes
 
 MakeStore = Callable[..., Store]
@@ -181,3 +181,21 @@ def test_the_data_folder_is_the_option_then_the_variable_then_the_platform(
     assert data_folder() == tmp_path / "variable"
     monkeypatch.delenv("DEMOTOOLS_DATA")
     assert data_folder().name == "demotools"
+
+
+def test_a_misspelt_store_is_answered_with_the_nearest_one(make_store: MakeStore) -> None:
+    store = make_store(lengths=[3])
+    with pytest.raises(StoreError) as refused:
+        open_store(store.path.with_name("gotolocl.zarr"))
+    assert refused.value.fix.startswith("did you mean GoToLocal?")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../b", ".hidden", "", "a\nb", "/etc"])
+def test_a_new_store_cannot_lie_outside_the_data_folder_or_hide(name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot be the name"):
+        new_store_path(name, Path("data"))
+
+
+def test_a_new_store_may_be_named_with_or_without_its_suffix() -> None:
+    assert new_store_path("Mine-1.2", Path("data")) == Path("data/Mine-1.2.zarr")
+    assert new_store_path("Mine.zarr", Path("data")) == Path("data/Mine.zarr")
