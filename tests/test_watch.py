@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +26,7 @@ from demotools.grid import ACTIONS
 from demotools.render import bar_picture, equally_large
 from demotools.show import step_pictures
 from demotools.vocabulary import WORDS
+from tests.test_show import type_until
 from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.cli import main
 from trainer.config import read_settings, toml_of
@@ -183,6 +187,36 @@ def test_text_tells_mission_end_action_and_probabilities_of_every_step(
     assert any(line.startswith(taken) and line.endswith(share) for line in pages[0].splitlines())
     assert "\x1b" not in "".join(pages)
     assert "\x1b" in next(watched_text(watched, coloured=True))
+
+
+def test_in_a_terminal_one_steps_through_all_episodes_with_the_arrow_keys(
+    checkpoint: Callable[..., Path],
+) -> None:
+    path = checkpoint("run.level=GoToObj")
+    *_, last = watched_episodes(path, episodes=2)
+    command = [sys.executable, "-c", "from trainer.cli import main; main()", "watch", str(path)]
+    variables = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"}
+    master, slave = pty.openpty()
+    program = subprocess.Popen(
+        [*command, "--episodes", "2", "-q"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={name: value for name, value in variables.items() if name != "NO_COLOR"},
+    )
+    try:
+        number = len(last.shown.action) - 1
+        shown = type_until(master, b"\x1b[F", f"step {number} (last ")
+        assert "episode 1," in shown
+        assert "\x1b[34m" in shown
+        type_until(master, b"\x1b[H", "step 0 (last ")
+        os.write(master, b"q")
+        assert program.wait(timeout=20) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(slave)
+        os.close(master)
 
 
 def wrapped_level(level: str) -> Any:

@@ -376,7 +376,9 @@ def report(
         return
     write_output(output, found.html.encode(), overwrite=overwrite)
     if not quiet:
-        click.echo(f"made {output}: {len(found.runs)} runs, {len(found.differing)} settings differ")
+        click.echo(
+            f"made {output}: runs {len(found.runs)}, differing settings {len(found.differing)}"
+        )
 
 
 def _list_recipes() -> None:
