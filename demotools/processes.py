@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -47,13 +48,9 @@ def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Calla
     executor = ProcessPoolExecutor(workers, context, _end_with, (reader,))
 
     def begin(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        # a process that starts here inherits the blocked signal: Ctrl-C is for the main process
-        # alone, which cuts the lifeline of the others
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        # which cuts the lifeline of the others
+        with ctrl_c_for_this_process_alone():
             return executor.submit(task, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     try:
         yield begin
@@ -70,8 +67,21 @@ def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Calla
         reader.close()
 
 
+@contextmanager
+def ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Processes that start inside never see Ctrl-C, not even while they import; this one does."""
+    # multiprocessing starts its tracker on its first use, and unblocks the signal after that
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _end_with(reader: Connection) -> None:
     """Make this process end as soon as the other end of `reader` is closed, or its owner dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait_and_exit() -> None:
         reader.poll(None)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.errors import DemotoolsError
+from demotools.processes import ctrl_c_for_this_process_alone
 from trainer.envgroup import FIELDS, EnvironmentKind, Group
 
 _SECONDS_TO_END = 5.0
@@ -61,12 +62,8 @@ class Worker:
         self.process: SpawnProcess = context.Process(
             target=_serve, args=(theirs, shared, span), daemon=True
         )
-        # the process inherits the blocked signal: Ctrl-C is for the main process alone
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with ctrl_c_for_this_process_alone():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
     def send(self, start: Start | None) -> None:
@@ -103,6 +100,7 @@ class Worker:
 
 def _serve(connection: Connection, shared: Shared, span: range) -> None:
     """A worker's life: one reply for every message, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     arrays = {name: array[span.start : span.stop] for name, array in shared.arrays().items()}
     group: Group | None = None
     while True:

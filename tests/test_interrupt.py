@@ -1,0 +1,74 @@
+"""Ctrl-C in a terminal, which goes to every process of the command, at several moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EVALUATE = ("evaluate", "--policy", "bot", "--level", "GoToLocal", "--episodes", "1000000")
+TRAIN = ("run", "ppo", "--tiny", "--set", "stages.0.max_env_steps=100000000", "-o", "run")
+
+
+def helpers_of(pid: int) -> list[bytes]:
+    """The command lines of the processes that this one started, as Linux lists them."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            try:
+                found.append(Path(f"/proc/{child}/cmdline").read_bytes())
+            except OSError:
+                continue  # it ended meanwhile
+    return found
+
+
+def interrupted(
+    folder: Path, arguments: tuple[str, ...], moment: Callable[[int], bool], wait: float
+) -> tuple[int, str]:
+    """Exit code and stderr of a command that is interrupted `wait` seconds after a moment."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *arguments, "-m", "2"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not moment(process.pid):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    return process.returncode, errors
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the processes")
+@pytest.mark.parametrize(
+    ("arguments", "workers", "wait"),
+    [
+        pytest.param(EVALUATE, 1, 0.0, marks=pytest.mark.slow),
+        (EVALUATE, 1, 0.1),  # while it imports numpy
+        (EVALUATE, 2, 0.3),
+        pytest.param(TRAIN, 2, 0.1, marks=pytest.mark.slow),
+        (TRAIN, 2, 2.0),
+    ],
+)
+def test_ctrl_c_ends_every_process_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], workers: int, wait: float
+) -> None:
+    def started(pid: int) -> bool:
+        return sum(b"spawn_main" in line for line in helpers_of(pid)) >= workers
+
+    code, errors = interrupted(tmp_path, arguments, started, wait)
+    assert "Traceback" not in errors, errors
+    assert code == 130, errors
