@@ -102,6 +102,15 @@ def test_wrong_settings_are_refused_by_name(overrides: list[str], what: str, fix
     assert fix in refusal.value.fix
 
 
+def test_tiny_is_refused_where_the_recipe_has_no_such_section(tmp_path: Path) -> None:
+    path = tmp_path / "full.toml"
+    path.write_text(shipped_recipes()[RECIPE].read_text("utf-8").partition("[tiny]")[0], "utf-8")
+    assert read_settings(str(path)).run.level == "GoToLocal"
+    with pytest.raises(SettingsError, match="no section \\[tiny\\]") as refusal:
+        read_settings(str(path), tiny=True)
+    assert refusal.value.path == str(path) and "drop --tiny" in refusal.value.fix
+
+
 def test_a_recipe_that_does_not_exist_or_is_not_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such recipe") as refusal:
         read_settings("bc_smal_cpu")

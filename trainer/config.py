@@ -238,6 +238,12 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
         ) from error
     small = tree.pop("tiny", {})
+    if tiny and not small:
+        raise SettingsError(
+            "this recipe has no section [tiny], so --tiny would train in full",
+            path=path,
+            fix='add one, as in `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
+        )
     for key, value in small.items() if tiny else ():
         _set(tree, key, value)
     for override in overrides:
