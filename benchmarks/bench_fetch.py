@@ -27,9 +27,9 @@ DOWNLOAD = """
 import resource, sys, threading, time
 from pathlib import Path
 from demotools.content import Expected
-from demotools.download import Terms, download_file
+from demotools.download import download_file
 from demotools.sources import url_place
-from demotools.transfer import Patience
+from demotools.transfer import Patience, Terms
 from demotools import fetch, cli
 terms = Terms(Patience(), threading.Event(), quiet=True)
 began = time.perf_counter()

@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from tqdm import tqdm
 
 from demotools.content import Expected, WrongFileError, compare, content_kind, kind_of_head
 from demotools.errors import FetchError
 from demotools.sources import Place
-from demotools.transfer import Known, Patience, Transfer
+from demotools.transfer import Known, Terms, Transfer
 
 _BLOCK_BYTES = 1 << 20
 
@@ -36,24 +36,6 @@ class Downloaded:
     url: str | None
 
 
-@dataclass(frozen=True)
-class Terms:
-    """How to download: patience, when to stop, what to show, and the room a byte will take.
-
-    room   bytes needed on disk for one byte of the file, the file itself included
-    """
-
-    patience: Patience
-    stop: threading.Event
-    quiet: bool = False
-    room: float = 1.0
-
-    @property
-    def hidden(self) -> bool | None:
-        """Of progress bars: None, which means on a terminal only, or True."""
-        return True if self.quiet else None
-
-
 def download_file(place: Place, final: Path, expected: Expected, terms: Terms) -> Downloaded:
     """Download to `final`, from where an earlier run stopped.
 
@@ -64,7 +46,7 @@ def download_file(place: Place, final: Path, expected: Expected, terms: Terms) -
         try:
             known = part.known()
             if not known.offset or known.offset != known.total:
-                _receive(part, Transfer(place, terms.patience, terms.stop, known), expected, terms)
+                _receive(part, place, known, expected, terms)
             part.check(expected)
         except WrongFileError:
             part.remove()
@@ -111,14 +93,23 @@ def _part_path(final: Path, source: str) -> Path:
     return final.with_name(f".{final.name}.{name}.part")
 
 
-def _receive(part: PartFile, transfer: Transfer, expected: Expected, terms: Terms) -> None:
-    with tqdm(
-        desc=part.final.name,
-        initial=part.size_bytes,
-        unit="B",
-        unit_scale=True,
-        disable=terms.hidden,
-    ) as bar:
+def download_bar(name: str, terms: Terms, initial: int = 0) -> tqdm[Any]:
+    """A bar of bytes on stderr, shown on a terminal only."""
+    return tqdm(desc=name, initial=initial, unit="B", unit_scale=True, disable=terms.hidden)
+
+
+def show_waiting(bar: tqdm[Any], name: str, text: str, terms: Terms) -> None:
+    """Say why a download waits: in its bar, or in a line on stderr where no bar is shown."""
+    if not bar.disable:
+        bar.set_description(f"{name}, {text}")
+    elif not terms.quiet:
+        tqdm.write(f"{name}: {text}", file=sys.stderr)
+
+
+def _receive(part: PartFile, place: Place, known: Known, expected: Expected, terms: Terms) -> None:
+    name = part.final.name
+    with download_bar(name, terms, part.size_bytes) as bar:
+        transfer = Transfer(place, terms, known, lambda text: show_waiting(bar, name, text, terms))
         for block in transfer.blocks():
             if block is None:
                 part.restart()
@@ -129,7 +120,7 @@ def _receive(part: PartFile, transfer: Transfer, expected: Expected, terms: Term
                 check_room(part.path.parent, rest)
                 part.remember(transfer.validator, transfer.total)
                 bar.total = transfer.total
-                bar.refresh()
+                bar.set_description(name)
             else:
                 if not part.size_bytes:
                     kind_of_head(block)
@@ -149,6 +140,7 @@ class PartFile:
         self._forget()
 
     def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self.path.open("ab", buffering=0)
         with self.path.open("rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
@@ -163,6 +155,8 @@ class PartFile:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
+        if not self.size_bytes:
+            self.remove()
 
     @property
     def sha256(self) -> str:

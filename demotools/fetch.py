@@ -18,7 +18,7 @@ import filelock
 from demotools.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
 from demotools.content import content_kind
 from demotools.convert import ConvertOptions, convert_files
-from demotools.download import Downloaded, Terms, part_bytes, taken_copy
+from demotools.download import Downloaded, part_bytes, taken_copy
 from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
 from demotools.fetch_plan import DOWNLOADS, FetchedRecord, Found, Plan, Wishes, decided, store_name
 from demotools.fetch_sources import downloads
@@ -26,12 +26,14 @@ from demotools.manifest import PublishedFile, Split, read_manifest
 from demotools.records import read_records, write_record
 from demotools.sources import RefusedError, place_of
 from demotools.store import open_store, store_path
-from demotools.transfer import Patience
+from demotools.transfer import Patience, Terms
 from demotools.verify import raise_if_damaged, verify_store
 
 # A store and the parts that it is made of take about twice the bytes of their pickle; said, and
 # checked, before the first byte is downloaded.
 _ROOM_TO_CONVERT = 3.0
+# of many failures: `fetch all` would name 38 files
+_TEXTS_AT_MOST = 4
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
 def _level_lock(folder: Path, level: str) -> Iterator[None]:
     lock = filelock.FileLock(folder / f".{level}.fetch.lock")
     try:
-        (folder / DOWNLOADS).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise FetchError(
@@ -139,7 +141,11 @@ def _level_lock(folder: Path, level: str) -> Iterator[None]:
         raise from_os_error(error, folder) from error
     with lock:
         lock.release()  # counts down: `with` has acquired it a second time
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # something is in it still, or it never was
+                (folder / DOWNLOADS).rmdir()
 
 
 def _without_network(plan: Plan, folder: Path, wishes: Wishes, *, quiet: bool) -> Fetched:
@@ -218,8 +224,16 @@ def _converted(plan: Plan, file: Downloaded, folder: Path, wishes: Wishes, *, qu
 def _joined(failures: Sequence[DemotoolsError]) -> DemotoolsError:
     if len(failures) == 1:
         return failures[0]
+    whats = list(dict.fromkeys(error.what for error in failures))
+    told = whats[0] if len(whats) == 1 else f"{len(failures)} files failed: {_few(whats, '; ')}"
     return FetchError(
-        f"{len(failures)} files failed: " + "; ".join(error.what for error in failures),
-        path=", ".join(error.path for error in failures),
-        fix=" | ".join(dict.fromkeys(error.fix for error in failures)),
+        told,
+        path=_few([error.path for error in failures], ", "),
+        fix=_few(list(dict.fromkeys(error.fix for error in failures)), " | "),
     )
+
+
+def _few(texts: Sequence[str], between: str) -> str:
+    """The first texts, and how many there are besides."""
+    more = len(texts) - _TEXTS_AT_MOST
+    return between.join([*texts[:_TEXTS_AT_MOST], *([f"{more} more"] if more > 0 else [])])

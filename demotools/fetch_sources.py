@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from demotools.content import Expected
-from demotools.download import Downloaded, Terms, download_file, taken_copy
+from demotools.download import Downloaded, download_file, taken_copy
 from demotools.errors import DemotoolsError, FetchError, from_os_error
 from demotools.fetch_plan import Plan, Wishes
 from demotools.manifest import read_archive, read_manifest
 from demotools.members import extract_members
+from demotools.outage import UnreachableError
 from demotools.sources import Place, RefusedError, place_of, url_place
+from demotools.transfer import Terms
 
 Result = TypeVar("Result")
+# who refused, and why
+Refusal = tuple[str, RefusedError]
+Refusals = dict[str, list[Refusal]]
 Outcome = tuple[Plan, Downloaded | DemotoolsError]
 
 
@@ -33,7 +38,7 @@ def downloads(
     addresses of their own are there before the first is handed out, so that no thread is alive
     when the caller starts processes.
     """
-    refused: dict[str, list[str]] = {plan.store: [] for plan in plans}
+    refused: Refusals = {plan.store: [] for plan in plans}
 
     def attempt(plan: Plan) -> tuple[Plan, Downloaded | DemotoolsError | None]:
         try:
@@ -64,7 +69,7 @@ def _archives(plan: Plan) -> list[str]:
 
 
 def _from_places(
-    plan: Plan, folder: Path, wishes: Wishes, terms: Terms, reasons: list[str]
+    plan: Plan, folder: Path, wishes: Wishes, terms: Terms, reasons: list[Refusal]
 ) -> Downloaded | None:
     final = folder / plan.name
     origin = wishes.origin
@@ -72,7 +77,7 @@ def _from_places(
         try:
             return taken_copy(Path(origin), plan.expected)
         except RefusedError as error:
-            reasons.append(f"file {origin}: {error}")
+            reasons.append((f"file {origin}", error))
             return None
     if origin is not None:
         places = [url_place(origin)]
@@ -82,13 +87,13 @@ def _from_places(
 
 
 def _first_given(
-    places: Sequence[Place], final: Path, expected: Expected, terms: Terms, reasons: list[str]
+    places: Sequence[Place], final: Path, expected: Expected, terms: Terms, reasons: list[Refusal]
 ) -> Downloaded | None:
     for place in places:
         try:
             return download_file(place, final, expected, terms)
         except RefusedError as error:
-            reasons.append(f"{place.source}: {error}")
+            reasons.append((place.source, error))
     return None
 
 
@@ -98,7 +103,7 @@ def _from_archive(
     folder: Path,
     wishes: Wishes,
     terms: Terms,
-    refused: dict[str, list[str]],
+    refused: Refusals,
 ) -> Iterator[Outcome]:
     """The plans whose files the archive has; of the others, why not goes into `refused`."""
     try:
@@ -107,7 +112,7 @@ def _from_archive(
         yield from ((plan, error) for plan in plans)
         return
     missing = {_member(plan, name): plan for plan in plans}
-    reasons = []
+    reasons: list[Refusal] = []
     expected = Expected(archive.size_bytes, archive.sha256, archive.md5)
     for source in archive.sources:
         if not missing:
@@ -119,9 +124,9 @@ def _from_archive(
                 place, wanted, expected, terms, whole=wishes.check
             ):
                 yield missing.pop(pattern), file
-            reasons.append(f"{place.source}: the archive has no such member")
+            reasons.append((place.source, RefusedError("the archive has no such member")))
         except RefusedError as error:
-            reasons.append(f"{place.source}: {error}")
+            reasons.append((place.source, error))
         except OSError as error:
             yield from ((plan, from_os_error(error, folder)) for plan in missing.values())
             return
@@ -129,7 +134,7 @@ def _from_archive(
             yield from ((plan, error) for plan in missing.values())
             return
     for plan in missing.values():
-        refused[plan.store] += [f"archive {name}, {reason}" for reason in reasons]
+        refused[plan.store] += [(f"archive {name}, {who}", error) for who, error in reasons]
 
 
 def _member(plan: Plan, archive: str) -> str:
@@ -137,18 +142,20 @@ def _member(plan: Plan, archive: str) -> str:
     return source.member or plan.name
 
 
-def _nobody_gave(plan: Plan, folder: Path, reasons: Sequence[str]) -> FetchError:
-    ways = [
-        "wait a day where it is a quota",
-        "fetch it with a browser and pass --from FILE",
-        "name another server with --mirror URL",
-    ]
+def _nobody_gave(plan: Plan, folder: Path, refusals: Sequence[Refusal]) -> FetchError:
+    lost = [str(error) for _, error in refusals if isinstance(error, UnreachableError)]
+    others = [f"{who}: {e}" for who, e in refusals if not isinstance(e, UnreachableError)]
+    ways = ["wait a day for the quota"] if any("quota" in text.lower() for text in others) else []
+    ways.append("pass `--from FILE` with a copy you have")
+    if others:
+        ways.append("name another server with `--mirror URL`")
     if read_manifest(plan.level).environment_id is not None:
-        ways.append(f"record the bot: demotools generate {plan.level} --episodes 100000")
+        ways.append(f"record the bot: `demotools generate {plan.level} --episodes 100000`")
+    what = "; ".join(dict.fromkeys([*lost, *others]))
     return FetchError(
-        f"no source gave {plan.name}: " + "; ".join(reasons),
+        f"no source gave {plan.name}: {what}" if others else what,
         path=folder / plan.name,
-        fix=", ".join(ways[:-1]) + f", or {ways[-1]}",
+        fix=", or ".join(ways) if len(ways) < 3 else f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )
 
 

@@ -14,9 +14,15 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from demotools.content import Expected, WrongFileError
-from demotools.download import Downloaded, PartFile, Terms, check_room
+from demotools.download import (
+    Downloaded,
+    PartFile,
+    check_room,
+    download_bar,
+    show_waiting,
+)
 from demotools.sources import Place, RefusedError
-from demotools.transfer import Transfer
+from demotools.transfer import Terms, Transfer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,12 +41,11 @@ def extract_members(
 
     RefusedError  the place does not give the archive, or it is damaged
     """
-    transfer = Transfer(place, terms.patience, terms.stop)
     missing = dict(wanted)
     held: list[tuple[str, Downloaded]] = []
     with (
-        tqdm(desc=place.source, unit="B", unit_scale=True, disable=terms.hidden) as bar,
-        _TransferStream(transfer, bar) as stream,
+        download_bar(place.source, terms) as bar,
+        _TransferStream(place, terms, bar) as stream,
     ):
         try:
             with tarfile.open(fileobj=io.BufferedReader(stream, _BLOCK_BYTES), mode="r|*") as tar:
@@ -71,9 +76,9 @@ def _wanted_pattern(member: tarfile.TarInfo, missing: Mapping[str, Path]) -> str
 
 
 def _taken(content: IO[bytes], size: int, final: Path, place: Place, terms: Terms) -> Downloaded:
-    check_room(final.parent, size * terms.room)
     with PartFile(final, place.source, with_md5=False) as part:
         part.restart()
+        check_room(final.parent, size * terms.room)
         try:
             while block := content.read(_BLOCK_BYTES):
                 part.append(block)
@@ -89,9 +94,12 @@ def _taken(content: IO[bytes], size: int, final: Path, place: Place, terms: Term
 class _TransferStream(io.RawIOBase):
     """A transfer as a stream that reads forward only, with the md5 of what was read."""
 
-    def __init__(self, transfer: Transfer, bar: tqdm[Any]) -> None:
-        self._blocks = transfer.blocks()
-        self._transfer = transfer
+    def __init__(self, place: Place, terms: Terms, bar: tqdm[Any]) -> None:
+        self._transfer = Transfer(
+            place, terms, waiting=lambda text: show_waiting(bar, place.source, text, terms)
+        )
+        self._blocks = self._transfer.blocks()
+        self._name = place.source
         self._bar = bar
         self._left = memoryview(b"")
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -111,7 +119,7 @@ class _TransferStream(io.RawIOBase):
                 raise RefusedError("the server cannot continue where the connection was cut")
             if not block:
                 self._bar.total = self._transfer.total
-                self._bar.refresh()
+                self._bar.set_description(self._name)
             self._md5.update(block)
             self._bar.update(len(block))
             self._left = memoryview(block)

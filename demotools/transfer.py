@@ -10,13 +10,21 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import requests
 import urllib3
 
+from demotools.outage import (
+    UnreachableError,
+    host_of,
+    is_unreachable,
+    raise_if_final,
+    told,
+    unreachable,
+)
 from demotools.sources import Place, RefusedError, page_problem
 
 # under 128 KiB, where malloc starts to map pages afresh for each block: half the system time
@@ -24,6 +32,9 @@ _BLOCK_BYTES = 96 << 10
 _PAGE_BYTES = 1 << 20
 _PAGES_AT_MOST = 3
 _LONGEST_WAIT_SECONDS = 60.0
+# without a network every attempt meets the same; it is worth no more than one retry
+_RETRIES_WITHOUT_CONNECTION = 1
+_CONNECT_SECONDS = 10.0
 _USER_AGENT = "Mozilla/5.0 (compatible; demotools)"
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
@@ -40,6 +51,26 @@ class Patience:
     timeout_seconds: float = 30.0
     retries: int = 5
     wait_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How to download: patience, when to stop, what to show, and the room a byte will take.
+
+    room          bytes needed on disk for one byte of the file, the file itself included
+    unreachable   by host, why it is not asked again in this run
+    """
+
+    patience: Patience
+    stop: threading.Event
+    quiet: bool = False
+    room: float = 1.0
+    unreachable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> bool | None:
+        """Of progress bars: None, which means on a terminal only, or True."""
+        return True if self.quiet else None
 
 
 @dataclass(frozen=True)
@@ -69,18 +100,26 @@ class Transfer:
     offset      bytes that the caller has
     validator   the server's ETag or date for them: they are used only while it stays the same
     total       length of the file, None while unknown
+    waiting     called before each retry with why and how long, for a person
     """
 
     def __init__(
-        self, place: Place, patience: Patience, stop: threading.Event, known: Known | None = None
+        self,
+        place: Place,
+        terms: Terms,
+        known: Known | None = None,
+        waiting: Callable[[str], None] = lambda _text: None,
     ) -> None:
         known = known or Known()
         self.place = place
         self.offset = known.offset
         self.validator = known.validator
         self.total = known.total
-        self._patience = patience
-        self._stop = stop
+        self._terms = terms
+        self._patience = terms.patience
+        self._stop = terms.stop
+        self._waiting = waiting
+        self._came = False
 
     def blocks(self) -> Generator[bytes | None]:
         """Blocks of bytes in order; None means: throw away what came before, it starts again.
@@ -99,23 +138,39 @@ class Transfer:
                     _PassingError,
                     requests.RequestException,
                     urllib3.exceptions.HTTPError,
-                ) as e:
-                    _raise_if_final(e)
+                ) as error:
                     failures = 0 if self.offset > furthest else failures + 1
                     furthest = max(furthest, self.offset)
-                    if failures > self._patience.retries:
-                        raise RefusedError(
-                            f"{_told(e)}, {failures} times in a row, after {self._progress()}"
-                        ) from e
-                    self._wait(failures, getattr(e, "wait_seconds", 0.0))
+                    raise_if_final(error)
+                    retries = self._retries(error)
+                    if failures > retries:
+                        raise self._refusal(error, failures) from error
+                    self._wait(error, f"try {failures + 1} of {retries + 1}", failures)
+
+    def _retries(self, error: Exception) -> int:
+        retries = self._patience.retries
+        lost = is_unreachable(error) and not self._came
+        return min(retries, _RETRIES_WITHOUT_CONNECTION) if lost else retries
+
+    def _refusal(self, error: Exception, failures: int) -> RefusedError:
+        if isinstance(error, requests.ConnectionError) and is_unreachable(error):
+            host, refusal = unreachable(error)
+            self._terms.unreachable[host] = str(refusal)
+            return refusal
+        times = f", {failures} times in a row" if failures > 1 else ""
+        return RefusedError(f"{told(error)}{times}, {self._progress()}")
 
     def _progress(self) -> str:
-        total = "an unknown number of" if self.total is None else f"{self.total:,}"
-        return f"{self.offset:,} of {total} bytes"
+        if not self.offset:
+            return "before its first byte"
+        return f"after {self.offset:,} {'' if self.total is None else f'of {self.total:,} '}bytes"
 
-    def _wait(self, failures: int, wait_seconds: float) -> None:
+    def _wait(self, error: Exception, attempt: str, failures: int) -> None:
         grown = self._patience.wait_seconds * 2 ** min(failures, 10) * random.uniform(0.5, 1)
-        if self._stop.wait(min(max(grown, wait_seconds), _LONGEST_WAIT_SECONDS)):
+        asked = error.wait_seconds if isinstance(error, _PassingError) else 0.0
+        seconds = min(max(grown, asked), _LONGEST_WAIT_SECONDS)
+        self._waiting(f"waiting {seconds:.0f} s, {attempt}: {told(error)}")
+        if self._stop.wait(seconds):
             raise StoppedError
 
     def _attempt(self, session: requests.Session) -> Generator[bytes | None]:
@@ -134,6 +189,7 @@ class Transfer:
                 if self._stop.is_set():
                     raise StoppedError
                 self.offset += len(block)
+                self._came = True
                 yield block
         if self.total is not None and self.offset != self.total:
             raise _PassingError(f"the server sent {self.offset:,} of {self.total:,} bytes")
@@ -142,9 +198,7 @@ class Transfer:
         """The answer that carries the file; pages before it are followed."""
         url = self.place.url
         for _ in range(_PAGES_AT_MOST):
-            response = session.get(
-                url, headers=self._headers(), stream=True, timeout=self._patience.timeout_seconds
-            )
+            response = self._asked(session, url)
             if _is_file(response):
                 return response
             with response:
@@ -156,6 +210,14 @@ class Transfer:
                     raise RefusedError(page_problem(page))
                 url = self.place.follow(page)
         raise RefusedError("one page leads to the next, none to the file")
+
+    def _asked(self, session: requests.Session, url: str) -> requests.Response:
+        """The head of an answer; a host without a connection is not asked again in this run."""
+        silence = self._patience.timeout_seconds
+        timeout = (min(silence, _CONNECT_SECONDS), silence)
+        if known := self._terms.unreachable.get(host_of(url)):
+            raise UnreachableError(known)
+        return session.get(url, headers=self._headers(), stream=True, timeout=timeout)
 
     def _headers(self) -> dict[str, str]:
         # byte offsets must count the bytes of the file, so nothing may be packed on the way
@@ -197,28 +259,3 @@ def _raise_for_status(response: requests.Response, page: str) -> None:
         after = response.headers.get("Retry-After", "")
         raise _PassingError(status, float(after) if after.isdigit() else 0.0)
     raise RefusedError(f"{status}, {page_problem(page)}" if page.strip() else status)
-
-
-def _raise_if_final(error: Exception) -> None:
-    """RefusedError where another attempt would meet the same."""
-    if isinstance(error, requests.exceptions.SSLError):
-        raise RefusedError(f"its certificate is not accepted: {_told(error)}") from error
-    if isinstance(error, requests.exceptions.ProxyError):
-        raise RefusedError(
-            f"the proxy does not answer (variables HTTPS_PROXY, HTTP_PROXY): {_told(error)}"
-        ) from error
-    final = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)
-    if isinstance(error, (*final, requests.exceptions.TooManyRedirects)):
-        raise RefusedError(_told(error)) from error
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
-        return "the server fell silent"
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "the connection was cut"
-    if isinstance(error, requests.ConnectionError):
-        cause = str(error).rpartition(": ")[2].strip("'\")")
-        return f"the server cannot be reached: {cause}"
-    text = " ".join(str(error).split())
-    return text if len(text) < 200 else text[:200] + "…"

@@ -24,16 +24,18 @@ import numpy as np
 import pytest
 import trustme
 from click.testing import CliRunner, Result
+from tqdm import tqdm
 
 from demotools.archive import archive_store
 from demotools.cli import main
 from demotools.content import Expected
-from demotools.download import Terms, download_file, part_bytes
+from demotools.download import download_file, part_bytes, show_waiting
 from demotools.manifest import read_archive, read_manifest
+from demotools.outage import UnreachableError
 from demotools.pickle_writer import write_pickle
 from demotools.sources import RefusedError, url_place
 from demotools.store import open_store
-from demotools.transfer import Patience
+from demotools.transfer import Patience, Terms, Transfer
 from tests.drive_server import PERMISSION, QUOTA, QUOTA_JSON, DriveServer, Served
 
 TRAIN = "BabyAI-GoToLocal-v0.pkl"
@@ -103,9 +105,14 @@ def fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
 
 
 def refused(result: Result, *words: str) -> str:
-    """The message of a failure: exit 1, three parts, each of the words in it."""
+    """The message of a failure: exit 1, three parts, each of the words in it.
+
+    Before it on stderr stand only the waits for retries.
+    """
     assert result.exit_code == 1, result.output
-    message = result.stderr
+    waits, start, message = result.stderr.rpartition("error: ")
+    assert all(": waiting " in line for line in waits.splitlines()), waits
+    message = start + message
     assert re.fullmatch(r"error: .+\n  where: .+\n  next:  .+\n", message, re.DOTALL), message
     for word in words:
         assert word in message, message
@@ -113,10 +120,10 @@ def refused(result: Result, *words: str) -> str:
 
 
 def visible(folder: Path) -> set[str]:
-    """What has a final name, the empty folder of downloads left out."""
-    return {path.name for path in folder.rglob("*") if not path.name.startswith(".")} - {
-        "downloads"
-    }
+    """What has a final name; the folder of downloads counts where it is empty."""
+    downloads = folder / "downloads"
+    found = {path for path in folder.rglob("*") if not path.name.startswith(".")}
+    return {p.name for p in found if p != downloads or not list(p.iterdir())}
 
 
 def store_files(folder: Path) -> dict[str, bytes]:
@@ -278,7 +285,7 @@ def test_a_level_without_an_address_of_its_own_comes_out_of_the_archive(
     assert "archive copydemos" in done.output
     assert "not published" in done.output
     assert open_store(folder / "GoToObj.zarr").episodes == 40
-    assert not list((folder / "downloads").iterdir())
+    assert not (folder / "downloads").exists()
 
 
 def test_several_levels_come_out_of_one_pass_over_the_archive(
@@ -385,8 +392,9 @@ def test_a_page_of_drive_instead_of_the_file_is_named(
     page: str, status: int, words: list[str], server: DriveServer, fetch: Fetch, folder: Path
 ) -> None:
     server.files[f"drive/{drive_id()}"] = Served(b"", page=page, page_status=status)
-    ways = ["--from FILE", "--mirror URL", "demotools generate GoToLocal", "wait a day"]
-    refused(fetch(), *words, *ways, f"gdrive {drive_id()}", "copydemos", "HTTP 404")
+    ways = ["--from FILE", "--mirror URL", "demotools generate GoToLocal"]
+    message = refused(fetch(), *words, *ways, f"gdrive {drive_id()}", "copydemos", "HTTP 404")
+    assert ("wait a day" in message) == (page in (QUOTA, QUOTA_JSON))
     assert visible(folder) == set()
 
 
@@ -407,7 +415,7 @@ def test_a_page_served_as_a_file_is_refused_at_its_first_bytes(
     refused(from_url(fetch, server), "quota page")
     assert server.body_bytes() < 5_000_000
     assert visible(folder) == set()
-    assert not list((folder / "downloads").iterdir())
+    assert not (folder / "downloads").exists()
 
 
 @pytest.mark.parametrize(
@@ -597,15 +605,76 @@ def test_a_busy_server_is_asked_again(server: DriveServer, demos: bytes, fetch: 
     assert from_url(fetch, server).exit_code == 0
 
 
-def test_a_server_that_is_not_there_is_named(fetch: Fetch, folder: Path) -> None:
-    refused(fetch("GoToLocal", "--from", "http://127.0.0.1:9/a.pkl"), "Connection refused")
+@pytest.mark.parametrize(
+    ("url", "host", "why"),
+    [
+        ("http://127.0.0.1:9/a.pkl", "127.0.0.1", "connection refused"),
+        ("http://nobody.invalid/a.pkl", "nobody.invalid", "name not known"),
+    ],
+)
+def test_without_a_connection_it_gives_up_after_one_retry_in_plain_words(
+    url: str, host: str, why: str, fetch: Fetch, folder: Path
+) -> None:
+    done = fetch("GoToLocal", "--from", url, "--retries", "9", "-q")
+    assert refused(done) == (
+        f"error: no connection to {host} ({why}): no network?\n"
+        f"  where: {folder / 'downloads' / TRAIN}\n"
+        "  next:  pass `--from FILE` with a copy you have, or record the bot: "
+        "`demotools generate GoToLocal --episodes 100000`\n"
+    )
     assert visible(folder) == set()
+    loud = fetch("GoToLocal", "--from", url, "--retries", "9")
+    assert f"{TRAIN}: waiting 0 s, try 2 of 2: no connection ({why})\n" in loud.stderr
+    assert loud.stderr.count("waiting") == 1
+
+
+def test_a_host_without_a_connection_is_not_asked_for_a_second_file(
+    fetch: Fetch, folder: Path, tmp_path: Path
+) -> None:
+    ours = user_manifest(
+        tmp_path,
+        'https = "http://127.0.0.1:9/a.pkl"',
+        '[files.valid]\nname = "b.pkl"\nsources = [{ https = "http://127.0.0.1:9/b.pkl" }]\n',
+    )
+    done = fetch("GoToLocal", "--split", "all", "--manifests", str(ours))
+    assert done.exit_code == 1
+    assert done.stderr.count("waiting") == 1
+    assert done.stderr.count("no connection to 127.0.0.1") == 1
+    assert f"{folder / 'downloads' / TRAIN}, {folder / 'downloads' / 'b.pkl'}" in done.stderr
+
+
+def test_a_connection_lost_in_the_middle_is_borne_as_long_as_any_other_failure(
+    server: DriveServer, demos: bytes
+) -> None:
+    server.files["a.pkl"] = Served(demos, cuts=[1000])
+    said: list[str] = []
+    terms = Terms(HASTY, threading.Event())
+    place = url_place(f"{server.url}/a.pkl")
+    transfer = Transfer(place, terms, waiting=said.append)
+    blocks = transfer.blocks()
+    while not transfer.offset:
+        next(blocks)
+    transfer.place = url_place("http://127.0.0.1:9/a.pkl")
+    with pytest.raises(UnreachableError):
+        list(blocks)
+    assert [re.sub(r"waiting \d+ s, ", "", text) for text in said] == [
+        "try 1 of 3: the connection was cut",
+        "try 2 of 3: no connection (connection refused)",
+        "try 3 of 3: no connection (connection refused)",
+    ]
+
+
+def test_on_a_terminal_the_bar_says_why_it_waits() -> None:
+    text, terms = io.StringIO(), Terms(HASTY, threading.Event())
+    with tqdm(desc="a.pkl", file=text) as bar:
+        show_waiting(bar, "a.pkl", "waiting 4 s, try 3 of 6: connection cut", terms)
+    assert "a.pkl, waiting 4 s, try 3 of 6: connection cut: " in text.getvalue()
 
 
 @pytest.mark.usefixtures("server")
 def test_a_proxy_that_is_not_there_is_named(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    refused(fetch(), "the proxy does not answer", "HTTPS_PROXY")
+    refused(fetch(), "the proxy does not answer", "HTTPS_PROXY, HTTP_PROXY): connection refused")
 
 
 @pytest.mark.usefixtures("server")
@@ -646,6 +715,7 @@ def test_a_disk_that_fills_up_is_said_and_the_rest_can_be_resumed(
     about.symlink_to("/dev/full")
     refused(from_url(fetch, server), "no space left on device", "--data-dir")
     about.unlink()
+    downloads.rmdir()
     assert visible(folder) == set()
     assert from_url(fetch, server).exit_code == 0
 
