@@ -97,6 +97,7 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
 @contextmanager
 def exit_with_message() -> Iterator[None]:
     """For the two command lines: a failure becomes its message and exit code 1, Ctrl-C 130."""
+    _open_closed_streams()
     try:
         yield
     except BrokenPipeError:
@@ -110,3 +111,10 @@ def exit_with_message() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         raise SystemExit(130) from None
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the shell closed (`2>&-`) a place to go: Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))

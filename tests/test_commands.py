@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +99,46 @@ def test_a_command_line_says_its_version_and_refuses_wrong_usage_with_2(name: st
     version = CliRunner().invoke(group, ["--version"])
     assert re.search(r"\d+\.\d+\.\d+", version.output)
     assert CliRunner().invoke(group, ["no-such-command"]).exit_code == 2
+
+
+def type_at_shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line with `$PYTHON` as this Python, its standard error in the output."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, _group in command_lines()])
+def test_ctrl_c_during_the_imports_is_answered_without_a_traceback(name: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", name, "--help"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith(b"| numpy") or b"click.exceptions" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert b"Traceback" not in rest
+
+
+def test_streams_that_the_shell_closed_do_no_harm(tmp_path: Path) -> None:
+    line = f"$PYTHON -m demotools generate GoToObj --episodes 3 --data-dir {tmp_path}"
+    assert type_at_shell(f"{line} <&- 2>&- >&-").returncode == 0
+    assert (tmp_path / "GoToObj.zarr").is_dir()
+
+
+def test_a_full_device_under_the_help_is_said_without_a_traceback() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    done = type_at_shell("$PYTHON -m demotools --help > /dev/full")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
 
 
 if __name__ == "__main__":
