@@ -17,12 +17,19 @@ import torch
 from click.testing import CliRunner, Result
 
 from demotools.generate import generate, planned_recording
+from demotools.store import Store, open_store
+from demotools.vocabulary import WORDS
 from trainer.checkpoint import read_checkpoint
 from trainer.cli import main
+from trainer.config import Settings, read_settings
 from trainer.log import read_log
 from trainer.losses import Loss, LossResult
 from trainer.models import Model
+from trainer.plan import expected_cost
+from trainer.resolve import resolved
 from trainer.rollouts import Batch
+from trainer.run import new_parts, open_run
+from trainer.stage import open_stage
 
 BARE = (
     *("--set", "stages.0.off_policy.rollouts=8", "--set", "stages.0.off_policy.rollout_len=10"),
@@ -152,9 +159,28 @@ def test_the_tutorials_recipe_runs_with_its_environment_budget(
     assert result.exit_code == 0, result.output
     assert "network: small" in result.output
     assert "store: GoToLocal, the full one, because there is no GoToLocal-small" in result.output
+    assert "stage 1 of 1: 128 env steps, 1,024 demo steps (" in result.output
+    assert result.output.count("network:") == 1
     progress = read_checkpoint(tmp_path / "a").training["progress"]
     assert progress["env_steps"] == 128  # two rollouts of 2 x 32
     assert progress["demo_steps"] == 2 * 16 * 4 * 8
+
+
+def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = read_settings("ppo", ["run.device=cpu", "model.type=small"], tiny=True)
+    parts = new_parts(settings, {}, WORDS)
+    said = expected_cost(settings, parts.network, WORDS, {}, 1).lines("ppo.toml")
+    assert any(line.startswith("stage 1 of 1: 128 env steps, ") for line in said)
+    assert "demo" not in "".join(said) and "network:" not in "".join(said)
+    changed = [*BARE[1:4:2], "stages.0.max_demo_steps=90", "on_policy="]
+    cloning, _ = resolved(read_settings("bc_small_cpu", changed), data)
+    store = {"GoToLocal": open_store(data / "GoToLocal.zarr")}
+    reinforced: tuple[Settings, dict[str, Store], int] = (settings, {}, 128)
+    for chosen, stores, total in (reinforced, (cloning, store, 160)):
+        with open_run(new_parts(chosen, stores, WORDS), tmp_path) as run, open_stage(run) as stage:
+            assert stage.bar.total == total
 
 
 def test_the_small_store_is_taken_without_a_gpu_and_a_long_run_names_a_faster_recipe(

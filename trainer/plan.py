@@ -45,6 +45,16 @@ class StagePlan:
         """Of the weights, by both kinds of loss."""
         return self.off_policy_updates + self.on_policy_updates
 
+    def text(self, passes: float) -> str:
+        """All that there is of it, for a person.
+
+        passes   over the store
+        """
+        shown = [f"{self.env_steps:,} env steps"] if self.env_steps else []
+        if self.demo_steps:
+            shown.append(f"{self.demo_steps:,} demo steps ({passes:.1f} passes over the store)")
+        return ", ".join([*shown, f"{self.updates:,} updates"])
+
 
 def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> StagePlan:
     """What a stage does until its budget is spent."""
@@ -88,12 +98,9 @@ class Cost:
 
     def lines(self, recipe: str) -> list[str]:
         """All of it for a person; names the faster recipe where it takes over 30 minutes."""
-        result = [f"network: {self.parameters:,} parameters"]
+        result = [f"parameters: {self.parameters:,}"]
         for number, (stage, passes) in enumerate(zip(self.stages, self.passes, strict=True)):
-            result.append(
-                f"stage {number}: {stage.env_steps:,} env steps, {stage.demo_steps:,} demo steps "
-                f"({passes:.1f} passes over the store), {stage.updates:,} updates"
-            )
+            result.append(f"stage {number + 1} of {len(self.stages)}: {stage.text(passes)}")
         result.append(
             f"expected: {duration(self.seconds)} on this device, "
             f"{self.memory_bytes / 2**20:,.0f} MiB of memory, "

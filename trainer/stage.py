@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from trainer.collect import Collector, Forcing
-from trainer.config import EarlyStopping, StageSettings
+from trainer.config import EarlyStopping, OnPolicySettings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment
 from trainer.log import Axis, progress_bar
 from trainer.losses import Loss
 from trainer.on_policy import needs_expert
+from trainer.plan import stage_plan
 from trainer.policy import NetworkPolicy
 from trainer.run import Progress, Run
 from trainer.streams import DemoStream, HoldOut, build_losses
@@ -79,7 +80,7 @@ def open_stage(run: Run) -> Iterator[Stage]:
         bar = progress_bar(
             f"stage {number + 1} of {len(settings.stages)}",
             _axis(stage),
-            total=_budget(stage),
+            total=_planned(stage, settings.on_policy),
             done=_steps_of(stage, run.progress),
             quiet=run.quiet or not run.team.writes,
         )
@@ -131,6 +132,12 @@ def _budget(stage: StageSettings) -> int:
     budget = stage.max_env_steps or stage.max_demo_steps
     assert budget is not None
     return budget
+
+
+def _planned(stage: StageSettings, on_policy: OnPolicySettings | None) -> int:
+    """Steps of its budget's kind that it takes: whole rollouts or batches, often some more."""
+    plan = stage_plan(stage, on_policy)
+    return plan.env_steps if stage.max_env_steps else plan.demo_steps
 
 
 def _axis(stage: StageSettings) -> Axis:
