@@ -117,4 +117,5 @@ def _open_closed_streams() -> None:
     """Give a stream that the shell closed (`2>&-`) a place to go: Python has None there."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
+            # it stays open as long as the process: nothing to close
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

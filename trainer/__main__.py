@@ -1,4 +1,4 @@
-"""`trainer`, and `python -m trainer` as torchrun calls it: Ctrl-C is answered from the first moment."""
+"""`trainer`, and `python -m trainer` as torchrun calls it; Ctrl-C is heard at once."""
 
 from demotools.errors import exit_with_message
 
