@@ -37,20 +37,26 @@ from demotools.zipstore import (
 ARCHIVE_SUFFIX = ".zarr.zip"
 
 
-def archive_store(path: Path, output: Path | None = None, *, quiet: bool = False) -> Path:
+def archive_store(
+    path: Path, output: Path | None = None, *, overwrite: bool = False, quiet: bool = False
+) -> Path:
     """Write the archive of a store, check it against the store, then give it its name.
 
-    output   the file; None means beside the store, `NAME.zarr.zip`
+    output      the file; None means beside the store, `NAME.zarr.zip`
+    overwrite   replace an archive that exists, at the very end
 
-    StoreError  see `open_store`; the archive exists; what was written does not read back
+    StoreError  see `open_store`; the archive exists and `overwrite` is False; what was written
+                does not read back
     """
     store = open_store(path)
     final = output or path.with_name(store.name + ARCHIVE_SUFFIX)
     temporary = final.with_name(f".{final.name}.building")
     with acquired_lock(final):
-        if final.exists():
+        if final.exists() and not overwrite:
             raise StoreError(
-                "the archive exists already", path=final, fix="move it, or name another with -o"
+                "the archive exists already",
+                path=final,
+                fix="add --overwrite to replace it, or name another with -o",
             )
         try:
             contents = described_store(path)
@@ -61,7 +67,7 @@ def archive_store(path: Path, output: Path | None = None, *, quiet: bool = False
                 for size in write_members(archive, path, contents):
                     bar.update(size)
             _check_archive(temporary, store.attributes.fingerprint, quiet=quiet)
-            temporary.rename(final)
+            temporary.replace(final)
         except OSError as error:
             raise from_os_error(error, final) from error
         finally:

@@ -220,8 +220,9 @@ def generate(
 @main.command()
 @click.argument("store")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="The file [default: beside].")
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
 @_common
-def archive(store: str, output: Path | None, folder: Path, quiet: bool) -> None:
+def archive(store: str, output: Path | None, overwrite: bool, folder: Path, quiet: bool) -> None:
     """Pack STORE into one compressed file, NAME.zarr.zip, to carry or to publish.
 
     Plain zarr reads the file; `demotools unarchive` restores the store bit for bit.
@@ -233,7 +234,7 @@ def archive(store: str, output: Path | None, folder: Path, quiet: bool) -> None:
     from demotools.archive import archive_store
     from demotools.info import size_text
 
-    file = archive_store(store_path(store, folder), output, quiet=quiet)
+    file = archive_store(store_path(store, folder), output, overwrite=overwrite, quiet=quiet)
     if not quiet:
         click.echo(f"made {file}: {size_text(file.stat().st_size)}")
 

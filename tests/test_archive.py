@@ -117,6 +117,26 @@ def test_neither_way_overwrites(store: Store) -> None:
     open_store(store.path)
 
 
+def test_an_archive_is_replaced_on_request_and_only_by_a_whole_one(
+    store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "GoToLocal.zarr.zip"
+    file.write_bytes(b"older")
+    command = ["archive", "GoToLocal", "--data-dir", str(tmp_path)]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1
+    assert "add --overwrite" in refused.stderr
+    assert file.read_bytes() == b"older"
+    assert CliRunner().invoke(main, [*command, "--overwrite"]).exit_code == 0
+    assert archived_attributes(file)["steps"] == 9
+    whole = file.read_bytes()
+    (store.path / "action/c/0").write_bytes(b"x")
+    assert CliRunner().invoke(main, [*command, "--overwrite"]).exit_code == 1
+    assert file.read_bytes() == whole
+    folder = CliRunner().invoke(main, [*command, "--overwrite", "-o", str(tmp_path)])
+    assert folder.exit_code == 1
+
+
 def test_a_damaged_store_is_not_archived(several_chunks: Store, tmp_path: Path) -> None:
     chunk = several_chunks.path / "cells/c/1/0/0"
     content = bytearray(chunk.read_bytes())
