@@ -37,7 +37,9 @@ def test_hostile_pickles_are_refused_by_name(
 
 def fuzz(folder: Path, first: int, count: int) -> subprocess.Popen[str]:
     """A process that reads `count` mutated files; see tests/fuzz.py."""
-    command = [sys.executable, "-m", "tests.fuzz", str(folder), str(first), str(count)]
+    own = folder / str(first)
+    own.mkdir()
+    command = [sys.executable, "-m", "tests.fuzz", str(own), str(first), str(count)]
     return subprocess.Popen(
         command,
         cwd=Path(__file__).parents[1],
