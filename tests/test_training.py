@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -239,22 +240,36 @@ def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_w
 ) -> None:
     longer = (*BARE, "--set", "stages.0.max_demo_steps=4000")
     assert run("bc_small_cpu", "-o", "whole", "-q", *longer).exit_code == 0
+    settings = [word for word in longer if word not in ("-m", "1")]
     command = [
-        *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path / "cut")),
-        *("--data-dir", str(data), *longer),
+        *(sys.executable, "-m", "trainer", "run", "bc_small_cpu"),
+        *(*settings, "-o", str(tmp_path / "cut"), "-m", "1", "--data-dir", str(data)),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         _wait_for(tmp_path / "cut" / "last.pt")
         process.send_signal(number)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + number, said
-    assert "--resume" in said
+    assert said.endswith("  " + shlex.join(["trainer", *command[3:], "--resume"]) + "\n")
     steps = read_checkpoint(tmp_path / "cut").training["progress"]["demo_steps"]
     assert 0 < steps < 4000
     resumed = run("bc_small_cpu", "-o", "cut", "--resume", "-q", *longer)
     assert resumed.exit_code == 0, resumed.output
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resume_without_a_checkpoint_says_how_the_run_begins(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    nothing = run("bc_small_cpu", "-o", "a", "--resume", *BARE)
+    assert nothing.exit_code == 1 and "drop --resume" in nothing.output
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "log.jsonl").touch()
+    left = run("bc_small_cpu", "-o", "a", "--resume", *BARE)
+    assert left.exit_code == 1 and "--overwrite in place of --resume" in left.output
+    assert run("bc_small_cpu", "-o", "a", "--overwrite", "-q", *BARE).exit_code == 0
 
 
 def test_a_killed_run_leaves_a_whole_checkpoint(data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here prints: lines for the user go to the function `say` that the caller
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from gymnasium.error import Error as GymnasiumError
 
 from demotools.bot import can_play
 from demotools.environment import Environment, level_environment_id
-from demotools.errors import LevelError, SettingsError, from_os_error
-from trainer.checkpoint import BEST, FAILED, read_checkpoint
+from demotools.errors import CheckpointError, LevelError, SettingsError, from_os_error
+from demotools.store import data_folder
+from trainer.checkpoint import BEST, FAILED, Checkpoint, read_checkpoint
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from trainer.config import LEVELS, Settings, read_settings, toml_of
 from trainer.distributed import ALONE, Team, joined_team
@@ -69,6 +71,21 @@ class Options:
         """Of environments."""
         return self.processes or os.cpu_count() or 1
 
+    def command_to_resume(self) -> str:
+        """The command that goes on with the run from its checkpoint, for a shell."""
+        words = ["trainer", "run", self.recipe]
+        for override in self.overrides:
+            words += ["--set", override]
+        if self.tiny:
+            words.append("--tiny")
+        if self.output is not None:
+            words += ["-o", str(self.output)]
+        if self.processes is not None:
+            words += ["-m", str(self.processes)]
+        if self.data != data_folder(None):
+            words += ["--data-dir", str(self.data)]
+        return shlex.join([*words, "--resume"])
+
 
 def run_recipe(options: Options, say: Callable[[str], None]) -> int:
     """Train by a recipe; the number of the signal that ended it early, else 0.
@@ -87,7 +104,7 @@ def _run(
 ) -> int:
     parts, said = _prepared(options, settings, team)
     folder = options.output or Path("runs") / settings.run.name
-    checkpoint = read_checkpoint(folder) if options.resume else None
+    checkpoint = _checkpoint_to_resume(folder) if options.resume else None
     if checkpoint is not None:
         check_resumed(checkpoint, settings, forced=options.force_settings)
     elif team.writes:
@@ -107,7 +124,8 @@ def _run(
     if team.writes:
         say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE)}")
     if stop:
-        say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}, --resume goes on from it")
+        say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}; this goes on from it:")
+        say(f"  {options.command_to_resume()}")
     return stop.signal
 
 
@@ -202,6 +220,19 @@ def _check_environments(settings: Settings, processes: int | None, team: Team) -
                 fix="remove it, or name a BabyAI level",
             )
     environment.close()
+
+
+def _checkpoint_to_resume(folder: Path) -> Checkpoint:
+    if not (folder / CHECKPOINT_FILE).is_file():
+        left = any(True for name in _FILES for _path in folder.glob(name))
+        raise CheckpointError(
+            "there is no checkpoint to go on from",
+            path=folder / CHECKPOINT_FILE,
+            fix="give --overwrite in place of --resume: the run ended before its first checkpoint"
+            if left
+            else "drop --resume to begin the run, or name the folder of the run with -o",
+        )
+    return read_checkpoint(folder)
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:
