@@ -157,6 +157,8 @@ class PartFile:
             self._stream.close()
         if not self.size_bytes:
             self.remove()
+        elif isinstance(error, KeyboardInterrupt):
+            error.add_note("what has come is kept: the same command goes on from there")
 
     @property
     def sha256(self) -> str:

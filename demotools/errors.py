@@ -96,7 +96,10 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """For the two command lines: a failure becomes its message and exit code 1, Ctrl-C 130."""
+    """For the two command lines: a failure becomes its message and exit code 1, Ctrl-C 130.
+
+    The notes of a KeyboardInterrupt say what is kept of the work.
+    """
     _open_closed_streams()
     try:
         yield
@@ -108,8 +111,9 @@ def exit_with_message() -> Iterator[None]:
         known = error if isinstance(error, DemotoolsError) else from_os_error(error, "-")
         sys.stderr.write(f"error: {known}\n")
         raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
+    except KeyboardInterrupt as error:
+        told = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
+        sys.stderr.write(f"\n{told}\n")
         raise SystemExit(130) from None
 
 

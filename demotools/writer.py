@@ -145,6 +145,8 @@ class StoreBuilder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.finished_parts():
+            error.add_note("what is done is kept: the same command goes on where it was")
         if self._lock is not None:
             self._lock.release()
 

@@ -838,6 +838,8 @@ def killed_and_run_again(
         assert kill < kills or process.returncode == 0, told
         if signal_number == signal.SIGINT and kill < kills:
             assert process.returncode in (130, 0)
+            kept = process.returncode == 130 and part_bytes(final, f"gdrive {drive_id()}")
+            assert not kept or "interrupted; what has come is kept: the same command" in told
 
 
 def test_ctrl_c_then_resume_gives_the_store(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from demotools.chunks import chunk_length
-from demotools.errors import DemotoolsError, StoreError
+from demotools.errors import DemotoolsError, StoreError, exit_with_message
 from demotools.store import open_store
 from demotools.writer import StoreBuilder, read_notes, read_part, write_part
 from tests.conftest import build_store, make_episodes
@@ -138,6 +138,21 @@ def test_a_store_without_episodes_is_refused(tmp_path: Path) -> None:
         pytest.raises(StoreError, match="no episode"),
     ):
         builder.finish(**ABOUT)
+    assert not (tmp_path / "A.zarr").exists()
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_ctrl_c_says_whether_the_same_command_goes_on(
+    parts: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder = StoreBuilder(tmp_path / "A.zarr", {})
+    with pytest.raises(SystemExit) as left, exit_with_message(), builder:
+        for number in range(parts):
+            write_part(builder.parts, number, make_episodes([3]), {})
+        raise KeyboardInterrupt
+    assert left.value.code == 130
+    kept = "; what is done is kept: the same command goes on where it was" if parts else ""
+    assert capsys.readouterr().err == f"\ninterrupted{kept}\n"
     assert not (tmp_path / "A.zarr").exists()
 
 
