@@ -39,6 +39,8 @@ BARE = (
     *("--set", "on_policy=", "--set", "evaluation="),
 )
 TINY = (*BARE[:-4], "--set", "evaluation.episodes=4", "--set", "on_policy.environments=2")
+BABYAI_ID = "BabyAI-GoToLocal-v0"
+NO_WANDB = ("--set", "run.wandb=project")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -227,6 +229,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
         (["bc_small_cpu", "--set", "run.level=PutNext"], "cannot be played"),
         (["bc_small_cpu", "--set", "stages.0.off_policy.rollouts=61"], "61 rollouts"),
         (["bc_small_cpu", "--set", "run.device=cuda"], "this torch finds no GPU"),
+        (["bc_small_cpu", *NO_WANDB], "Weights & Biases is not installed"),
     ):
         result = run(*arguments, "-o", "a")
         assert result.exit_code == 1, (arguments, result.output)
@@ -321,6 +324,32 @@ def test_evaluate_measures_a_checkpoint_and_the_references(
     assert CliRunner().invoke(main, ["evaluate", "--policy", "bot"]).exit_code == 2
     missing = CliRunner().invoke(main, ["evaluate", str(tmp_path / "nothing")])
     assert missing.exit_code == 1 and "there is no checkpoint" in missing.output
+
+
+def test_a_level_without_an_environment_is_refused_with_those_that_can_be_played(
+    finished: tuple[Path, str],
+) -> None:
+    for arguments in (
+        ["evaluate", "--policy", "bot", "--level", "PutNext"],
+        ["evaluate", str(finished[0]), "--level", "PutNext"],
+        ["watch", str(finished[0]), "--level", "PutNext"],
+    ):
+        refused = CliRunner().invoke(main, arguments)
+        assert refused.exit_code == 1 and "cannot be played" in refused.output
+        advice = refused.output.partition("next:")[2]
+        assert "GoToLocal, " in advice and "fetch" not in advice and "PutNext," not in advice
+
+
+def test_a_store_of_another_level_than_the_one_played_is_said_aloud(
+    run: Callable[..., Result], finished: tuple[Path, str]
+) -> None:
+    other = ("--set", "run.level=GoToObj", "--set", "stages.0.off_policy.store=GoToLocal")
+    dry = run("bc_small_cpu", "--dry-run", *TINY, *other)
+    assert dry.exit_code == 0, dry.output
+    assert "the store GoToLocal shows GoToLocal, but success is measured on GoToObj" in dry.output
+    assert "another level" not in finished[1]
+    same = run("bc_small_cpu", "--dry-run", *TINY, *other[2:], "--set", f"run.level={BABYAI_ID}")
+    assert same.exit_code == 0 and "another level" not in same.output
 
 
 def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.environment import EVALUATION_SEED
-from demotools.errors import SettingsError
+from demotools.environment import EVALUATION_SEED, level_environment_id
+from demotools.errors import LevelError, SettingsError
 from demotools.grid import ACTIONS
+from demotools.manifest import level_names, read_manifest
 from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
@@ -231,6 +232,17 @@ def evaluation(level: str, first_seed: int, outcomes: Sequence[Outcome]) -> Eval
         mean_length_of_successes=float(lengths[success].mean()) if success.any() else None,
         kinds=dict(sorted(kinds.items())),
     )
+
+
+def check_playable(level: str) -> None:
+    """LevelError where the level is one without an environment, ManifestError where unknown."""
+    try:
+        level_environment_id(level)
+    except LevelError as error:
+        playable = [name for name in level_names() if read_manifest(name).environment_id]
+        raise LevelError(
+            error.what, path=error.path, fix=f"these can be played: {', '.join(playable)}"
+        ) from error
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:

@@ -87,7 +87,11 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, project: str | None = None) -> None:
-        self._weights_and_biases = None if project is None else _weights_and_biases(folder, project)
+        self._weights_and_biases: Any = None
+        if project is not None:
+            self._weights_and_biases = weights_and_biases().init(
+                project=project, name=folder.resolve().name, dir=str(folder)
+            )
         self._lines = (folder / FILE_NAME).open("a", encoding="utf-8")
         self._board = _summary_writer(folder)
 
@@ -158,13 +162,13 @@ def _summary_writer(folder: Path) -> SummaryWriter:
     return SummaryWriter(str(folder / BOARD_FOLDER))
 
 
-def _weights_and_biases(folder: Path, project: str) -> Any:
+def weights_and_biases() -> Any:
+    """Its package; SettingsError where it is not installed."""
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError as error:
         raise SettingsError(
             "Weights & Biases is not installed",
             path="run.wandb",
             fix="pip install 'demotools[wandb]', or remove the setting",
         ) from error
-    return wandb.init(project=project, name=folder.resolve().name, dir=str(folder))

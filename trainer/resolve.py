@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,21 @@ def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
         if stage.early_stopping and stage.early_stopping.hold_out:
             names.append(stage.early_stopping.hold_out)
     return {name: open_store(store_path(name, folder)) for name in dict.fromkeys(names)}
+
+
+def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
+    """One line for each store whose demonstrations are of another level than the run's.
+
+    That is a choice; missions with words that the run has not learned are refused where they are
+    played.
+    """
+    level = settings.run.level
+    return [
+        f"another level: the store {name} shows {store.attributes.level}, but success is measured "
+        f"on {level}; run.level={store.attributes.level} measures it on the same"
+        for name, store in stores.items()
+        if level not in (store.attributes.level, store.attributes.environment_id)
+    ]
 
 
 def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -> None:

@@ -16,16 +16,16 @@ from typing import Literal
 from gymnasium.error import Error as GymnasiumError
 
 from demotools.bot import can_play
-from demotools.environment import Environment, level_environment_id
+from demotools.environment import Environment
 from demotools.errors import CheckpointError, LevelError, SettingsError, from_os_error
 from demotools.store import data_folder
 from trainer.checkpoint import BEST, FAILED, Checkpoint, read_checkpoint
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from trainer.config import LEVELS, Settings, read_settings, toml_of
 from trainer.distributed import ALONE, Team, joined_team
-from trainer.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
+from trainer.evaluate import Evaluation, Policy, RandomPolicy, check_playable, evaluate_policy
 from trainer.interrupt import stop_request
-from trainer.log import BOARD_FOLDER, Axis
+from trainer.log import BOARD_FOLDER, Axis, weights_and_biases
 from trainer.log import FILE_NAME as LOG_FILE
 from trainer.named import find
 from trainer.on_policy import needs_expert
@@ -34,7 +34,7 @@ from trainer.plan import duration, expected_cost
 from trainer.plot import FILE as PLOT_FILE
 from trainer.plot import plot_runs
 from trainer.policy import NetworkPolicy
-from trainer.resolve import check_resumed, open_stores, resolved, shared_words
+from trainer.resolve import check_resumed, open_stores, other_levels, resolved, shared_words
 from trainer.run import Parts, Run, new_parts, open_run
 from trainer.saving import restore
 from trainer.streams import build_losses
@@ -162,6 +162,8 @@ def measured_success(
         assert saved is not None
         settings = saved.parsed()
         level, make = settings.run.level, _environment_of(settings)
+    if make == LEVELS:
+        check_playable(level)
     return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
 
 
@@ -176,12 +178,14 @@ def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, 
     if settings.on_policy is not None:
         _check_environments(settings, options.processes, team)
     elif settings.evaluation is not None:
-        level_environment_id(settings.run.level)
+        check_playable(settings.run.level)
+    if settings.run.wandb is not None:
+        weights_and_biases()
     stores = open_stores(settings, options.data)
     words = shared_words(list(stores.values()))
     parts = new_parts(settings, stores, words, team)
     cost = expected_cost(settings, parts.network, words, stores, options.process_count)
-    return parts, cost.lines(options.recipe)
+    return parts, [*other_levels(settings, stores), *cost.lines(options.recipe)]
 
 
 def _environment_of(settings: Settings) -> str:
@@ -201,7 +205,7 @@ def _check_environments(settings: Settings, processes: int | None, team: Team) -
         )
     make: Callable[[str], Environment] = find("environment", maker, {})
     if maker == LEVELS:
-        level_environment_id(settings.run.level)
+        check_playable(settings.run.level)
     try:
         environment = make(settings.run.level)
     except GymnasiumError as error:

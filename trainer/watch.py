@@ -25,6 +25,7 @@ from demotools.show import Shown, scenes, step_pictures
 from demotools.terminal import Scene, page_lines, step_through
 from trainer.checkpoint import read_checkpoint
 from trainer.config import LEVELS, Settings
+from trainer.evaluate import check_playable
 from trainer.policy import NetworkPolicy
 
 CANDIDATES = 100
@@ -109,6 +110,8 @@ def watched_episodes(
     if level is None:
         level = settings.run.level
         make = settings.on_policy.environment if settings.on_policy is not None else LEVELS
+    if make == LEVELS:
+        check_playable(level)
     environment: Environment = pkgutil.resolve_name(make)(level)
     policy = NetworkPolicy(saved.network(), saved.words)
     critic = _has_critic(settings)
