@@ -30,13 +30,15 @@ CURVE = [
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run("a", "optimizer.lr=1e-3", success=0.5)` is the folder of a finished run."""
 
-    def make(name: str, *overrides: str, success: float | None = 0.9, demos: int = 1000) -> Path:
+    def make(
+        name: str, *overrides: str, success: float | None = 0.9, demos: int = 1000, envs: int = 8
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         settings = read_settings("bc_small_cpu", ("run.device=cpu", *overrides))
         (folder / "settings.toml").write_text(toml_of(settings), "utf-8")
         lines: list[dict[str, Any]] = [
-            {**line, "minutes": n / 10, "env_steps": 8 * n, "demo_steps": demos * n}
+            {**line, "minutes": n / 10, "env_steps": envs * n, "demo_steps": demos * n}
             for n, line in enumerate(CURVE, start=1)
         ]
         if success is not None:
@@ -98,6 +100,8 @@ def test_curves_are_drawn_against_the_steps_that_all_runs_took(
     assert "demonstration steps" in run_report([clone]).html
     assert "environment steps taken" in run_report([clone, reinforced]).html
     assert "training time" in run_report([clone], "minutes").html
+    without = make_run("without", envs=0)
+    assert "training time" in run_report([without, reinforced]).html
 
 
 def test_the_page_is_whole_and_needs_no_network(make_run: Callable[..., Path]) -> None:
@@ -108,6 +112,8 @@ def test_the_page_is_whole_and_needs_no_network(make_run: Callable[..., Path]) -
     # names of XML's vocabularies are the only addresses, and nobody loads them
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
     assert "<metadata" not in html
+    # text stays text, in the page's own colour
+    assert re.search(r"<text[^>]*>demonstration steps shown", html)
 
 
 class SvgPage(Page):

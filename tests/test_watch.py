@@ -138,11 +138,14 @@ def test_the_animation_shows_every_step_of_every_episode_in_one_size(
 ) -> None:
     content = watched_gif(watched)
     with Image.open(io.BytesIO(content)) as gif:
-        sizes, seconds = set(), 0.0
+        sizes, seconds, blue = set(), 0.0, set()
         for number in range(getattr(gif, "n_frames")):  # noqa: B009
             gif.seek(number)
             sizes.add(gif.size)
             seconds += gif.info["duration"] / 1000
+            picture = np.asarray(gif.convert("RGB"))[: 7 * 24]
+            rows = np.flatnonzero((picture == (59, 130, 246)).all(axis=2).any(axis=1))
+            blue |= set((rows // 24).tolist())
         assert len(sizes) == 1
         gif.seek(0)
         first = np.asarray(gif.convert("RGB"))
@@ -154,6 +157,9 @@ def test_the_animation_shows_every_step_of_every_episode_in_one_size(
     left = view.shape[1] + 8
     below = (len(view) - len(room)) // 2
     assert np.array_equal(first[below : below + len(room), left : left + room.shape[1]], room)
+    # the blue bars are those of the actions taken
+    taken = {int(action) for episode in watched for action in episode.shown.action}
+    assert blue == taken and len(taken) > 1
 
 
 def test_bars_are_as_long_as_their_shares_and_one_stands_out() -> None:
