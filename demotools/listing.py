@@ -14,6 +14,16 @@ from demotools.records import read_records
 from demotools.store import SUFFIX, open_store
 
 _ROLES = {"train": "", "valid": "-valid", "small": "-small"}
+_PLACES = {
+    "gdrive": "Google Drive",
+    "https": "a web address",
+    "hf": "Hugging Face",
+    "archive": "the archive of all levels",
+}
+_NEXT = (
+    "next: `demotools fetch LEVEL` downloads and converts, "
+    "`demotools generate LEVEL --episodes 1000` records the bot"
+)
 
 
 def listing(folder: Path) -> dict[str, Any]:
@@ -43,14 +53,16 @@ def listing(folder: Path) -> dict[str, Any]:
 
 
 def listing_text(found: Mapping[str, Any]) -> str:
-    """The same as lines of text, one for each level and each other store."""
+    """The same as lines of text, one for each level and each other store; then what to do."""
     lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
     if found["problem"]:
         lines.append(f"problem: {found['problem']}")
-    for entry in found["levels"]:
-        lines.append(f"  {entry['level']:<16} {'; '.join(_level_texts(entry))}")
-    lines += [f"  {_store_text(Path(store['path']).stem, store)}" for store in found["others"]]
-    return "\n".join(lines)
+    rows = [(entry["level"], "; ".join(_level_texts(entry))) for entry in found["levels"]]
+    for store in found["others"]:
+        rows.append((Path(store["path"]).stem, _store_text(store["split"] or "it", store)))
+    width = max(len(name) for name, _ in rows)
+    lines += [f"  {name:<{width}}  {text}" for name, text in rows]
+    return "\n".join([*lines, _NEXT])
 
 
 def _level_entry(level: str, folder: Path, records: Mapping[str, FetchedRecord]) -> dict[str, Any]:
@@ -86,12 +98,13 @@ def _store_entry(path: Path) -> dict[str, Any]:
     try:
         about = open_store(path).attributes
     except DemotoolsError as error:
-        return {"path": str(path), "problem": error.what}
+        return {"path": str(path), "problem": error.what, "split": None}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return {"path": str(path), "problem": f"it cannot be read: {error}"}
+        return {"path": str(path), "problem": f"it cannot be read: {error}", "split": None}
     return {
         "path": str(path),
         "problem": None,
+        "split": about.split,
         "episodes": about.episodes,
         "steps": about.steps,
         "size_bytes": size_on_disk(path),
@@ -113,10 +126,13 @@ def _level_texts(entry: Mapping[str, Any]) -> list[str]:
     for name, size in entry["downloads"].items():
         state = "unfinished download" if name.endswith(".part") else "download"
         texts.append(f"{state} {size_text(size)}")
-    kinds = dict.fromkeys(
-        source.split()[0] for sources in entry["sources"].values() for source in sources
+    places = dict.fromkeys(
+        _PLACES[source.split()[0]] for sources in entry["sources"].values() for source in sources
     )
-    texts.append(f"problem: {entry['problem']}" if entry["problem"] else f"from {', '.join(kinds)}")
+    if entry["problem"]:
+        texts.append(f"problem: {entry['problem']}")
+    elif places:
+        texts.append(f"from {' or '.join(places)}")
     return texts if entry["stores"] else ["no store", *texts]
 
 

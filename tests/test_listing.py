@@ -25,9 +25,12 @@ def line_of(level: str, text: str) -> str:
 
 def test_every_level_has_one_line_with_its_sources(tmp_path: Path) -> None:
     text = listed(tmp_path / "nothing")
-    assert len(text.splitlines()) == 20
-    assert line_of("GoToObj", text).split() == ["GoToObj", "no", "store;", "from", "archive"]
-    assert "no store; from gdrive, archive" in line_of("GoToLocal", text)
+    assert len(text.splitlines()) == 21
+    said = line_of("GoToObj", text).split(maxsplit=1)
+    assert said == ["GoToObj", "no store; from the archive of all levels"]
+    assert "no store; from Google Drive or the archive of all" in line_of("GoToLocal", text)
+    for command in ("`demotools fetch LEVEL`", "`demotools generate LEVEL --episodes 1000`"):
+        assert command in text.splitlines()[-1]
     assert not (tmp_path / "nothing").exists()
 
 
@@ -35,13 +38,31 @@ def test_stores_are_listed_with_what_they_hold(tmp_path: Path) -> None:
     build_store(tmp_path / "GoToLocal.zarr", make_episodes([3, 2, 4]))
     build_store(tmp_path / "GoToLocal-valid.zarr", make_episodes([3]), split="valid")
     build_store(tmp_path / "GoToLocal-small.zarr", make_episodes([3]))
-    build_store(tmp_path / "mine.zarr", make_episodes([7]))
+    build_store(tmp_path / "mine.zarr", make_episodes([7]), split="valid")
+    build_store(tmp_path / "a-name-longer-than-any-level.zarr", make_episodes([7]))
     text = listed(tmp_path)
     line = line_of("GoToLocal", text)
     assert "train 3 episodes, 9 steps," in line
     assert "valid 1 episodes, 3 steps," in line
     assert "small 1 episodes, 3 steps," in line
-    assert "mine 1 episodes, 7 steps," in text.splitlines()[-1]
+    mine = line_of("mine", text)
+    longer = line_of("a-name-longer-than-any-level", text)
+    assert "valid 1 episodes, 7 steps," in mine
+    assert mine.index("valid") == longer.index("train") == line.index("train")
+
+
+def test_every_kind_of_source_has_a_name_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Mine.toml").write_text(
+        'level = "Mine"\nno_environment = "of old"\nmission_pattern = ".*"\n'
+        '[files.train]\nname = "a.pkl"\n'
+        'sources = [{ https = "https://host/a.pkl" }, { hf = "me/demos:a.pkl" }, '
+        '{ gdrive = "1U8YWdd3viN2lxOP5BBy" }, { archive = "copydemos" }]\n'
+    )
+    monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))
+    said = "from a web address or Hugging Face or Google Drive or the archive of all levels"
+    assert line_of("Mine", listed(tmp_path)).endswith(said)
 
 
 def test_json_says_the_same_for_machines(tmp_path: Path) -> None:
@@ -99,9 +120,11 @@ def test_a_store_that_cannot_be_opened_is_listed_with_the_reason(
         else:
             target.write_bytes(b"{}" if damage == "strange metadata" else b"x")
     build_store(tmp_path / "Open.zarr", make_episodes([3]), level="Open")
+    (tmp_path / "mine.zarr").mkdir()
     text = listed(tmp_path)
     assert "train cannot be opened: " in line_of("GoTo", text)
     assert "train 1 episodes" in line_of("Open", text)
+    assert "it cannot be opened: " in line_of("mine", text)
     entries = json.loads(listed(tmp_path, "--json"))["levels"]
     assert any(entry["stores"].get("train", {}).get("problem") for entry in entries)
 
