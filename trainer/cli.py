@@ -233,9 +233,7 @@ def copy(name: str, output: Path | None, quiet: bool) -> None:
     "-x",
     "--against",
     type=click.Choice(["demo_steps", "env_steps", "minutes"]),
-    default="demo_steps",
-    show_default=True,
-    help="What the curves are drawn against.",
+    help="What the curves are drawn against [default: the steps that all runs took].",
 )
 @click.option(
     "-o",
@@ -245,17 +243,22 @@ def copy(name: str, output: Path | None, quiet: bool) -> None:
     show_default=True,
     help="The picture.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
 @_quiet
-def plot(folders: tuple[Path, ...], against: Any, output: Path, quiet: bool) -> None:
+def plot(
+    folders: tuple[Path, ...], against: Any, output: Path, overwrite: bool, quiet: bool
+) -> None:
     """Draw the learning curves of the runs in DIR... into one PNG.
 
     \b
     Example:
       trainer plot runs/* --against minutes -o curve.png
     """
+    from demotools.output import check_output
     from trainer.plot import plot_runs
 
-    path = plot_runs(folders, output, against)
+    check_output(output, overwrite=overwrite)
+    path = plot_runs(folders, output, against, overwrite=overwrite)
     if not quiet:
         click.echo(f"made {path}")
 

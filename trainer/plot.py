@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from demotools.errors import DemotoolsError
+from demotools.output import write_output
 from trainer.log import FILE_NAME, read_log
 
 if TYPE_CHECKING:
@@ -16,64 +19,84 @@ if TYPE_CHECKING:
 AgainstWhat = Literal["demo_steps", "env_steps", "minutes"]
 AXES: tuple[AgainstWhat, ...] = get_args(AgainstWhat)
 FILE = "curve.png"
+Dashes = Literal["-", "--", ":", "-."]
+Lines: TypeAlias = list[dict[str, Any]]
 _LABELS: dict[AgainstWhat, str] = {
-    "demo_steps": "demonstration steps shown [million]",
-    "env_steps": "environment steps taken [million]",
-    "minutes": "training time [minutes]",
+    "demo_steps": "demonstration steps shown",
+    "env_steps": "environment steps taken",
+    "minutes": "training time",
 }
-_WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 8.0, 6.4, 100
+_WIDTH_INCHES, _PANELS_INCHES, _LEGEND_INCHES, _DOTS_PER_INCH = 8.0, 6.2, 0.22, 100
+_LEGEND_COLUMNS, _LONG_NAME = 3, 30
 _WINDOW = 9
+_DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
+_GREY = "0.5"
 
 
-def plot_runs(folders: Sequence[Path], output: Path, against: AgainstWhat = "demo_steps") -> Path:
+def plot_runs(
+    folders: Sequence[Path],
+    output: Path,
+    against: AgainstWhat | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Draw the curves of the runs in `folders` into the PNG `output`.
 
-    DemotoolsError  a folder holds no run, or there is nothing to draw
+    against   None: see `common_axis`
+
+    DemotoolsError  a folder holds no run, the picture is there already or cannot be written
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     lines = [run_lines(folder) for folder in folders]
     figure = curves(list(zip(run_names(folders), lines, strict=True)), against)
-    temporary = output.with_name(f".{output.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))  # type: ignore[no-untyped-call]
-    return temporary.replace(output)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    write_output(output, stream.getvalue(), overwrite=overwrite)
+    return output
 
 
-def curves(
-    runs: Sequence[tuple[str, list[dict[str, Any]]]], against: AgainstWhat = "demo_steps"
-) -> Figure:
-    """Success, agreement with the expert, and loss of runs: names and lines of their logs."""
+def common_axis(runs: Sequence[Lines]) -> AgainstWhat:
+    """The first axis along which all runs that have begun went, else minutes."""
+    last = [lines[-1] for lines in runs if lines]
+    return next((axis for axis in AXES if all(line[axis] for line in last)), "minutes")
+
+
+def curves(runs: Sequence[tuple[str, Lines]], against: AgainstWhat | None = None) -> Figure:
+    """Success, agreement with the expert, and loss of runs: names and lines of their logs.
+
+    against   None: see `common_axis`
+    """
     # the object-oriented interface: no window, no global state
     from matplotlib.figure import Figure
 
-    figure = Figure((_WIDTH_INCHES, _HEIGHT_INCHES), dpi=_DOTS_PER_INCH, layout="constrained")
+    axis = against or common_axis([lines for _name, lines in runs])
+    scale, unit = _unit(axis, [line[axis] for _name, lines in runs for line in lines])
+    figure = Figure(dpi=_DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
-    for number, (name, lines) in enumerate(runs):
+    dashes = dict(zip(_losses(runs), cycle(_DASHES), strict=False))
+    for number, (_name, lines) in enumerate(runs):
+        placed = [{**line, "x": line[axis] / scale} for line in lines]
         colour = f"C{number}"
-        # a dollar would begin a formula
-        _draw_success(panels[0], lines, against, name.replace("$", r"\$"), colour)
-        for group in ("offpolicy", "onpolicy"):
-            _draw_curve(panels[1], lines, group, "accuracy", against, colour, percent=True)
-            _draw_curve(panels[2], lines, group, "loss", against, colour)
+        _draw_success(panels[0], placed, colour)
+        _draw_curves(panels[1], placed, "accuracy", dashes, colour, factor=100)
+        _draw_curves(panels[2], placed, "loss", dashes, colour)
     panels[0].set_ylabel("success\n[% of episodes]")
     panels[1].set_ylabel("agreement with\nexpert [% of steps]")
-    panels[2].set_ylabel("loss\n[nats per step]")
+    panels[2].set_ylabel(f"loss{_loss_unit(runs)}")
     lowest = [min(line.get_ydata()) for line in panels[2].get_lines()]
     # the loss of PPO may be negative
     panels[2].set_yscale("log" if lowest and min(lowest) > 0 else "linear")
-    panels[2].set_xlabel(_LABELS[against])
-    for panel in panels:
+    panels[2].set_xlabel(f"{_LABELS[axis]} [{unit}]" if unit else _LABELS[axis])
+    for panel, what in zip(panels, ("not measured", "no expert", "no loss"), strict=True):
         panel.grid(alpha=0.3)
-    if panels[0].get_legend_handles_labels()[0]:
-        panels[0].legend(loc="lower right", fontsize="small")
-    else:
-        panels[0].text(
-            0.5, 0.5, "not measured", ha="center", va="center", transform=panels[0].transAxes
-        )
+        if not panel.has_data():
+            panel.text(0.5, 0.5, what, ha="center", va="center", transform=panel.transAxes)
+    _add_legend(figure, runs, dashes)
     return figure
 
 
-def run_lines(folder: Path) -> list[dict[str, Any]]:
+def run_lines(folder: Path) -> Lines:
     """The lines of a run's log; DemotoolsError where the folder holds no run."""
     if not (folder / FILE_NAME).is_file():
         raise DemotoolsError(
@@ -99,54 +122,103 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [folder.as_posix() for folder in folders]
 
 
-def _draw_success(
-    panel: Axes, lines: list[dict[str, Any]], against: AgainstWhat, name: str, colour: str
+def _add_legend(
+    figure: Figure, runs: Sequence[tuple[str, Lines]], dashes: dict[str, Dashes]
 ) -> None:
+    """Below the panels: the colour of every run, then what lines, dots and dashes are."""
+    from matplotlib.lines import Line2D
+
+    # a dollar would begin a formula
+    shown = [name.replace("$", r"\$") for name, _lines in runs]
+    entries = [
+        Line2D([], [], color=f"C{number}", linewidth=4, label=name)
+        for number, name in enumerate(shown)
+    ]
+    measured = [line for _name, lines in runs for line in _of_group(lines, "evaluation")]
+    if measured:
+        counts = sorted({line["episodes"] for line in measured})
+        label = f"evaluation, {' or '.join(f'{count:,}' for count in counts)} episodes"
+        dot = Line2D([], [], color=_GREY, marker="o", linestyle="", label=f"{label}, 95% interval")
+        entries.append(dot)
+    if any(_tracked(lines) for _name, lines in runs):
+        entries.append(Line2D([], [], color=_GREY, label="success: training episodes"))
+    for name, style in dashes.items():
+        entries.append(Line2D([], [], color=_GREY, linestyle=style, label=f"loss {name}"))
+    long = any(len(str(entry.get_label())) > _LONG_NAME for entry in entries)
+    columns = _LEGEND_COLUMNS - long
+    rows = -(-len(entries) // columns)
+    figure.set_size_inches(_WIDTH_INCHES, _PANELS_INCHES + rows * _LEGEND_INCHES)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _unit(axis: AgainstWhat, values: Sequence[float]) -> tuple[float, str]:
+    """What to divide by, and its name, so that the largest value is of a few digits.
+
+    >>> _unit("demo_steps", [800]), _unit("env_steps", [50_000]), _unit("minutes", [0.4])
+    ((1, ''), (1000.0, 'thousand'), (0.016666666666666666, 'seconds'))
+    """
+    largest = max(values, default=0)
+    if axis == "minutes":
+        return (1, "minutes") if largest >= 2 else (1 / 60, "seconds")
+    if largest >= 1e6:
+        return 1e6, "million"
+    return (1e3, "thousand") if largest >= 1e4 else (1, "")
+
+
+def _of_group(lines: Lines, group: str) -> Lines:
+    return [line for line in lines if line["group"] == group]
+
+
+def _tracked(lines: Lines) -> Lines:
+    """The success of training episodes."""
+    return [line for line in _of_group(lines, "environment") if "success" in line]
+
+
+def _losses(runs: Sequence[tuple[str, Lines]], scalar: str = "loss") -> list[str]:
+    """The names of the losses that report this scalar."""
+    found = dict.fromkeys(key for _name, lines in runs for line in lines for key in line)
+    return [key.removesuffix(f"/{scalar}") for key in found if key.endswith(f"/{scalar}")]
+
+
+def _loss_unit(runs: Sequence[tuple[str, Lines]]) -> str:
+    """Of a cross-entropy, which reports agreement too; other losses have no unit of their own."""
+    losses = _losses(runs)
+    return "\n[nats per step]" if losses and set(losses) <= set(_losses(runs, "accuracy")) else ""
+
+
+def _draw_success(panel: Axes, lines: Lines, colour: str) -> None:
     """The success of training rollouts, and of evaluations with their intervals."""
-    tracked = [line for line in lines if line["group"] == "environment" and "success" in line]
+    tracked = _tracked(lines)
     if tracked:
         y = _smoothed([100 * line["success"] for line in tracked])
-        panel.plot(_x(tracked, against), y, color=colour, label=f"{name}: training episodes")
-    measured = [line for line in lines if line["group"] == "evaluation"]
+        panel.plot([line["x"] for line in tracked], y, color=colour)
+    measured = _of_group(lines, "evaluation")
     if measured:
         success = [100 * line["success"] for line in measured]
         low = [100 * (line["success"] - line["interval_low"]) for line in measured]
         high = [100 * (line["interval_high"] - line["success"]) for line in measured]
-        label = f"{name}: evaluation, {measured[-1]['episodes']:,} episodes"
-        panel.errorbar(
-            _x(measured, against),
-            success,
-            yerr=[low, high],
-            fmt="o",
-            capsize=4,
-            color=colour,
-            label=f"{label}, 95% interval",
-        )
+        x = [line["x"] for line in measured]
+        panel.errorbar(x, success, yerr=[low, high], fmt="o", capsize=4, color=colour)
     panel.set_ylim(-3, 103)
 
 
-def _draw_curve(
+def _draw_curves(
     panel: Axes,
-    lines: list[dict[str, Any]],
-    group: str,
+    lines: Lines,
     scalar: str,
-    against: AgainstWhat,
+    dashes: dict[str, Dashes],
     colour: str,
     *,
-    percent: bool = False,
+    factor: float = 1,
 ) -> None:
-    """One curve for every loss that reports this scalar."""
-    of_group = [line for line in lines if line["group"] == group]
-    names = dict.fromkeys(key for line in of_group for key in line if key.endswith(f"/{scalar}"))
-    for style, name in zip(("-", "--", ":", "-."), names, strict=False):
-        chosen = [line for line in of_group if name in line]
-        y = [line[name] * (100 if percent else 1) for line in chosen]
-        panel.plot(_x(chosen, against), y, style, color=colour, label=name)
-
-
-def _x(lines: list[dict[str, Any]], against: AgainstWhat) -> list[float]:
-    scale = 1.0 if against == "minutes" else 1e-6
-    return [line[against] * scale for line in lines]
+    """One curve for every loss that reports this scalar, in its dashes."""
+    for group in ("offpolicy", "onpolicy"):
+        for name, style in dashes.items():
+            key = f"{name}/{scalar}"
+            chosen = [line for line in _of_group(lines, group) if key in line]
+            if chosen:
+                y = [line[key] * factor for line in chosen]
+                panel.plot([line["x"] for line in chosen], y, style, color=colour)
 
 
 def _smoothed(values: list[float]) -> list[float]:

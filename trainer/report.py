@@ -12,7 +12,7 @@ from typing import Any
 
 from demotools.errors import SettingsError
 from demotools.page import rendered_page
-from trainer.plot import AXES, AgainstWhat, curves, run_lines, run_names
+from trainer.plot import AgainstWhat, curves, run_lines, run_names
 from trainer.resolve import setting_leaves
 from trainer.session import SETTINGS_FILE
 
@@ -119,14 +119,13 @@ def run_report(folders: Sequence[Path], against: AgainstWhat | None = None) -> R
         FinishedRun(name, folder, _settings(folder), run_lines(folder))
         for name, folder in zip(run_names(folders), folders, strict=True)
     ]
-    axis = against or _axis(runs)
     differing, equal = compared_settings([run.settings for run in runs])
     repeated = _repeated(runs)
     html = rendered_page(
         "report.html",
         "trainer",
         runs=runs,
-        curves=_svg(runs, axis),
+        curves=_svg(runs, against),
         repeated=repeated,
         differing=differing,
         equal=equal,
@@ -148,12 +147,6 @@ def _settings(folder: Path) -> dict[str, Any]:
             path=file,
             fix="correct the file, or leave out this run",
         ) from error
-
-
-def _axis(runs: Sequence[FinishedRun]) -> AgainstWhat:
-    """The first axis along which all runs went."""
-    costs = [run.cost() for run in runs]
-    return next((axis for axis in AXES if all(cost[axis] for cost in costs)), "minutes")
 
 
 def compared_settings(
@@ -187,7 +180,7 @@ def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
     return result
 
 
-def _svg(runs: Sequence[FinishedRun], against: AgainstWhat) -> str:
+def _svg(runs: Sequence[FinishedRun], against: AgainstWhat | None) -> str:
     """The curves as an element of a page, as wide as the page lets it be."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

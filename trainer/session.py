@@ -122,7 +122,7 @@ def _run(
             say(f"trained for {duration(60 * run.progress.minutes)}")
             _evaluate(run, say)
     if team.writes:
-        say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE)}")
+        say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE, overwrite=True)}")
     if stop:
         say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}; this goes on from it:")
         say(f"  {options.command_to_resume()}")
