@@ -228,6 +228,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_it_was(
     assert result.exit_code == 1
     assert "the loss ppo became nan at update 2 (env step 32" in result.output
     assert "the weights before it are finite" in result.output
+    # there is no last.pt yet; and with another learning rate no run is resumed
+    assert "begin anew" in result.output and "--resume" not in result.output
     saved = read_checkpoint(tmp_path / "a/failed.pt").training
     assert saved["batch"]["cells"].shape[1] == 2
     assert saved["progress"]["updates"] == 2

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
-from collections.abc import Mapping
+import tomllib
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from demotools.errors import CheckpointError, from_os_error
+from demotools.errors import CheckpointError, SettingsError, from_os_error
 from trainer.config import Settings, parsed_settings
 from trainer.models import build_network
 
@@ -46,23 +49,59 @@ class Checkpoint:
 
     def parsed(self) -> Settings:
         """The settings as an object."""
-        import tomllib
-
         return parsed_settings(tomllib.loads(self.settings), self.path)
 
     def network(self) -> nn.Module:
-        """The network with its weights, ready to act; CheckpointError where they do not fit."""
+        """The network with its weights, ready to act.
+
+        CheckpointError  they do not fit it, or are not finite
+        """
         named = self.parsed().model
         network = build_network(named.type, named.options, len(self.words))
-        try:
-            network.load_state_dict(self.model)
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                f"the weights do not fit the network `{named.type}`",
-                path=self.path,
-                fix="use the version of the network that it was trained with",
-            ) from error
+        self.load_weights(network)
+        for name, weights in network.named_parameters():
+            if not weights.isfinite().all():
+                raise CheckpointError(
+                    f"the weights `{name}` are not finite",
+                    path=self.path,
+                    fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
+                )
         return network.eval()
+
+    def load_weights(self, network: nn.Module) -> None:
+        """Give a network the weights; CheckpointError where they do not fit it."""
+        with fitting(self.path, f"the weights do not fit the network `{self.parsed().model.type}`"):
+            network.load_state_dict(self.model)
+
+
+class _Content(BaseModel):
+    """What the file of a checkpoint must hold."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Annotated[int, Field(ge=1)]
+    versions: dict[str, str]
+    settings: str
+    words: Annotated[list[str], Field(min_length=1)]
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """CheckpointError, saying `what`, where state of a checkpoint does not fit what it is put into.
+
+    These are the errors that torch's and our own `load_state` meet in state of another shape.
+    """
+    wrong = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
+    try:
+        yield
+    except wrong as error:
+        raise CheckpointError(
+            f"{what}: {_first_line(error)}",
+            path=path,
+            fix="use the versions that it was written with, name another checkpoint, or train anew",
+        ) from error
 
 
 def write_checkpoint(
@@ -132,7 +171,9 @@ def _copy(source: Path, target: Path) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint, by its file or the folder of its run.
 
-    CheckpointError  missing, damaged, or of a newer format
+    Nothing of what is stored in it is run.
+
+    CheckpointError  missing, damaged, without something that it must hold, or of a newer format
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -141,26 +182,57 @@ def read_checkpoint(path: Path) -> Checkpoint:
             path=file,
             fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
         )
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(
-            "this is not a checkpoint, or it is damaged",
-            path=file,
-            fix="name another checkpoint, or train again",
-        ) from error
-    form = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(form, int) or form > FORMAT:
+    raw = _content(file)
+    form = raw.get("format") if isinstance(raw, dict) else None
+    if type(form) is int and form > FORMAT:
         raise CheckpointError(
             f"the checkpoint has format {form}; this trainer reads up to {FORMAT}",
             path=file,
             fix="install a newer trainer, or name a file that `trainer run` wrote",
         )
+    try:
+        content = _Content.model_validate(raw)
+        parsed_settings(tomllib.loads(content.settings), file)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise _not_a_checkpoint(file, f"{problem['msg']} at `{place}`") from error
+    except (SettingsError, ValueError, RecursionError) as error:
+        what = error.what if isinstance(error, SettingsError) else _first_line(error)
+        raise _not_a_checkpoint(file, f"its settings: {what}") from error
     return Checkpoint(
         path=file,
-        settings=content["settings"],
-        words=tuple(content["words"]),
-        model=content["model"],
-        training=content["training"],
-        versions=content["versions"],
+        settings=content.settings,
+        words=tuple(content.words),
+        model=content.model,
+        training=content.training,
+        versions=content.versions,
     )
+
+
+def _content(file: Path) -> Any:
+    """What torch has stored in a file, its checksums compared."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    # what zipfile and torch's unpickler raise on foreign bytes is no closed list: KeyError,
+    # struct.error, zlib.error, NotImplementedError, AssertionError, ...
+    except Exception as error:
+        raise _not_a_checkpoint(file, _first_line(error)) from error
+
+
+def _not_a_checkpoint(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"this is not a checkpoint, or it is damaged: {why}",
+        path=file,
+        fix="name another checkpoint, or train again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The class of an error, and how its text begins."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -144,7 +144,7 @@ def _failure(
         f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
         f"are {'' if finite else 'not '}finite)",
         path=path,
-        fix="look into the batch saved there, or lower optimizer.lr and --resume from last.pt",
+        fix="look into the batch saved there, or begin anew with --overwrite and a lower lr",
     )
 
 

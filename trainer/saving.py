@@ -5,17 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demotools.errors import CheckpointError
-from trainer.checkpoint import FILE_NAME, Checkpoint, keep_checkpoints, write_checkpoint
+from trainer.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    fitting,
+    keep_checkpoints,
+    write_checkpoint,
+)
 from trainer.config import toml_of
-from trainer.run import Run
+from trainer.run import Progress, Run
 from trainer.stage import Stage
 
 _FEW_EPISODES = 100
+_STATE = "the state of training in this checkpoint is damaged"
+
+
+class _Process(BaseModel):
+    """What a checkpoint holds of one process."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    random: torch.Tensor
+    stage: dict[str, Any]
+
+
+class _Training(BaseModel):
+    """What a checkpoint holds beside the weights."""
+
+    model_config = ConfigDict(strict=True)
+
+    processes: Annotated[list[_Process], Field(min_length=1)]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    progress: dict[str, Annotated[bool | int | float, Field(ge=0)]]
+    log_bytes: Annotated[int, Field(ge=0)]
 
 
 def save(run: Run, stage: Stage | None = None) -> None:
@@ -55,7 +84,7 @@ def write_state(run: Run, name: str, more: Mapping[str, Any]) -> Path:
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Take up a run where its checkpoint was written.
 
-    CheckpointError  the checkpoint is of another vocabulary or number of processes
+    CheckpointError  the checkpoint is of another vocabulary or number of processes, or damaged
     """
     if checkpoint.words != run.words:
         differing = next(
@@ -68,7 +97,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             path=checkpoint.path,
             fix="resume with the stores that it was begun with, or begin anew with --overwrite",
         )
-    everyone = checkpoint.training["processes"]
+    training = _checked(run, checkpoint)
+    everyone = training.processes
     if len(everyone) != run.team.world:
         raise CheckpointError(
             f"the run was begun by {len(everyone)} processes together, not {run.team.world}",
@@ -76,13 +106,37 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             fix=f"resume it with `torchrun --nproc-per-node {len(everyone)}`, or on as many hosts",
         )
     mine = everyone[run.team.rank]
-    training = checkpoint.training
-    run.network.load_state_dict(checkpoint.model)
-    run.optimizer.load_state_dict(training["optimizer"])
-    run.schedule.load_state_dict(training["schedule"])
+    checkpoint.load_weights(run.network)
+    with fitting(checkpoint.path, _STATE):
+        run.optimizer.load_state_dict(training.optimizer)
+        run.schedule.load_state_dict(training.schedule)
+        torch.set_rng_state(mine.random)
     # in place: the schedule looks at it
-    vars(run.progress).update(training["progress"])
-    torch.set_rng_state(mine["random"])
-    run.restored = mine["stage"] or None
+    vars(run.progress).update(training.progress)
+    run.restored = mine.stage or None
     if run.log is not None:
-        run.log.cut(training["log_bytes"])
+        run.log.cut(training.log_bytes)
+
+
+def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
+    """The state of training in a checkpoint; CheckpointError where we do not write it so."""
+    try:
+        training = _Training.model_validate(checkpoint.training)
+        known = vars(Progress())
+        kinds = {key: type(value) for key, value in training.progress.items()}
+        if kinds != {key: type(value) for key, value in known.items()}:
+            raise ValueError("progress is not what this version of the trainer counts")
+        if training.progress["stage"] > len(run.settings.stages):
+            raise ValueError(f"it is at stage {training.progress['stage']}, which there is not")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise _damaged(checkpoint, f"{problem['msg']} at {problem['loc']}") from error
+    except ValueError as error:
+        raise _damaged(checkpoint, str(error)) from error
+    return training
+
+
+def _damaged(checkpoint: Checkpoint, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{_STATE}: {why}", path=checkpoint.path, fix="begin anew with --overwrite"
+    )

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from trainer.checkpoint import fitting
 from trainer.collect import Collector, Forcing
 from trainer.config import EarlyStopping, OnPolicySettings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment
@@ -19,6 +20,8 @@ from trainer.plan import stage_plan
 from trainer.policy import NetworkPolicy
 from trainer.run import Progress, Run
 from trainer.streams import DemoStream, HoldOut, build_losses
+
+_STATE = "the state of this stage in the checkpoint is damaged"
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ def open_stage(run: Run) -> Iterator[Stage]:
         if settings.on_policy is not None:
             collector = _collector(run, stage, losses, stack)
             if run.restored is not None:
-                collector.load_state(run.restored["collector"])
+                with fitting(run.folder, _STATE):
+                    collector.load_state(run.restored["collector"])
         if stage.off_policy is not None:
             store = run.stores[stage.off_policy.store]
             demos = DemoStream(settings, stage, store, run.words, run.network, run.team)
             if run.restored is not None:
-                demos.load_state(run.restored["demos"])
+                with fitting(run.folder, _STATE):
+                    demos.load_state(run.restored["demos"])
         if stage.early_stopping is not None and stage.early_stopping.hold_out is not None:
             hold_out = HoldOut(run.stores[stage.early_stopping.hold_out], run.network)
         run.restored = None
