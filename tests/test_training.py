@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -390,6 +391,18 @@ class ShiftedCrossEntropy:
 
 def shifted(action: int) -> Loss:
     return ShiftedCrossEntropy(action)
+
+
+def test_the_loss_in_the_docs_trains_as_it_stands_there(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n([^`]*def smoothed_cross_entropy[^`]*)```", page)
+    (tmp_path / "from_the_docs.py").write_text(code, "utf-8")
+    own = "losses.expert_ce.type=from_the_docs:smoothed_cross_entropy"
+    result = run("bc_small_cpu", "-o", "a", *BARE, "--set", own)
+    assert result.exit_code == 0, result.output
+    assert read_log(tmp_path / "a")[-1]["demo_steps"] == 800
 
 
 def test_a_users_own_loss_trains_on_rollouts_and_on_demos_in_one_stage(
