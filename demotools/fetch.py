@@ -225,12 +225,12 @@ def _joined(failures: Sequence[DemotoolsError]) -> DemotoolsError:
     if len(failures) == 1:
         return failures[0]
     whats = list(dict.fromkeys(error.what for error in failures))
-    told = whats[0] if len(whats) == 1 else f"{len(failures)} files failed: {_few(whats, '; ')}"
-    return FetchError(
-        told,
-        path=_few([error.path for error in failures], ", "),
-        fix=_few(list(dict.fromkeys(error.fix for error in failures)), " | "),
-    )
+    fixes = list(dict.fromkeys(error.fix for error in failures))
+    if len(whats) == 1:  # one cause, such as no network: one way out of it, for each level
+        told, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
+    else:
+        told, fix = f"{len(failures)} files failed: {_few(whats, '; ')}", _few(fixes, " | ")
+    return FetchError(told, path=_few([error.path for error in failures], ", "), fix=fix)
 
 
 def _few(texts: Sequence[str], between: str) -> str:

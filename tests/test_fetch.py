@@ -643,6 +643,19 @@ def test_a_host_without_a_connection_is_not_asked_for_a_second_file(
     assert f"{folder / 'downloads' / TRAIN}, {folder / 'downloads' / 'b.pkl'}" in done.stderr
 
 
+@pytest.mark.usefixtures("server")
+def test_many_levels_without_a_network_fail_in_one_short_message(
+    fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    levels = ["GoTo", "GoToLocal", "GoToObj", "Open", "Pickup", "Synth"]
+    what, where, fix = refused(fetch(*levels)).splitlines()
+    assert what.endswith("connection refused")
+    paths = [str(folder / "downloads" / f"BabyAI-{level}-v0.pkl") for level in levels]
+    assert where == f"  where: {', '.join(paths[:4])}, 2 more"
+    assert fix.endswith("`demotools generate GoTo --episodes 100000`, and so for the others")
+
+
 def test_a_connection_lost_in_the_middle_is_borne_as_long_as_any_other_failure(
     server: DriveServer, demos: bytes
 ) -> None:
