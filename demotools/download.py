@@ -101,7 +101,7 @@ def download_bar(name: str, terms: Terms, initial: int = 0) -> tqdm[Any]:
 def show_waiting(bar: tqdm[Any], name: str, text: str, terms: Terms) -> None:
     """Say why a download waits: in its bar, or in a line on stderr where no bar is shown."""
     if not bar.disable:
-        bar.set_description(f"{name}, {text}")
+        bar.set_description_str(f"{name}, {text}")
     elif not terms.quiet:
         tqdm.write(f"{name}: {text}", file=sys.stderr)
 
@@ -120,7 +120,7 @@ def _receive(part: PartFile, place: Place, known: Known, expected: Expected, ter
                 check_room(part.path.parent, rest)
                 part.remember(transfer.validator, transfer.total)
                 bar.total = transfer.total
-                bar.set_description(name)
+                bar.set_description_str(name)
             else:
                 if not part.size_bytes:
                     kind_of_head(block)

@@ -119,7 +119,7 @@ class _TransferStream(io.RawIOBase):
                 raise RefusedError("the server cannot continue where the connection was cut")
             if not block:
                 self._bar.total = self._transfer.total
-                self._bar.set_description(self._name)
+                self._bar.set_description_str(self._name)
             self._md5.update(block)
             self._bar.update(len(block))
             self._left = memoryview(block)

@@ -681,7 +681,7 @@ def test_on_a_terminal_the_bar_says_why_it_waits() -> None:
     text, terms = io.StringIO(), Terms(HASTY, threading.Event())
     with tqdm(desc="a.pkl", file=text) as bar:
         show_waiting(bar, "a.pkl", "waiting 4 s, try 3 of 6: connection cut", terms)
-    assert "a.pkl, waiting 4 s, try 3 of 6: connection cut: " in text.getvalue()
+    assert "a.pkl, waiting 4 s, try 3 of 6: connection cut: 0it" in text.getvalue()
 
 
 @pytest.mark.usefixtures("server")
