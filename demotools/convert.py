@@ -34,7 +34,7 @@ from demotools.grid import Encoding
 from demotools.layouts import PicklePart
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
-from demotools.store import SUFFIX, read_attributes
+from demotools.store import new_store_path, read_attributes
 from demotools.writer import StoreBuilder, read_notes, write_part
 
 _STEM = re.compile(
@@ -150,6 +150,13 @@ def convert_files(
     PickleError, ManifestError, StoreError, or DemotoolsError for the operating system
     """
     paths = sorted(files, key=_shard_number)
+    for path in paths:
+        if not path.is_file():  # before its name is asked for a level
+            raise PickleError(
+                "this is a folder" if path.is_dir() else "there is no such file",
+                path=path,
+                fix="name a demo file, or `demotools fetch LEVEL` to download one",
+            )
     level, split = _level_and_split(paths, options)
     manifest = read_manifest(level)
     name = options.name or (manifest.level if split == "train" else f"{manifest.level}-{split}")
@@ -168,7 +175,7 @@ def convert_files(
         "on_error": options.on_error,
         "salvage": options.salvage,
     }
-    builder = StoreBuilder(folder / (name + SUFFIX), job, overwrite=options.overwrite)
+    builder = StoreBuilder(new_store_path(name, folder), job, overwrite=options.overwrite)
     with builder:
         try:
             workers = options.workers or _processors()

@@ -408,3 +408,11 @@ def test_a_full_disk_leaves_no_store(tmp_path: Path) -> None:
     assert "file too large" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "data" / "GoToLocal.zarr").exists()
+
+
+def test_a_file_that_is_not_there_is_said_before_its_name_is_asked_for_a_level(
+    tmp_path: Path,
+) -> None:
+    for path in (tmp_path / "nope.pkl", tmp_path):
+        with pytest.raises(PickleError, match=r"no such file|a folder"):
+            convert_files([path], tmp_path, ConvertOptions())

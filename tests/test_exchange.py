@@ -290,7 +290,7 @@ def test_an_export_that_fails_leaves_what_was_there(recorded: Store, tmp_path: P
     root.mkdir()
     chunk = next((recorded.path / "mission_text/c").iterdir())
     chunk.write_bytes(chunk.read_bytes()[:-9] + bytes(9))
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(StoreError, match="checksum"):
         export_minari(recorded, root=root, quiet=True)
     assert not list(root.iterdir())
 
