@@ -518,7 +518,7 @@ _SPLITS: dict[str, tuple[Split, ...]] = {
 @click.option("--check", is_flag=True, help="Check every byte of what is there already.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--jobs", type=click.IntRange(1, 16), default=1, help="Downloads at once.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, help="Seconds of silence.")
+@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, help="Seconds of silence.")
 @click.option("--retries", type=click.IntRange(min=0), default=5, help="That bring nothing new.")
 @click.option("--manifests", type=click.Path(exists=True, file_okay=False), help="More manifests.")
 @_overwrite
@@ -552,6 +552,7 @@ def fetch(
     from demotools.fetch import fetch_levels, fetch_plans
     from demotools.fetch_plan import Wishes
     from demotools.manifest import MANIFESTS_VARIABLE, level_names
+    from demotools.sources import check_address
     from demotools.transfer import Patience
 
     if manifests:
@@ -560,6 +561,9 @@ def fetch(
     splits = _SPLITS[split or ("train" if origin else "all")]
     if origin and (len(names), len(splits)) != (1, 1):
         raise click.UsageError("--from goes with one level and one split")
+    for address in (mirror, origin if "://" in (origin or "") else None):
+        if address is not None:
+            check_address(address)
     wishes = Wishes(not no_convert, keep_pickle, check, overwrite, origin, mirror)
     if dry_run or not quiet:
         for plan in fetch_plans(names, splits, folder, wishes):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import unescape
+from urllib.parse import urlsplit
 
 from gdown.download import get_url_from_gdrive_confirmation
 from gdown.exceptions import FileURLRetrievalError
@@ -65,6 +66,24 @@ def url_place(url: str) -> Place:
         return _hugging_face_place(url.removeprefix("hf:"))
     file_id, _ = parse_url(url)
     return drive_place(file_id) if file_id else Place(f"https {url}", url)
+
+
+def check_address(text: str) -> None:
+    """FetchError where a text with `://`, or a mirror, is not the address of a web server.
+
+    >>> check_address("https://example.org/demos")
+    """
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in text
+    except ValueError:
+        good = False
+    if not good:
+        raise FetchError(
+            "this is not the address of a web server",
+            path=repr(text),
+            fix="write it as in https://example.org/demos",
+        )
 
 
 def drive_place(file_id: str) -> Place:

@@ -880,3 +880,17 @@ def test_killed_ten_times_it_ends_with_the_same_store(
     theirs = json.loads((undisturbed / "GoToLocal.zarr/zarr.json").read_text())["attributes"]
     assert ours == theirs
     assert store_files(folder) == store_files(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--mirror", "notaurl"], ["--from", "http://[bad/x.pkl"], ["--from", "ftp://host/x.pkl"]],
+)
+def test_what_is_no_web_address_is_refused_before_anything_else(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    line = ["fetch", "GoToLocal", "--data-dir", str(tmp_path), "--dry-run", *arguments]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 1
+    assert "not the address of a web server" in result.stderr
+    assert not list(tmp_path.iterdir())
