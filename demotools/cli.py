@@ -518,7 +518,13 @@ _SPLITS: dict[str, tuple[Split, ...]] = {
 @click.option("--check", is_flag=True, help="Check every byte of what is there already.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--jobs", type=click.IntRange(1, 16), default=1, help="Downloads at once.")
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, help="Seconds of silence.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=30.0,
+    help="Of silence.",
+)
 @click.option("--retries", type=click.IntRange(min=0), default=5, help="That bring nothing new.")
 @click.option("--manifests", type=click.Path(exists=True, file_okay=False), help="More manifests.")
 @_overwrite
