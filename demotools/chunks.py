@@ -10,7 +10,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.store import CRC_BYTES, array_names, chunk_files
+from demotools.metadata import array_names
+from demotools.store import CRC_BYTES, chunk_files
 
 # Chunk length (docs/log.md): about a million steps, so that plain zarr reads 50 MB at a time, but
 # never more than 16 chunk files an array, so that any store stays under a hundred files.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demotools.errors import StoreError
-from demotools.store import Store, open_store
+from demotools.store import Store, open_store, text_chunks
 
 _BLOCK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 25
@@ -82,14 +82,11 @@ def _mapped_anew(store: Store) -> Store:
 
 def mission_pieces(store: Store) -> Iterator[tuple[int, list[str]]]:
     """The mission texts piece by piece, each with the row of its first."""
-    import zarr  # half a second, and only the texts need it
-
-    texts = zarr.open_array(store.path / "mission_text", mode="r")
-    for start in range(0, texts.shape[0], texts.chunks[0]):
-        piece = np.asarray(texts[start : start + texts.chunks[0]])
-        for first in range(0, len(piece), _MISSIONS):
-            yield start + first, piece[first : first + _MISSIONS].tolist()
-        del piece  # before the next is read: one piece takes some 100 MB
+    start = 0
+    for texts in text_chunks(store.path):
+        for first in range(0, len(texts), _MISSIONS):
+            yield start + first, texts[first : first + _MISSIONS]
+        start += len(texts)
 
 
 def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from demotools.store import array_names, chunk_files, open_store
+from demotools.metadata import array_names
+from demotools.store import chunk_files, open_store
 
 MEANING = {
     "cells": "egocentric view, one byte a cell",

@@ -55,7 +55,7 @@ def _planned(path: Path) -> Removal:
     try:
         attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
         ours = attributes["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
         raise StoreError(

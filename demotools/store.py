@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from demotools.errors import SettingsError, StoreError
 from demotools.grid import unpacked_cells
+from demotools.metadata import TEXTS, ArrayMetadata, array_metadata, array_names, damaged
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -62,6 +64,9 @@ class Episodes:
         return np.concatenate([[0], np.cumsum(self.length)]).astype(np.int64)
 
 
+_Count = Annotated[int, Field(ge=1, strict=True)]
+
+
 class StoreAttributes(BaseModel):
     """The attributes of the Zarr group, written last: without them a store is unfinished."""
 
@@ -70,9 +75,9 @@ class StoreAttributes(BaseModel):
     level: str
     environment_id: str | None
     split: str
-    episodes: int
-    steps: int
-    missions: int
+    episodes: _Count
+    steps: _Count
+    missions: _Count
     vocabulary: tuple[str, ...]
     vocabulary_hash: str
     source: dict[str, Any]
@@ -177,13 +182,7 @@ class Store:
     @cached_property
     def mission_text(self) -> list[str]:
         """The M distinct missions; read on first use."""
-        import zarr  # half a second, and only the texts need it
-
-        try:
-            texts = zarr.open_array(self.path / "mission_text", mode="r")[:]
-        except ValueError as error:  # zarr's word for a checksum that fails
-            raise _damaged(self.path, f"mission_text cannot be read: {error}") from error
-        return [str(text) for text in np.asarray(texts)]
+        return [text for texts in text_chunks(self.path) for text in texts]
 
     def images(self, start: int, stop: int) -> Image:
         """The views of steps [start, stop) as images uint8 [stop - start, H, W, C]."""
@@ -284,24 +283,54 @@ def open_store(path: Path | str) -> Store:
     """
     path = Path(path)
     attributes = read_attributes(path)
-    packed = (path / "cells").is_dir()
-    view = _map_steps(path, "cells" if packed else "image")
+    arrays = {name: array_metadata(path, name) for name in array_names(path)}
+    _check_lengths(path, attributes, arrays)
+    packed = "cells" in arrays
+    maps = {
+        name: _mapped(path, name, metadata) for name, metadata in arrays.items() if name != TEXTS
+    }
     store = Store(
         path=path,
         attributes=attributes,
         packed=packed,
-        view=view,
-        direction=_map_steps(path, "direction"),
-        action=_map_steps(path, "action"),
-        mask=_map_steps(path, "mask"),
-        episode_offset=_map_whole(path, "episode_offset"),
-        episode_mission=_map_whole(path, "episode_mission"),
-        episode_seed=_map_whole(path, "episode_seed"),
-        mission_tokens=_map_whole(path, "mission_tokens"),
+        view=maps["cells" if packed else "image"],
+        direction=maps["direction"],
+        action=maps["action"],
+        mask=maps["mask"],
+        episode_offset=_whole(maps["episode_offset"]),
+        episode_mission=_whole(maps["episode_mission"]),
+        episode_seed=_whole(maps["episode_seed"]),
+        mission_tokens=_whole(maps["mission_tokens"]),
     )
-    if fingerprint(path) != attributes.fingerprint:
-        raise _damaged(path, "its checksums are not the ones that it was written with")
+    if _fingerprint(path, arrays) != attributes.fingerprint:
+        raise damaged(path, "its checksums are not the ones that it was written with")
+    if store.steps != attributes.steps:
+        raise damaged(path, f"its episodes end at step {store.steps} of {attributes.steps}")
     return store
+
+
+def _check_lengths(
+    path: Path, attributes: StoreAttributes, arrays: Mapping[str, ArrayMetadata]
+) -> None:
+    steps, episodes, missions = attributes.steps, attributes.episodes, attributes.missions
+    lengths = {
+        "cells" if "cells" in arrays else "image": steps,
+        "direction": steps,
+        "action": steps,
+        "mask": steps,
+        "episode_offset": episodes + 1,
+        "episode_mission": episodes,
+        "episode_seed": episodes,
+        TEXTS: missions,
+        "mission_tokens": missions,
+    }
+    if strange := set(arrays) ^ set(lengths):
+        raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
+    for name, length in lengths.items():
+        if arrays[name].shape[0] != length:
+            raise damaged(
+                path, f"{name} has {arrays[name].shape[0]} rows where the attributes say {length}"
+            )
 
 
 def _reopened(path: Path, expected: str) -> Store:
@@ -321,6 +350,8 @@ def read_attributes(path: Path) -> StoreAttributes:
         raise _missing(path)
     metadata = _read_json(path / "zarr.json", path)
     attributes = metadata.get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise damaged(path, "its attributes are no table")
     if metadata.get("node_type") != "group" or attributes.get("schema", SCHEMA) != SCHEMA:
         raise StoreError(
             "this is not a demo store", path=path, fix="name a folder that demotools wrote"
@@ -342,20 +373,31 @@ def read_attributes(path: Path) -> StoreAttributes:
         return StoreAttributes.model_validate(attributes)
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise _damaged(path, f"its attributes are wrong at {keys}") from error
+        raise damaged(path, f"its attributes are wrong at {keys}") from error
+
+
+def text_chunks(path: Path) -> Iterator[list[str]]:
+    """The distinct missions of a store in order, a chunk file of them at a time.
+
+    StoreError  a chunk file does not unpack to what the metadata announce
+    """
+    import zarr  # half a second, and only the texts need it
+
+    try:
+        texts = zarr.open_array(path / TEXTS, mode="r")
+        for start in range(0, texts.shape[0], texts.chunks[0]):
+            yield np.asarray(texts[start : start + texts.chunks[0]]).tolist()
+    # zarr's words for a checksum that fails, a chunk that does not unpack, metadata it cannot use
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        raise damaged(path, f"{TEXTS} cannot be read: {error}") from error
 
 
 def chunk_files(path: Path, array: str) -> list[Path]:
-    """The chunk files of one array, in order; as many as its metadata announce."""
-    metadata = _array_metadata(path, array)
-    shape, chunk = metadata["shape"], _chunk_shape(metadata)
-    others = "/0" * (len(shape) - 1)
-    return [path / array / f"c/{number}{others}" for number in range(-(-shape[0] // chunk[0]))]
+    """The chunk files of one array, in order; as many as its metadata announce.
 
-
-def array_names(path: Path) -> list[str]:
-    """The names of the arrays of a store, sorted."""
-    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
+    StoreError  its metadata are not those of the format
+    """
+    return array_metadata(path, array).chunk_files(path / array)
 
 
 def fingerprint(path: Path) -> str:
@@ -363,10 +405,14 @@ def fingerprint(path: Path) -> str:
 
     StoreError  a chunk file is missing
     """
+    return _fingerprint(path, {name: array_metadata(path, name) for name in array_names(path)})
+
+
+def _fingerprint(path: Path, arrays: Mapping[str, ArrayMetadata]) -> str:
     digest = hashlib.sha256()
-    for array in array_names(path):
+    for array in sorted(arrays):
         digest.update(array.encode())
-        for file in chunk_files(path, array):
+        for file in arrays[array].chunk_files(path / array):
             digest.update(_trailer(file, path))
     return digest.hexdigest()
 
@@ -377,12 +423,13 @@ def _trailer(file: Path, path: Path) -> bytes:
             stream.seek(-CRC_BYTES, os.SEEK_END)
             return stream.read(CRC_BYTES)
     except OSError as error:
-        raise _damaged(path, f"chunk file {file.relative_to(path)} is missing or short") from error
+        raise damaged(path, f"chunk file {file.relative_to(path)} is missing or short") from error
 
 
 def _read_json(file: Path, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        # unlike json.loads it refuses deep nesting, and text that no terminal can print
+        content = from_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(
             f"this is not a demo store, or an unfinished one: {file.name} cannot be read",
@@ -392,40 +439,23 @@ def _read_json(file: Path, path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _array_metadata(path: Path, array: str) -> dict[str, Any]:
-    metadata = _read_json(path / array / "zarr.json", path)
-    if metadata.get("node_type") != "array":
-        raise _damaged(path, f"{array}/zarr.json does not describe an array")
-    return metadata
-
-
-def _chunk_shape(metadata: dict[str, Any]) -> Sequence[int]:
-    shape: Sequence[int] = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    return shape
-
-
-def _map_steps(path: Path, array: str) -> StepArray:
-    metadata = _array_metadata(path, array)
-    shape, chunk = tuple(metadata["shape"]), tuple(_chunk_shape(metadata))
-    codecs = [codec["name"] for codec in metadata["codecs"]]
-    if codecs != ["bytes", "crc32c"] or chunk[1:] != shape[1:]:
-        raise _damaged(path, f"{array} is not stored as raw chunk files (codecs {codecs})")
-    dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+def _mapped(path: Path, array: str, metadata: ArrayMetadata) -> StepArray:
+    shape, chunk = metadata.shape, metadata.chunk_shape
+    dtype = np.dtype(metadata.data_type).newbyteorder("<")
+    expected = math.prod(chunk) * dtype.itemsize + CRC_BYTES
     chunks = []
-    for number, file in enumerate(chunk_files(path, array)):
-        expected = int(np.prod(chunk)) * dtype.itemsize + CRC_BYTES
+    for number, file in enumerate(metadata.chunk_files(path / array)):
         size = file.stat().st_size if file.is_file() else -1
         if size != expected:
             found = "missing" if size < 0 else f"{size} bytes long instead of {expected}"
-            raise _damaged(path, f"chunk file {file.relative_to(path)} is {found}")
+            raise damaged(path, f"chunk file {file.relative_to(path)} is {found}")
         rows = min(chunk[0], shape[0] - number * chunk[0])
         # a plain array over the map: np.memmap's own subclass slows every slice
         chunks.append(np.asarray(np.memmap(file, dtype, mode="r", shape=(rows, *shape[1:]))))
     return StepArray(chunks=tuple(chunks), chunk_length=chunk[0])
 
 
-def _map_whole(path: Path, array: str) -> NDArray[Any]:
-    mapped = _map_steps(path, array)
+def _whole(mapped: StepArray) -> NDArray[Any]:
     return mapped.chunks[0] if len(mapped.chunks) == 1 else np.concatenate(mapped.chunks)
 
 
@@ -441,12 +471,4 @@ def _missing(path: Path) -> StoreError:
         fix=f"{hint}make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
         f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
         "records the bot",
-    )
-
-
-def _damaged(path: Path, what: str) -> StoreError:
-    return StoreError(
-        f"the store is damaged: {what}",
-        path=path,
-        fix="run the command that makes it again with --overwrite",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from tqdm import tqdm
 from demotools.chunks import checked_chunks
 from demotools.environment import SEEDS
 from demotools.errors import ManifestError, StoreError
-from demotools.grid import ACTIONS, CELL_CODES
+from demotools.grid import ACTIONS, CELL_CODES, OBJECTS, PACKING
 from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
-from demotools.store import StepArray, Store, episode_mask, open_store
+from demotools.store import StepArray, Store, episode_mask, open_store, read_attributes
 from demotools.vocabulary import mission_tokens, mission_words, vocabulary_hash
 
 _STEPS_A_BLOCK = 1 << 20
+_LEVEL_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def verify_store(path: Path, *, replay: int = 0, quiet: bool = False) -> list[Ch
 
     replay      at most so many episodes are played again in the environment, if all else is well
 
-    StoreError  the folder is not a finished store
+    StoreError  the folder is not a finished store, or its metadata are not those of the format
     """
+    read_attributes(path)
     damaged = _damaged_files(path, quiet)
     checks = [Check("checksums of all chunk files", tuple(damaged))]
     if damaged:
@@ -86,6 +89,19 @@ def _damaged_files(path: Path, quiet: bool) -> list[str]:
             if problem:
                 damaged.append(problem)
     return damaged
+
+
+def _attributes(store: Store) -> Check:
+    about = store.attributes
+    expected = {"packing": PACKING, "objects": list(OBJECTS)}
+    problems = [
+        f"{name} is not {wanted!r}"
+        for name, wanted in expected.items()
+        if (about.model_extra or {}).get(name) != wanted
+    ]
+    if not _LEVEL_NAME.fullmatch(about.level):
+        problems.append(f"the level {about.level!r} is not a name")
+    return Check("attributes that say how to read it", tuple(problems))
 
 
 def _offsets(store: Store) -> Check:
@@ -180,6 +196,7 @@ def _replay(store: Store, episodes: int, quiet: bool) -> Check:
 
 
 _CHECKS: tuple[Callable[[Store], Check], ...] = (
+    _attributes,
     _offsets,
     _masks,
     _ranges,

@@ -24,7 +24,8 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from demotools.errors import StoreError, from_os_error
-from demotools.store import CRC_BYTES, array_names, chunk_files
+from demotools.metadata import array_names
+from demotools.store import CRC_BYTES, chunk_files
 
 # Measured (docs/log.md): larger chunks compress no better and cost memory.
 _CHUNK_BYTES = 1 << 20

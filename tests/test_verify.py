@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_good_store_passes_every_check(path: Path) -> None:
     assert failed_checks(path) == {}
-    assert len(verify_store(path, quiet=True)) == 7
+    assert len(verify_store(path, quiet=True)) == 8
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,34 @@ def test_a_wrong_value_is_named(
     assert problem in " ".join(failed_checks(path)[check])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("packing", None, "packing is not 'object*18"),
+        ("packing", "object + colour", "packing is not 'object*18"),
+        ("objects", None, "objects is not ['unseen'"),
+        ("objects", ["empty", "unseen"], "objects is not ['unseen'"),
+        ("level", "", "the level '' is not a name"),
+        ("level", "../GoToLocal", "the level '../GoToLocal' is not a name"),
+    ],
+)
+def test_an_attribute_that_would_mislead_a_reader_is_named(
+    path: Path, name: str, value: object, problem: str
+) -> None:
+    def edit(attributes: dict[str, object]) -> None:
+        attributes.pop(name)
+        if value is not None:
+            attributes[name] = value
+
+    edit_attributes(path, edit)
+    assert problem in " ".join(failed_checks(path)["attributes that say how to read it"])
+
+
 def test_the_command_prints_the_checks_and_exits_with_1_on_damage(path: Path) -> None:
     runner = CliRunner()
     good = runner.invoke(main, ["verify", str(path)])
     assert good.exit_code == 0
-    assert good.output.count("ok  ") == 7
+    assert good.output.count("ok  ") == 8
     flip_a_byte(path / "cells/c/0/0/0", 5)
     bad = runner.invoke(main, ["verify", str(path), "--json"])
     assert bad.exit_code == 1
