@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from demotools.grid import ACTIONS, CELL_CODES
-from trainer.models import Output
+from trainer.models import Output, check_sizes
 from trainer.recurrence import runs_of
 from trainer.rollouts import Batch
 
@@ -132,6 +132,9 @@ class BigNetwork(nn.Module):
         embedding: int = 32,
     ) -> None:
         super().__init__()
+        check_sizes(memory=memory, instruction=instruction, channels=channels, embedding=embedding)
+        if instruction % 2:
+            raise ValueError("instruction must be even")
         self.words = WordEncoder(vocabulary_size, instruction)
         self.codes = nn.Embedding(CELL_CODES, embedding)
         self.stem = nn.Sequential(

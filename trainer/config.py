@@ -7,21 +7,44 @@ arguments that it is built with (`trainer.named`).
 from __future__ import annotations
 
 import difflib
-import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from demotools.errors import SettingsError
 from trainer.augment import Symmetry
+from trainer.overrides import check_tree, override, set_key, toml_tree
 
-Count = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+MOST_EPISODES = 10_000_000
+"""Of one evaluation, whose seeds are [2e9, 2e9 + n)."""
+_MOST_STEPS_AT_ONCE = 2**24
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("it must be a number")
+    return value
+
+
+Number = BeforeValidator(_no_truth)
+Steps = Annotated[int, Number, Field(gt=0, le=10**15)]
+"""A budget, or an interval of one."""
+Count = Annotated[int, Number, Field(gt=0, le=1_000_000)]
+Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
+Share = Annotated[Finite, Field(ge=0, le=1)]
+Truth = Annotated[bool, Field(strict=True)]
 Device = Literal["auto", "cpu", "cuda"]
 LEVELS = "demotools.environment:make_environment"
 """What makes the environments of BabyAI's levels, by name."""
@@ -45,18 +68,37 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _plain(name: str) -> str:
+    """The name of a run, which is that of its folder."""
+    strange = not name.isprintable() or name != name.strip() or set(name) & set("/\\")
+    if strange or name in ("", ".", "..") or len(name.encode()) > 200:
+        raise ValueError("it must be a plain name, short and without slashes")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+
+
+def _check_size(what: str, rows: int, steps: int) -> None:
+    if rows * steps > _MOST_STEPS_AT_ONCE:
+        raise ValueError(
+            f"{what} x rollout_len are {rows * steps:,} steps at once; "
+            f"at most {_MOST_STEPS_AT_ONCE:,} can be"
+        )
+
+
 class RunSettings(_Frozen):
     """What is trained, and how often it is saved."""
 
-    name: str
+    name: PlainName
     level: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    deterministic: bool = False
-    save_every_env_steps: Count | None = None
-    save_every_demo_steps: Count | None = None
+    compile: Truth = False
+    deterministic: Truth = False
+    save_every_env_steps: Steps | None = None
+    save_every_demo_steps: Steps | None = None
     keep: Count = 1
     wandb: str | None = None
 
@@ -71,8 +113,8 @@ class OptimizerSettings(Named):
     """A torch optimizer, the schedule of its learning rate, and the largest gradient norm."""
 
     type: str = "adam"
-    lr: Annotated[float, Field(gt=0)]
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    lr: Annotated[Finite, Field(gt=0, le=1000)]
+    max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
     schedule: Named = Named(type="constant")
 
 
@@ -82,20 +124,24 @@ class OnPolicySettings(_Frozen):
     environment   `package.module:make`, called with the level
     """
 
-    environments: Count
+    environments: Annotated[Count, Field(le=10_000)]
     rollout_len: Count
     gamma: Share = 0.99
     gae_lambda: Share = 1.0
-    normalise_advantages: bool = True
+    normalise_advantages: Truth = True
     environment: str = LEVELS
 
 
 def _weights(value: object) -> object:
     """A list of names is each with weight 1."""
-    return dict.fromkeys(value, 1.0) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError('it must be names of losses, as in `["ppo"]` or `{ppo = 1.0}`')
+    return dict.fromkeys(value, 1.0)
 
 
-Weights = Annotated[dict[str, float], BeforeValidator(_weights)]
+Weights = Annotated[dict[str, Finite], BeforeValidator(_weights)]
 """Weight of each loss by its name; a list gives each the weight 1."""
 
 
@@ -106,8 +152,13 @@ class OffPolicySettings(_Frozen):
     rollouts: Count
     rollout_len: Count
     updates: Count = 16
-    losses: Weights
+    losses: Annotated[Weights, Field(min_length=1)]
     augment: tuple[Symmetry, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        _check_size("rollouts", self.rollouts, self.rollout_len)
+        return self
 
     @property
     def batch_steps(self) -> int:
@@ -120,7 +171,7 @@ class TeacherForcing(_Frozen):
 
     start: Annotated[Share, Field(alias="from")] = 1.0
     stop: Annotated[Share, Field(alias="to")] = 0.0
-    steps: Count
+    steps: Steps
 
 
 class EarlyStopping(_Frozen):
@@ -130,8 +181,8 @@ class EarlyStopping(_Frozen):
     patience   cycles without a better cross-entropy on the store `hold_out`
     """
 
-    success: Annotated[float, Field(gt=0, le=1)] | None = None
-    episodes: Annotated[int, Field(gt=0, le=1000)] = 500
+    success: Annotated[Share, Field(gt=0)] | None = None
+    episodes: Annotated[Count, Field(le=1000)] = 500
     patience: Count | None = None
     hold_out: str | None = None
 
@@ -150,8 +201,8 @@ class StageSettings(_Frozen):
     rollout_len   of this stage's environment rollouts; None: that of the section on_policy
     """
 
-    max_env_steps: Count | None = None
-    max_demo_steps: Count | None = None
+    max_env_steps: Steps | None = None
+    max_demo_steps: Steps | None = None
     losses: Weights = Field(default_factory=dict)
     rollout_len: Count | None = None
     repeats: Count = 1
@@ -172,7 +223,7 @@ class StageSettings(_Frozen):
 class EvaluationSettings(_Frozen):
     """The measurement of success after the last stage."""
 
-    episodes: Count = 1000
+    episodes: Annotated[int, Number, Field(gt=0, le=MOST_EPISODES)] = 1000
 
 
 class Settings(_Frozen):
@@ -204,6 +255,9 @@ class Settings(_Frozen):
             off_policy = stage.off_policy.losses if stage.off_policy else {}
             self._right_half(number, off_policy, _ON_POLICY, "losses")
             rows = self.on_policy.environments if self.on_policy else 0
+            if self.on_policy:
+                steps = stage.rollout_len or self.on_policy.rollout_len
+                _check_size("on_policy.environments", rows, steps)
             if stage.losses and stage.minibatches > rows:
                 raise ValueError(
                     f"stages.{number}.minibatches are dealt whole environments, of which "
@@ -232,12 +286,17 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
     """
     path = recipe_path(recipe)
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
         raise SettingsError(
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
         ) from error
+    tree = toml_tree(text, path)
     small = tree.pop("tiny", {})
+    if not isinstance(small, dict):
+        raise SettingsError(
+            "`tiny` is not a section", path=path, fix="write it as `[tiny]`, with keys below"
+        )
     if tiny and not small:
         raise SettingsError(
             "this recipe has no section [tiny], so --tiny would train in full",
@@ -245,14 +304,15 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
             fix='add one, as in `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
         )
     for key, value in small.items() if tiny else ():
-        _set(tree, key, value)
-    for override in overrides:
-        _override(tree, override)
+        set_key(tree, key, value)
+    for text in overrides:
+        override(tree, text)
     return parsed_settings(tree, path)
 
 
 def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
     """Settings of parsed TOML; SettingsError names the key and, where unknown, the nearest."""
+    check_tree(tree, path)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -305,55 +365,6 @@ def recipe_path(recipe: str) -> Path:
         fix=f"give a path, or a name that `trainer recipes` lists"
         f"{_nearest(name, shipped, 'they are')}",
     )
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key.strip()):
-        raise SettingsError(
-            "an override is not of the form KEY=VALUE",
-            path=f"--set {override}",
-            fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
-        )
-    _set(tree, key.strip(), _toml_value(text.strip()) if text.strip() else None)
-
-
-def _set(tree: dict[str, Any], key: str, value: object) -> None:
-    """Set what `a.b` or `stages.0.x` names; None removes it."""
-    *parents, last = key.split(".")
-    place: Any = tree
-    for part in parents:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else _item(place, part, key)
-    if isinstance(place, list):
-        place, last = dict(enumerate(place)), last  # a list's items are set as a whole or inside
-    if not isinstance(place, dict):
-        raise SettingsError(
-            f"there is nothing to set inside `{'.'.join(parents)}`",
-            path=f"--set {key}",
-            fix="look at the keys with --dry-run",
-        )
-    if value is not None:
-        place[last] = value
-    else:
-        place.pop(last, None)
-
-
-def _item(place: Any, part: str, key: str) -> Any:
-    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-        return place[int(part)]
-    count = len(place) if isinstance(place, list) else 0
-    raise SettingsError(
-        f"`{part}` is not an item of this list of {count}",
-        path=f"--set {key}",
-        fix="count from 0, as in `--set stages.0.max_demo_steps=1000`",
-    )
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string, as a shell would have it
 
 
 def _keys_beside(location: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from demotools.environment import EVALUATION_SEED, level_environment_id
 from demotools.errors import LevelError, SettingsError
 from demotools.grid import ACTIONS
 from demotools.manifest import level_names, read_manifest
+from trainer.config import MOST_EPISODES
 from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
@@ -155,8 +156,9 @@ def evaluate_policy(
     make     `package.module:function` from the level to an environment
     quiet    no progress bar
 
-    SettingsError  no episodes, or no environments, asked for
+    SettingsError  no episodes or too many, or no environments, asked for
     """
+    check_episodes(episodes)
     if episodes < 1 or environments < 1:
         raise SettingsError(
             f"cannot play {episodes} episodes in {environments} environments",
@@ -186,6 +188,16 @@ def evaluate_policy(
             length[ended] = 0
             bar.update(len(ended))
     return evaluation(level, first_seed, sorted(outcomes, key=lambda outcome: outcome.seed))
+
+
+def check_episodes(count: int) -> None:
+    """SettingsError where nobody can wait for so many episodes, and no seeds are left for them."""
+    if count > MOST_EPISODES:
+        raise SettingsError(
+            f"{count} episodes are too many",
+            path="--episodes",
+            fix=f"ask for at most {MOST_EPISODES:,}; 1,000 tell the success to within 3%",
+        )
 
 
 def _actions(policy: Policy | Literal["bot"], step: EnvironmentStep) -> NDArray[np.int64]:

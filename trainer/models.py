@@ -20,6 +20,7 @@ from trainer.recurrence import lstm_by_runs, runs_of
 from trainer.rollouts import Batch
 
 CELLS = VIEW_SIZE * VIEW_SIZE
+LARGEST = 8192
 
 
 class Output(NamedTuple):
@@ -43,6 +44,13 @@ class Model(Protocol):
 
     def initial_memory(self, rollouts: int) -> Tensor:
         """Memory before the first step: zeros [B, memory size]."""
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError where a size of a layer is none, or one that no machine has memory for."""
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size <= LARGEST:
+            raise ValueError(f"{name} must be from 1 to {LARGEST}")
 
 
 class InstructionEncoder(nn.Module):
@@ -81,6 +89,7 @@ class SmallNetwork(nn.Module):
         instruction: int = 64,
     ) -> None:
         super().__init__()
+        check_sizes(embedding=embedding, features=features, memory=memory, instruction=instruction)
         self.instruction = InstructionEncoder(vocabulary_size, instruction)
         self.film = nn.Linear(instruction, 2 * embedding)
         self.codes = nn.Embedding(CELL_CODES, embedding)

@@ -45,6 +45,10 @@ def build_schedule(
         def schedule(
             optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0, env_steps: int | None = None
         ) -> LRScheduler:
+            if not (0 <= to <= 1 and 0 <= warmup < 1):
+                raise ValueError("0 <= to <= 1 and 0 <= warmup < 1 must hold")
+            if env_steps is not None and not 0 < env_steps <= 10**15:
+                raise ValueError("env_steps must be a number of steps")
             factor = _decay(shape, env_steps or updates, to, warmup)
             return LambdaLR(optimizer, factor if env_steps is None else by_env_steps(factor))
 

@@ -25,7 +25,7 @@ from demotools.show import Shown, scenes, step_pictures
 from demotools.terminal import Scene, page_lines, step_through
 from trainer.checkpoint import read_checkpoint
 from trainer.config import LEVELS, Settings
-from trainer.evaluate import check_playable
+from trainer.evaluate import check_episodes, check_playable
 from trainer.policy import NetworkPolicy
 
 CANDIDATES = 100
@@ -104,6 +104,7 @@ def watched_episodes(
     CheckpointError   the checkpoint cannot be read, or has not learned a word of a mission
     LevelError        the level has no environment, or its views do not pack
     """
+    check_episodes(episodes)
     saved = read_checkpoint(checkpoint)
     settings = saved.parsed()
     make = LEVELS
