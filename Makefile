@@ -50,7 +50,7 @@ lint: .venv/installed  ## ruff: lint and format
 types: .venv/installed  ## mypy, strict
 	$(BIN)/mypy
 
-layers: .venv/installed  ## the import layers of docs/design.md
+layers: .venv/installed  ## the import layers (pyproject.toml)
 	$(BIN)/lint-imports
 
 docs: .venv/installed  ## the site of docs/, links checked, in build/site
