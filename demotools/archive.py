@@ -50,6 +50,10 @@ def archive_store(
     """
     store = open_store(path)
     final = output or path.with_name(store.name + ARCHIVE_SUFFIX)
+    if final.is_dir():
+        raise StoreError(
+            "this is a folder", path=final, fix=f"name a file: -o {final / store.name}.zarr.zip"
+        )
     temporary = final.with_name(f".{final.name}.building")
     with acquired_lock(final):
         if final.exists() and not overwrite:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 
-from demotools.errors import exit_with_message
+from demotools.errors import StoreError, exit_with_message
 from demotools.manifest import Split
 from demotools.store import data_folder, new_store_path, store_path
 
@@ -69,6 +70,21 @@ def _is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) ->
     if return_parts and not dask:
         raise click.UsageError("--return-parts goes with --dask")
     return dask is not None
+
+
+def _confirmed(question: str, path: Path) -> bool:
+    """What the user answers; StoreError where nobody can be asked."""
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        raise StoreError(
+            "nobody answered the question, so nothing was removed",
+            path=path,
+            fix="say --yes to remove without being asked",
+        ) from None
 
 
 def _print_json(value: Any) -> None:
@@ -706,7 +722,7 @@ def remove(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool) -> Non
     if not yes:
         for removal in removals:
             click.echo(removal.text())
-        if not click.confirm("Remove?"):
+        if not _confirmed("Remove?", removals[0].path):
             return
     for removal in removals:
         remove_store(removal)

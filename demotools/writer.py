@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.chunks import checked_chunks
-from demotools.errors import StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.store import Episodes, open_store
 
 
@@ -99,16 +99,27 @@ def acquired_lock(path: Path) -> filelock.BaseFileLock:
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StoreError(
-            "another process is making this",
-            path=path,
-            fix="wait until it has finished, or end it",
-        ) from error
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            # filelock says so of a file too that cannot be made: then this says why
+            Path(lock.lock_file).touch()
+            raise StoreError(
+                "another process is making this",
+                path=path,
+                fix="wait until it has finished, or end it",
+            ) from error
     except OSError as error:
         raise from_os_error(error, path) from error
     return lock
+
+
+def _removed(path: Path) -> None:
+    """Remove a folder, a file or a link (not what it points to), if there is one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class StoreBuilder:
@@ -147,10 +158,27 @@ class StoreBuilder:
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
             error.add_note("what is done is kept: the same command goes on where it was")
+        if type(error) is DemotoolsError:  # the operating system's: a full disk, say
+            self._keep_or_discard(error)
         if self._lock is not None:
             self._lock.release()
 
+    def _keep_or_discard(self, error: DemotoolsError) -> None:
+        if not self.finished_parts():
+            self.discard()
+            return
+        error.fix += (
+            f". What is done is kept in {self.folder}: the same command goes on from it, "
+            "or remove that folder"
+        )
+
     def _prepare(self) -> None:
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise StoreError(
+                "something that is no folder has this name (a file, or a link that leads nowhere)",
+                path=self.path,
+                fix="move it away, or choose another name for the store",
+            )
         aside = self._aside
         if aside.exists() and not self.path.exists():
             aside.rename(self.path)  # an overwrite was killed between its two renames
@@ -161,7 +189,7 @@ class StoreBuilder:
         job_file = self.folder / "job.json"
         try:
             if not job_file.is_file() or job_file.read_text("utf-8") != self._job:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                _removed(self.folder)
                 self.parts.mkdir(parents=True)
                 job_file.write_text(self._job, "utf-8")
         except OSError as error:
@@ -231,10 +259,10 @@ class StoreBuilder:
         """
         _check_written(building)
         if self.path.exists():
-            shutil.rmtree(self._aside, ignore_errors=True)
+            _removed(self._aside)
             self.path.rename(self._aside)
         building.rename(self.path)
-        shutil.rmtree(self._aside, ignore_errors=True)
+        _removed(self._aside)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

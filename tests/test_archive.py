@@ -117,6 +117,17 @@ def test_neither_way_overwrites(store: Store) -> None:
     open_store(store.path)
 
 
+@pytest.mark.parametrize("folder", [".", "..", "/", "data"])
+def test_a_folder_in_place_of_the_archive_is_refused(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.path.parent / "data").mkdir()
+    monkeypatch.chdir(store.path.parent)
+    result = CliRunner().invoke(main, ["archive", str(store.path), "-o", folder])
+    assert result.exit_code == 1
+    assert f"name a file: -o {Path(folder, 'GoToLocal.zarr.zip')}" in result.stderr
+
+
 def test_an_archive_is_replaced_on_request_and_only_by_a_whole_one(
     store: Store, tmp_path: Path
 ) -> None:

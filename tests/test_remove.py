@@ -42,7 +42,10 @@ def test_without_an_answer_nothing_is_removed(
     make_store: Callable[..., Store], tmp_path: Path
 ) -> None:
     make_store(lengths=[3])
-    assert remove("GoToLocal", "--data-dir", str(tmp_path), answer="").exit_code == 1
+    result = remove("GoToLocal", "--data-dir", str(tmp_path), answer="")
+    assert result.exit_code == 1
+    assert "error: nobody answered the question" in result.stderr
+    assert "next:  say --yes" in result.stderr
     assert visible(tmp_path) == ["GoToLocal.zarr"]
 
 

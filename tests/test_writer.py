@@ -184,7 +184,9 @@ def test_a_full_disk_is_said_in_three_parts_and_leaves_the_old_store(tmp_path: P
     )
     assert done.returncode == 1
     assert "file too large" in done.stderr
-    assert "next:" in done.stderr
+    kept = tmp_path / ".A.zarr.building"
+    assert f"What is done is kept in {kept}: the same command goes on from it" in done.stderr
+    assert len(list(kept.glob("parts/*.npy"))) == 4
     assert "Traceback" not in done.stderr
     assert open_store(path).steps == 3
 
@@ -211,3 +213,69 @@ def test_a_read_only_folder_is_said_in_three_parts(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DemotoolsError, match="permission"), StoreBuilder(tmp_path / "a/A.zarr", {}):
         pytest.fail("the builder must not open")
+
+
+def test_a_full_disk_before_the_first_part_leaves_nothing(tmp_path: Path) -> None:
+    full = DemotoolsError("no space left on device", path="part", fix="free some space")
+    with pytest.raises(DemotoolsError) as refused, StoreBuilder(tmp_path / "A.zarr", {}):
+        raise full
+    assert refused.value.fix == "free some space"
+    assert [file.name for file in tmp_path.iterdir()] == [".A.zarr.lock"]
+
+
+def test_overwriting_a_link_to_a_store_replaces_the_link_and_spares_the_store(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    precious = build_store(tmp_path / "elsewhere/Gen.zarr", make_episodes([3])).path
+    path = tmp_path / "A.zarr"
+    path.symlink_to(precious, target_is_directory=True)
+    for steps in (4, 5):
+        assert build_store(path, make_episodes([steps])).steps == steps
+        assert not path.is_symlink()
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            ".A.zarr.lock",
+            "A.zarr",
+            "elsewhere",
+        ]
+    assert open_store(precious).steps == 3
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_an_earlier_overwrite_left_aside_is_cleared(tmp_path: Path, kind: str) -> None:
+    path, aside = tmp_path / "A.zarr", tmp_path / ".A.zarr.old"
+    build_store(path, make_episodes([3]))
+    if kind == "link":
+        aside.symlink_to(tmp_path, target_is_directory=True)
+    else:
+        aside.write_bytes(b"x")
+    assert build_store(path, make_episodes([4])).steps == 4
+    assert not os.path.lexists(aside)
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "file"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_that_is_no_folder_is_refused_before_the_work(
+    tmp_path: Path, kind: str, overwrite: bool
+) -> None:
+    path = tmp_path / "A.zarr"
+    if kind == "file":
+        path.write_bytes(b"precious")
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
+    with (
+        pytest.raises(StoreError, match="no folder has this name"),
+        StoreBuilder(path, {}, overwrite=overwrite),
+    ):
+        pytest.fail("the builder must not open")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".A.zarr.lock", "A.zarr"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs the folder /proc of Linux")
+def test_a_folder_that_takes_no_files_is_not_mistaken_for_another_process() -> None:
+    with (
+        pytest.raises(DemotoolsError, match=r"no such file|permission denied") as refused,
+        StoreBuilder(Path("/proc/A.zarr"), {}),
+    ):
+        pytest.fail("the builder must not open")
+    assert "another process" not in str(refused.value)
