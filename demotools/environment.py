@@ -40,6 +40,8 @@ SEEDS: dict[Split, range] = {
 }
 EVALUATION_SEED = 2_000_000_000
 """First seed of evaluation, [2e9, 2e9 + n): no store may use them."""
+MOST_EPISODES = 10_000_000
+"""The largest n of one evaluation."""
 
 
 def make_environment(

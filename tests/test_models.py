@@ -84,6 +84,9 @@ class Custom(nn.Module):
         super().__init__()
         self.layer = nn.Linear(vocabulary_size, width)
 
+    def initial_memory(self, rollouts: int) -> torch.Tensor:
+        return torch.zeros(rollouts, 1)
+
 
 def test_a_network_of_the_users_own_is_built_with_its_options() -> None:
     network = build_network(f"{__name__}:Custom", {"width": 9}, WORDS)

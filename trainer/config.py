@@ -23,12 +23,11 @@ from pydantic import (
     model_validator,
 )
 
+from demotools.environment import MOST_EPISODES
 from demotools.errors import SettingsError
 from trainer.augment import Symmetry
 from trainer.overrides import check_tree, override, set_key, toml_tree
 
-MOST_EPISODES = 10_000_000
-"""Of one evaluation, whose seeds are [2e9, 2e9 + n)."""
 _MOST_STEPS_AT_ONCE = 2**24
 
 

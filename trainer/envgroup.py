@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from demotools.bot import BotError, Expert
 from demotools.environment import Environment, observed_cells
 from demotools.grid import VIEW_SIZE
+from trainer.making import made_environment
 
 FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
     "cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
@@ -57,9 +57,10 @@ class Group:
     """
 
     def __init__(self, kind: EnvironmentKind, arrays: dict[str, NDArray[Any]]) -> None:
-        make = pkgutil.resolve_name(kind.make)
         self._arrays = arrays
-        self._environments: list[Environment] = [make(kind.level) for _ in arrays["seed"]]
+        self._environments: list[Environment] = [
+            made_environment(kind.make, kind.level) for _ in arrays["seed"]
+        ]
         self._images = np.zeros((*arrays["cells"].shape, 3), dtype=np.uint8)
         self._streams: list[Iterator[int]] = []
         self._experts: list[Expert | None] | None = [None for _ in arrays["seed"]]

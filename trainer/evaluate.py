@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.environment import EVALUATION_SEED, level_environment_id
+from demotools.environment import EVALUATION_SEED, MOST_EPISODES, level_environment_id
 from demotools.errors import LevelError, SettingsError
 from demotools.grid import ACTIONS
 from demotools.manifest import level_names, read_manifest
-from trainer.config import MOST_EPISODES
 from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution

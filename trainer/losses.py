@@ -9,12 +9,15 @@ batch; it comes without gradient, so back-propagation stops at the border of the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from demotools.errors import DemotoolsError, SettingsError
 from trainer.models import Model, Output
+from trainer.named import FOREIGN, demand, told
 from trainer.rollouts import Batch
 
 
@@ -38,6 +41,45 @@ class Loss(Protocol):
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
         """The loss of a batch; see the module and `Model` for what a batch holds."""
+
+
+@dataclass(frozen=True)
+class ForeignLoss:
+    """A user's own loss; where it fails, or gives what is no result, that is a SettingsError.
+
+    type   by which the settings name it
+    """
+
+    type: str
+    loss: Loss
+
+    @property
+    def needs_expert(self) -> bool:
+        """Whether it takes `expert_action` from rollouts."""
+        return bool(getattr(self.loss, "needs_expert", False))
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The result of the user's loss."""
+        try:
+            result = self.loss(model, batch, memory)
+        except DemotoolsError:
+            raise
+        except FOREIGN as error:
+            raise self._wrong(f"fails: {told(error)}") from error
+        demand("loss", self.type, result, LossResult)
+        for name, tensor in {"loss": result.loss, **result.scalars}.items():
+            if not isinstance(tensor, Tensor) or tensor.numel() != 1:
+                raise self._wrong(f"gives a `{name}` that is not a tensor of one number")
+        if torch.is_grad_enabled() and not result.loss.requires_grad:
+            raise self._wrong("gives a value without a gradient")
+        if not isinstance(result.memory, Tensor) or result.memory.shape != memory.shape:
+            raise self._wrong("gives a memory that is not like the one it was given")
+        return result
+
+    def _wrong(self, what: str) -> SettingsError:
+        return SettingsError(
+            f"the loss {what}", path=f"type = {self.type!r}", fix="correct that function"
+        )
 
 
 def expert_cross_entropy() -> Loss:

@@ -14,8 +14,9 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from demotools.errors import SettingsError
 from demotools.grid import ACTIONS, CELL_CODES, VIEW_SIZE
-from trainer.named import build
+from trainer.named import build, demand
 from trainer.recurrence import lstm_by_runs, runs_of
 from trainer.rollouts import Batch
 
@@ -144,7 +145,16 @@ def build_network(name: str, options: dict[str, object], vocabulary_size: int) -
     from trainer.big import BigNetwork  # it is written in terms of this module
 
     ours: dict[str, Callable[..., nn.Module]] = {"small": SmallNetwork, "big": BigNetwork}
-    return build("network", name, options, ours, vocabulary_size)
+    network = demand(
+        "network", name, build("network", name, options, ours, vocabulary_size), nn.Module
+    )
+    if not callable(getattr(network, "initial_memory", None)):
+        raise SettingsError(
+            "the network has no method `initial_memory`",
+            path=f"type = {name!r}",
+            fix="give it one, from a number of rollouts to zeros [rollouts, memory size]",
+        )
+    return network
 
 
 def parameter_count(model: nn.Module) -> int:

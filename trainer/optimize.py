@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from trainer.config import Named, OptimizerSettings
-from trainer.named import build
+from trainer.named import build, demand
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -23,7 +23,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
     """The optimizer of the settings over all weights; SettingsError where there is none."""
     options = {"lr": settings.lr, **settings.options}
-    return build("optimizer", settings.type, options, OPTIMIZERS, model.parameters())
+    built = build("optimizer", settings.type, options, OPTIMIZERS, model.parameters())
+    return demand("optimizer", settings.type, built, Optimizer)
 
 
 def build_schedule(
@@ -65,7 +66,8 @@ def build_schedule(
         "linear": decaying(lambda x: 1 - x),
         "cosine": decaying(lambda x: (1 + math.cos(math.pi * x)) / 2),
     }
-    return build("schedule", settings.type, settings.options, ours, optimizer)
+    built = build("schedule", settings.type, settings.options, ours, optimizer)
+    return demand("schedule", settings.type, built, LRScheduler)
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gymnasium.error import Error as GymnasiumError
-
 from demotools.bot import can_play
-from demotools.environment import Environment
-from demotools.errors import CheckpointError, LevelError, SettingsError, from_os_error
+from demotools.errors import CheckpointError, SettingsError, from_os_error
 from demotools.store import data_folder
 from trainer.checkpoint import BEST, FAILED, Checkpoint, read_checkpoint
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
@@ -27,7 +24,7 @@ from trainer.evaluate import Evaluation, Policy, RandomPolicy, check_playable, e
 from trainer.interrupt import stop_request
 from trainer.log import BOARD_FOLDER, Axis, weights_and_biases
 from trainer.log import FILE_NAME as LOG_FILE
-from trainer.named import find
+from trainer.making import made_environment
 from trainer.on_policy import needs_expert
 from trainer.pipeline import train
 from trainer.plan import duration, expected_cost
@@ -203,17 +200,9 @@ def _check_environments(settings: Settings, processes: int | None, team: Team) -
             path="--processes",
             fix=f"give -m {count} or less, or set on_policy.environments to {processes} or more",
         )
-    make: Callable[[str], Environment] = find("environment", maker, {})
     if maker == LEVELS:
         check_playable(settings.run.level)
-    try:
-        environment = make(settings.run.level)
-    except GymnasiumError as error:
-        raise LevelError(
-            f"there is no environment for the level `{settings.run.level}`: {error}",
-            path=f"environment = {maker!r}",
-            fix="correct run.level, or on_policy.environment",
-        ) from error
+    environment = made_environment(maker, settings.run.level)
     for number, stage in enumerate(settings.stages):
         advised = any(map(needs_expert, build_losses(settings, stage.losses).values()))
         if (advised or stage.teacher_forcing) and not can_play(environment):

@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from demotools.errors import SettingsError
 from demotools.store import Store
 from trainer.augment import Augmenter, batch_missions
-from trainer.config import Settings, StageSettings
+from trainer.config import Named, Settings, StageSettings
 from trainer.distributed import ALONE, Team
-from trainer.losses import Loss, LossResult, expert_cross_entropy, merged_losses
+from trainer.losses import ForeignLoss, Loss, LossResult, expert_cross_entropy, merged_losses
 from trainer.models import Model
 from trainer.named import build
 from trainer.on_policy import A2C, PPO, Imitation
@@ -31,9 +32,20 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 def build_losses(settings: Settings, names: dict[str, float]) -> dict[str, Loss]:
     """The losses of these names; SettingsError where a type does not exist."""
     chosen = {name: settings.losses[name] for name in names}
-    return {
-        name: build("loss", named.type, named.options, LOSSES) for name, named in chosen.items()
-    }
+    return {name: _built(named) for name, named in chosen.items()}
+
+
+def _built(named: Named) -> Loss:
+    loss = build("loss", named.type, named.options, LOSSES)
+    if named.type in LOSSES:
+        return loss
+    if not callable(loss):
+        raise SettingsError(
+            f"the loss gives {type(loss).__name__}, which cannot be called with a batch",
+            path=f"type = {named.type!r}",
+            fix="name what is called with its keys and gives the loss",
+        )
+    return ForeignLoss(named.type, loss)
 
 
 class DemoStream:

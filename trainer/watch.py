@@ -6,7 +6,6 @@ judged by its end before its first picture is drawn, and pictures are those of `
 
 from __future__ import annotations
 
-import pkgutil
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from demotools.terminal import Scene, page_lines, step_through
 from trainer.checkpoint import read_checkpoint
 from trainer.config import LEVELS, Settings
 from trainer.evaluate import check_episodes, check_playable
+from trainer.making import made_environment
 from trainer.policy import NetworkPolicy
 
 CANDIDATES = 100
@@ -113,7 +113,7 @@ def watched_episodes(
         make = settings.on_policy.environment if settings.on_policy is not None else LEVELS
     if make == LEVELS:
         check_playable(level)
-    environment: Environment = pkgutil.resolve_name(make)(level)
+    environment: Environment = made_environment(make, level)
     policy = NetworkPolicy(saved.network(), saved.words)
     critic = _has_critic(settings)
     count = max(episodes, CANDIDATES) if worst else episodes
