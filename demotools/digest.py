@@ -85,8 +85,9 @@ def mission_pieces(store: Store) -> Iterator[tuple[int, list[str]]]:
     start = 0
     for texts in text_chunks(store.path):
         for first in range(0, len(texts), _MISSIONS):
-            yield start + first, texts[first : first + _MISSIONS]
+            yield start + first, texts[first : first + _MISSIONS].tolist()
         start += len(texts)
+        del texts  # before the next are read: one chunk of them takes some 100 MB
 
 
 def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:

@@ -29,6 +29,7 @@ from pydantic_core import from_json
 from demotools.errors import SettingsError, StoreError
 from demotools.grid import unpacked_cells
 from demotools.metadata import TEXTS, ArrayMetadata, array_metadata, array_names, damaged
+from demotools.vocabulary import vocabulary_hash
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -182,7 +183,7 @@ class Store:
     @cached_property
     def mission_text(self) -> list[str]:
         """The M distinct missions; read on first use."""
-        return [text for texts in text_chunks(self.path) for text in texts]
+        return [text for texts in text_chunks(self.path) for text in texts.tolist()]
 
     def images(self, start: int, stop: int) -> Image:
         """The views of steps [start, stop) as images uint8 [stop - start, H, W, C]."""
@@ -304,6 +305,8 @@ def open_store(path: Path | str) -> Store:
     )
     if _fingerprint(path, arrays) != attributes.fingerprint:
         raise damaged(path, "its checksums are not the ones that it was written with")
+    if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:
+        raise damaged(path, "its vocabulary is not the one that its hash names")
     if store.steps != attributes.steps:
         raise damaged(path, f"its episodes end at step {store.steps} of {attributes.steps}")
     return store
@@ -376,8 +379,8 @@ def read_attributes(path: Path) -> StoreAttributes:
         raise damaged(path, f"its attributes are wrong at {keys}") from error
 
 
-def text_chunks(path: Path) -> Iterator[list[str]]:
-    """The distinct missions of a store in order, a chunk file of them at a time.
+def text_chunks(path: Path) -> Iterator[NDArray[Any]]:
+    """The distinct missions of a store in order, a chunk file of them at a time: string [N].
 
     StoreError  a chunk file does not unpack to what the metadata announce
     """
@@ -386,7 +389,7 @@ def text_chunks(path: Path) -> Iterator[list[str]]:
     try:
         texts = zarr.open_array(path / TEXTS, mode="r")
         for start in range(0, texts.shape[0], texts.chunks[0]):
-            yield np.asarray(texts[start : start + texts.chunks[0]]).tolist()
+            yield np.asarray(texts[start : start + texts.chunks[0]])
     # zarr's words for a checksum that fails, a chunk that does not unpack, metadata it cannot use
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         raise damaged(path, f"{TEXTS} cannot be read: {error}") from error
