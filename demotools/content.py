@@ -8,7 +8,7 @@ from typing import Literal
 
 from demotools.sources import RefusedError, page_problem
 
-_HEAD_BYTES = 512
+HEAD_BYTES = 512
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22
 
@@ -35,7 +35,7 @@ def content_kind(path: Path) -> Kind:
     WrongFileError  neither a whole pickle nor a whole archive of ours
     """
     with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
+        head = stream.read(HEAD_BYTES)
         stream.seek(max(path.stat().st_size - _ZIP_END_BYTES, 0))
         tail = stream.read()
     kind = kind_of_head(head)
@@ -50,7 +50,7 @@ def kind_of_head(head: bytes) -> Kind:
 
     WrongFileError  neither a pickle nor an archive of ours
     """
-    head = head[:_HEAD_BYTES]
+    head = head[:HEAD_BYTES]
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return "pickle"
     if head.startswith(b"PK\x03\x04"):

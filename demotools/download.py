@@ -17,7 +17,14 @@ from typing import IO, Any, Self
 
 from tqdm import tqdm
 
-from demotools.content import Expected, WrongFileError, compare, content_kind, kind_of_head
+from demotools.content import (
+    HEAD_BYTES,
+    Expected,
+    WrongFileError,
+    compare,
+    content_kind,
+    kind_of_head,
+)
 from demotools.errors import FetchError
 from demotools.sources import Place
 from demotools.transfer import Known, Terms, Transfer
@@ -122,7 +129,8 @@ def _receive(part: PartFile, place: Place, known: Known, expected: Expected, ter
                 bar.total = transfer.total
                 bar.set_description_str(name)
             else:
-                if not part.size_bytes:
+                # a network may hand over the first bytes one by one: then the last check decides
+                if not part.size_bytes and len(block) >= HEAD_BYTES:
                     kind_of_head(block)
                 part.append(block)
                 bar.update(len(block))

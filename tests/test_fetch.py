@@ -437,6 +437,14 @@ def test_what_is_no_demo_file_is_refused(
     assert visible(folder) == set()
 
 
+def test_first_bytes_that_come_one_by_one_are_not_judged_too_early(
+    server: DriveServer, fetch: Fetch, folder: Path
+) -> None:
+    # two bytes of a web page, of an archive or of nothing known look alike
+    server.files["a.pkl"] = Served(b"demos", piece=1, pause=0.05)
+    assert "first bytes 64656d6f73" in refused(from_url(fetch, server))
+
+
 def test_a_pickle_that_is_none_of_ours_is_set_aside(
     server: DriveServer, fetch: Fetch, folder: Path
 ) -> None:
