@@ -438,7 +438,7 @@ def test_what_is_no_demo_file_is_refused(
 
 
 def test_first_bytes_that_come_one_by_one_are_not_judged_too_early(
-    server: DriveServer, fetch: Fetch, folder: Path
+    server: DriveServer, fetch: Fetch
 ) -> None:
     # two bytes of a web page, of an archive or of nothing known look alike
     server.files["a.pkl"] = Served(b"demos", piece=1, pause=0.05)
