@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ collect_ignore = [
         r"^(from|import) (torch|trainer)|^    from trainer", file.read_text("utf-8"), re.M
     )
 ]
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests that
+# press it must see what a user sees.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "real_demos"
 MISSIONS = ("go to the red ball", "go to a green key", "go to the grey box")

@@ -204,6 +204,7 @@ def test_an_array_too_few_or_too_many_is_refused(path: Path, array: str) -> None
 
 
 def test_training_refuses_an_edited_store(path: Path) -> None:
+    pytest.importorskip("torch")
     trainer = pytest.importorskip("trainer.cli", exc_type=ImportError)
     file = path / "cells/zarr.json"
     file.write_text(file.read_text().replace("uint8", "int8"))

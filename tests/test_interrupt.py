@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")  # the commands below train and play
+
 EVALUATE = ("evaluate", "--policy", "bot", "--level", "GoToLocal", "--episodes", "1000000")
 TRAIN = ("run", "ppo", "--tiny", "--set", "stages.0.max_env_steps=100000000", "-o", "run")
 
