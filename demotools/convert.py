@@ -34,6 +34,7 @@ from demotools.grid import Encoding
 from demotools.layouts import PicklePart
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
+from demotools.processes import processor_count
 from demotools.store import new_store_path, read_attributes
 from demotools.writer import StoreBuilder, read_notes, write_part
 
@@ -178,7 +179,7 @@ def convert_files(
     builder = StoreBuilder(new_store_path(name, folder), job, overwrite=options.overwrite)
     with builder:
         try:
-            workers = options.workers or _processors()
+            workers = options.workers or processor_count()
             decoding = decoders(builder) if decoders else _Decoders(workers, builder.parts)
             source = {**_convert(described, builder, options, decoding), **(origin or {})}
             path = builder.finish(
@@ -389,10 +390,6 @@ class _Decoders:
                 self._collect(set(self._under_way))
         finally:
             self._executor.shutdown(cancel_futures=True)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _helpers(count: int) -> ProcessPoolExecutor:

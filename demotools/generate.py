@@ -7,7 +7,6 @@ started again, gives the same bytes.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,7 +25,7 @@ from demotools.environment import SEEDS, level_environment_id, make_environment
 from demotools.errors import LevelError, SettingsError
 from demotools.grid import VIEW_SIZE
 from demotools.manifest import Split, read_manifest
-from demotools.processes import submitting
+from demotools.processes import processor_count, submitting
 from demotools.store import Episodes
 from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, write_part
 
@@ -288,8 +287,4 @@ def first_episodes(episodes: Episodes, number: int) -> Episodes:
 
 def _enough(recording: Recording) -> int:
     """As many processes as there are processors; but starting one costs some 500 episodes."""
-    if hasattr(os, "sched_getaffinity"):
-        processors = len(os.sched_getaffinity(0))
-    else:
-        processors = os.cpu_count() or 1
-    return min(processors, 1 + recording.episodes // 500)
+    return min(processor_count(), 1 + recording.episodes // 500)

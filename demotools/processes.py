@@ -25,6 +25,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def processor_count() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @contextmanager
 def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Callable[P, Future[T]]]:
     """A function that begins the task with its arguments in one of `workers` processes.
