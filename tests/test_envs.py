@@ -48,6 +48,37 @@ def make_sleepy(level: str) -> Environment:
     return environment
 
 
+def make_raising(level: str) -> Environment:
+    """An environment whose `step` raises at the action `done`, and `reset` at the seed 13."""
+    environment = make_environment(level)
+    step, reset = environment.step, environment.reset
+
+    def raising_step(action: int) -> Any:
+        if action == 6:
+            raise ZeroDivisionError("nothing is left")
+        return step(action)
+
+    def raising_reset(*, seed: int) -> Any:
+        if seed == 13:
+            sys.exit("unlucky")
+        return reset(seed=seed)
+
+    environment.step = raising_step  # type: ignore[method-assign]
+    environment.reset = raising_reset  # type: ignore[method-assign,assignment]
+    return environment
+
+
+def make_wide(level: str) -> Environment:
+    """An environment whose views are 9 cells wide."""
+    import gymnasium
+    from minigrid.wrappers import ViewSizeWrapper
+
+    del level
+    view: Any = ViewSizeWrapper
+    wide: Environment = view(gymnasium.make("MiniGrid-Empty-5x5-v0"), agent_view_size=9)
+    return wide
+
+
 def make_broken(level: str) -> Environment:
     """An environment that fails with a message as soon as it is made."""
     raise LevelError("this level is closed today", path=level, fix="come back tomorrow")
@@ -233,6 +264,31 @@ def test_an_environment_that_cannot_be_made_says_why_whatever_the_process(proces
         VectorEnvironment(kind, 2, processes=processes) as vector,
     ):
         vector.reset(seed_streams(range(10), 2))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "seed", "what", "where", "cause"),
+    [
+        ("raising", 20, r"step\(6\)", "of seed 21", "ZeroDivisionError: nothing is left"),
+        ("raising", 12, r"reset\(seed=13\)", "of seed 13", "SystemExit: unlucky"),
+        ("wide", 20, r"reset\(seed=20\)", "of seed 20", r"ValueError: .*\(9,9,3\)"),
+    ],
+)
+def test_an_environment_that_raises_is_told_with_seed_action_and_cause(
+    make: str, seed: int, what: str, where: str, cause: str, processes: int
+) -> None:
+    kind = EnvironmentKind("GoToLocal", make=f"tests.test_envs:make_{make}")
+    with (
+        pytest.raises(LevelError, match=f"fails at `{what}` .*{where}: {cause}") as caught,
+        VectorEnvironment(kind, 2, processes=processes) as vector,
+    ):
+        vector.reset(seed_streams(range(seed, 100), 2))
+        vector.step(np.array([0, 1]))
+        vector.step(np.array([1, 6]))
+    assert caught.value.path == f"environment = 'tests.test_envs:make_{make}'"
+    # the cause of an error in another process is its traceback there
+    assert cause.partition(":")[0] in repr(caught.value.__cause__)
 
 
 def test_environment_processes_do_not_load_torch() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.bot import BotError, Expert
-from demotools.environment import Environment, observed_cells
+from demotools.environment import Environment, Observation, observed_cells
+from demotools.errors import DemotoolsError, LevelError
 from demotools.grid import VIEW_SIZE
 from trainer.making import made_environment
+from trainer.named import FOREIGN, told
 
 FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
     "cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
@@ -57,6 +60,7 @@ class Group:
     """
 
     def __init__(self, kind: EnvironmentKind, arrays: dict[str, NDArray[Any]]) -> None:
+        self._kind = kind
         self._arrays = arrays
         self._environments: list[Environment] = [
             made_environment(kind.make, kind.level) for _ in arrays["seed"]
@@ -99,6 +103,16 @@ class Group:
             self._arrays[name][:] = 0
 
     def _step_one(self, number: int, action: int) -> None:
+        with self._foreign(number, f"step({action})"):
+            ended = self._play(number, action)
+        if ended:
+            self._begin(number)
+            return
+        self._arrays["mask"][number] = 1
+        self._ask_expert(number, action)
+
+    def _play(self, number: int, action: int) -> bool:
+        """Whether this action ends the episode."""
         arrays = self._arrays
         observation, reward, terminated, truncated, _ = self._environments[number].step(action)
         arrays["reward"][number] = reward
@@ -108,12 +122,9 @@ class Group:
             arrays["final_cells"][number] = observed_cells(observation["image"])
             arrays["final_direction"][number] = observation["direction"]
         if terminated or truncated:
-            self._begin(number)
-            return
-        self._images[number] = observation["image"]
-        arrays["direction"][number] = observation["direction"]
-        arrays["mask"][number] = 1
-        self._ask_expert(number, action)
+            return True
+        self._show(number, observation)
+        return False
 
     def _begin(self, number: int) -> None:
         arrays = self._arrays
@@ -124,13 +135,33 @@ class Group:
             return
         arrays["seed"][number] = seed
         environment = self._environments[number]
-        observation, _ = environment.reset(seed=seed)
-        self._images[number] = observation["image"]
-        arrays["direction"][number] = observation["direction"]
-        self._missions[number] = str(observation["mission"])
+        with self._foreign(number, f"reset(seed={seed})"):
+            observation, _ = environment.reset(seed=seed)
+            self._show(number, observation)
+            self._missions[number] = str(observation["mission"])
         if self._experts is not None:
             self._experts[number] = Expert(environment)
             self._ask_expert(number, None)
+
+    def _show(self, number: int, observation: Observation) -> None:
+        self._images[number] = observation["image"]
+        self._arrays["direction"][number] = observation["direction"]
+
+    @contextmanager
+    def _foreign(self, number: int, call: str) -> Iterator[None]:
+        """LevelError where the environment itself fails, with what repeats it."""
+        try:
+            yield
+        except DemotoolsError:
+            raise
+        except FOREIGN as error:
+            seed = self._arrays["seed"][number]
+            raise LevelError(
+                f"the environment of `{self._kind.level}` fails at `{call}` in the episode of "
+                f"seed {seed}: {told(error)}",
+                path=f"environment = {self._kind.make!r}",
+                fix="correct it: the same seed and actions show the failure again",
+            ) from error
 
     def _ask_expert(self, number: int, taken: int | None) -> None:
         if self._experts is None:

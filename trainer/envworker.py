@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ _SECONDS_TO_END = 5.0
 
 class WorkerLostError(Exception):
     """The process died or hangs; its text says which."""
+
+
+class RemoteError(Exception):
+    """What caused a failure in the process; its text is the traceback there."""
+
+
+class Failure(NamedTuple):
+    """An answer: what was raised in the process, and the traceback of its cause, if it has one."""
+
+    error: DemotoolsError
+    cause: str
 
 
 class Start(NamedTuple):
@@ -78,12 +90,12 @@ class Worker:
             if not self._connection.poll(seconds):
                 self.process.kill()
                 raise WorkerLostError(f"did not answer for {seconds:.0f} seconds")
-            reply: dict[int, str] | DemotoolsError = self._connection.recv()
+            reply: dict[int, str] | Failure = self._connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(_SECONDS_TO_END)
             raise WorkerLostError(f"died (exit code {self.process.exitcode})") from error
-        if isinstance(reply, DemotoolsError):
-            raise reply
+        if isinstance(reply, Failure):
+            raise reply.error from (RemoteError(reply.cause) if reply.cause else None)
         return reply
 
     def hang_up(self) -> None:
@@ -110,6 +122,7 @@ def _serve(connection: Connection, shared: Shared, span: range) -> None:
                 group = group or Group(shared.kind, arrays)
                 connection.send(group.step() if start is None else group.reset(*start))
             except DemotoolsError as error:
-                connection.send(error)
+                cause = traceback.format_exception(error.__cause__) if error.__cause__ else []
+                connection.send(Failure(error, "".join(cause)))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
