@@ -2,13 +2,15 @@
 
 The batch is of episodes as long as GoToLocal's (geometric, mean 5.3 steps); the reference is the
 definition that the tests hold the networks against: each step on its own, nothing shared. In
-turns within one run; median of several updates and their spread.
+turns within one run; median of several updates and their spread. The processor time is that of all
+threads; on a busy machine its ratio says more than that of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -17,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.test_big import by_steps
-from tests.test_models import WORDS, plain_forward, random_batch
-from trainer.big import BigNetwork
+from tests import test_big, test_film, test_small
+from tests.test_networks import WORDS, random_batch
 from trainer.losses import LossStep, expert_cross_entropy
-from trainer.models import SmallNetwork
+from trainer.networks import NETWORKS
+from trainer.networks.big import BigNetwork
+from trainer.networks.film import FilmNetwork
+from trainer.networks.small import SmallNetwork
 from trainer.rollouts import Batch
 
 MEAN_RUN = 5.3
@@ -52,25 +56,33 @@ def ours(bfloat16: bool) -> Step:
 def plainly(network: nn.Module, batch: Batch) -> Tensor:
     rollouts = batch["masks"].shape[1]
     if isinstance(network, BigNetwork):
-        logits = by_steps(network, batch, network.initial_memory(rollouts))[0]
+        logits = test_big.by_steps(network, batch, network.initial_memory(rollouts))[0]
+    elif isinstance(network, FilmNetwork):
+        logits = test_film.by_steps(network, batch, network.initial_memory(rollouts))[0]
     else:
         assert isinstance(network, SmallNetwork)
-        logits = plain_forward(network, batch, network.initial_memory(rollouts))[0]
+        logits = test_small.by_steps(network, batch, network.initial_memory(rollouts))[0]
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["action"].long().flatten())
 
 
-def seconds(step: Step, network: nn.Module, batch: Batch) -> float:
+def seconds(step: Step, network: nn.Module, batch: Batch) -> tuple[float, float]:
+    """Of the clock, and of all processors."""
     network.zero_grad()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     step(network, batch).backward()  # type: ignore[no-untyped-call]
     if batch["masks"].is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - worked
+
+
+def resident_megabytes() -> float:
+    """The largest that this process has been."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=["small", "big"], default="small")
+    parser.add_argument("--network", choices=list(NETWORKS), default="small")
     parser.add_argument("--shape", type=int, nargs=2, default=[128, 128], metavar=("T", "B"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -78,8 +90,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
     options = parser.parse_args()
     torch.manual_seed(0)
-    kinds: dict[str, Callable[[int], nn.Module]] = {"small": SmallNetwork, "big": BigNetwork}
-    kind = kinds[options.network]
+    kind = NETWORKS[options.network]
     network = kind(WORDS).to(options.device)
     T, B = options.shape
     batch = batch_of(T, B, options.device)
@@ -93,7 +104,7 @@ def main() -> None:
         compiled = kind(WORDS).to(options.device)
         compiled.compile()
         ways["ours, compiled"] = (ours(False), compiled)
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):
         for name, (step, network_of_way) in ways.items():
             elapsed = seconds(step, network_of_way, batch)
@@ -101,12 +112,17 @@ def main() -> None:
                 times[name].append(elapsed)
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{options.network} on {options.device}, T = {T}, B = {B}, median of {options.rounds}")
-    plain = statistics.median(times["step by step"])
-    for name, values in times.items():
-        middle = statistics.median(values)
+    print(f"largest resident memory so far: {resident_megabytes():,.0f} MB")
+    plain, plain_worked = (
+        statistics.median(column) for column in zip(*times["step by step"], strict=True)
+    )
+    for name, pairs in times.items():
+        values, worked = zip(*pairs, strict=True)
+        middle, of_processors = statistics.median(values), statistics.median(worked)
         print(
             f"{name}: {middle:.3f} s ({min(values):.3f} to {max(values):.3f}), "
-            f"{T * B / middle:,.0f} steps/s, {plain / middle:.1f} x"
+            f"{T * B / middle:,.0f} steps/s, {plain / middle:.1f} x; "
+            f"processor time {of_processors:.3f} s, {plain_worked / of_processors:.1f} x"
         )
 
 

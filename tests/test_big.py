@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_models import WORDS, random_batch
-from trainer.big import BigNetwork, present_words
-from trainer.models import build_network, parameter_count
+from tests.test_networks import WORDS, random_batch
+from trainer.networks import build_network, parameter_count
+from trainer.networks.big import BigNetwork, present_words
 from trainer.rollouts import Batch
 
 
@@ -54,16 +54,6 @@ def test_the_big_network_equals_the_loop_over_steps_in_two_batches() -> None:
     for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_padding_after_the_last_word_changes_nothing() -> None:
-    network = little()
-    batch = random_batch(3, 2, 4)
-    longer = torch.nn.functional.pad(batch["mission_tokens"], (0, 3))
-    memory = network.initial_memory(2)
-    output = network(batch, memory)
-    padded = network({**batch, "mission_tokens": longer}, memory)
-    torch.testing.assert_close(output.logits, padded.logits)
 
 
 def test_the_words_are_chosen_by_the_memory() -> None:

@@ -12,7 +12,8 @@ from demotools.errors import LevelError
 from demotools.vocabulary import WORDS
 from trainer.collect import Collector, Forcing, Rollout, minibatches
 from trainer.envs import EnvironmentKind, VectorEnvironment
-from trainer.models import Output, SmallNetwork
+from trainer.networks import Output
+from trainer.networks.small import SmallNetwork
 from trainer.policy import NetworkPolicy
 from trainer.rollouts import Batch
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses import LossResult, expert_cross_entropy, merged_losses
-from trainer.models import Output
+from trainer.networks import Output
 from trainer.rollouts import Batch
 
 

@@ -17,7 +17,7 @@ import sys
 import torch
 from torch import nn
 from trainer.losses import LossResult
-from trainer.models import SmallNetwork
+from trainer.networks.small import SmallNetwork
 from trainer.on_policy import PPO
 
 number = 5

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.models import Output
+from trainer.networks import Output
 from trainer.on_policy import (
     A2C,
     PPO,

@@ -23,7 +23,7 @@ from trainer.cli import main
 from trainer.config import shipped_recipes
 from trainer.log import read_log
 from trainer.losses import LossResult
-from trainer.models import Model
+from trainer.networks import Model
 from trainer.on_policy import PPO
 from trainer.rollouts import Batch
 

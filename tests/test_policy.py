@@ -13,7 +13,7 @@ from demotools.errors import CheckpointError, DemotoolsError, LevelError
 from demotools.vocabulary import WORDS
 from trainer.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from trainer.config import read_settings, toml_of
-from trainer.models import SmallNetwork
+from trainer.networks.small import SmallNetwork
 from trainer.policy import NetworkPolicy, tokenised
 
 

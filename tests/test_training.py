@@ -26,7 +26,7 @@ from trainer.cli import main
 from trainer.config import Settings, read_settings
 from trainer.log import read_log
 from trainer.losses import Loss, LossResult
-from trainer.models import Model
+from trainer.networks import Model
 from trainer.plan import expected_cost
 from trainer.resolve import resolved
 from trainer.rollouts import Batch

@@ -31,7 +31,7 @@ from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.cli import main
 from trainer.config import read_settings, toml_of
 from trainer.evaluate import evaluate_policy
-from trainer.models import build_network
+from trainer.networks import build_network
 from trainer.policy import NetworkPolicy, load_policy
 from trainer.watch import Watched, watched_episodes, watched_gif, watched_text
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from demotools.errors import CheckpointError, SettingsError, from_os_error
 from trainer.config import Settings, parsed_settings
-from trainer.models import build_network
+from trainer.networks import build_network
 
 FORMAT = 1
 FILE_NAME = "last.pt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from demotools.errors import DemotoolsError
 from trainer.augment import batch_missions
+from trainer.distributed import ALONE, Team
 from trainer.envs import EnvironmentStep, VectorEnvironment, seed_streams
 from trainer.on_policy import gae_advantages, normalised, taken_log_prob
 from trainer.policy import NetworkPolicy, tokenised
 from trainer.rollouts import Batch
+from trainer.tally import Tally
 
 # Training environments play seeds of the upper half of the train range, which no store of ours
 # reaches, and never those of evaluation.
@@ -50,18 +52,18 @@ class Forcing:
 class Rollout:
     """T steps of B environments.
 
-    batch      as a network takes it (see `trainer.models`), what the losses take
+    batch      as a network takes it (see `trainer.networks`), what the losses take
                (`trainer.on_policy`) but for advantage and returns, `reward` float32 [T, B] and
                `next_value` float32 [T, B], zeros where not asked for
     memory     [B, memory size] before the first step
-    episodes   that ended, none while the expert may act: reward, length in steps, float64 [n]
+    episodes   that count now (`trainer.tally`), none in which the expert may have acted: float64
+               [n, 2], reward and length in steps
     forcing    teacher forcing as asked and as applied, shares of the steps; None: not in use
     """
 
     batch: Batch
     memory: Tensor
-    reward: NDArray[np.float64]
-    length: NDArray[np.float64]
+    episodes: NDArray[np.float64]
     forcing: tuple[float, float] | None = None
 
     def scalars(self) -> dict[str, float]:
@@ -70,17 +72,20 @@ class Rollout:
         if self.forcing is not None:
             asked, applied = self.forcing
             scalars |= {"forcing_asked": asked, "forcing_applied": applied}
-        if len(self.reward):
+        if len(self.episodes):
+            reward, length = self.episodes.T
             scalars |= {
-                "success": float((self.reward > 0).mean()),
-                "reward": float(self.reward.mean()),
-                "episode_length": float(self.length.mean()),
-                "episodes": len(self.reward),
+                "success": float((reward > 0).mean()),
+                "reward": float(reward.mean()),
+                "episode_length": float(length.mean()),
+                "episodes": len(reward),
             }
         return scalars
 
-    def with_advantages(self, gamma: float, gae_lambda: float, *, normalise: bool) -> Rollout:
-        """The same with `advantage` and `returns` in its batch."""
+    def with_advantages(
+        self, gamma: float, gae_lambda: float, *, normalise: bool, team: Team = ALONE
+    ) -> Rollout:
+        """The same with `advantage`, normalised over the team's rollout, and `returns`."""
         batch = self.batch
         advantage = gae_advantages(
             batch["reward"],
@@ -93,9 +98,9 @@ class Rollout:
         )
         more = {
             "returns": advantage + batch["value"],
-            "advantage": normalised(advantage) if normalise else advantage,
+            "advantage": normalised(advantage, team) if normalise else advantage,
         }
-        return Rollout({**batch, **more}, self.memory, self.reward, self.length, self.forcing)
+        return replace(self, batch={**batch, **more})
 
 
 @dataclass
@@ -110,8 +115,7 @@ class _Record:
     cut_value: list[Tensor] = field(default_factory=list)
     asked: list[float] = field(default_factory=list)
     applied: list[float] = field(default_factory=list)
-    reward: list[NDArray[Any]] = field(default_factory=lambda: [np.zeros(0)])
-    length: list[NDArray[Any]] = field(default_factory=lambda: [np.zeros(0)])
+    episodes: list[NDArray[np.float64]] = field(default_factory=list)
 
 
 class Collector:
@@ -145,10 +149,9 @@ class Collector:
         low = _FIRST_SEED + seed * 1_000_003 % (_LAST_SEED - _FIRST_SEED) // 2
         streams = seed_streams(range(low, _LAST_SEED), self._everywhere)
         self._streams = streams[first : first + vector.count]
-        self._length = np.zeros(vector.count, dtype=np.int64)
-        self._ended_once = np.zeros(vector.count, dtype=np.bool_)
+        self._tally = Tally(vector.count)
         self.recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
-        """Whether the latest episodes succeeded; none counts while the expert may act."""
+        """Whether the latest episodes succeeded, of those that count."""
         self._step = vector.reset(self._streams)
         policy.reset(vector.count)
         self._whole = self._present_state()
@@ -176,8 +179,7 @@ class Collector:
         return Rollout(
             batch=self._batch(record, stage_steps),
             memory=memory,
-            reward=np.concatenate(record.reward),
-            length=np.concatenate(record.length),
+            episodes=np.concatenate(record.episodes),
             forcing=forcing,
         )
 
@@ -188,7 +190,7 @@ class Collector:
             asked = self._forcing.probability(stage_steps)
             if asked > 0:
                 # not even episodes count in which nothing was forced: those are the short ones
-                self._ended_once[:] = False
+                self._tally.spoil()
             drawn = torch.rand(len(action)).numpy() < asked
             forced = drawn & (before.expert_action >= 0)
             action = np.where(forced, before.expert_action, action)
@@ -202,7 +204,9 @@ class Collector:
         record.value.append(policy.values)
         if self._bootstrap:
             record.cut_value.append(self._cut_value(before, after))
-        self._note_episodes(record, after)
+        episodes = self._tally.note(after.reward, after.terminated | after.truncated)
+        record.episodes.append(episodes)
+        self.recent.extend((episodes[:, 0] > 0).tolist())
 
     def _cut_value(self, before: EnvironmentStep, after: EnvironmentStep) -> Tensor:
         """The critic's value of what episodes showed last when they were cut off, else 0: [B]."""
@@ -218,18 +222,6 @@ class Collector:
             )
             value[rows] = output.values[0]
         return value
-
-    def _note_episodes(self, record: _Record, after: EnvironmentStep) -> None:
-        self._length += 1
-        ended = after.terminated | after.truncated
-        # short episodes end first, and those are successes: until every environment has ended
-        # one, the ended ones are no fair picture
-        if self._ended_once.all():
-            record.reward.append(after.reward[ended])
-            record.length.append(self._length[ended])
-            self.recent.extend((after.reward[ended] > 0).tolist())
-        self._ended_once |= ended
-        self._length[ended] = 0
 
     def _batch(self, record: _Record, stage_steps: int) -> Batch:
         before, after, device = record.before, record.after, self._policy.memory.device
@@ -272,8 +264,7 @@ class Collector:
         return {
             **self._vector.state(),
             "memory": self._policy.memory,
-            "length": self._length.tolist(),
-            "ended_once": self._ended_once.tolist(),
+            "tally": self._tally.state(),
             "recent": list(self.recent),
         }
 
@@ -285,8 +276,7 @@ class Collector:
         ]
         self._step = self._vector.reset(streams, state["taken"])
         self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
-        self._length = np.array(state["length"], dtype=np.int64)
-        self._ended_once = np.array(state["ended_once"], dtype=np.bool_)
+        self._tally.load_state(state["tally"])
         self.recent.extend(state["recent"])
         self._whole = self._present_state()
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from demotools.errors import DemotoolsError, SettingsError
-from trainer.models import Model, Output
+from trainer.distributed import ALONE, Team
+from trainer.foreign import output_of
 from trainer.named import FOREIGN, demand, told
+from trainer.networks import Model, Output
 from trainer.rollouts import Batch
 
 
@@ -104,9 +106,19 @@ def expert_cross_entropy() -> Loss:
     return loss
 
 
-def merged_losses(results: Mapping[str, LossResult], weights: Mapping[str, float]) -> Tensor:
-    """The weighted sum of losses: a scalar."""
-    return torch.stack([weights[name] * result.loss for name, result in results.items()]).sum()
+def merged_losses(
+    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
+) -> Tensor:
+    """The weighted sum of losses: a scalar.
+
+    Its mean over a team is that of means over the steps of all, however unequally these lie.
+    """
+    losses = [weights[name] * result.loss for name, result in results.items()]
+    if team.world > 1:
+        steps = losses[0].new_tensor([result.steps for result in results.values()])
+        shares = steps * team.world / team.total(steps).clamp(min=1)
+        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
+    return torch.stack(losses).sum()
 
 
 class LossStep(nn.Module):
@@ -143,7 +155,7 @@ class _Once:
         if self._asked is None or self._asked[0] is not batch or self._asked[1] is not memory:
             self._asked = (batch, memory)
             with torch.autocast(memory.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits, values, after = self._network(batch, memory)
+                logits, values, after = output_of(self._network, batch, memory)
             dtype = memory.dtype
             self._output = Output(logits.to(dtype), values.to(dtype), after.to(dtype))
         return self._output

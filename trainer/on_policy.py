@@ -1,7 +1,7 @@
 """On-policy losses: PPO, A2C and imitation of the expert, and the advantages that they need.
 
 The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
-`type`. Beside what every batch holds (`trainer.models`), theirs hold what was true when the
+`type`. Beside what every batch holds (`trainer.networks`), theirs hold what was true when the
 rollout was collected, all [T, B] unless it says otherwise:
 
     action           uint8, the action taken          advantage    float32, normalised if so set
@@ -18,8 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed import ALONE, Team
 from trainer.losses import Loss, LossResult
-from trainer.models import Model, Output
+from trainer.networks import Model, Output
 from trainer.rollouts import Batch
 
 
@@ -52,9 +53,13 @@ def gae_advantages(
     return advantage
 
 
-def normalised(advantage: Tensor) -> Tensor:
-    """With mean 0 and standard deviation 1 over all steps."""
-    return (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-5)
+def normalised(advantage: Tensor, team: Team = ALONE) -> Tensor:
+    """With mean 0 and standard deviation 1 over all steps, those of the whole team."""
+    exact = advantage.double()
+    count = team.total(exact.new_tensor(exact.numel()))
+    mean = team.total(exact.sum()) / count
+    deviation = (team.total(((exact - mean) ** 2).sum()) / count).sqrt()
+    return ((exact - mean) / (deviation + 1e-5)).to(advantage.dtype)
 
 
 def ppo_policy_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:

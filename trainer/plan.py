@@ -16,7 +16,7 @@ from trainer.collect import Collector
 from trainer.config import OnPolicySettings, Settings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
 from trainer.losses import LossStep, merged_losses
-from trainer.models import parameter_count
+from trainer.networks import parameter_count
 from trainer.policy import NetworkPolicy
 from trainer.streams import DemoStream, build_losses
 

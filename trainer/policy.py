@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from demotools.environment import observed_cells
 from demotools.errors import CheckpointError
 from demotools.vocabulary import mission_tokens, mission_words
-from trainer.models import Model, Output
+from trainer.foreign import memory_of, output_of
+from trainer.networks import Output
 
 
 class NetworkPolicy:
@@ -37,7 +38,7 @@ class NetworkPolicy:
 
     def reset(self, count: int) -> None:
         """Forget everything; from now on there are `count` environments."""
-        self.memory = cast(Model, self._model).initial_memory(count)
+        self.memory = memory_of(self._model, count)
 
     def act(
         self,
@@ -86,7 +87,7 @@ class NetworkPolicy:
             "mission_tokens": tokens.to(device),
         }
         with torch.no_grad():
-            return cast(Model, self._model)(batch, memory)
+            return output_of(self._model, batch, memory)
 
 
 class LoadedPolicy:

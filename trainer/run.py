@@ -19,7 +19,7 @@ from trainer.config import Settings
 from trainer.distributed import ALONE, Team
 from trainer.log import Meter, RunLog, Stopwatch
 from trainer.losses import LossStep
-from trainer.models import build_network
+from trainer.networks import build_network
 from trainer.optimize import build_optimizer, build_schedule
 from trainer.plan import stage_plan
 from trainer.streams import build_losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,15 @@ from demotools.store import Store
 from trainer.augment import Augmenter, batch_missions
 from trainer.config import Named, Settings, StageSettings
 from trainer.distributed import ALONE, Team
-from trainer.losses import ForeignLoss, Loss, LossResult, expert_cross_entropy, merged_losses
-from trainer.models import Model
+from trainer.foreign import memory_of
+from trainer.losses import (
+    ForeignLoss,
+    Loss,
+    LossResult,
+    LossStep,
+    expert_cross_entropy,
+    merged_losses,
+)
 from trainer.named import build
 from trainer.on_policy import A2C, PPO, Imitation
 from trainer.rollouts import Batch, ExpertTrajectoryIterator
@@ -80,8 +87,7 @@ class DemoStream:
             seed=settings.run.seed,
             first_rollout=share.start,
         )
-        initial = cast(Model, model).initial_memory(len(share))
-        self._memory = dict.fromkeys(self._losses, initial)
+        self._memory = dict.fromkeys(self._losses, memory_of(model, len(share)))
 
     def batch(self) -> Batch:
         """The next batch, on the device of the network."""
@@ -125,13 +131,14 @@ class HoldOut:
         iterator = ExpertTrajectoryIterator(
             store, rollouts=rollouts, rollout_len=_HOLD_OUT_STEPS, layout="native"
         )
-        self._network = cast(Model, network)
-        self._memory = self._network.initial_memory(rollouts)
+        self._losses = LossStep(network)
+        self._memory = memory_of(network, rollouts)
         batch = batch_missions(next(iterator), iterator.mission_tokens)
         self._batch = {name: values.to(self._memory.device) for name, values in batch.items()}
 
     def cross_entropy(self) -> float:
         """Against the expert's actions, in nats per step."""
         with torch.no_grad():
-            result = expert_cross_entropy()(self._network, self._batch, self._memory)
-        return result.loss.item()
+            losses = {"expert_ce": expert_cross_entropy()}
+            results = self._losses(losses, self._batch, {"expert_ce": self._memory})
+        return float(results["expert_ce"].loss.item())

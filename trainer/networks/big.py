@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from demotools.grid import ACTIONS, CELL_CODES
-from trainer.models import Output, check_sizes
+from trainer.networks.base import (
+    FilmBlock,
+    Output,
+    check_sizes,
+    empty_memory,
+    head,
+    in_order,
+    output_of_runs,
+)
 from trainer.recurrence import runs_of
 from trainer.rollouts import Batch
 
@@ -42,25 +50,6 @@ class WordEncoder(nn.Module):
             self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1]
         )
         return states
-
-
-class FilmBlock(nn.Module):
-    """Two convolutions, the second scaled and shifted by an instruction, beside a shortcut.
-
-    Source: Perez et al. 2018.
-    """
-
-    def __init__(self, channels: int, instruction: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(instruction, 2 * channels)
-
-    def forward(self, view: Tensor, instruction: Tensor) -> Tensor:
-        """[n, channels, h, w] of the same."""
-        scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
-        inner = self.second(torch.relu(self.first(view)))
-        return view + torch.relu(inner * (1 + scale) + shift)
 
 
 class RecurrentWeights:
@@ -147,19 +136,18 @@ class BigNetwork(nn.Module):
         self.query = nn.Linear(2 * memory, instruction)
         self.blocks = nn.ModuleList(FilmBlock(channels, instruction) for _ in range(2))
         self.cell = nn.LSTMCell(channels, memory)
-        self.actor = nn.Sequential(nn.Linear(memory, 64), nn.Tanh(), nn.Linear(64, len(ACTIONS)))
-        self.critic = nn.Sequential(nn.Linear(memory, 64), nn.Tanh(), nn.Linear(64, 1))
+        self.actor = head(memory, len(ACTIONS))
+        self.critic = head(memory, 1)
 
     def initial_memory(self, rollouts: int) -> Tensor:
         """Zeros [B, 2 * memory]: hidden and cell state."""
-        return self.cell.weight_hh.new_zeros(rollouts, 2 * self.cell.hidden_size)
+        return empty_memory(self.cell, rollouts)
 
     def forward(self, batch: Batch, memory: Tensor) -> Output:
-        """Logits, values and the memory after; see `trainer.models`."""
-        T, B = batch["masks"].shape
+        """Logits, values and the memory after; see `trainer.networks`."""
         runs = runs_of(batch["masks"])
-        views = self.seen(batch["cells"].reshape(T * B, *batch["cells"].shape[2:])[runs.order])
-        mission = batch["mission"].reshape(T * B)[runs.order]
+        views = self.seen(in_order(batch["cells"], runs))
+        mission = in_order(batch["mission"], runs)
         words = self.words(batch["mission_tokens"])
         present = present_words(batch["mission_tokens"])
         hidden, state = (memory.detach()[runs.rollout] * runs.carried[:, None]).chunk(2, dim=1)
@@ -178,9 +166,7 @@ class BigNetwork(nn.Module):
             start += going
         outcome = torch.cat(every_hidden)  # [T * B, memory], in the order of the runs
         after = torch.cat([outcome.detach()[runs.last], torch.cat(every_state)[runs.last]], dim=1)
-        logits = self.actor(outcome)[runs.inverse].reshape(T, B, -1)
-        values = self.critic(outcome)[runs.inverse].reshape(T, B)
-        return Output(logits, values, after)
+        return output_of_runs(self.actor, self.critic, outcome, after, runs)
 
     def seen(self, cells: Tensor) -> Tensor:
         """What does not depend on memory: uint8 [n, 7, 7] to [n, channels, 2, 2]."""

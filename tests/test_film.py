@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from demotools.grid import CELL_CODES, UNPACKING_TABLE
+from tests.test_networks import WORDS, random_batch
+from trainer.networks import build_network, parameter_count
+from trainer.networks.base import FilmBlock
+from trainer.networks.film import BagOfWords, FilmNetwork
+from trainer.recurrence import lstm_by_steps
+from trainer.rollouts import Batch
+
+
+def by_steps(network: FilmNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and memory of the network step by step, every block written out: its definition."""
+    features = []
+    for cells, mission in zip(batch["cells"], batch["mission"], strict=True):
+        instruction = network.instruction(batch["mission_tokens"][mission])
+        view = network.cells(cells).permute(0, 3, 1, 2)
+        view = network.stem[0](view).clamp(min=0)
+        view = network.stem[2](view).clamp(min=0)
+        for block in network.blocks:
+            assert isinstance(block, FilmBlock)
+            scale, shift = block.film(instruction).chunk(2, dim=1)
+            inner = block.second(block.first(view).clamp(min=0))
+            inner = (1 + scale[:, :, None, None]) * inner + shift[:, :, None, None]
+            view = view + inner.clamp(min=0)
+        features.append(torch.nn.functional.max_pool2d(view, 7).flatten(1))
+    hidden, after = lstm_by_steps(network.cell, torch.stack(features), batch["masks"], memory)
+    return network.actor(hidden), after
+
+
+def little() -> FilmNetwork:
+    torch.manual_seed(0)
+    return FilmNetwork(WORDS, channels=8, memory=24, instruction=16)
+
+
+def test_the_film_network_equals_the_loop_over_steps_in_two_batches() -> None:
+    network = little()
+    reference = copy.deepcopy(network)
+    memory = expected_memory = network.initial_memory(4)
+    for number in range(2):
+        batch = random_batch(7, 4, 3, seed=number)
+        output = network(batch, memory)
+        logits, expected_memory = by_steps(reference, batch, expected_memory)
+        memory = output.memory
+        torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(memory, expected_memory, rtol=1e-5, atol=1e-5)
+        output.logits.square().sum().backward()
+        logits.square().sum().backward()  # type: ignore[no-untyped-call]
+    for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cell_is_the_sum_of_its_object_its_colour_and_its_state() -> None:
+    cells = BagOfWords(5)
+    object_, colour, state = torch.from_numpy(UNPACKING_TABLE[:CELL_CODES]).int().unbind(1)
+    expected = cells.objects(object_) + cells.colours(colour) + cells.states(state)
+    torch.testing.assert_close(cells(torch.arange(CELL_CODES, dtype=torch.uint8)), expected)
+
+
+def test_the_film_network_has_about_1_2_million_parameters_and_is_named_film() -> None:
+    assert 1_150_000 < parameter_count(build_network("film", {}, 60)) < 1_250_000

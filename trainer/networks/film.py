@@ -1,0 +1,92 @@
+"""BabyAI 1.1's network `bow_endpool_res`: the whole view stays in sight up to the last pooling.
+
+Source: Hui, Chevalier-Boisvert, Bahdanau and Bengio 2020 (arXiv 2007.12770); sizes as in the
+defaults of mila-iqia/babyai (`babyai/model.py`): 128 channels, memory 128, instruction 128. Nothing
+before the LSTM depends on memory, so all steps of a batch go through the convolutions at once, and
+only the LSTM goes run by run.
+
+Different from it, and why:
+- No batch normalisation. Its statistics would make a step depend on the batch around it, mix the
+  rollouts of the store with those of the environments, and act otherwise than it was trained.
+- A channel is scaled by 1 + what the instruction says, not by that itself: the same functions, and
+  a block begins near its shortcut, which is what the normalisation was needed for.
+- No ReLU after the pooling: a sum of what is never negative needs none.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from demotools.grid import ACTIONS, COLOURS, OBJECTS, STATES
+from trainer.networks.base import (
+    FilmBlock,
+    InstructionEncoder,
+    Output,
+    check_sizes,
+    empty_memory,
+    head,
+    in_order,
+    output_of_runs,
+)
+from trainer.recurrence import lstm_by_runs, runs_of
+from trainer.rollouts import Batch
+
+
+class BagOfWords(nn.Module):
+    """Vectors of packed cells, uint8 [...] to [..., size]: object, colour and state summed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.objects = nn.Embedding(len(OBJECTS), size)
+        self.colours = nn.Embedding(len(COLOURS), size)
+        self.states = nn.Embedding(len(STATES), size)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Summed once for each of the 198 codes, in the order of their packing."""
+        objects, colours = self.objects.weight[:, None, None], self.colours.weight[:, None]
+        codes = (objects + colours + self.states.weight).flatten(0, 2)
+        return nn.functional.embedding(cells.int(), codes)
+
+
+class FilmNetwork(nn.Module):
+    """Two convolutions, two FiLM blocks, an LSTM; about 1.2 M parameters.
+
+    vocabulary_size   N, words that token ids 1..N stand for
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        channels: int = 128,
+        memory: int = 128,
+        instruction: int = 128,
+    ) -> None:
+        super().__init__()
+        check_sizes(channels=channels, memory=memory, instruction=instruction)
+        self.instruction = InstructionEncoder(vocabulary_size, instruction)
+        self.cells = BagOfWords(channels)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.blocks = nn.ModuleList(FilmBlock(channels, instruction) for _ in range(2))
+        self.cell = nn.LSTMCell(channels, memory)
+        self.actor = head(memory, len(ACTIONS))
+        self.critic = head(memory, 1)
+
+    def initial_memory(self, rollouts: int) -> Tensor:
+        """Zeros [B, 2 * memory]: hidden and cell state."""
+        return empty_memory(self.cell, rollouts)
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        """Logits, values and the memory after; see `trainer.networks`."""
+        runs = runs_of(batch["masks"])
+        instruction = self.instruction(batch["mission_tokens"])[in_order(batch["mission"], runs)]
+        view = self.stem(self.cells(in_order(batch["cells"], runs)).permute(0, 3, 1, 2))
+        for block in self.blocks:
+            view = block(view, instruction)
+        hidden, after = lstm_by_runs(self.cell, view.amax((2, 3)), runs, memory)
+        return output_of_runs(self.actor, self.critic, hidden, after, runs)
