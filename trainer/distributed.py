@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from demotools.errors import SettingsError
@@ -60,6 +60,14 @@ class Team:
             flag = flag.cuda()
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, element by element."""
+        if self.world == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
 
     def mean(self, scalars: Mapping[str, float]) -> dict[str, float]:
         """The mean of each scalar over the processes that have it."""

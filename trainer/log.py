@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,6 +137,15 @@ class RunLog:
         self._board.close()
         if self._weights_and_biases is not None:
             self._weights_and_biases.finish()
+
+
+def resident_mib() -> dict[str, float]:
+    """`resident_mib`: the memory that this process holds now; empty where no system file tells."""
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        return {}
+    pages = int(status.read_text("ascii").split()[1])
+    return {"resident_mib": pages * resource.getpagesize() / 2**20}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

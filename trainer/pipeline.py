@@ -9,7 +9,8 @@ rollout only tracks success; without a section `off_policy` no store is opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import get_args
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from demotools.errors import DemotoolsError, SettingsError
 from trainer.checkpoint import FAILED
 from trainer.collect import Collector, minibatches
 from trainer.interrupt import StopRequest
-from trainer.log import Axis, Group
+from trainer.log import Axis, Group, resident_mib
 from trainer.losses import LossResult, merged_losses
 from trainer.optimize import clip_gradients
 from trainer.rollouts import Batch
@@ -51,7 +52,7 @@ def train(run: Run, stop: StopRequest) -> None:
                 if ending:
                     return
         progress.next_stage()
-    save(run)
+        save(run)
 
 
 def _cycle(run: Run, stage: Stage, stop: StopRequest) -> None:
@@ -67,23 +68,21 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
     """One rollout, and the updates on it where the stage has losses for it."""
     settings = run.settings.on_policy
     assert settings is not None
-    with run.watch.of("environment"):
-        try:
-            rollout_len = stage.settings.rollout_len or settings.rollout_len
-            rollout = collector.collect(rollout_len, run.progress.stage_env_steps)
-        except DemotoolsError:
-            if run.team.world == 1:  # the others cannot be asked any more
-                save(run, stage)
-            raise
+    with run.watch.of("environment"), _saved_first(run, stage):
+        rollout_len = stage.settings.rollout_len or settings.rollout_len
+        rollout = collector.collect(rollout_len, run.progress.stage_env_steps)
     run.progress.add(env_steps=rollout.batch["masks"].numel() * run.team.world)
     run.meter.add("environment", rollout.scalars())
     if stage.losses:
         rollout = rollout.with_advantages(
-            settings.gamma, settings.gae_lambda, normalise=settings.normalise_advantages
+            settings.gamma,
+            settings.gae_lambda,
+            normalise=settings.normalise_advantages,
+            team=run.team,
         )
     for _ in range(stage.settings.repeats if stage.losses else 0):
         for batch, memory in minibatches(rollout, stage.settings.minibatches):
-            with run.watch.of("forward"):
+            with run.watch.of("forward"), _saved_first(run, stage):
                 results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
             scalars = _update(run, results, stage.settings.losses, batch)
             run.meter.add("onpolicy", scalars)
@@ -97,7 +96,7 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
     while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
         with run.watch.of("data"):
             batch = demos.batch()
-        with run.watch.of("forward"):
+        with run.watch.of("forward"), _saved_first(run, stage):
             results = demos.results(run.losses, batch)
         run.meter.add("offpolicy", _update(run, results, settings.losses, batch))
         progress.add(demo_steps=settings.batch_steps)
@@ -108,39 +107,53 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
         progress.cycle_updates, progress.in_cycle = 0, False
 
 
+@contextmanager
+def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
+    """Where an environment, network or loss fails, the checkpoint is written, then it is raised."""
+    try:
+        yield
+    except DemotoolsError as error:
+        if run.team.world == 1:  # the others cannot be asked any more
+            save(run, stage)
+            error.fix += f"; what was learned is saved, and goes on with --resume: {run.folder}"
+        raise
+
+
 def _update(
     run: Run, results: Mapping[str, LossResult], weights: Mapping[str, float], batch: Batch
 ) -> dict[str, float]:
     """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
     with run.watch.of("forward"):
-        loss = merged_losses(results, weights)
+        loss = merged_losses(results, weights, run.team)
         value = loss.item()
     if not math.isfinite(value):
-        raise _failure(run, results, value, batch)
+        finite = {name: math.isfinite(result.loss.item()) for name, result in results.items()}
+        culprits = " and ".join(name for name in finite if not finite[name])
+        raise _failure(run, f"the loss {culprits or 'sum'}", value, batch)
+    largest = run.settings.optimizer.max_grad_norm
     with run.watch.of("backward"):
         run.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(run.network.parameters(), run.settings.optimizer.max_grad_norm)
+        norm = clip_gradients(run.network.parameters(), largest).item()
+        if not math.isfinite(norm):
+            raise _failure(run, "the norm of the gradients", norm, batch)
         run.optimizer.step()
         run.schedule.step()
     run.progress.updates += 1
-    scalars = {"loss": value, "gradient_norm": norm.item()}
+    scalars = {"loss": value, "gradient_norm": norm}
     for name, result in results.items():
         of_loss: dict[str, Tensor] = {"loss": result.loss, **result.scalars}
         scalars |= {f"{name}/{key}": tensor.item() for key, tensor in of_loss.items()}
     return scalars
 
 
-def _failure(
-    run: Run, results: Mapping[str, LossResult], value: float, batch: Batch
-) -> SettingsError:
-    """What to raise where a loss is not a number; everything there is to look into is saved."""
+def _failure(run: Run, what: str, value: float, batch: Batch) -> SettingsError:
+    """What to raise where something is not a number; all there is to look into is saved."""
     progress = run.progress
-    culprits = [name for name, result in results.items() if not math.isfinite(result.loss.item())]
     finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
     path = write_state(run, FAILED, {"batch": dict(batch)}) if run.team.writes else run.folder
     return SettingsError(
-        f"the loss {' and '.join(culprits) or 'sum'} became {value} at update {progress.updates} "
+        f"{what} became {value} at update {progress.updates} "
         f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
         f"are {'' if finite else 'not '}finite)",
         path=path,
@@ -157,7 +170,7 @@ def _report(run: Run, stage: Stage, before: Progress) -> None:
     env_speed = (progress.env_steps - before.env_steps) / seconds
     lr = float(run.schedule.get_last_lr()[0])
     speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
-    run.meter.add("train", {"lr": lr, **speeds, **shares})
+    run.meter.add("train", {"lr": lr, **speeds, **shares, **resident_mib()})
     means = run.meter.means()
     for group in get_args(Group):
         values = run.team.mean(means.get(group, {}))
