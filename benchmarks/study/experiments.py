@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 Part = Literal["levels", "demonstrations", "minutes", "recipes"]
-ROOM_LEVELS = (
-    "GoToObj",
-    "GoToRedBallGrey",
-    "GoToRedBall",
-    "GoToLocal",
-    "PickupLoc",
-    "PutNextLocal",
-)
 ALL = 200_000
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, ALL)
 SEEDS = (1, 2, 3)
 """Of training; how many, and which, was settled before any run."""
-# what the harder levels take beyond the recipe's 4 million steps
-_LEVEL_STEPS = {"PutNextLocal": 24_000_000, "PickupLoc": 8_000_000, "GoToLocal": 8_000_000}
+_LEVEL_STEPS = {
+    "GoToObj": 3_000_000,
+    "GoToRedBallGrey": 3_000_000,
+    "GoToRedBall": 3_000_000,
+    "GoToLocal": 6_000_000,
+    "PickupLoc": 6_000_000,
+    "PutNextLocal": 9_000_000,
+}
+_DEMONSTRATIONS_STEPS = 2_000_000
 _MINUTES_EVERY = 250_000
 
 
@@ -58,26 +57,26 @@ class Experiment:
 def experiments() -> Iterator[Experiment]:
     """All of them; what is wanted first comes first."""
     for seed in SEEDS:
-        for level in ROOM_LEVELS:
-            steps = _LEVEL_STEPS.get(level)
-            overrides = (f"stages.0.max_demo_steps={steps}",) if steps else ()
-            yield Experiment("levels", level, ALL, "bc_small_cpu.toml", seed, True, overrides)
-        yield Experiment("recipes", "GoToLocal", 1_000, "bc_1000_demos.toml", seed, True)
-        yield Experiment("recipes", "GoToLocal", 10_000, "bc_1000_demos.toml", seed, True)
+        for level, steps in _LEVEL_STEPS.items():
+            overrides = (f"stages.0.max_demo_steps={steps}",)
+            yield Experiment("levels", level, ALL, "bc_fast.toml", seed, False, overrides)
+        for demos in (1_000, 10_000):
+            yield Experiment("recipes", "GoToLocal", demos, "bc_1000_demos.toml", seed, True)
     for seed in SEEDS:
         for demos in COUNTS:
             for augmented in (True, False):
-                overrides = () if augmented else ("stages.0.off_policy.augment=[]",)
-                yield Experiment(
-                    "demonstrations",
-                    "GoToLocal",
-                    demos,
-                    "bc_small_cpu.toml",
-                    seed,
-                    augmented,
-                    overrides,
-                )
+                yield _demonstrations(demos, seed, augmented=augmented)
     for seed in SEEDS:
         yield Experiment(
             "minutes", "GoToLocal", ALL, "bc_fast.toml", seed, False, every=_MINUTES_EVERY
         )
+
+
+def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
+    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}"]
+    if not augmented:
+        overrides.append("stages.0.off_policy.augment=[]")
+    recipe = "bc_1000_demos.toml"
+    return Experiment(
+        "demonstrations", "GoToLocal", demos, recipe, seed, augmented, tuple(overrides)
+    )

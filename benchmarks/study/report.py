@@ -95,7 +95,7 @@ def levels_section(records: list[Record]) -> str:
         )
     head = ["level", "success, mean", "worst", "seeds", "published 1.0", "1.1", "steps shown"]
     return (
-        "## Single rooms, 200,000 demonstrations\n\n`small`, `bc_small_cpu.toml` with the level's "
+        "## Single rooms, 200,000 demonstrations\n\n`small`, `bc_fast.toml` with the level's "
         "name and the steps of the table. The published figures are from 1,000,000 "
         "demonstrations.\n\n" + table([*head, "processor minutes"], rows) + "\n"
     )
@@ -135,7 +135,7 @@ def demonstrations_section(records: list[Record]) -> str:
     save()
     head = ["demonstrations", "augmented", "success, mean", "worst", "seeds"]
     return (
-        "## GoToLocal, success against demonstrations\n\n`bc_small_cpu.toml`, "
+        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml`, "
         f"{records[0]['demo_steps'] / 1e6:.1f} M steps shown whatever their number; stores are "
         "nested: a smaller one is a part of a larger one.\n\n"
         "![Success against the number of demonstrations](../docs/pictures/demonstrations.png)\n\n"
