@@ -84,7 +84,7 @@ class SmallNetwork(nn.Module):
         if 2 * len(rows) > len(cells):
             return nn.functional.linear(rows[index].flatten(1), self.view.weight)
         # position last in the table, so that the product needs no copy in another order
-        weight = self.view.weight.unflatten(1, (CELLS, -1)).permute(2, 1, 0).flatten(1)
+        weight = self.view.weight.reshape(-1, CELLS, rows.shape[1]).permute(2, 1, 0).flatten(1)
         products = (rows @ weight).reshape(len(rows) * CELLS, -1)
         index = index * CELLS + torch.arange(CELLS, dtype=torch.int32, device=cells.device)
         return nn.functional.embedding_bag(index, products, mode="sum")
