@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from demotools.convert import DemoFile, decode_part
+from demotools.decoding import decode_part
+from demotools.demofile import DemoFile, OnError
 from demotools.errand import (
     Delivered,
     Errand,
@@ -47,7 +48,7 @@ def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
 
 
 def decode_errand(
-    errand: Errand, number: int, file: DemoFile, part: PicklePart, on_error: str
+    errand: Errand, number: int, file: DemoFile, part: PicklePart, on_error: OnError
 ) -> Delivered:
     """Decode one part of a file; runs on a worker.
 
@@ -97,9 +98,7 @@ def cluster_decoders(
     @contextmanager
     def decoders(builder: StoreBuilder) -> Iterator[ClusterDecoders]:
         with _workers(address, builder, return_parts) as (submit, slots):
-            decoding = ClusterDecoders(submit, builder.parts, slots)
-            yield decoding
-            decoding.finish()
+            yield ClusterDecoders(submit, builder.parts, slots)
 
     return decoders
 
@@ -113,7 +112,7 @@ class ClusterDecoders:
         self._room = _PARTS_A_SLOT * slots
         self._under_way: set[Future[int]] = set()
 
-    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: str) -> None:
+    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: OnError) -> None:
         """Have a part decoded, once there is room for it."""
         while len(self._under_way) >= self._room:
             self._collect(FIRST_COMPLETED)

@@ -1,7 +1,8 @@
 """Helper processes that end with the process that started them, however it ends.
 
-Processes are spawned, not forked: a fork copies locks that other threads hold (progress bar,
-numeric libraries), and spawning costs about a second, once.
+Spawned, they cost about a second, once, and bring no locks that other threads held (progress bar,
+numeric libraries). Forked, they share what is imported here: they start in milliseconds and cost
+hardly any memory, but their task must need none of the threads that a fork leaves behind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,22 +44,45 @@ def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Calla
 
     DemotoolsError  a process died
     """
-    if workers == 1:
-
-        def do(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
-            future: Future[T] = Future()
-            future.set_result(task(*args, **kwargs))
-            return future
-
-        yield do
+    if workers > 1:
+        with helped(task, workers, path) as begin:
+            yield begin
         return
-    context = multiprocessing.get_context("spawn")
+
+    def do(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(task(*args, **kwargs))
+        return future
+
+    yield do
+
+
+@contextmanager
+def helped(
+    task: Callable[P, T], helpers: int, path: Path, *, forked: bool = False
+) -> Iterator[Callable[P, Future[T]]]:
+    """A function that begins the task with its arguments in one of so many helper processes.
+
+    helpers   at least 1
+    path      what the work is for, named if a process dies
+    forked    where the system forks safely; see the module's text
+
+    DemotoolsError  a process died
+    """
+    forked = forked and sys.platform == "linux"
+    context = multiprocessing.get_context("fork" if forked else "spawn")
     reader, lifeline = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, context, _end_with, (reader,))
+    # a forked helper has the other end too, and would keep itself alive
+    ends = (reader, lifeline) if forked else (reader,)
+    executor = ProcessPoolExecutor(helpers, context, _end_with, ends)
+    if not forked:
+        # multiprocessing starts it on its first use, and unblocks Ctrl-C after that
+        resource_tracker.ensure_running()
 
     def begin(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        # which cuts the lifeline of the others
-        with ctrl_c_for_this_process_alone():
+        # Ctrl-C would cut the lifeline of the others
+        with _ctrl_c_held_back(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             return executor.submit(task, *args, **kwargs)
 
     try:
@@ -79,6 +105,12 @@ def ctrl_c_for_this_process_alone() -> Iterator[None]:
     """Processes that start inside never see Ctrl-C, not even while they import; this one does."""
     # multiprocessing starts its tracker on its first use, and unblocks the signal after that
     resource_tracker.ensure_running()
+    with _ctrl_c_held_back():
+        yield
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -86,9 +118,11 @@ def ctrl_c_for_this_process_alone() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _end_with(reader: Connection) -> None:
+def _end_with(reader: Connection, *others: Connection) -> None:
     """Make this process end as soon as the other end of `reader` is closed, or its owner dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for end in others:
+        end.close()
 
     def wait_and_exit() -> None:
         reader.poll(None)

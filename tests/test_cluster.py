@@ -28,8 +28,9 @@ from demotools.cluster import (
     decode_errand,
     play_errand,
 )
-from demotools.convert import ConvertOptions, DemoFile, convert_files
+from demotools.convert import ConvertOptions, convert_files
 from demotools.decode import ViewKind
+from demotools.demofile import DemoFile
 from demotools.errand import Delivered, Errand, installed_versions, refusal
 from demotools.errors import DemotoolsError, PickleError
 from demotools.generate import Recording, generate, planned_recording

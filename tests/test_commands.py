@@ -35,7 +35,11 @@ def commands() -> Iterator[tuple[str, click.Command]]:
         name, command = waiting.pop(0)
         yield name, command
         if isinstance(command, click.Group):
-            waiting += [(f"{name} {sub}", found) for sub, found in command.commands.items()]
+            context = click.Context(command)
+            for sub in command.list_commands(context):
+                found = command.get_command(context, sub)
+                assert found is not None
+                waiting.append((f"{name} {sub}", found))
 
 
 COMMANDS = dict(commands())

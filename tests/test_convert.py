@@ -9,13 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
-import zarr
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from demotools.convert import ConvertOptions, convert_files, guessed_level_and_split
+from demotools import decoding
+from demotools.convert import ConvertOptions, convert_files
+from demotools.demofile import guessed_level_and_split
 from demotools.errors import DemotoolsError, ManifestError, PickleError, StoreError
 from demotools.grid import Encoding
 from demotools.pickles import write_pickle
@@ -279,19 +281,25 @@ def make_demo_file(folder: Path, name: str = "BabyAI-GoToLocal-v0.pkl", parts: i
 
 
 def convert_command(path: Path, folder: Path) -> list[str]:
-    program = "from demotools.cli import main; main()"
+    # of these small files few parts are written down before the store, unless few may wait
+    program = "from demotools import cli, decoding; decoding._PARTS_TO_WAIT = 1; cli.main()"
     options = ["--data-dir", str(folder), "--encoding", "2019-01-08", "--workers", "2", "-q"]
     return [sys.executable, "-c", program, "convert", str(path), *options]
 
 
-def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_any_number_of_workers_and_of_late_parts_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_demo_file(tmp_path)
-    for workers in (1, 2, 3):
+    stores = []
+    for workers, late in ((1, 0), (1, 1), (1, 9), (2, 0), (2, 9), (3, 1)):
+        monkeypatch.setattr(decoding, "_PARTS_TO_WAIT", late)
+        folder = tmp_path / f"{workers} {late}"
         options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=workers)
-        convert_files([path], tmp_path / str(workers), options)
-    stores = [folder_bytes(tmp_path / str(workers) / "GoToLocal.zarr") for workers in (1, 2, 3)]
-    assert stores[0] == stores[1] == stores[2]
-    store = open_store(tmp_path / "2" / "GoToLocal.zarr")
+        convert_files([path], folder, options)
+        stores.append(folder_bytes(folder / "GoToLocal.zarr"))
+    assert all(store == stores[0] for store in stores)
+    store = open_store(tmp_path / "1 9" / "GoToLocal.zarr")
     expected = np.concatenate([make_episodes([64] * 1024, seed).view for seed in range(3)])
     np.testing.assert_array_equal(store.view.span(0, store.steps), expected)
 
@@ -338,12 +346,13 @@ def test_a_rerun_decodes_only_the_parts_that_are_missing(
 ) -> None:
     path = make_demo_file(tmp_path)
     options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=1)
+    monkeypatch.setattr(decoding, "_PARTS_TO_WAIT", 0)
 
     def disk_full(*_arguments: object, **_more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zarr, "create_group", disk_full)
+        patch.setattr(google_crc32c, "extend", disk_full)
         with pytest.raises(DemotoolsError, match="no space left on device"):
             convert_files([path], tmp_path / "data", options)
     parts = sorted((tmp_path / "data" / ".GoToLocal.zarr.building" / "parts").iterdir())
@@ -351,7 +360,7 @@ def test_a_rerun_decodes_only_the_parts_that_are_missing(
     parts[1].unlink()
     before = [parts[0].stat().st_mtime_ns, parts[2].stat().st_mtime_ns]
     with monkeypatch.context() as patch:
-        patch.setattr(zarr, "create_group", disk_full)
+        patch.setattr(google_crc32c, "extend", disk_full)
         with pytest.raises(DemotoolsError, match="no space left on device"):
             convert_files([path], tmp_path / "data", options)
     assert parts[1].exists()

@@ -1,0 +1,1 @@
+"""One module per command of `demotools`, thin; imported when it is called."""

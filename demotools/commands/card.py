@@ -1,0 +1,36 @@
+"""`demotools card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from demotools.commands.options import common
+
+
+@click.command("card")
+@click.argument("store")
+@click.option(
+    "-o", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@common
+def command(store: str, output: Path | None, overwrite: bool, folder: Path, quiet: bool) -> None:
+    """Print a dataset card of STORE: Markdown with the header that Hugging Face reads.
+
+    \b
+    Example:
+      demotools card GoToLocal -o README.md
+    """
+    from demotools.card import store_card
+    from demotools.output import write_output
+    from demotools.store import store_path
+
+    text = store_card(store_path(store, folder))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    write_output(output, text.encode(), overwrite=overwrite)
+    if not quiet:
+        click.echo(f"made {output}")

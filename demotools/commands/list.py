@@ -1,0 +1,28 @@
+"""`demotools list`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from demotools.commands.options import common, json_output, print_json
+
+
+@click.command("list")
+@json_output
+@common
+def command(as_json: bool, folder: Path, quiet: bool) -> None:
+    """Show every level: its stores, what was fetched of it, and where it can be fetched from.
+
+    \b
+    Example:
+      demotools list
+    """
+    from demotools.listing import listing, listing_text
+
+    found = listing(folder)
+    if as_json:
+        print_json(found)
+    elif not quiet:
+        click.echo(listing_text(found))

@@ -1,0 +1,77 @@
+"""The options that several commands share, and how they ask and answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from demotools.errors import StoreError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _data_folder(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
+    from demotools.store import data_folder
+
+    return data_folder(value)
+
+
+def common(command: Command) -> Command:
+    """The options that every command has."""
+    folder = click.option(
+        "--data-dir",
+        "folder",
+        type=click.Path(file_okay=False, path_type=Path),
+        callback=_data_folder,
+        help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
+    )
+    quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+    return folder(quiet(command))
+
+
+json_output = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for a machine to read."
+)
+dask_address = click.option(
+    "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
+)
+return_parts_option = click.option(
+    "--return-parts", is_flag=True, help="With --dask: workers do not share the folder."
+)
+overwrite_store = click.option(
+    "--overwrite", is_flag=True, help="Replace a store of the same name."
+)
+
+
+def is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) -> bool:
+    """Whether a cluster does the work; click's own error for options that do not go together."""
+    if dask and workers:
+        raise click.UsageError("--workers goes without --dask")
+    if return_parts and not dask:
+        raise click.UsageError("--return-parts goes with --dask")
+    return dask is not None
+
+
+def confirmed(question: str, path: Path) -> bool:
+    """What the user answers; StoreError where nobody can be asked."""
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        raise StoreError(
+            "nobody answered the question, so nothing was removed",
+            path=path,
+            fix="say --yes to remove without being asked",
+        ) from None
+
+
+def print_json(value: Any) -> None:
+    """Print a value for a machine to read."""
+    click.echo(json.dumps(value, indent=2, default=str))
