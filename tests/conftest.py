@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +81,26 @@ def real_demos() -> Path:
     if not REAL_DEMOS.is_dir():
         pytest.skip(f"the real demo files are not beside this checkout ({REAL_DEMOS.name})")
     return REAL_DEMOS
+
+
+@pytest.fixture(scope="session")
+def bot_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of the bot's first 60 episodes on GoToLocal, only to be read."""
+    from demotools.generate import generate, planned_recording
+
+    folder = tmp_path_factory.mktemp("data")
+    recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
+    generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Batches this small are faster on one thread, the more so beside other processes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.use_deterministic_algorithms(False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from demotools.generate import generate, planned_recording
+from demotools.environment import Environment, make_environment
+from demotools.errors import DemotoolsError
 from trainer.checkpoint import read_checkpoint
 from trainer.cli import main
 from trainer.config import shipped_recipes
 from trainer.log import read_log
 from trainer.losses import LossResult
-from trainer.networks import Model
+from trainer.networks import Model, Output
+from trainer.networks.small import SmallNetwork
 from trainer.on_policy import PPO
 from trainer.rollouts import Batch
 
@@ -32,31 +35,23 @@ EXACT = ("--tiny", "--set", "run.deterministic=true", "--set", "evaluation=", "-
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _as_it_was() -> Iterator[None]:
-    """Batches this small are faster on one thread, the more so beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small store of the bot's episodes on GoToLocal."""
-    folder = tmp_path_factory.mktemp("data")
-    recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
-    generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
+def run(bot_data: Path, tmp_path: Path) -> Callable[..., Result]:
     """`run("ppo", "a")` trains into the folder a of the test's own."""
 
     def trainer_run(recipe: str, folder: str, *arguments: str) -> Result:
-        line = ["run", recipe, "-o", str(tmp_path / folder), "--data-dir", str(data), *arguments]
+        line = [
+            "run",
+            recipe,
+            "-o",
+            str(tmp_path / folder),
+            "--data-dir",
+            str(bot_data),
+            *arguments,
+        ]
         return CliRunner().invoke(main, line)
 
     return trainer_run
@@ -151,7 +146,7 @@ def killed(line: list[str], folder: Path, how: int, wait: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ON_POLICY)
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
-    recipe: str, data: Path, tmp_path: Path
+    recipe: str, bot_data: Path, tmp_path: Path
 ) -> None:
     longer = {
         "ppo": ["stages.0.max_env_steps=8000"],
@@ -159,7 +154,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
         "bc_and_ppo": ["stages.0.max_env_steps=6000"],
         "dagger_then_ppo_cpu": ["stages.0.max_env_steps=3000", "stages.1.max_env_steps=3000"],
     }[recipe]
-    line = [sys.executable, "-m", "trainer", "run", recipe, "--data-dir", str(data), *EXACT]
+    line = [sys.executable, "-m", "trainer", "run", recipe, "--data-dir", str(bot_data), *EXACT]
     for setting in longer:
         line += ["--set", setting]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -244,6 +239,67 @@ def test_where_the_environments_fail_the_checkpoint_is_written_first(
     assert result.exit_code == 1
     assert "exit code 3" in result.output and "at seed 5" in result.output
     assert read_checkpoint(tmp_path / "a").training["processes"][0]["stage"]["collector"]
+
+
+class Breaking(SmallNetwork):
+    """A network that fails at its fourth batch with a gradient, while BREAK is 1."""
+
+    batches = 0
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        training = torch.is_grad_enabled() and batch["masks"].shape[0] == 8
+        Breaking.batches += training
+        if training and Breaking.batches == 4 and os.environ.get("BREAK") == "1":
+            raise ZeroDivisionError("nothing is left")
+        return super().forward(batch, memory)
+
+
+def make_breaking(level: str) -> Environment:
+    """An environment that fails at its 40th step, after the estimate, while BREAK is 1."""
+    environment = make_environment(level)
+    step, steps = environment.step, itertools.count(1)
+
+    def breaking_step(action: int) -> Any:
+        if next(steps) == 40 and os.environ.get("BREAK") == "1":
+            raise ZeroDivisionError("nothing is left")
+        return step(action)
+
+    environment.step = breaking_step  # type: ignore[method-assign]
+    return environment
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("model.type=tests.test_pipeline:Breaking", "the network fails: ZeroDivisionError: nothin"),
+        (
+            "on_policy.environment=tests.test_pipeline:make_breaking",
+            "in the episode of seed 5005",
+        ),
+    ],
+)
+def test_where_a_part_of_the_users_fails_the_run_is_saved_and_goes_on_once_it_is_mended(
+    part: str,
+    what: str,
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longer = ("--set", "run.save_every_env_steps=", "--set", "stages.0.max_env_steps=256")
+    line = (*EXACT, "--set", part, *longer)
+    monkeypatch.setattr(Breaking, "batches", 0)
+    monkeypatch.setenv("BREAK", "1")
+    result = run("ppo", "a", *line)
+    assert result.exit_code == 1
+    assert what in result.output and "goes on with --resume" in result.output
+    told = result.exception.__cause__ if result.exception else None
+    assert isinstance(told, DemotoolsError) and isinstance(told.__cause__, ZeroDivisionError)
+    progress = read_checkpoint(tmp_path / "a").training["progress"]
+    assert progress["env_steps"] < 256
+    monkeypatch.setenv("BREAK", "0")
+    resumed = run("ppo", "a", *line, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert read_checkpoint(tmp_path / "a").training["progress"]["env_steps"] == 256
 
 
 def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(

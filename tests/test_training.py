@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from demotools.generate import generate, planned_recording
 from demotools.store import Store, open_store
 from demotools.vocabulary import WORDS
 from trainer.checkpoint import read_checkpoint
@@ -45,33 +44,18 @@ NO_WANDB = ("--set", "run.wandb=project")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Batches this small are faster on one thread, the more so beside other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small store of the bot's episodes on GoToLocal."""
-    folder = tmp_path_factory.mktemp("data")
-    recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
-    generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
+def run(bot_data: Path, tmp_path: Path) -> Callable[..., Result]:
     """`run("bc_small_cpu", "-o", "a")` trains; relative folders are under the test's own."""
 
     def trainer_run(*arguments: str) -> Result:
         here = Path.cwd()
         os.chdir(tmp_path)
         try:
-            return CliRunner().invoke(main, ["run", *arguments, "--data-dir", str(data)])
+            return CliRunner().invoke(main, ["run", *arguments, "--data-dir", str(bot_data)])
         finally:
             os.chdir(here)
 
@@ -79,10 +63,10 @@ def run(data: Path, tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(bot_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished run, only to be read, and what the run said."""
     folder = tmp_path_factory.mktemp("finished") / "a"
-    arguments = ["run", "bc_small_cpu", "-o", str(folder), *TINY, "--data-dir", str(data)]
+    arguments = ["run", "bc_small_cpu", "-o", str(folder), *TINY, "--data-dir", str(bot_data)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return folder, result.output
@@ -110,6 +94,8 @@ def test_a_run_leaves_settings_checkpoint_log_curves_and_its_success(
         f"share_{name}" for name in ("data", "environment", "forward", "backward")
     }
     assert 0.5 < sum(shares.values()) <= 1
+    if Path("/proc/self/statm").is_file():
+        assert 50 < train["resident_mib"] < 5000
     for said in ("expected:", "passes over the store", "success", "95% interval", "curve.png"):
         assert said in output
     assert list((folder / "tensorboard").glob("events*"))
@@ -171,7 +157,7 @@ def test_the_tutorials_recipe_runs_with_its_environment_budget(
 
 
 def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
-    data: Path, tmp_path: Path
+    bot_data: Path, tmp_path: Path
 ) -> None:
     settings = read_settings("ppo", ["run.device=cpu", "model.type=small"], tiny=True)
     parts = new_parts(settings, {}, WORDS)
@@ -179,8 +165,8 @@ def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
     assert any(line.startswith("stage 1 of 1: 128 env steps, ") for line in said)
     assert "demo" not in "".join(said) and "network:" not in "".join(said)
     changed = [*BARE[1:4:2], "stages.0.max_demo_steps=90", "on_policy="]
-    cloning, _ = resolved(read_settings("bc_small_cpu", changed), data)
-    store = {"GoToLocal": open_store(data / "GoToLocal.zarr")}
+    cloning, _ = resolved(read_settings("bc_small_cpu", changed), bot_data)
+    store = {"GoToLocal": open_store(bot_data / "GoToLocal.zarr")}
     reinforced: tuple[Settings, dict[str, Store], int] = (settings, {}, 128)
     for chosen, stores, total in (reinforced, (cloning, store, 160)):
         with open_run(new_parts(chosen, stores, WORDS), tmp_path) as run, open_stage(run) as stage:
@@ -188,10 +174,10 @@ def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
 
 
 def test_the_small_store_is_taken_without_a_gpu_and_a_long_run_names_a_faster_recipe(
-    data: Path, run: Callable[..., Result]
+    bot_data: Path, run: Callable[..., Result]
 ) -> None:
-    small = data / "GoToLocal-small.zarr"
-    small.symlink_to(data / "GoToLocal.zarr")
+    small = bot_data / "GoToLocal-small.zarr"
+    small.symlink_to(bot_data / "GoToLocal.zarr")
     fit = ("--set", "stages.0.off_policy.rollouts=40")  # the store has 60 episodes
     try:
         dry = run("bc_offpolicy", "--dry-run", "-m", "1", *fit)
@@ -240,14 +226,14 @@ def test_wrong_input_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_stop_saves_and_a_resumed_one_ends_with_the_same_weights(
-    run: Callable[..., Result], data: Path, tmp_path: Path, number: int
+    run: Callable[..., Result], bot_data: Path, tmp_path: Path, number: int
 ) -> None:
     longer = (*BARE, "--set", "stages.0.max_demo_steps=4000")
     assert run("bc_small_cpu", "-o", "whole", "-q", *longer).exit_code == 0
     settings = [word for word in longer if word not in ("-m", "1")]
     command = [
         *(sys.executable, "-m", "trainer", "run", "bc_small_cpu"),
-        *(*settings, "-o", str(tmp_path / "cut"), "-m", "1", "--data-dir", str(data)),
+        *(*settings, "-o", str(tmp_path / "cut"), "-m", "1", "--data-dir", str(bot_data)),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         _wait_for(tmp_path / "cut" / "last.pt")
@@ -276,10 +262,10 @@ def test_resume_without_a_checkpoint_says_how_the_run_begins(
     assert run("bc_small_cpu", "-o", "a", "--overwrite", "-q", *BARE).exit_code == 0
 
 
-def test_a_killed_run_leaves_a_whole_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_a_whole_checkpoint(bot_data: Path, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "trainer", "run", "bc_small_cpu", "-o", str(tmp_path)),
-        *("--data-dir", str(data), "-q", "--overwrite", *BARE),
+        *("--data-dir", str(bot_data), "-q", "--overwrite", *BARE),
         *("--set", "stages.0.max_demo_steps=100_000_000", "--set", "run.save_every_demo_steps=1"),
     ]
     with subprocess.Popen(command, env=ENVIRONMENT) as process:
