@@ -56,6 +56,18 @@ _processes = click.option(
     show_default="one per core",
     help="Processes that step environments; they change no result.",
 )
+_folders = click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
+)
+_against = click.option(
+    "-x",
+    "--against",
+    type=click.Choice(["demo_steps", "env_steps", "minutes"]),
+    help="What the curves are drawn against [default: the steps that all runs took].",
+)
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+_level = click.option("--level", help="Level to play [default: the one it was trained on].")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
 
 @main.command()
@@ -142,8 +154,8 @@ def run(
     type=click.Choice(["bot", "random"]),
     help="Play a reference instead, on the same level.",
 )
-@click.option("--level", help="Level to play [default: the one it was trained on].")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_level
+@_json
 @_processes
 @_quiet
 def evaluate(
@@ -226,15 +238,8 @@ def copy(name: str, output: Path | None, quiet: bool) -> None:
 
 
 @main.command()
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
-)
-@click.option(
-    "-x",
-    "--against",
-    type=click.Choice(["demo_steps", "env_steps", "minutes"]),
-    help="What the curves are drawn against [default: the steps that all runs took].",
-)
+@_folders
+@_against
 @click.option(
     "-o",
     "--output",
@@ -243,7 +248,7 @@ def copy(name: str, output: Path | None, quiet: bool) -> None:
     show_default=True,
     help="The picture.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@_overwrite
 @_quiet
 def plot(
     folders: tuple[Path, ...], against: Any, output: Path, overwrite: bool, quiet: bool
@@ -273,7 +278,7 @@ def plot(
     help="Episodes to watch.",
 )
 @click.option("--worst", is_flag=True, help="Those that went worst, of a hundred at least.")
-@click.option("--level", help="Level to play [default: the one it was trained on].")
+@_level
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -281,8 +286,8 @@ def plot(
 )
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
 @click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_overwrite
+@_json
 @_quiet
 def watch(
     checkpoint: Path,
@@ -332,15 +337,8 @@ def watch(
 
 
 @main.command()
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
-)
-@click.option(
-    "-x",
-    "--against",
-    type=click.Choice(["demo_steps", "env_steps", "minutes"]),
-    help="What the curves are drawn against [default: the steps that all runs took].",
-)
+@_folders
+@_against
 @click.option(
     "-o",
     "--output",
@@ -349,8 +347,8 @@ def watch(
     show_default=True,
     help="The file.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+@_overwrite
+@_json
 @_quiet
 def report(
     folders: tuple[Path, ...],
