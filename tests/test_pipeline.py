@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -385,6 +386,20 @@ def test_an_environment_that_is_not_babyais_trains_with_the_same_settings(
     result = run("ppo", "a", "--tiny", "-m", "1", *other)
     assert result.exit_code == 0, result.output
     assert "MiniGrid-KeyCorridorS3R1-v0: success" in result.output
+
+
+def test_the_documented_module_trains_on_another_search_task(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs/pipelines.md"
+    (code,) = re.findall(r"```python\n(# searches\.py\n.*?)```", page.read_text("utf-8"), re.S)
+    (tmp_path / "searches.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = ("run.level=MiniGrid-Fetch-5x5-N2-v0", "on_policy.environment=searches:make")
+    result = run("ppo", "a", "--tiny", "-m", "1", "--set", task[0], "--set", task[1])
+    assert result.exit_code == 0, result.output
+    # every mission of the task is in words that the network knows, as one kind
+    assert re.search(r"\n  pick up (ball|key) ", result.output)
 
 
 @pytest.mark.parametrize("setting", ["run.precision=bfloat16", "model.type=big"])

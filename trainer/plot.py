@@ -190,7 +190,7 @@ def _draw_success(panel: Axes, lines: Lines, colour: str) -> None:
     """The success of training rollouts, and of evaluations with their intervals."""
     tracked = _tracked(lines)
     if tracked:
-        y = _smoothed([100 * line["success"] for line in tracked])
+        y = _smoothed([(100 * line["success"], line["episodes"]) for line in tracked])
         panel.plot([line["x"] for line in tracked], y, color=colour)
     measured = _of_group(lines, "evaluation")
     if measured:
@@ -221,9 +221,14 @@ def _draw_curves(
                 panel.plot([line["x"] for line in chosen], y, style, color=colour)
 
 
-def _smoothed(values: list[float]) -> list[float]:
-    """The mean of each value and those shortly before it."""
+def _smoothed(values: list[tuple[float, float]]) -> list[float]:
+    """The mean of each value and those shortly before it, by their weights.
+
+    >>> _smoothed([(100, 1), (0, 3)])
+    [100.0, 25.0]
+    """
+    windows = [values[max(0, end - _WINDOW) : end] for end in range(1, len(values) + 1)]
     return [
-        sum(window) / len(window)
-        for window in (values[max(0, end - _WINDOW) : end] for end in range(1, len(values) + 1))
+        sum(value * weight for value, weight in window) / sum(weight for _value, weight in window)
+        for window in windows
     ]
