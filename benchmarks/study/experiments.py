@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["levels", "demonstrations", "minutes", "recipes"]
+Part = Literal["levels", "demonstrations", "minutes", "recipes", "mazes"]
 ALL = 200_000
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, ALL)
 SEEDS = (1, 2, 3)
@@ -20,6 +20,15 @@ _LEVEL_STEPS = {
     "PutNextLocal": 9_000_000,
 }
 _DEMONSTRATIONS_STEPS = 2_000_000
+_MAZE_DEMOS = {"GoTo": 40_000, "BossLevel": 20_000}
+_MAZE_STEPS = 25_000_000
+_MAZE_OVERRIDES = (
+    f"stages.0.max_demo_steps={_MAZE_STEPS}",
+    "stages.0.off_policy.rollouts=64",
+    "stages.0.off_policy.rollout_len=80",
+    'stages.0.off_policy.augment=["recolor", "mirror"]',
+    "optimizer.lr=2e-3",
+)
 _MINUTES_EVERY = 250_000
 
 
@@ -51,7 +60,13 @@ class Experiment:
     @property
     def store(self) -> str:
         """The name of the store that it learns from."""
-        return self.level if self.demos == ALL else f"{self.level}-{self.demos}"
+        whole = self.demos == recorded(self.level)
+        return self.level if whole else f"{self.level}-{self.demos}"
+
+
+def recorded(level: str) -> int:
+    """How many episodes of a level the bot plays for the study."""
+    return _MAZE_DEMOS.get(level, ALL)
 
 
 def experiments() -> Iterator[Experiment]:
@@ -70,6 +85,8 @@ def experiments() -> Iterator[Experiment]:
         yield Experiment(
             "minutes", "GoToLocal", ALL, "bc_fast.toml", seed, False, every=_MINUTES_EVERY
         )
+    for level, demos in _MAZE_DEMOS.items():
+        yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, _MAZE_OVERRIDES)
 
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments import ALL, Experiment
+from experiments import Experiment, recorded
 
 from demotools.store import open_store
 from trainer.checkpoint import FILE_NAME, read_checkpoint
@@ -36,7 +36,7 @@ def prepare(experiment: Experiment) -> None:
     """Record and cut the stores that a run needs, where they are not there yet."""
     level = experiment.level
     if not (DATA / f"{level}.zarr").exists():
-        demotools("generate", level, "--episodes", str(ALL))
+        demotools("generate", level, "--episodes", str(recorded(level)))
     if not (DATA / f"{level}-valid.zarr").exists():
         demotools("generate", level, "--split", "valid", "--episodes", str(VALID_EPISODES))
     if not (DATA / f"{experiment.store}.zarr").exists():
