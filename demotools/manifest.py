@@ -30,6 +30,8 @@ from demotools.errors import ManifestError, from_os_error
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
+Symmetry = Literal["recolor", "mirror"]
+SYMMETRIES: tuple[Symmetry, ...] = ("recolor", "mirror")
 _ARCHIVES = "archives.toml"
 _FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
@@ -78,7 +80,30 @@ class PublishedFile(_Frozen):
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
 
 
-class Manifest(_Frozen):
+class _Symmetric(_Frozen):
+    """Which symmetries the task has (docs/augmentation.md): only what tests/test_augment.py proves.
+
+    An episode that a symmetry changes is an episode of the same task in the equally changed
+    environment: the same views, the same mission, and the expert's actions still solve it.
+    """
+
+    symmetries: tuple[Symmetry, ...] = ()
+    widened_by: tuple[Symmetry, ...] = ()
+    """Those of `symmetries` that make episodes which the level itself never has."""
+    unchanged_words: tuple[Annotated[str, StringConstraints(pattern="^[a-z]+$")], ...] = ()
+    """Mission words beyond BabyAI's that name nothing which the symmetries change."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for values in (self.symmetries, self.widened_by, self.unchanged_words):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{', '.join(values)}: name each once")
+        if extra := set(self.widened_by) - set(self.symmetries):
+            raise ValueError(f"widened_by names {', '.join(extra)}, which symmetries does not")
+        return self
+
+
+class Manifest(_Symmetric):
     """What is known of a level."""
 
     level: str
@@ -117,8 +142,8 @@ class Manifest(_Frozen):
         return re.fullmatch(self.mission_pattern, mission) is not None
 
 
-class _Family(_Frozen):
-    """Environments that share one grammar of missions."""
+class _Family(_Symmetric):
+    """Environments that share one grammar of missions, and symmetries."""
 
     environments: tuple[str, ...]
     like: str | None = None
@@ -230,6 +255,9 @@ def _member(family: _Family, environment_id: str, extra: Path | None) -> Manifes
         level=level_from_environment_id(environment_id),
         environment_id=environment_id,
         mission_pattern=pattern or "",
+        symmetries=family.symmetries,
+        widened_by=family.widened_by,
+        unchanged_words=family.unchanged_words,
     )
 
 

@@ -1,174 +1,257 @@
-"""The symmetries, checked against environments that are transformed in the same way."""
+"""The symmetries, checked against environments that are transformed in the same way.
+
+Every level that declares symmetries in its manifest is played here, those of the folder
+$DEMOTOOLS_MANIFESTS too: the slow tests are how a user's own level is proven.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Wall
+from minigrid.envs.babyai.goto import GoToLocal
 from numpy.typing import NDArray
 
-from demotools.bot import Expert
-from demotools.environment import Environment, make_environment, observed_cells
-from demotools.grid import COLOURS
+from demotools.bot import Episode, record_episode
+from demotools.environment import make_environment, observed_cells
+from demotools.grid import ACTIONS, AGENT_COLUMN, AGENT_ROW, COLOURS, VIEW_SIZE, visible
+from demotools.manifest import Symmetry, all_level_names, level_names, read_manifest
 from demotools.store import Store
 from demotools.vocabulary import WORDS, mission_tokens, mission_words
+from tests.transformed import solved_episodes, transformed_environment
 from trainer.augment import (
-    MIRRORED_ACTION,
     PERMUTATIONS,
     Augmenter,
-    Symmetry,
     batch_missions,
+    episode_draws,
     exchanged_words,
     recoloured_codes,
 )
 from trainer.rollouts import Batch, ExpertTrajectoryIterator
 
-RECOLOURED = recoloured_codes().numpy()
-EXCHANGED = exchanged_words(WORDS).numpy()
+TURN_LEFT = ACTIONS.index("left")
+ROLLOUT, EPISODE = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+DECLARING = [level for level in all_level_names() if read_manifest(level).symmetries]
+OF_THE_PAPER = [level for level in level_names() if level in DECLARING]
 
 
-def recolour(environment: Environment, permutation: NDArray[np.int64]) -> None:
-    """Give everything that can be moved or opened its new colour, the instruction too."""
-    level = environment.unwrapped
-    for thing in level.grid.grid:  # type: ignore[attr-defined]
-        if thing is not None and thing.type in ("door", "key", "ball", "box"):
-            thing.color = COLOURS[permutation[COLOURS.index(thing.color)]]
-    description = level.instrs.desc  # type: ignore[attr-defined]
-    if description.color is not None:
-        description.color = COLOURS[permutation[COLOURS.index(description.color)]]
+def drawn(seed: int) -> tuple[NDArray[np.int64], bool]:
+    """What the first episode of the first rollout draws: the new colours, and whether mirrored."""
+    draw = int(episode_draws(seed, ROLLOUT, EPISODE)[0])
+    return PERMUTATIONS[draw // 2], draw % 2 == 1
 
 
-def mirror(environment: Environment) -> None:
-    """Exchange left and right in the grid, and turn the agent accordingly."""
-    level = environment.unwrapped
-    grid, width = level.grid, level.grid.width  # type: ignore[attr-defined]
-    cells = [
-        [grid.get(width - 1 - column, row) for row in range(grid.height)] for column in range(width)
-    ]
-    for column in range(width):
-        for row in range(grid.height):
-            grid.set(column, row, cells[column][row])
-            if cells[column][row] is not None and cells[column][row].type != "wall":
-                cells[column][row].cur_pos = cells[column][row].init_pos = (column, row)
-    column, row = level.agent_pos  # type: ignore[attr-defined]
-    level.agent_pos = np.array([width - 1 - column, row])  # type: ignore[attr-defined]
-    level.agent_dir = [2, 1, 0, 3][level.agent_dir]  # type: ignore[attr-defined]
+def telling_seed(number: int) -> int:
+    """The seeds whose draw mirrors and leaves no colour as it is, from number 0 on."""
+    telling = (
+        seed
+        for seed in count()
+        if drawn(seed)[1] and (drawn(seed)[0] != np.arange(len(COLOURS))).all()
+    )
+    return next(islice(telling, number, None))
 
 
-def replayed(
-    level: str, seed: int, transform: Callable[[Environment], None], actions: Sequence[int]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
-    """Views and directions of a transformed environment under these actions; the last reward."""
-    # minigrid's own views: the fast ones would not see what is changed behind their back
-    environment = make_environment(level, stock=True)
-    environment.reset(seed=seed)
-    transform(environment)
-    instruction = environment.unwrapped.instrs  # type: ignore[attr-defined]
-    instruction.reset_verifier(environment.unwrapped)
-    cells, directions, reward = [], [], 0.0
-    for action in actions:
-        observation = environment.unwrapped.gen_obs()  # type: ignore[attr-defined]
-        cells.append(observed_cells(observation["image"]))
-        directions.append(observation["direction"])
-        reward = float(environment.step(action)[1])
-    return np.stack(cells), np.array(directions, dtype=np.uint8), reward
-
-
-def recorded(level: str, seed: int) -> tuple[Batch, str]:
-    """The bot's episode as a native batch of one rollout, and its mission."""
-    environment = make_environment(level)
-    observation, _ = environment.reset(seed=seed)
-    expert, action = Expert(environment), None
-    cells, directions, actions, done = [], [], [], False
-    while not done:
-        action = expert.action(action)
-        cells.append(observed_cells(observation["image"]))
-        directions.append(observation["direction"])
-        actions.append(action)
-        mission = str(observation["mission"])
-        observation, _, terminated, truncated, _ = environment.step(action)
-        done = terminated or truncated
-    masks = np.ones((len(actions), 1), dtype=np.uint8)
+def native(episode: Episode) -> Batch:
+    """A native batch of one rollout, which plays this episode."""
+    masks = np.ones((len(episode.action), 1), dtype=np.uint8)
     masks[0] = 0
     return {
-        "cells": torch.from_numpy(np.stack(cells)[:, None]),
-        "direction": torch.tensor(directions, dtype=torch.uint8)[:, None],
-        "action": torch.tensor(actions, dtype=torch.uint8)[:, None],
+        "cells": torch.from_numpy(episode.cells[:, None]),
+        "direction": torch.from_numpy(episode.direction[:, None]),
+        "action": torch.from_numpy(episode.action[:, None]),
         "masks": torch.from_numpy(masks),
-        "mission": torch.zeros(len(actions), 1, dtype=torch.int32),
-    }, mission
+        "mission": torch.zeros(masks.shape, dtype=torch.int32),
+    }
 
 
-def text(tokens: NDArray[np.int64]) -> list[str]:
-    return [WORDS[token - 1] for token in tokens if token]
+def text(tokens: torch.Tensor | NDArray[np.uint16]) -> list[str]:
+    return [WORDS[token - 1] for token in tokens.tolist() if token]
 
 
-def augmented(batch: Batch, mission: str, symmetries: Sequence[Symmetry], seed: int) -> Batch:
-    tokens = torch.from_numpy(mission_tokens([mission]).astype(np.int64))
-    augmenter = Augmenter(symmetries, WORDS, rollouts=1, seed=seed)
-    return augmenter(batch, tokens)
+def check_symmetry(level: str, episode: Episode, symmetries: Sequence[Symmetry], seed: int) -> None:
+    """The augmented episode is what the equally transformed environment shows and rewards."""
+    tokens = torch.from_numpy(mission_tokens([episode.mission]).astype(np.int64))
+    batch = Augmenter(symmetries, WORDS, rollouts=1, seed=seed)(native(episode), tokens)
+    permutation = drawn(seed)[0] if "recolor" in symmetries else PERMUTATIONS[0]
+    environment = transformed_environment(level, permutation, mirrored="mirror" in symmetries)
+    observation, _ = environment.reset(seed=episode.seed)
+    mission = str(observation["mission"])
+    assert mission_words(mission) == text(batch["mission_tokens"][batch["mission"][0, 0]])
+    assert len(batch["mission_tokens"]) == 1
+    images, directions, rewards, over = [], [], [], False
+    for action in batch["action"][:, 0].tolist():
+        assert not over
+        images.append(observation["image"])
+        directions.append(observation["direction"])
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        rewards.append(float(reward))
+        over = terminated or truncated
+    np.testing.assert_array_equal(observed_cells(np.stack(images)), batch["cells"][:, 0])
+    np.testing.assert_array_equal(directions, batch["direction"][:, 0])
+    assert rewards[-1] > 0 and not any(rewards[:-1])
+    manifest = read_manifest(level)
+    if not {*symmetries} & {*manifest.widened_by}:
+        assert manifest.matches_mission(mission)
 
 
-@pytest.mark.parametrize("level", ["GoToLocal", "PickupLoc", "UnblockPickup", "GoToObjMaze"])
-@pytest.mark.parametrize("seed", [3, 4, 5])
-def test_a_recoloured_episode_succeeds_in_the_recoloured_environment(level: str, seed: int) -> None:
-    batch, mission = recorded(level, seed)
-    changed = augmented(batch, mission, ["recolor"], seed)
-    # colours that no view shows may have gone anywhere: any permutation that fits will do
-    before, after = batch["cells"].numpy(), changed["cells"].numpy()
-    fitting = [n for n in range(len(PERMUTATIONS)) if (RECOLOURED[n][before] == after).all()]
-    permutation = PERMUTATIONS[fitting[0]]
-    actions = changed["action"][:, 0].tolist()
-    cells, directions, reward = replayed(
-        level, seed, lambda environment: recolour(environment, permutation), actions
-    )
-    np.testing.assert_array_equal(cells, changed["cells"][:, 0].numpy())
-    np.testing.assert_array_equal(directions, changed["direction"][:, 0].numpy())
-    assert reward > 0
-    words = text(changed["mission_tokens"][changed["mission"][0, 0]].numpy())
-    for old, new in zip(mission_words(mission), words, strict=True):
-        recoloured = (
-            {COLOURS[PERMUTATIONS[n][COLOURS.index(old)]] for n in fitting}
-            if old in COLOURS
-            else {old}
+def choices(level: str) -> list[tuple[Symmetry, ...]]:
+    """What a recipe may ask for: each declared symmetry alone, and all of them."""
+    declared = read_manifest(level).symmetries
+    return [*((symmetry,) for symmetry in declared), *([declared] if len(declared) > 1 else [])]
+
+
+@cache
+def first_episode(level: str) -> Episode:
+    """One in which the agent turns."""
+    return next(each for each in solved_episodes(level) if TURN_LEFT in each.action)
+
+
+@pytest.mark.parametrize(
+    ("level", "symmetries"),
+    [(level, symmetries) for level in OF_THE_PAPER for symmetries in choices(level)],
+)
+def test_an_augmented_episode_is_played_and_solved_in_the_transformed_environment(
+    level: str, symmetries: tuple[Symmetry, ...]
+) -> None:
+    number = OF_THE_PAPER.index(level)
+    check_symmetry(level, first_episode(level), symmetries, telling_seed(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", DECLARING)
+def test_many_augmented_episodes_are_solved_in_the_transformed_environment(level: str) -> None:
+    episodes = 30 if level in OF_THE_PAPER else 5
+    for number, episode in enumerate(islice(solved_episodes(level, first_seed=100), episodes)):
+        for symmetries in choices(level):
+            check_symmetry(level, episode, symmetries, telling_seed(number))
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        *("on your left", "on your right", "behind you", "in front of you"),
+        *(" after you ", ", then ", " and ", " next to "),
+    ],
+)
+def test_every_kind_of_mission_is_transformed_as_the_instructions_are(phrase: str) -> None:
+    environment = make_environment("BossLevel")
+    seed = next(seed for seed in count() if phrase in environment.reset(seed=seed)[0]["mission"])
+    episode = record_episode(environment, seed)
+    assert isinstance(episode, Episode) and phrase in episode.mission
+    check_symmetry("BossLevel", episode, ("recolor", "mirror"), telling_seed(seed))
+
+
+class OneHanded(GoToLocal):
+    """Nobody can turn right here."""
+
+    def step(self, action: Any) -> Any:
+        allowed = self.actions.done if action == self.actions.right else action
+        return super().step(allowed)  # type: ignore[no-untyped-call]
+
+
+class RedOnly(GoToLocal):
+    """Going to anything that is not red earns nothing."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = super().step(action)  # type: ignore[no-untyped-call]
+        return observation, reward if "red" in self.mission else 0, *rest
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Registers a level class of ours, whose manifest declares both symmetries; gives its name."""
+    names = []
+
+    def declare(level: type[GoToLocal]) -> str:
+        names.append(f"BabyAI-{level.__name__}-v0")
+        gymnasium.register(names[-1], entry_point=level)
+        (tmp_path / f"{level.__name__}.toml").write_text(
+            f'level = "{level.__name__}"\nenvironment_id = "{names[-1]}"\n'
+            'mission_pattern = "go to .*"\nsymmetries = ["recolor", "mirror"]\n'
         )
-        assert new in recoloured
+        return level.__name__
+
+    monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))
+    yield declare
+    for name in names:
+        del gymnasium.registry[name]
 
 
-@pytest.mark.parametrize("level", ["GoToLocal", "PickupLoc", "UnblockPickup", "Unlock"])
-def test_a_mirrored_episode_succeeds_in_the_mirrored_environment(level: str) -> None:
-    mirrored = 0
-    for seed in range(8):
-        batch, mission = recorded(level, seed)
-        changed = augmented(batch, mission, ["mirror"], seed)
-        if torch.equal(changed["cells"], batch["cells"]):
-            continue  # this seed's draw leaves the episode as it is
-        mirrored += 1
-        actions = changed["action"][:, 0].tolist()
-        assert actions == MIRRORED_ACTION[batch["action"][:, 0].int()].tolist()
-        cells, directions, reward = replayed(level, seed, mirror, actions)
-        np.testing.assert_array_equal(cells, changed["cells"][:, 0].numpy())
-        np.testing.assert_array_equal(directions, changed["direction"][:, 0].numpy())
-        assert reward > 0
-    assert mirrored > 1
+@pytest.mark.parametrize(
+    ("level", "lacking", "kept"), [(OneHanded, "mirror", "recolor"), (RedOnly, "recolor", "mirror")]
+)
+def test_a_level_that_declares_a_symmetry_it_lacks_fails_the_proof(
+    declared: Callable[..., str], level: type[GoToLocal], lacking: Symmetry, kept: Symmetry
+) -> None:
+    name = declared(level)
+    turning = (episode for episode in solved_episodes(name) if TURN_LEFT in episode.action)
+    for number, episode in enumerate(islice(turning, 3)):
+        check_symmetry(name, episode, [kept], telling_seed(number))
+        with pytest.raises(AssertionError):
+            check_symmetry(name, episode, [lacking], telling_seed(number))
+
+
+def test_every_level_with_an_environment_declares_both_symmetries_and_no_other_does() -> None:
+    for level in all_level_names():
+        manifest = read_manifest(level)
+        expected = () if manifest.environment_id is None else ("recolor", "mirror")
+        assert manifest.symmetries == expected, level
+
+
+@given(arrays(np.bool_, (VIEW_SIZE, VIEW_SIZE), elements=st.booleans()))
+def test_what_is_seen_of_mirrored_things_is_what_was_seen_mirrored(
+    opaque: NDArray[np.bool_],
+) -> None:
+    def seen(opaque: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        grid = Grid(VIEW_SIZE, VIEW_SIZE)
+        for column, row in np.argwhere(opaque).tolist():
+            grid.set(column, row, Wall())
+        return np.array(grid.process_vis((AGENT_COLUMN, AGENT_ROW)))
+
+    np.testing.assert_array_equal(seen(opaque[::-1]), seen(opaque)[::-1])
+    # files of 2018 are read by the rule of that time
+    np.testing.assert_array_equal(visible(opaque[None, ::-1]), visible(opaque[None])[:, ::-1])
 
 
 def test_left_and_right_are_exchanged_in_mirrored_missions_and_only_there() -> None:
     tokens = mission_tokens(["pick up the key on your left", "go to a door on your right"])
-    identity = 0
-    assert [text(EXCHANGED[identity * 2 + 1][row])[-1] for row in tokens] == ["right", "left"]
-    assert [text(EXCHANGED[identity * 2][row])[-1] for row in tokens] == ["left", "right"]
+    words, identity = exchanged_words(WORDS), 0
+    assert [text(words[identity * 2 + 1][row])[-1] for row in tokens] == ["right", "left"]
+    assert [text(words[identity * 2][row])[-1] for row in tokens] == ["left", "right"]
+
+
+def test_a_vocabulary_without_colours_or_sides_has_nothing_to_exchange() -> None:
+    assert set(map(tuple, exchanged_words(("go", "lamp")).tolist())) == {(0, 1, 2)}
 
 
 def test_walls_and_what_has_no_colour_keep_their_codes() -> None:
     for code in (0, 18, 2 * 18 + 5 * 3):  # unseen, empty, a grey wall
-        assert set(RECOLOURED[:, code]) == {code}
+        assert set(recoloured_codes()[:, code].tolist()) == {code}
 
 
 def test_no_two_cells_become_one() -> None:
-    assert all(len(set(row)) == 256 for row in RECOLOURED[::37].tolist())
+    assert all(len(set(row)) == 256 for row in recoloured_codes()[::37].tolist())
+
+
+@pytest.mark.parametrize("symmetries", [["recolor"], ["mirror"]])
+def test_a_batch_is_left_as_it_is(symmetries: list[Symmetry]) -> None:
+    episode = first_episode("PickupLoc")
+    batch, tokens = native(episode), torch.ones(1, 3, dtype=torch.int64)
+    before = {name: values.clone() for name, values in batch.items()}
+    Augmenter(symmetries, WORDS, rollouts=1, seed=telling_seed(0))(batch, tokens)
+    assert all(torch.equal(batch[name], before[name]) for name in before)
 
 
 def test_an_episode_keeps_its_draw_across_batches_and_a_resumed_stream_draws_the_same(
@@ -196,20 +279,51 @@ def test_an_episode_keeps_its_draw_across_batches_and_a_resumed_stream_draws_the
     assert torch.equal(batches(rollout_len=4, count=15, resume_at=6), whole)
 
 
-def test_rollouts_shared_out_to_two_processes_draw_what_one_would() -> None:
-    masks = np.zeros((5, 4), dtype=np.uint8)
-    whole = Augmenter(["recolor", "mirror"], WORDS, rollouts=4, seed=1)._draws(masks)
-    second = Augmenter(["recolor", "mirror"], WORDS, rollouts=2, seed=1, first_rollout=2)
-    np.testing.assert_array_equal(second._draws(masks[:, 2:]), whole[:, 2:])
-    assert len(np.unique(whole)) > 15
+def test_rollouts_shared_out_to_two_processes_draw_what_one_would(
+    make_store: Callable[..., Store],
+) -> None:
+    store = make_store(lengths=[2] * 40)
+    words = store.attributes.vocabulary
+
+    def cells(rank: int, world: int) -> torch.Tensor:
+        stream = ExpertTrajectoryIterator(
+            store, rollouts=4, rollout_len=9, layout="native", rank=rank, world=world
+        )
+        share = 4 // world
+        augmenter = Augmenter(
+            ["recolor", "mirror"], words, rollouts=share, seed=1, first_rollout=rank * share
+        )
+        return augmenter(next(stream), stream.mission_tokens)["cells"]
+
+    assert torch.equal(torch.cat([cells(0, 2), cells(1, 2)], dim=1), cells(0, 1))
 
 
 def test_every_permutation_is_drawn_about_equally_often() -> None:
-    masks = np.zeros((720, 200), dtype=np.uint8)
-    draws = Augmenter(["recolor"], WORDS, rollouts=200, seed=3)._draws(masks)
-    counts = np.bincount(draws.reshape(-1) // 2, minlength=720)
-    assert set(draws.reshape(-1) % 2) == {0}
+    rollout, begun = np.meshgrid(np.arange(200), np.arange(1, 721))
+    draws = episode_draws(3, rollout, begun).reshape(-1)
+    counts = np.bincount(draws // 2, minlength=720)
     assert counts.min() > 140 and counts.max() < 270  # mean 200, standard deviation 14
+    mirrored = np.bincount(draws // 2, weights=draws % 2, minlength=720) / counts
+    assert mirrored.min() > 0.3 and mirrored.max() < 0.7  # mean a half, standard deviation 0.035
+
+
+@given(st.data())
+def test_missions_are_listed_once_and_in_the_same_order_with_and_without_symmetries(
+    data: st.DataObject,
+) -> None:
+    steps, rollouts = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    words = tuple(f"w{number}" for number in range(data.draw(st.sampled_from([5, 300]))))
+    table = data.draw(arrays(np.int64, (4, 3), elements=st.integers(0, len(words))))
+    masks = data.draw(arrays(np.uint8, (steps, rollouts), elements=st.integers(0, 1)))
+    masks[0] = 0
+    episode = np.cumsum(masks == 0, axis=0) + 10 * np.arange(rollouts)
+    batch = {
+        "masks": torch.from_numpy(masks),
+        "mission": torch.from_numpy((episode * 7 % 4).astype(np.int32)),
+    }
+    listed = Augmenter([], words, rollouts=rollouts, seed=0)(batch, torch.from_numpy(table))
+    expected = batch_missions(batch, torch.from_numpy(table))
+    assert all(torch.equal(listed[name], expected[name]) for name in expected)
 
 
 def test_the_missions_of_a_batch_are_listed_once() -> None:

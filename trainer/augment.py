@@ -5,30 +5,36 @@ mission's words alike; `mirror` exchanges left and right in the view, the direct
 and the mission's words. Each episode keeps its draw from its first step to its last, across
 batches. A draw is a pure function of the seed, the rollout and how many episodes the rollout has
 begun, so a resumed run draws the same, and so does any number of processes.
+
+Which level has which symmetry, and what is refused: `trainer.symmetries`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demotools.grid import BALL, BOX, COLOURS, DOOR, KEY, UNPACKING_TABLE
+from demotools.grid import BALL, BOX, COLOURS, DOOR, KEY, UNPACKING_TABLE, VIEW_SIZE
+from demotools.manifest import Symmetry
 from trainer.rollouts import Batch
 
-Symmetry = Literal["recolor", "mirror"]
 PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS)))))
 """int64 [720, 6]: the new colour of each colour; row 0 changes nothing."""
-MIRRORED_ACTION = torch.tensor([1, 0, 2, 3, 4, 5, 6], dtype=torch.uint8)
-MIRRORED_DIRECTION = torch.tensor([2, 1, 0, 3], dtype=torch.uint8)
+DRAWS = 2 * len(PERMUTATIONS)
+"""A draw is permutation * 2 + mirrored."""
+MIRRORED_ACTION: NDArray[np.uint8] = np.array([1, 0, 2, 3, 4, 5, 6], dtype=np.uint8)
+MIRRORED_DIRECTION: NDArray[np.uint8] = np.array([2, 1, 0, 3], dtype=np.uint8)
+SIDES = ("left", "right")
+_COLUMN = np.dtype((np.void, VIEW_SIZE))
 
 
-def recoloured_codes() -> Tensor:
+def recoloured_codes() -> NDArray[np.uint8]:
     """The code of a cell under every permutation: uint8 [720, 256].
 
     Only doors, keys, balls and boxes change: walls are always grey, and empty and unseen cells
@@ -38,26 +44,43 @@ def recoloured_codes() -> Tensor:
     kind, colour, state = UNPACKING_TABLE.astype(np.int64).T
     changed = kind * 18 + PERMUTATIONS[:, colour % len(COLOURS)] * 3 + state
     movable = np.isin(kind, (DOOR, KEY, BALL, BOX))
-    return torch.from_numpy(np.where(movable, changed, codes).astype(np.uint8))
+    return np.where(movable, changed, codes).astype(np.uint8)
 
 
-def exchanged_words(words: Sequence[str]) -> Tensor:
-    """The id of a word under every draw (permutation * 2 + mirrored): int64 [1440, N + 1].
+def exchanged_words(words: Sequence[str]) -> NDArray[np.uint16]:
+    """The id of a word under every draw: uint16 [1440, N + 1].
 
-    words   the N words of the vocabulary; id 0 is padding
+    words   the N words of the vocabulary, with all colours or none, both sides or none; id 0 is
+            padding
     """
     ids = {word: number for number, word in enumerate(words, start=1)}
-    table = np.tile(np.arange(len(words) + 1), (len(PERMUTATIONS), 2, 1))
-    for colour, word in enumerate(COLOURS):
-        new = np.array([ids[name] for name in COLOURS])
-        table[:, :, ids[word]] = new[PERMUTATIONS[:, colour]][:, None]
-    table[:, 1, ids["left"]], table[:, 1, ids["right"]] = ids["right"], ids["left"]
-    return torch.from_numpy(table.reshape(-1, len(words) + 1))
+    table = np.tile(np.arange(len(words) + 1, dtype=np.uint16), (len(PERMUTATIONS), 2, 1))
+    if colours := [ids[word] for word in COLOURS if word in ids]:
+        table[:, :, colours] = np.array(colours)[PERMUTATIONS][:, None]
+    if sides := [ids[word] for word in SIDES if word in ids]:
+        table[:, 1, sides] = sides[::-1]
+    return table.reshape(DRAWS, len(words) + 1)
+
+
+def episode_draws(
+    seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What is drawn for episodes, 0 <= draw < 1440: int64, of the shape of both arrays.
+
+    rollout   number of the rollout over all processes
+    begun     how many episodes the rollout has begun, this one included
+    """
+    bits = _mixed(
+        _mixed(_mixed(np.uint64(seed)) + rollout.astype(np.uint64)) + begun.astype(np.uint64)
+    )
+    permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
+    return (permutation * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
 
 
 class Augmenter:
     """Applies symmetries to the native batches of one iterator, in their order.
 
+    words           of the vocabulary, see `exchanged_words`
     first_rollout   the number of the first row over all processes
     """
 
@@ -71,7 +94,7 @@ class Augmenter:
         first_rollout: int = 0,
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
-        self._codes = recoloured_codes()
+        self._codes = torch.from_numpy(recoloured_codes().reshape(-1))
         self._words = exchanged_words(words)
         self._seed = seed
         self._rollout = np.arange(first_rollout, first_rollout + rollouts)
@@ -80,39 +103,41 @@ class Augmenter:
     def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
 
+        batch     on the CPU; it is left as it is
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
-        if not (self._recolor or self._mirror):
-            return batch_missions(batch, tokens)
-        draw = torch.from_numpy(self._draws(batch["masks"].numpy()))
-        permutation, mirrored = draw // 2, draw % 2 == 1
-        cells = torch.take(self._codes, permutation[..., None, None] * 256 + batch["cells"])
+        runs = _runs(batch["masks"].numpy())
+        draw = self._draws(batch["masks"].numpy(), runs)
+        of_step = draw[runs.of_step]
+        changed = dict(batch)
+        if self._recolor:
+            changed["cells"] = self._recoloured(changed["cells"], of_step)
         if self._mirror:
-            cells = torch.where(mirrored[..., None, None], cells.flip(-2), cells)
-            turned = MIRRORED_ACTION[batch["action"].int()]
-            faced = MIRRORED_DIRECTION[batch["direction"].int()]
-            batch = {
-                **batch,
-                "action": torch.where(mirrored, turned, batch["action"]),
-                "direction": torch.where(mirrored, faced, batch["direction"]),
-            }
-        key, place = torch.unique(batch["mission"].long() * 1440 + draw, return_inverse=True)
-        exchanged = torch.gather(self._words[key % 1440], 1, tokens[key // 1440])
-        return batch_missions({**batch, "cells": cells, "mission": place}, exchanged)
+            changed |= _mirrored(changed, of_step % 2 == 1)
+        mission = batch["mission"].numpy().reshape(-1)[runs.first]
+        text = self._words[draw[:, None], tokens.numpy()[mission]]
+        # as bytes the rows are sorted several times faster than by torch.unique
+        _, distinct, place = np.unique(
+            text.astype(">u2").view(f"S{2 * text.shape[1]}")[:, 0],
+            return_index=True,
+            return_inverse=True,
+        )
+        changed["mission"] = torch.from_numpy(place[runs.of_step])
+        changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
+        return changed
 
-    def _draws(self, masks: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """permutation * 2 + mirrored of every step: int64 [T, B]."""
+    def _recoloured(self, cells: Tensor, draw: NDArray[np.int64]) -> Tensor:
+        row = torch.from_numpy((draw // 2 * 256).astype(np.int32))[..., None, None]
+        return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
+
+    def _draws(self, masks: NDArray[np.uint8], runs: _Runs) -> NDArray[np.int64]:
+        """The draw of every run of the batch, without what is switched off: int64 [R]."""
         begun = self._begun + np.cumsum(masks == 0, axis=0)
         self._begun = begun[-1]
-        bits = _mixed(
-            _mixed(_mixed(np.uint64(self._seed)) + self._rollout.astype(np.uint64))
-            + begun.astype(np.uint64)
-        )
-        permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
-        mirrored = bits & np.uint64(1)
-        draw = permutation * np.uint64(2 * self._recolor) + mirrored * np.uint64(self._mirror)
-        return draw.astype(np.int64)
+        rollout = self._rollout[runs.first % masks.shape[1]]
+        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[runs.first])
+        return draw // 2 * 2 * self._recolor + draw % 2 * self._mirror
 
     def state(self) -> dict[str, Any]:
         """Where the draws stand, as a JSON value."""
@@ -132,6 +157,38 @@ def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
     row, place = torch.unique(batch["mission"], return_inverse=True)
     distinct, again = torch.unique(tokens[row.long()], dim=0, return_inverse=True)
     return {**batch, "mission": again[place], "mission_tokens": distinct}
+
+
+class _Runs(NamedTuple):
+    """The R stretches of one episode in one rollout of a batch.
+
+    first     int64 [R], the first step, counted over [T, B] time first
+    of_step   int64 [T, B], the run of each step
+    """
+
+    first: NDArray[np.int64]
+    of_step: NDArray[np.int64]
+
+
+def _runs(masks: NDArray[np.uint8]) -> _Runs:
+    begins = np.ascontiguousarray(masks.T) == 0  # [B, T]
+    begins[:, 0] = True
+    rollout, time = np.nonzero(begins)
+    of_step = np.cumsum(begins).reshape(begins.shape) - 1
+    return _Runs(time * len(begins) + rollout, np.ascontiguousarray(of_step.T))
+
+
+def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
+    """Cells, direction and action of a batch, exchanged where `mirrored` [T, B] says so."""
+    cells = batch["cells"].numpy().copy()
+    columns = cells.reshape(-1, VIEW_SIZE * VIEW_SIZE).view(_COLUMN)
+    steps = np.flatnonzero(mirrored)
+    columns[steps] = columns[steps, ::-1]
+    changed = {"cells": torch.from_numpy(cells)}
+    for name, table in (("action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
+        values = batch[name].numpy()
+        changed[name] = torch.from_numpy(np.where(mirrored, table[values], values))
+    return changed
 
 
 def _mixed(values: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:

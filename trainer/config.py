@@ -25,7 +25,7 @@ from pydantic import (
 
 from demotools.environment import MOST_EPISODES
 from demotools.errors import SettingsError
-from trainer.augment import Symmetry
+from demotools.manifest import Symmetry
 from trainer.overrides import check_tree, override, set_key, toml_tree
 
 _MOST_STEPS_AT_ONCE = 2**24

@@ -35,6 +35,7 @@ from trainer.resolve import check_resumed, open_stores, other_levels, resolved, 
 from trainer.run import Parts, Run, new_parts, open_run
 from trainer.saving import restore
 from trainer.streams import build_losses
+from trainer.symmetries import check_augmentation
 
 SETTINGS_FILE = "settings.toml"
 _FILES = (
@@ -180,9 +181,10 @@ def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, 
         weights_and_biases()
     stores = open_stores(settings, options.data)
     words = shared_words(list(stores.values()))
+    widened = check_augmentation(settings, stores)
     parts = new_parts(settings, stores, words, team)
     cost = expected_cost(settings, parts.network, words, stores, options.process_count)
-    return parts, [*other_levels(settings, stores), *cost.lines(options.recipe)]
+    return parts, [*other_levels(settings, stores), *widened, *cost.lines(options.recipe)]
 
 
 def _environment_of(settings: Settings) -> str:
