@@ -49,6 +49,7 @@ def _possible_cells(encoding: Encoding) -> NDArray[np.bool_]:
 
 
 _POSSIBLE = {encoding: _possible_cells(encoding) for encoding in Encoding}
+_CODES = {encoding: recoding_table(encoding) for encoding in Encoding}
 
 
 @dataclass
@@ -72,9 +73,14 @@ class Evidence:
         action   the last one
         """
         self.episodes += 1
-        cells = np.minimum(images.reshape(-1, 3), np.array([11, 6, 3]))
-        present = np.zeros((12, 7, 4), dtype=np.bool_)
-        present[cells[:, 0], cells[:, 1], cells[:, 2]] = True
+        flat = images.reshape(-1)
+        # channel by channel: numpy is slow on a last axis of three
+        kind, colour, state = (
+            np.minimum(flat[channel::3], last, dtype=np.uint8).astype(np.intp)
+            for channel, last in enumerate((11, 6, 3))
+        )
+        present = np.bincount((kind * 7 + colour) * 4 + state, minlength=12 * 7 * 4) > 0
+        present = present.reshape(12, 7, 4)
         outside = present.copy()
         outside[:11, :6, :3] = False
         target = _target(images[-1], action)
@@ -133,7 +139,7 @@ def _described(cell: tuple[int, int, int], encoding: Encoding) -> set[tuple[str,
     kind, colour, state = cell
     if kind >= len(OBJECTS) or colour >= len(COLOURS) or state >= 3:
         return set()
-    code = int(recoding_table(encoding)[kind, colour, state])
+    code = int(_CODES[encoding][kind, colour, state])
     if code == 255:
         return set()
     name = OBJECTS[code // 18]

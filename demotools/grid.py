@@ -53,6 +53,12 @@ _OLD_OBJECTS = {
 }
 
 
+_LAST_OF_TABLE = np.tile(
+    np.array([len(OBJECTS) - 1, len(COLOURS) - 1, len(STATES) - 1], np.uint8),
+    VIEW_SIZE * VIEW_SIZE * 16,
+)
+
+
 def _unpacking_table() -> NDArray[np.uint8]:
     code = np.arange(256)
     table = np.stack([code // 18, code % 18 // 3, code % 3], axis=1)
@@ -68,10 +74,24 @@ def fits_cells(images: NDArray[np.uint8]) -> bool:
 
     images  uint8 [..., H, W, C]
     """
-    if images.shape[-3:] != (VIEW_SIZE, VIEW_SIZE, 3):
-        return False
-    limits = np.array([len(OBJECTS), len(COLOURS), len(STATES)], dtype=np.uint8)
-    return bool((images < limits).all())
+    return images.shape[-3:] == (VIEW_SIZE, VIEW_SIZE, 3) and _inside_tables(images)
+
+
+def _inside_tables(images: NDArray[np.uint8]) -> bool:
+    """Whether every channel is inside its table.
+
+    images   uint8 [..., 7, 7, 3]
+    """
+    flat = np.ascontiguousarray(images).reshape(-1)
+    # the largest of each place over rows of many views: nothing is written but one row, and
+    # numpy is slow on a last axis of three
+    whole = len(flat) // len(_LAST_OF_TABLE) * len(_LAST_OF_TABLE)
+    if whole:
+        largest = flat[:whole].reshape(-1, len(_LAST_OF_TABLE)).max(axis=0)
+        if (largest > _LAST_OF_TABLE).any():
+            return False
+    rest = flat[whole:]
+    return bool((rest <= _LAST_OF_TABLE[: len(rest)]).all())
 
 
 def packed_cells(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -162,10 +182,6 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
 
     Cells out of sight, which the first encoding wrote as empty, become unseen.
     """
-    limits = np.array([len(OBJECTS), len(COLOURS), len(STATES)], np.uint8)
-    # compared row by row: numpy is slow on a last axis of three
-    rows = images.reshape(len(images), VIEW_SIZE * VIEW_SIZE * 3)
-    inside = rows < np.tile(limits, VIEW_SIZE * VIEW_SIZE)
     cells = packed_cells(images)
     if encoding is not Encoding.TODAY:
         # bytes.translate is several times faster than indexing with uint8
@@ -173,8 +189,8 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
         table[:CELL_CODES] = recoding_table(encoding).reshape(-1)
         recoded = bytearray(cells.tobytes().translate(table.tobytes()))
         cells = np.frombuffer(recoded, np.uint8).reshape(cells.shape)
-    if not inside.all():
-        cells[~inside.reshape(images.shape).all(axis=-1)] = 255
+    if not _inside_tables(images):
+        cells[(images > _LAST_OF_TABLE[:3]).any(axis=-1)] = 255
     if encoding is Encoding.FIRST:
         cells[~visible(_OPAQUE[cells]) & (cells != 255)] = UNSEEN
     return cells

@@ -21,7 +21,7 @@ MAX_DEPTH = 32
 MAX_KEPT = 1 << 16
 """Memo slots whose values are kept; later ones are counted only, so that memory stays bounded."""
 MAX_KEPT_BYTES = 1 << 25
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _NAME_BYTES = 200
 
 

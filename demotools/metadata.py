@@ -23,7 +23,8 @@ Size = Annotated[int, Field(ge=1, le=1 << 53)]
 
 
 class _Checked(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
+    # the parts are built with the whole, not once more each
+    model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
 
 
 class _Codec(_Checked):
