@@ -19,7 +19,7 @@ from trainer.rollouts import Batch
 WORDS = 20
 LITTLE: dict[str, dict[str, object]] = {
     "small": {"embedding": 8, "features": 16, "memory": 24, "instruction": 16},
-    "film": {"channels": 8, "memory": 24, "instruction": 16},
+    "film": {"channels": 16, "memory": 24, "instruction": 16},
     "big": {"channels": 8, "memory": 24, "instruction": 16},
 }
 

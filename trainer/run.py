@@ -20,6 +20,7 @@ from trainer.distributed import ALONE, Team
 from trainer.log import Meter, RunLog, Stopwatch
 from trainer.losses import LossStep
 from trainer.networks import build_network
+from trainer.networks.compiling import compile_network
 from trainer.optimize import build_optimizer, build_schedule
 from trainer.plan import stage_plan
 from trainer.streams import build_losses
@@ -129,7 +130,7 @@ def new_parts(
     network = build_network(settings.model.type, settings.model.options, len(words))
     network.to(settings.run.device)
     if settings.run.compile:
-        network.compile()
+        compile_network(network, settings.model.type)
     if team.rank:
         # the same weights everywhere, but every process draws actions of its own
         torch.manual_seed(settings.run.seed + 1_000_003 * team.rank)

@@ -12,6 +12,7 @@ from trainer.rollouts import Batch
 
 LARGEST = 8192
 _HEAD = 64
+_GROUP = 8
 
 
 class Output(NamedTuple):
@@ -56,19 +57,23 @@ class FilmBlock(nn.Module):
     """Two convolutions, the second scaled and shifted by an instruction, beside a shortcut.
 
     Source: Perez et al. 2018.
+
+    normed   whether the first and what is scaled and shifted are normalised by `step_norm`
     """
 
-    def __init__(self, channels: int, instruction: int) -> None:
+    def __init__(self, channels: int, instruction: int, *, normed: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = nn.Linear(instruction, 2 * channels)
+        self.norm_first = step_norm(channels) if normed else nn.Identity()
+        self.norm_film = step_norm(channels) if normed else nn.Identity()
 
     def forward(self, view: Tensor, instruction: Tensor) -> Tensor:
         """[n, channels, h, w] of the same."""
         scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
-        inner = self.second(torch.relu(self.first(view)))
-        return view + torch.relu(inner * (1 + scale) + shift)
+        inner = self.second(torch.relu(self.norm_first(self.first(view))))
+        return view + torch.relu(self.norm_film(inner * (1 + scale) + shift))
 
 
 def check_sizes(**sizes: int) -> None:
@@ -76,6 +81,16 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if type(size) is not int or not 0 < size <= LARGEST:
             raise ValueError(f"{name} must be from 1 to {LARGEST}")
+
+
+def step_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation of each step by itself, in groups of 8 channels (Wu and He 2018).
+
+    ValueError  the channels are no multiple of 8
+    """
+    if channels % _GROUP:
+        raise ValueError(f"channels must be a multiple of {_GROUP}")
+    return nn.GroupNorm(channels // _GROUP, channels)
 
 
 def head(memory: int, outputs: int) -> nn.Sequential:

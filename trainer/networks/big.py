@@ -143,6 +143,10 @@ class BigNetwork(nn.Module):
         """Zeros [B, 2 * memory]: hidden and cell state."""
         return empty_memory(self.cell, rollouts)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """The convolutions, on a GPU; on a CPU they gain nothing (docs/log.md)."""
+        return [self.stem, *self.blocks] if self.query.weight.is_cuda else []
+
     def forward(self, batch: Batch, memory: Tensor) -> Output:
         """Logits, values and the memory after; see `trainer.networks`."""
         runs = runs_of(batch["masks"])

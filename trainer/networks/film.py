@@ -6,14 +6,16 @@ before the LSTM depends on memory, so all steps of a batch go through the convol
 only the LSTM goes run by run.
 
 Different from it, and why:
-- No batch normalisation. Its statistics would make a step depend on the batch around it, mix the
-  rollouts of the store with those of the environments, and act otherwise than it was trained.
-- A channel is scaled by 1 + what the instruction says, not by that itself: the same functions, and
-  a block begins near its shortcut, which is what the normalisation was needed for.
+- Group normalisation in place of batch normalisation, whose statistics would make a step depend on
+  the batch around it, mix the rollouts of the store with those of the environments, and act
+  otherwise than it was trained. With none at all it learns more slowly (docs/log.md).
+- A channel is scaled by 1 + what the instruction says, not by that itself: the same functions.
 - No ReLU after the pooling: a sum of what is never negative needs none.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from trainer.networks.base import (
     head,
     in_order,
     output_of_runs,
+    step_norm,
 )
 from trainer.recurrence import lstm_by_runs, runs_of
 from trainer.rollouts import Batch
@@ -48,6 +51,30 @@ class BagOfWords(nn.Module):
         return nn.functional.embedding(cells.int(), codes)
 
 
+class Sight(nn.Module):
+    """What is seen, in the light of the instruction: [n, channels] of uint8 [n, 7, 7] cells."""
+
+    def __init__(self, channels: int, instruction: int) -> None:
+        super().__init__()
+        self.cells = BagOfWords(channels)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            step_norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            step_norm(channels),
+            nn.ReLU(),
+        )
+        self.blocks = nn.ModuleList(FilmBlock(channels, instruction, normed=True) for _ in range(2))
+
+    def forward(self, cells: Tensor, instruction: Tensor) -> Tensor:
+        """The largest value of each channel anywhere in the view."""
+        view = self.stem(self.cells(cells).permute(0, 3, 1, 2))
+        for block in self.blocks:
+            view = block(view, instruction)
+        return cast(Tensor, view.amax((2, 3)))
+
+
 class FilmNetwork(nn.Module):
     """Two convolutions, two FiLM blocks, an LSTM; about 1.2 M parameters.
 
@@ -65,14 +92,7 @@ class FilmNetwork(nn.Module):
         super().__init__()
         check_sizes(channels=channels, memory=memory, instruction=instruction)
         self.instruction = InstructionEncoder(vocabulary_size, instruction)
-        self.cells = BagOfWords(channels)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-        )
-        self.blocks = nn.ModuleList(FilmBlock(channels, instruction) for _ in range(2))
+        self.sight = Sight(channels, instruction)
         self.cell = nn.LSTMCell(channels, memory)
         self.actor = head(memory, len(ACTIONS))
         self.critic = head(memory, 1)
@@ -81,12 +101,14 @@ class FilmNetwork(nn.Module):
         """Zeros [B, 2 * memory]: hidden and cell state."""
         return empty_memory(self.cell, rollouts)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """All before the LSTM."""
+        return [self.sight]
+
     def forward(self, batch: Batch, memory: Tensor) -> Output:
         """Logits, values and the memory after; see `trainer.networks`."""
         runs = runs_of(batch["masks"])
         instruction = self.instruction(batch["mission_tokens"])[in_order(batch["mission"], runs)]
-        view = self.stem(self.cells(in_order(batch["cells"], runs)).permute(0, 3, 1, 2))
-        for block in self.blocks:
-            view = block(view, instruction)
-        hidden, after = lstm_by_runs(self.cell, view.amax((2, 3)), runs, memory)
+        features = self.sight(in_order(batch["cells"], runs), instruction)
+        hidden, after = lstm_by_runs(self.cell, features, runs, memory)
         return output_of_runs(self.actor, self.critic, hidden, after, runs)

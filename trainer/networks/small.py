@@ -55,6 +55,10 @@ class SmallNetwork(nn.Module):
         """Zeros [B, 2 * memory]: hidden and cell state."""
         return empty_memory(self.cell, rollouts)
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """None: tables and the loop over runs, whose shapes are new in every batch."""
+        return []
+
     def forward(self, batch: Batch, memory: Tensor) -> Output:
         """Logits, values and the memory after; see `trainer.networks`."""
         runs = runs_of(batch["masks"])

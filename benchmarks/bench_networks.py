@@ -1,0 +1,160 @@
+"""What does each network cost: weights, time forward and backward, memory, whole updates?
+
+python benchmarks/bench_networks.py                     # every network, T = 40, B = 128
+python benchmarks/bench_networks.py --write             # the same, into docs/networks.md
+python benchmarks/bench_networks.py film --shape 20 32 --threads 1 --bfloat16
+
+The batch is of episodes as long as GoToLocal's. Forward includes the loss, an update the optimizer
+too. Memory is what autograd keeps of a batch for the backward pass, the weights not counted, each
+storage once. Median of several updates.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from bench_update import batch_of, ours
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from demotools.vocabulary import WORDS
+from trainer.networks import NETWORKS, parameter_count
+from trainer.rollouts import Batch
+
+PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
+BEGIN = "<!-- written by benchmarks/bench_networks.py: do not edit -->\n"
+END = "<!-- end of what benchmarks/bench_networks.py writes -->\n"
+VOCABULARY = len(WORDS)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network costs; times in seconds, by the clock."""
+
+    name: str
+    parameters: int
+    saved_bytes: int
+    forward: float
+    backward: float
+    update: float
+    steps: int
+
+    def row(self) -> str:
+        per_thousand = 1000 * 1000 / self.steps
+        cells = (
+            f"`{self.name}`",
+            f"{self.parameters:,}",
+            f"{self.forward * per_thousand:,.1f}",
+            f"{self.backward * per_thousand:,.1f}",
+            f"{self.saved_bytes / self.steps:,.0f}",
+            f"{self.steps / self.update:,.0f}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd keeps of what is computed inside, by its address."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []  # an address is not given out again while its storage lives
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            alive.append(storage)
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def measured(name: str, batch: Batch, rounds: int, bfloat16: bool) -> Cost:
+    """The cost of one network on a batch."""
+    torch.manual_seed(0)
+    network = NETWORKS[name](VOCABULARY)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    step = ours(bfloat16)
+    with counted(network) as kept:
+        step(network, batch)
+    times = []
+    for number in range(rounds + 1):
+        optimizer.zero_grad()
+        begun = time.perf_counter()
+        loss = step(network, batch)
+        forward = time.perf_counter()
+        loss.backward()  # type: ignore[no-untyped-call]
+        backward = time.perf_counter()
+        optimizer.step()
+        if number:  # the first is to warm up
+            times.append((forward - begun, backward - forward, time.perf_counter() - begun))
+    forward, backward, update = (statistics.median(column) for column in zip(*times, strict=True))
+    return Cost(
+        name=name,
+        parameters=parameter_count(network),
+        saved_bytes=sum(kept.values()),
+        forward=forward,
+        backward=backward,
+        update=update,
+        steps=batch["masks"].numel(),
+    )
+
+
+def table(costs: list[Cost]) -> str:
+    head = (
+        "| network | parameters | forward, ms/1,000 steps | backward, ms/1,000 steps "
+        "| kept for backward, bytes/step | whole update, steps/s |"
+    )
+    return "\n".join([head, f"| --- |{' ---: |' * 5}", *(cost.row() for cost in costs)])
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(NETWORKS)))
+@click.option("--shape", type=(int, int), default=(40, 128), show_default=True, metavar="T B")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Default: as many as torch takes.")
+@click.option("--bfloat16", is_flag=True, help='As run.precision = "bfloat16" computes.')
+@click.option("--write", is_flag=True, help="Write the table into docs/networks.md.")
+def main(
+    names: tuple[str, ...],
+    shape: tuple[int, int],
+    rounds: int,
+    threads: int | None,
+    bfloat16: bool,
+    write: bool,
+) -> None:
+    """Print the table of the networks NAMES, or of all."""
+    if threads:
+        torch.set_num_threads(threads)
+    batch = batch_of(*shape, "cpu")
+    costs = [
+        measured(name, batch, rounds, bfloat16)
+        for name in tqdm(names or tuple(NETWORKS), unit=" networks", disable=None)
+    ]
+    said = (
+        f"T x B = {shape[0]} x {shape[1]}, {'bfloat16' if bfloat16 else 'float32'}, "
+        f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, "
+        f"{VOCABULARY} words, median of {rounds}."
+    )
+    text = f"{table(costs)}\n\n{said}\n"
+    if not write:
+        click.echo(text)
+        return
+    before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    _old, end, after = rest.partition(END)
+    if not begin or not end:
+        raise click.UsageError(f"{PAGE} lacks the lines between which to write")
+    PAGE.write_text(before + BEGIN + text + END + after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
