@@ -30,8 +30,7 @@ from demotools.errors import ManifestError, from_os_error
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
-Symmetry = Literal["recolor", "mirror"]
-SYMMETRIES: tuple[Symmetry, ...] = ("recolor", "mirror")
+Symmetry = Literal["recolor", "mirror", "retype"]
 _ARCHIVES = "archives.toml"
 _FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")

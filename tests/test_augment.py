@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -26,20 +26,22 @@ from numpy.typing import NDArray
 
 from demotools.bot import Episode, record_episode
 from demotools.environment import make_environment, observed_cells
-from demotools.grid import ACTIONS, AGENT_COLUMN, AGENT_ROW, COLOURS, VIEW_SIZE, visible
+from demotools.grid import ACTIONS, AGENT_COLUMN, AGENT_ROW, VIEW_SIZE, visible
 from demotools.manifest import Symmetry, all_level_names, level_names, read_manifest
 from demotools.store import Store
 from demotools.vocabulary import WORDS, mission_tokens, mission_words
 from tests.transformed import solved_episodes, transformed_environment
 from trainer.augment import (
     PERMUTATIONS,
+    TYPE_PERMUTATIONS,
     Augmenter,
     batch_missions,
     episode_draws,
+    exchanged_codes,
     exchanged_words,
-    recoloured_codes,
 )
 from trainer.rollouts import Batch, ExpertTrajectoryIterator
+from trainer.symmetries import toggles_thing
 
 TURN_LEFT = ACTIONS.index("left")
 ROLLOUT, EPISODE = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
@@ -47,20 +49,30 @@ DECLARING = [level for level in all_level_names() if read_manifest(level).symmet
 OF_THE_PAPER = [level for level in level_names() if level in DECLARING]
 
 
-def drawn(seed: int) -> tuple[NDArray[np.int64], bool]:
-    """What the first episode of the first rollout draws: the new colours, and whether mirrored."""
+class Drawn(NamedTuple):
+    """What an episode draws: new colours int64 [6], new types int64 [3], whether mirrored."""
+
+    colours: NDArray[np.int64]
+    types: NDArray[np.int64]
+    mirrored: bool
+
+
+def drawn(seed: int) -> Drawn:
+    """What the first episode of the first rollout draws."""
     draw = int(episode_draws(seed, ROLLOUT, EPISODE)[0])
-    return PERMUTATIONS[draw // 2], draw % 2 == 1
+    types, colours = divmod(draw // 2, len(PERMUTATIONS))
+    return Drawn(PERMUTATIONS[colours], TYPE_PERMUTATIONS[types], draw % 2 == 1)
+
+
+def is_telling(draw: Drawn) -> bool:
+    """Whether it mirrors, and leaves no colour and no type as it is."""
+    moved = [all(some != np.arange(len(some))) for some in (draw.colours, draw.types)]
+    return draw.mirrored and all(moved)
 
 
 def telling_seed(number: int) -> int:
-    """The seeds whose draw mirrors and leaves no colour as it is, from number 0 on."""
-    telling = (
-        seed
-        for seed in count()
-        if drawn(seed)[1] and (drawn(seed)[0] != np.arange(len(COLOURS))).all()
-    )
-    return next(islice(telling, number, None))
+    """The seeds with a telling draw, from number 0 on."""
+    return next(islice((seed for seed in count() if is_telling(drawn(seed))), number, None))
 
 
 def native(episode: Episode) -> Batch:
@@ -84,8 +96,12 @@ def check_symmetry(level: str, episode: Episode, symmetries: Sequence[Symmetry],
     """The augmented episode is what the equally transformed environment shows and rewards."""
     tokens = torch.from_numpy(mission_tokens([episode.mission]).astype(np.int64))
     batch = Augmenter(symmetries, WORDS, rollouts=1, seed=seed)(native(episode), tokens)
-    permutation = drawn(seed)[0] if "recolor" in symmetries else PERMUTATIONS[0]
-    environment = transformed_environment(level, permutation, mirrored="mirror" in symmetries)
+    environment = transformed_environment(
+        level,
+        drawn(seed).colours if "recolor" in symmetries else PERMUTATIONS[0],
+        drawn(seed).types if "retype" in symmetries else TYPE_PERMUTATIONS[0],
+        mirrored="mirror" in symmetries,
+    )
     observation, _ = environment.reset(seed=episode.seed)
     mission = str(observation["mission"])
     assert mission_words(mission) == text(batch["mission_tokens"][batch["mission"][0, 0]])
@@ -135,6 +151,8 @@ def test_many_augmented_episodes_are_solved_in_the_transformed_environment(level
     episodes = 30 if level in OF_THE_PAPER else 5
     for number, episode in enumerate(islice(solved_episodes(level, first_seed=100), episodes)):
         for symmetries in choices(level):
+            if "retype" in symmetries and toggles_thing(episode.cells, episode.action).any():
+                continue  # such a store is refused; only random episodes do it
             check_symmetry(level, episode, symmetries, telling_seed(number))
 
 
@@ -203,11 +221,37 @@ def test_a_level_that_declares_a_symmetry_it_lacks_fails_the_proof(
             check_symmetry(name, episode, [lacking], telling_seed(number))
 
 
-def test_every_level_with_an_environment_declares_both_symmetries_and_no_other_does() -> None:
-    for level in all_level_names():
-        manifest = read_manifest(level)
-        expected = () if manifest.environment_id is None else ("recolor", "mirror")
-        assert manifest.symmetries == expected, level
+def keys_and_boxes_matter(level: str, seeds: int) -> bool:
+    """Whether some first step has a locked door, which a key opens, or a box that holds a thing."""
+    environment = make_environment(level)
+    babyai: Any = environment.unwrapped
+    for seed in range(seeds):
+        environment.reset(seed=seed)
+        for thing in filter(None, babyai.grid.grid):
+            if getattr(thing, "is_locked", False) or getattr(thing, "contains", None):
+                return True
+    return False
+
+
+def check_declaration(level: str, seeds: int) -> None:
+    """Recolor and mirror wherever there is an environment; retype where types do not matter."""
+    manifest = read_manifest(level)
+    expected: tuple[str, ...] = ()
+    if manifest.environment_id is not None:
+        matter = keys_and_boxes_matter(level, seeds)
+        expected = ("recolor", "mirror") if matter else ("recolor", "mirror", "retype")
+    assert manifest.symmetries == expected
+
+
+@pytest.mark.parametrize("level", level_names())
+def test_levels_of_the_paper_declare_all_symmetries_that_they_have(level: str) -> None:
+    check_declaration(level, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", all_level_names())
+def test_levels_declare_all_symmetries_that_they_have(level: str) -> None:
+    check_declaration(level, 200)
 
 
 @given(arrays(np.bool_, (VIEW_SIZE, VIEW_SIZE), elements=st.booleans()))
@@ -238,14 +282,14 @@ def test_a_vocabulary_without_colours_or_sides_has_nothing_to_exchange() -> None
 
 def test_walls_and_what_has_no_colour_keep_their_codes() -> None:
     for code in (0, 18, 2 * 18 + 5 * 3):  # unseen, empty, a grey wall
-        assert set(recoloured_codes()[:, code].tolist()) == {code}
+        assert set(exchanged_codes()[:, code].tolist()) == {code}
 
 
 def test_no_two_cells_become_one() -> None:
-    assert all(len(set(row)) == 256 for row in recoloured_codes()[::37].tolist())
+    assert all(len(set(row)) == 256 for row in exchanged_codes()[::37].tolist())
 
 
-@pytest.mark.parametrize("symmetries", [["recolor"], ["mirror"]])
+@pytest.mark.parametrize("symmetries", [["recolor"], ["mirror"], ["retype"]])
 def test_a_batch_is_left_as_it_is(symmetries: list[Symmetry]) -> None:
     episode = first_episode("PickupLoc")
     batch, tokens = native(episode), torch.ones(1, 3, dtype=torch.int64)
@@ -264,12 +308,12 @@ def test_an_episode_keeps_its_draw_across_batches_and_a_resumed_stream_draws_the
         stream = ExpertTrajectoryIterator(
             store, rollouts=2, rollout_len=rollout_len, layout="native"
         )
-        augmenter = Augmenter(["recolor", "mirror"], words, rollouts=2, seed=7)
+        augmenter = Augmenter(["recolor", "mirror", "retype"], words, rollouts=2, seed=7)
         cells = []
         for number in range(count):
             if number == resume_at:
                 state = augmenter.state()
-                augmenter = Augmenter(["recolor", "mirror"], words, rollouts=2, seed=7)
+                augmenter = Augmenter(["recolor", "mirror", "retype"], words, rollouts=2, seed=7)
                 augmenter.load_state(state)
             cells.append(augmenter(next(stream), stream.mission_tokens)["cells"].clone())
         return torch.cat(cells)
@@ -291,7 +335,11 @@ def test_rollouts_shared_out_to_two_processes_draw_what_one_would(
         )
         share = 4 // world
         augmenter = Augmenter(
-            ["recolor", "mirror"], words, rollouts=share, seed=1, first_rollout=rank * share
+            ["recolor", "mirror", "retype"],
+            words,
+            rollouts=share,
+            seed=1,
+            first_rollout=rank * share,
         )
         return augmenter(next(stream), stream.mission_tokens)["cells"]
 
@@ -301,10 +349,14 @@ def test_rollouts_shared_out_to_two_processes_draw_what_one_would(
 def test_every_permutation_is_drawn_about_equally_often() -> None:
     rollout, begun = np.meshgrid(np.arange(200), np.arange(1, 721))
     draws = episode_draws(3, rollout, begun).reshape(-1)
-    counts = np.bincount(draws // 2, minlength=720)
+    types, permutation = np.divmod(draws // 2, 720)
+    counts = np.bincount(permutation, minlength=720)
     assert counts.min() > 140 and counts.max() < 270  # mean 200, standard deviation 14
-    mirrored = np.bincount(draws // 2, weights=draws % 2, minlength=720) / counts
-    assert mirrored.min() > 0.3 and mirrored.max() < 0.7  # mean a half, standard deviation 0.035
+    for other, choices in ((draws % 2, 2), (types, 6)):
+        for choice in range(choices):
+            share = np.bincount(permutation, weights=other == choice, minlength=720) / counts
+            # standard deviation at most 0.035
+            assert abs(share - 1 / choices).max() < 0.2
 
 
 @given(st.data())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,23 @@ from click.testing import CliRunner, Result
 
 from demotools.environment import make_environment
 from demotools.errors import ManifestError, SettingsError
-from demotools.grid import COLOURS
+from demotools.grid import (
+    ACTIONS,
+    AGENT_COLUMN,
+    AGENT_ROW,
+    BALL,
+    BOX,
+    COLOURS,
+    DOOR,
+    KEY,
+    UNPACKING_TABLE,
+)
 from demotools.manifest import Manifest, all_level_names, level_names, read_manifest
 from demotools.store import Store, open_store
 from demotools.vocabulary import vocabulary_hash
 from tests.conftest import build_store, make_episodes
-from tests.transformed import colours_and_sides
+from tests.transformed import first_steps
+from trainer.augment import TYPES
 from trainer.cli import main
 from trainer.config import Settings, read_settings
 from trainer.symmetries import check_augmentation
@@ -44,6 +54,27 @@ def refused(store: Store, *augment: str) -> str:
     with pytest.raises(SettingsError) as caught:
         check_augmentation(settings(*augment), {"Mine": store})
     return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [KEY, BALL, BOX])
+def test_a_store_in_which_a_thing_is_toggled_is_not_retyped(tmp_path: Path, kind: int) -> None:
+    episodes = make_episodes([3, 4, 2])
+    view, action = episodes.view.copy(), episodes.action.copy()
+    action[:] = ACTIONS.index("toggle")
+    view[:, AGENT_COLUMN, AGENT_ROW - 1] = pack(DOOR)
+    doors = build_store(tmp_path / "Mine.zarr", replace(episodes, view=view, action=action))
+    assert check_augmentation(settings("retype"), {"Mine": doors}) == []
+    view[5, AGENT_COLUMN, AGENT_ROW - 1] = pack(kind)
+    toggled = build_store(tmp_path / "Other.zarr", replace(episodes, view=view, action=action))
+    assert "retype cannot be used: episode 1 toggles a key, a ball or a box" in refused(
+        toggled, "mirror", "retype"
+    )
+    assert check_augmentation(settings("mirror"), {"Mine": toggled}) == []
+
+
+def pack(kind: int) -> int:
+    """The code of a red one."""
+    return int(UNPACKING_TABLE.tolist().index([kind, 0, 0]))
 
 
 def with_words(store: Store, old: str, new: str) -> Store:
@@ -74,14 +105,15 @@ def test_a_level_without_a_manifest_is_refused_before_training_with_the_lines_th
     assert (
         result.stderr
         == """\
-error: recolor and mirror cannot be used: the level Jump of Mine has no manifest that declares it
+error: recolor and mirror and retype cannot be used: the level Jump of Mine has no manifest that \
+declares it
   where: stages.0.off_policy.augment
   next:  train without it: --set 'stages.0.off_policy.augment=[]'. If the task is symmetric, a \
 file Jump.toml with
              level = "Jump"
              environment_id = "…"
              mission_pattern = "…"
-             symmetries = ["mirror", "recolor"]
+             symmetries = ["mirror", "recolor", "retype"]
          in the folder $DEMOTOOLS_MANIFESTS declares it, and \
 `pytest tests/test_augment.py -k Jump -m 'slow or not slow'` proves it (docs/augmentation.md)
 """
@@ -150,6 +182,7 @@ def test_many_unknown_words_are_not_all_listed(tmp_path: Path) -> None:
     [
         ("recolor", "grey", "`red`, `green`, `blue`, `purple`, `yellow` but not `grey`"),
         ("mirror", "right", "has `left` but not `right`"),
+        ("retype", "box", "has `key`, `ball` but not `box`"),
     ],
 )
 def test_a_word_without_its_counterpart_is_refused(
@@ -205,14 +238,23 @@ def test_a_wrong_declaration_is_refused_at_its_key(tmp_path: Path, keys: str, to
 
 
 def widening(level: str, seeds: int) -> tuple[str, ...]:
-    """The symmetries that make what no episode of these seeds has."""
-    colours, sides = colours_and_sides(make_environment(level), range(seeds))
-    found: dict[Any, set[str]] = {}
-    for kind, colour in colours:
-        found.setdefault(kind, set()).add(colour)
-    partial = any(len(some) < len(COLOURS) for some in found.values())
-    mirrored = {(kind, side.translate(EXCHANGED)) for kind, side in sides}
-    return ("recolor",) * partial + ("mirror",) * (mirrored != sides)
+    """The declared symmetries that make what no episode of these seeds has."""
+    seen = first_steps(make_environment(level), range(seeds))
+    mirrored = {(kind, side.translate(EXCHANGED)) for kind, side in seen.sides}
+    widens = {
+        "recolor": _lacks_some(seen.colours, len(COLOURS)),
+        "mirror": mirrored != seen.sides,
+        "retype": _lacks_some(seen.types, len(TYPES)),
+    }
+    return tuple(name for name in read_manifest(level).symmetries if widens[name])
+
+
+def _lacks_some(pairs: set[tuple[str, str]], choices: int) -> bool:
+    """Whether some kind has been seen with less than all choices."""
+    found: dict[str, set[str]] = {}
+    for kind, choice in pairs:
+        found.setdefault(kind, set()).add(choice)
+    return any(len(some) < choices for some in found.values())
 
 
 EXCHANGED = str.maketrans("<>", "><")
@@ -235,12 +277,16 @@ def table() -> str:
     others = [level for level in all_level_names() if level not in of_the_paper]
     lines = [MARK]
     for title, levels in (("The levels of the paper", of_the_paper), ("All others", others)):
-        lines += [f"### {title}", "", "| level | recolor | mirror |", "| --- | --- | --- |"]
+        lines += [
+            f"### {title}",
+            "",
+            "| level | recolor | mirror | retype |",
+            "| --- | --- | --- | --- |",
+        ]
         for level in levels:
             manifest = read_manifest(level)
-            lines.append(
-                f"| {level} | {_said(manifest, 'recolor')} | {_said(manifest, 'mirror')} |"
-            )
+            said = " | ".join(_said(manifest, one) for one in ("recolor", "mirror", "retype"))
+            lines.append(f"| {level} | {said} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from minigrid.core.world_object import Ball, Box, Key
 from numpy.typing import NDArray
 
 from demotools.bot import Episode, Failure, can_play, record_episode
 from demotools.environment import Environment, make_environment, observed_cells
 from demotools.grid import ACTIONS, COLOURS
+from trainer.augment import TYPES
 
 _COLOURED = ("door", "key", "ball", "box")
+_CLASSES = dict(zip(TYPES, (Key, Ball, Box), strict=True))
 
 
 def transformed_environment(
-    level: str, permutation: NDArray[np.int64], *, mirrored: bool
+    level: str, permutation: NDArray[np.int64], types: NDArray[np.int64], *, mirrored: bool
 ) -> Environment:
-    """An environment whose episodes are those of the level, recoloured and mirrored.
+    """An environment whose episodes are those of the level, recoloured, retyped and mirrored.
 
     permutation  int64 [6], the new colour of each
+    types        int64 [3], the new type of each of TYPES
     """
     # minigrid's own views: what our fast ones owe to them is another proof
     environment = make_environment(level, stock=True)
@@ -35,6 +39,8 @@ def transformed_environment(
     def gen_mission() -> None:
         generate()
         recolour(babyai, permutation)
+        if (types != np.arange(len(TYPES))).any():
+            retype(babyai, types)
         if mirrored:
             mirror(babyai)
 
@@ -49,6 +55,24 @@ def recolour(babyai: Any, permutation: NDArray[np.int64]) -> None:
     for thing in [*things.values(), *described.values()]:
         if thing.color is not None:
             thing.color = COLOURS[permutation[COLOURS.index(thing.color)]]
+
+
+def retype(babyai: Any, types: NDArray[np.int64]) -> None:
+    """Put a thing of its new type in the place of every key, ball and box; in the instructions too.
+
+    AssertionError  a box holds something: what holds nothing cannot stand in for it
+    """
+    names = {old: TYPES[types[number]] for number, old in enumerate(TYPES)}
+    for place, thing in enumerate(babyai.grid.grid):
+        if thing is not None and thing.type in names:
+            assert getattr(thing, "contains", None) is None
+            new: Any = _CLASSES[names[thing.type]](thing.color)
+            new.init_pos, new.cur_pos = thing.init_pos, thing.cur_pos
+            babyai.grid.grid[place] = new
+            if thing is getattr(babyai, "obj_a", None):
+                babyai.obj_a = new  # what PutNext...Carrying hands over when the grid is done
+    for each in {id(each): each for each in descriptions(babyai.instrs)}.values():
+        each.type = names.get(each.type, each.type)
 
 
 def mirror(babyai: Any) -> None:
@@ -119,16 +143,26 @@ def _nested(thing: Any) -> Iterator[Any]:
         thing = getattr(thing, "contains", None)
 
 
-def colours_and_sides(
-    environment: Environment, seeds: range
-) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """What some first steps have of each kind: its colours, and its sides, `<` left, `>` right.
+class FirstSteps(NamedTuple):
+    """What some first steps have of each kind of thing.
 
     A kind is what a thing is and whether it is locked, what the instructions ask for first or later
     and whether by its colour, or the agent; an agent that looks to a side looks `<` or `>`. Finer
     kinds would be too rare to be seen on all sides.
+
+    colours   kind and colour
+    sides     kind and `<` left or `>` right
+    types     kind without its type, and its type, of keys, balls and boxes
     """
-    colours, sides = set(), set()
+
+    colours: set[tuple[str, str]]
+    sides: set[tuple[str, str]]
+    types: set[tuple[str, str]]
+
+
+def first_steps(environment: Environment, seeds: range) -> FirstSteps:
+    """What the first steps of these seeds have."""
+    found = FirstSteps(set(), set(), set())
     babyai: Any = environment.unwrapped
     for seed in seeds:
         environment.reset(seed=seed)
@@ -136,18 +170,25 @@ def colours_and_sides(
         for place, cell in enumerate(babyai.grid.grid):
             for thing in _nested(cell):
                 kind = f"{thing.type} {getattr(thing, 'is_locked', '')}"
-                colours.add((kind, thing.color))
-                sides.add((kind, _side(place % babyai.grid.width - centre)))
+                found.colours.add((kind, thing.color))
+                found.sides.add((kind, _side(place % babyai.grid.width - centre)))
+                found.types.add(("thing", thing.type))
         for number, each in enumerate(descriptions(babyai.instrs)):
-            order = "later" if number else f"first {each.type}"
+            order = "later" if number else "first"
+            found.types.add((order, each.type))
+            if not number:
+                order += f" {each.type}"
             kind = f"{order} by colour: {each.color is not None}"
             if each.color is not None:
-                colours.add((kind, each.color))
-            sides |= {(kind, _side(column - centre)) for column, _ in each.obj_poss}
-            sides.add(("told", {"left": "<", "right": ">"}.get(each.loc, "|")))
+                found.colours.add((kind, each.color))
+            found.sides.update((kind, _side(column - centre)) for column, _ in each.obj_poss)
+            found.sides.add(("told", {"left": "<", "right": ">"}.get(each.loc, "|")))
         facing = (">", "down", "<", "up")[babyai.agent_dir]
-        sides.add(("agent", f"{_side(babyai.agent_pos[0] - centre)} facing {facing}"))
-    return colours, {(kind, side) for kind, side in sides if not side.startswith("|")}
+        found.sides.add(("agent", f"{_side(babyai.agent_pos[0] - centre)} facing {facing}"))
+    return found._replace(
+        sides={(kind, side) for kind, side in found.sides if not side.startswith("|")},
+        types={(kind, thing) for kind, thing in found.types if thing in TYPES},
+    )
 
 
 def _side(distance: float) -> str:

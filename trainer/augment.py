@@ -1,10 +1,11 @@
-"""Two symmetries of the task, applied to whole native batches; and the missions of a batch.
+"""Three symmetries of the task, applied to whole native batches; and the missions of a batch.
 
-`recolor` permutes the six colours of doors, keys, balls and boxes, in the cells and in the
-mission's words alike; `mirror` exchanges left and right in the view, the direction, the actions
-and the mission's words. Each episode keeps its draw from its first step to its last, across
-batches. A draw is a pure function of the seed, the rollout and how many episodes the rollout has
-begun, so a resumed run draws the same, and so does any number of processes.
+`recolor` permutes the six colours of doors, keys, balls and boxes, `retype` permutes keys, balls
+and boxes themselves, both in the cells and in the mission's words alike; `mirror` exchanges left
+and right in the view, the direction, the actions and the mission's words. Each episode keeps its
+draw from its first step to its last, across batches. A draw is a pure function of the seed, the
+rollout and how many episodes the rollout has begun, so a resumed run draws the same, and so does
+any number of processes.
 
 Which level has which symmetry, and what is refused: `trainer.symmetries`.
 """
@@ -26,46 +27,58 @@ from trainer.rollouts import Batch
 
 PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS)))))
 """int64 [720, 6]: the new colour of each colour; row 0 changes nothing."""
-DRAWS = 2 * len(PERMUTATIONS)
-"""A draw is permutation * 2 + mirrored."""
+TYPES = ("key", "ball", "box")
+TYPE_PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(TYPES)))))
+"""int64 [6, 3]: the new type of each of TYPES; row 0 changes nothing."""
+GUISES = len(TYPE_PERMUTATIONS) * len(PERMUTATIONS)
+"""A guise is type permutation * 720 + permutation: what becomes of the things."""
+DRAWS = 2 * GUISES
+"""A draw is guise * 2 + mirrored."""
 MIRRORED_ACTION: NDArray[np.uint8] = np.array([1, 0, 2, 3, 4, 5, 6], dtype=np.uint8)
 MIRRORED_DIRECTION: NDArray[np.uint8] = np.array([2, 1, 0, 3], dtype=np.uint8)
 SIDES = ("left", "right")
+_KINDS = np.array([KEY, BALL, BOX])
 _COLUMN = np.dtype((np.void, VIEW_SIZE))
 
 
-def recoloured_codes() -> NDArray[np.uint8]:
-    """The code of a cell under every permutation: uint8 [720, 256].
+def exchanged_codes() -> NDArray[np.uint8]:
+    """The code of a cell under every guise: uint8 [4320, 256].
 
     Only doors, keys, balls and boxes change: walls are always grey, and empty and unseen cells
     have no colour.
     """
-    codes = np.arange(256)
     kind, colour, state = UNPACKING_TABLE.astype(np.int64).T
-    changed = kind * 18 + PERMUTATIONS[:, colour % len(COLOURS)] * 3 + state
-    movable = np.isin(kind, (DOOR, KEY, BALL, BOX))
-    return np.where(movable, changed, codes).astype(np.uint8)
+    kinds = np.tile(kind, (len(TYPE_PERMUTATIONS), 1))
+    for number, thing in enumerate(_KINDS):
+        kinds[:, kind == thing] = _KINDS[TYPE_PERMUTATIONS[:, number]][:, None]
+    colours = PERMUTATIONS[:, colour % len(COLOURS)]
+    changed = kinds[:, None] * 18 + colours * 3 + state
+    changes = np.isin(kind, (DOOR, *_KINDS))
+    return np.where(changes, changed, np.arange(256)).astype(np.uint8).reshape(GUISES, 256)
 
 
 def exchanged_words(words: Sequence[str]) -> NDArray[np.uint16]:
-    """The id of a word under every draw: uint16 [1440, N + 1].
+    """The id of a word under every draw: uint16 [8640, N + 1].
 
-    words   the N words of the vocabulary, with all colours or none, both sides or none; id 0 is
-            padding
+    words   the N words of the vocabulary, with all colours or none, all types or none, both sides
+            or none; id 0 is padding
     """
     ids = {word: number for number, word in enumerate(words, start=1)}
-    table = np.tile(np.arange(len(words) + 1, dtype=np.uint16), (len(PERMUTATIONS), 2, 1))
+    identity = np.arange(len(words) + 1, dtype=np.uint16)
+    table = np.tile(identity, (len(TYPE_PERMUTATIONS), len(PERMUTATIONS), 2, 1))
+    if types := [ids[word] for word in TYPES if word in ids]:
+        table[..., types] = np.array(types)[TYPE_PERMUTATIONS][:, None, None]
     if colours := [ids[word] for word in COLOURS if word in ids]:
-        table[:, :, colours] = np.array(colours)[PERMUTATIONS][:, None]
+        table[..., colours] = np.array(colours)[PERMUTATIONS][:, None]
     if sides := [ids[word] for word in SIDES if word in ids]:
-        table[:, 1, sides] = sides[::-1]
+        table[:, :, 1, sides] = sides[::-1]
     return table.reshape(DRAWS, len(words) + 1)
 
 
 def episode_draws(
     seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """What is drawn for episodes, 0 <= draw < 1440: int64, of the shape of both arrays.
+    """What is drawn for episodes, 0 <= draw < 8640: int64, of the shape of both arrays.
 
     rollout   number of the rollout over all processes
     begun     how many episodes the rollout has begun, this one included
@@ -74,7 +87,9 @@ def episode_draws(
         _mixed(_mixed(np.uint64(seed)) + rollout.astype(np.uint64)) + begun.astype(np.uint64)
     )
     permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
-    return (permutation * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
+    types = (bits >> np.uint64(40)) % np.uint64(len(TYPE_PERMUTATIONS))
+    guise = types * np.uint64(len(PERMUTATIONS)) + permutation
+    return (guise * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
 
 
 class Augmenter:
@@ -94,7 +109,8 @@ class Augmenter:
         first_rollout: int = 0,
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
-        self._codes = torch.from_numpy(recoloured_codes().reshape(-1))
+        self._retype = "retype" in symmetries
+        self._codes = torch.from_numpy(exchanged_codes().reshape(-1))
         self._words = exchanged_words(words)
         self._seed = seed
         self._rollout = np.arange(first_rollout, first_rollout + rollouts)
@@ -111,8 +127,8 @@ class Augmenter:
         draw = self._draws(batch["masks"].numpy(), runs)
         of_step = draw[runs.of_step]
         changed = dict(batch)
-        if self._recolor:
-            changed["cells"] = self._recoloured(changed["cells"], of_step)
+        if self._recolor or self._retype:
+            changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
         if self._mirror:
             changed |= _mirrored(changed, of_step % 2 == 1)
         mission = batch["mission"].numpy().reshape(-1)[runs.first]
@@ -127,8 +143,8 @@ class Augmenter:
         changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
         return changed
 
-    def _recoloured(self, cells: Tensor, draw: NDArray[np.int64]) -> Tensor:
-        row = torch.from_numpy((draw // 2 * 256).astype(np.int32))[..., None, None]
+    def _exchanged(self, cells: Tensor, guise: NDArray[np.int64]) -> Tensor:
+        row = torch.from_numpy((guise * 256).astype(np.int32))[..., None, None]
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
     def _draws(self, masks: NDArray[np.uint8], runs: _Runs) -> NDArray[np.int64]:
@@ -137,7 +153,10 @@ class Augmenter:
         self._begun = begun[-1]
         rollout = self._rollout[runs.first % masks.shape[1]]
         draw = episode_draws(self._seed, rollout, begun.reshape(-1)[runs.first])
-        return draw // 2 * 2 * self._recolor + draw % 2 * self._mirror
+        types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
+        guise = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
+        mirrored = draw % 2 * self._mirror
+        return np.asarray(guise * 2 + mirrored)
 
     def state(self) -> dict[str, Any]:
         """Where the draws stand, as a JSON value."""

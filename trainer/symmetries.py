@@ -8,17 +8,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from demotools.errors import ManifestError, SettingsError
-from demotools.grid import COLOURS
+from demotools.grid import (
+    ACTIONS,
+    AGENT_COLUMN,
+    AGENT_ROW,
+    BALL,
+    BOX,
+    COLOURS,
+    KEY,
+    UNPACKING_TABLE,
+)
 from demotools.manifest import MANIFESTS_VARIABLE, Manifest, Symmetry, read_manifest
 from demotools.store import Store
 from demotools.vocabulary import WORDS
-from trainer.augment import SIDES
+from trainer.augment import SIDES, TYPES
 from trainer.config import Settings
 
-_EXCHANGED: Mapping[Symmetry, Sequence[str]] = {"recolor": COLOURS, "mirror": SIDES}
+_EXCHANGED: Mapping[Symmetry, Sequence[str]] = {
+    "recolor": COLOURS,
+    "mirror": SIDES,
+    "retype": TYPES,
+}
 """The words that a symmetry exchanges."""
 _SHOWN_WORDS = 8
+_TOGGLE = ACTIONS.index("toggle")
+_STEPS_AT_ONCE = 1 << 24
 
 
 def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
@@ -37,6 +55,8 @@ def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[
         _check_views(store, key)
         manifest = _declaring_manifest(store, symmetries, key)
         _check_words(store, symmetries, manifest, key)
+        if "retype" in symmetries:
+            _check_toggles(store, symmetries, key)
         for symmetry in symmetries:
             if symmetry in manifest.widened_by:
                 lines[
@@ -92,12 +112,13 @@ def _check_words(
     store: Store, symmetries: Sequence[Symmetry], manifest: Manifest, key: str
 ) -> None:
     """That every word of the store's missions is exchanged, or known to stay as it is."""
-    clash = [word for word in manifest.unchanged_words if word in (*COLOURS, *SIDES)]
+    all_exchanged = {word for words in _EXCHANGED.values() for word in words}
+    clash = [word for word in manifest.unchanged_words if word in all_exchanged]
     if clash:
         raise ManifestError(
             f"unchanged_words names {_listed(clash)}, which augmentation exchanges",
             path=manifest.level,
-            fix="name only words that name no colour and no side",
+            fix="name only words that name no colour, no side and no type of thing",
         )
     words = store.attributes.vocabulary
     for symmetry in symmetries:
@@ -115,12 +136,39 @@ def _check_words(
     if unknown:
         raise SettingsError(
             f"{_named(symmetries)} cannot be used: missions of this store hold "
-            f"{_listed(unknown)}, and whether that names a colour or a side is not known",
+            f"{_listed(unknown)}, and whether that names a colour, a side or a type of thing is "
+            "not known",
             path=store.path,
             fix=f"{_without(key, symmetries, symmetries)}; or, if none of them does, list all of "
             f"them in the manifest of {manifest.level}, as in unchanged_words = "
             f"{json.dumps(unknown[:_SHOWN_WORDS])}",
         )
+
+
+def toggles_thing(cells: NDArray[np.uint8], action: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which steps toggle a key, ball or box ahead: bool [N]. Only the box opens, and is gone.
+
+    cells    [N, 7, 7], packed views
+    action   [N]
+    """
+    ahead = UNPACKING_TABLE[cells[:, AGENT_COLUMN, AGENT_ROW - 1], 0]
+    return np.asarray((action == _TOGGLE) & np.isin(ahead, (KEY, BALL, BOX)))
+
+
+def _check_toggles(store: Store, symmetries: Sequence[Symmetry], key: str) -> None:
+    for start in range(0, store.steps, _STEPS_AT_ONCE):
+        stop = min(start + _STEPS_AT_ONCE, store.steps)
+        toggled = start + np.flatnonzero(store.action.span(start, stop) == _TOGGLE)
+        of_thing = toggles_thing(store.view.take(toggled), store.action.take(toggled))
+        if of_thing.any():
+            first = toggled[of_thing.argmax()]
+            episode = int(np.searchsorted(store.episode_offset, first, side="right")) - 1
+            raise SettingsError(
+                f"retype cannot be used: episode {episode} toggles a key, a ball or a box, of "
+                "which only the box opens",
+                path=store.path,
+                fix=_without(key, symmetries, ["retype"]),
+            )
 
 
 def _without(key: str, symmetries: Iterable[Symmetry], refused: Iterable[Symmetry]) -> str:
