@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from demotools.environment import make_environment, observed_cells
 from demotools.errors import LevelError
 from demotools.vocabulary import WORDS
-from trainer.collect import Collector, Forcing, Rollout, minibatches
+from trainer.collect import Collector, Forcing
+from trainer.collected import Rollout, minibatches
 from trainer.envs import EnvironmentKind, VectorEnvironment
 from trainer.networks import Output
 from trainer.networks.small import SmallNetwork

@@ -15,7 +15,7 @@ from demotools.errors import SettingsError
 from demotools.grid import CELL_CODES
 from demotools.vocabulary import WORDS
 from trainer.checkpoint import read_checkpoint
-from trainer.collect import Rollout
+from trainer.collected import Rollout
 from trainer.distributed import ALONE, Team, joined_team
 from trainer.log import read_log
 from trainer.losses import LossStep, merged_losses

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from demotools.errors import DemotoolsError, SettingsError
 from trainer.checkpoint import FAILED
-from trainer.collect import Collector, minibatches
+from trainer.collect import Collector
+from trainer.collected import minibatches
 from trainer.interrupt import StopRequest
 from trainer.log import Axis, Group, resident_mib
 from trainer.losses import LossResult, merged_losses
