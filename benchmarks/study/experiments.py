@@ -22,6 +22,7 @@ _LEVEL_STEPS = {
 _DEMONSTRATIONS_STEPS = 2_000_000
 _MAZE_DEMOS = {"GoTo": 40_000, "BossLevel": 20_000}
 _MAZE_STEPS = 25_000_000
+_FASTER = "run.precision=bfloat16"
 _MAZE_OVERRIDES = (
     f"stages.0.max_demo_steps={_MAZE_STEPS}",
     "stages.0.off_policy.rollouts=64",
@@ -86,11 +87,12 @@ def experiments() -> Iterator[Experiment]:
             "minutes", "GoToLocal", ALL, "bc_fast.toml", seed, False, every=_MINUTES_EVERY
         )
     for level, demos in _MAZE_DEMOS.items():
-        yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, _MAZE_OVERRIDES)
+        overrides = (*_MAZE_OVERRIDES, _FASTER) if level == "BossLevel" else _MAZE_OVERRIDES
+        yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, overrides)
 
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
-    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}"]
+    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", _FASTER]
     if not augmented:
         overrides.append("stages.0.off_policy.augment=[]")
     recipe = "bc_1000_demos.toml"
