@@ -36,6 +36,7 @@ def test_a_compiler_is_sought_by_the_name_in_cxx(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's own, while it compiles
 def test_a_compiled_network_gives_what_it_gave_before_for_batches_of_any_shape() -> None:
     network, compiled = little(), little()
     compile_network(compiled, "film")

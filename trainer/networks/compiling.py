@@ -39,4 +39,4 @@ def compile_network(network: nn.Module, name: str) -> None:
             fix="install it, name another in the variable CXX, or set run.compile = false",
         )
     for part in parts:
-        part.compile(dynamic=True)
+        part.compile()
