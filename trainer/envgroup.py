@@ -139,9 +139,9 @@ class Group:
             observation, _ = environment.reset(seed=seed)
             self._show(number, observation)
             self._missions[number] = str(observation["mission"])
-        if self._experts is not None:
-            self._experts[number] = Expert(environment)
-            self._ask_expert(number, None)
+            if self._experts is not None:
+                self._experts[number] = Expert(environment)
+        self._ask_expert(number, None)
 
     def _show(self, number: int, observation: Observation) -> None:
         self._images[number] = observation["image"]
