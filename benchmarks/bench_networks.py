@@ -153,7 +153,7 @@ def main(
     _old, end, after = rest.partition(END)
     if not begin or not end:
         raise click.UsageError(f"{PAGE} lacks the lines between which to write")
-    PAGE.write_text(before + BEGIN + text + END + after, "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
 
 
 if __name__ == "__main__":
