@@ -22,7 +22,7 @@ _LEVEL_STEPS = {
 _DEMONSTRATIONS_STEPS = 2_000_000
 _MAZE_DEMOS = {"GoTo": 40_000, "BossLevel": 20_000}
 _MAZE_STEPS = 25_000_000
-_FASTER = "run.precision=bfloat16"
+FASTER = "run.precision=bfloat16"
 _MAZE_OVERRIDES = (
     f"stages.0.max_demo_steps={_MAZE_STEPS}",
     "stages.0.off_policy.rollouts=64",
@@ -56,7 +56,13 @@ class Experiment:
         """Its folder, which tells it from all others."""
         kind = "augmented" if self.augmented else "plain"
         recipe = self.recipe.removesuffix(".toml")
-        return f"{self.part}/{self.level}-{self.demos}-{kind}-{recipe}-seed{self.seed}"
+        precision = "-bfloat16" if FASTER in self.overrides else ""
+        return f"{self.part}/{self.level}-{self.demos}-{kind}-{recipe}{precision}-seed{self.seed}"
+
+    @property
+    def precision(self) -> str:
+        """What the products are computed in."""
+        return "bfloat16" if FASTER in self.overrides else "float32"
 
     @property
     def store(self) -> str:
@@ -74,8 +80,8 @@ def experiments() -> Iterator[Experiment]:
     """All of them; what is wanted first comes first."""
     for seed in SEEDS:
         for level, steps in _LEVEL_STEPS.items():
-            overrides = (f"stages.0.max_demo_steps={steps}",)
-            yield Experiment("levels", level, ALL, "bc_fast.toml", seed, False, overrides)
+            budget = (f"stages.0.max_demo_steps={steps}",)
+            yield Experiment("levels", level, ALL, "bc_fast.toml", seed, False, budget)
         for demos in (1_000, 10_000):
             yield Experiment("recipes", "GoToLocal", demos, "bc_1000_demos.toml", seed, True)
     for seed in SEEDS:
@@ -83,16 +89,18 @@ def experiments() -> Iterator[Experiment]:
             for augmented in (True, False):
                 yield _demonstrations(demos, seed, augmented=augmented)
     for seed in SEEDS:
-        yield Experiment(
-            "minutes", "GoToLocal", ALL, "bc_fast.toml", seed, False, every=_MINUTES_EVERY
-        )
+        for precision in ((), (FASTER,)):
+            recipe = "bc_fast.toml"
+            yield Experiment(
+                "minutes", "GoToLocal", ALL, recipe, seed, False, precision, _MINUTES_EVERY
+            )
     for level, demos in _MAZE_DEMOS.items():
-        overrides = (*_MAZE_OVERRIDES, _FASTER) if level == "BossLevel" else _MAZE_OVERRIDES
-        yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, overrides)
+        chosen = (*_MAZE_OVERRIDES, FASTER) if level == "BossLevel" else _MAZE_OVERRIDES
+        yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, chosen)
 
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
-    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", _FASTER]
+    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", FASTER]
     if not augmented:
         overrides.append("stages.0.off_policy.augment=[]")
     recipe = "bc_1000_demos.toml"

@@ -6,11 +6,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from running import RESULTS, results
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from demotools.vocabulary import WORDS
+from trainer.config import read_settings
 from trainer.evaluate import wilson_interval
+from trainer.losses import expert_cross_entropy
+from trainer.networks import Model
+from trainer.networks.film import FilmNetwork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +27,7 @@ PAGE = Path(__file__).parents[1] / "results.md"
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 PUBLISHED = {"GoToLocal": ("99.8", "100"), "PutNextLocal": ("99.2", "100")}
 """Success in % from 1 M demonstrations, BabyAI 1.0 and 1.1 (arXiv 1810.08272, 2007.12770)."""
+GPU_TERAFLOPS = 20
 _INCHES, _DOTS_PER_INCH = (8.0, 4.5), 100
 Record = dict[str, Any]
 
@@ -26,14 +35,29 @@ Record = dict[str, Any]
 def write_report() -> None:
     """Write the page and the pictures."""
     records = results()
-    sections = [
-        HEADER,
-        levels_section([one for one in records if one["part"] == "levels"]),
-        recipes_section([one for one in records if one["part"] == "recipes"]),
-        demonstrations_section([one for one in records if one["part"] == "demonstrations"]),
-        minutes_section([one for one in records if one["part"] == "minutes"]),
+    PAGE.write_text(page(records), "utf-8")
+    demonstrations_picture(of_part(records, "demonstrations"))
+    minutes_picture(of_part(records, "minutes"))
+
+
+def page(records: list[Record]) -> str:
+    """The page, of sections for which there are records."""
+    sections = {
+        "levels": levels_section,
+        "recipes": recipes_section,
+        "demonstrations": demonstrations_section,
+        "minutes": minutes_section,
+        "mazes": mazes_section,
+    }
+    written = [
+        section(chosen) for part, section in sections.items() if (chosen := of_part(records, part))
     ]
-    PAGE.write_text("\n".join(section for section in sections if section), "utf-8")
+    return "\n".join([HEADER, *written])
+
+
+def of_part(records: list[Record], part: str) -> list[Record]:
+    """Those of one part of the study."""
+    return [one for one in records if one["part"] == part]
 
 
 HEADER = f"""# What is learnt from how many demonstrations
@@ -47,7 +71,7 @@ bot's.
 
 Nothing was chosen on these episodes: rates, sizes and budgets were settled by the cross-entropy on
 the `valid` store and by success on the seeds from 1,500,000,000 on. Every run that was made is
-here.
+here; what was tried before, and did not help: docs/log.md.
 
 **Minutes** are of training alone (no evaluation, no start of the interpreter), where the run had
 the machine to itself; processor minutes include the start of the interpreter.
@@ -72,7 +96,13 @@ def success(records: list[Record]) -> str:
     return f"{successes / episodes:.2%} ({low:.2%} to {high:.2%}) | {worst:.1%} | {len(records)}"
 
 
+def millions(records: list[Record]) -> str:
+    """Steps shown."""
+    return f"{records[0]['demo_steps'] / 1e6:.1f} M"
+
+
 def processor_minutes(records: list[Record]) -> str:
+    """The median of a group of runs."""
     return f"{statistics.median(one['processor_seconds'] for one in records) / 60:.1f}"
 
 
@@ -84,14 +114,12 @@ def table(head: list[str], rows: Iterable[str]) -> str:
 
 def levels_section(records: list[Record]) -> str:
     """The six single-room levels."""
-    if not records:
-        return ""
     rows = []
     for level, runs in grouped(records, lambda one: one["level"]).items():
         old, new = PUBLISHED.get(level, ("-", "-"))
-        steps = f"{runs[0]['demo_steps'] / 1e6:.1f} M"
         rows.append(
-            f"{level} | {success(runs)} | {old} | {new} | {steps} | {processor_minutes(runs)}"
+            f"{level} | {success(runs)} | {old} | {new} | {millions(runs)} | "
+            f"{processor_minutes(runs)}"
         )
     head = ["level", "success, mean", "worst", "seeds", "published 1.0", "1.1", "steps shown"]
     return (
@@ -103,12 +131,9 @@ def levels_section(records: list[Record]) -> str:
 
 def recipes_section(records: list[Record]) -> str:
     """Few demonstrations."""
-    if not records:
-        return ""
     groups = grouped(records, lambda one: (one["recipe"], one["demos"]))
     rows = [
-        f"`{recipe}` | {demos:,} | {success(runs)} | {runs[0]['demo_steps'] / 1e6:.1f} M"
-        f" | {processor_minutes(runs)}"
+        f"`{recipe}` | {demos:,} | {success(runs)} | {millions(runs)} | {processor_minutes(runs)}"
         for (recipe, demos), runs in sorted(groups.items())
     ]
     head = ["recipe", "demonstrations", "success, mean", "worst", "seeds", "steps shown"]
@@ -117,58 +142,114 @@ def recipes_section(records: list[Record]) -> str:
 
 def demonstrations_section(records: list[Record]) -> str:
     """Success against the number of demonstrations, with and without augmentation."""
-    if not records:
-        return ""
     groups = grouped(records, lambda one: (one["demos"], not one["augmented"]))
     rows = []
     for (demos, plain), runs in sorted(groups.items()):
         ce = statistics.mean(one["valid_cross_entropy"] for one in runs)
         rows.append(f"{demos:,} | {'no' if plain else 'yes'} | {success(runs)} | {ce:.3f}")
-    axes, save = _axes("demonstrations.png")
-    for plain, label in ((False, "with augmentation"), (True, "without")):
-        points = [
-            (demos, runs) for (demos, is_plain), runs in sorted(groups.items()) if is_plain == plain
-        ]
-        _draw(axes, points, label)
-    axes.set_xscale("log")
-    axes.set_xlabel("demonstrations [episodes]")
-    save()
     head = ["demonstrations", "augmented", "success, mean", "worst", "seeds"]
     return (
-        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml`, "
-        f"{records[0]['demo_steps'] / 1e6:.1f} M steps shown whatever their number; stores are "
-        "nested: a smaller one is a part of a larger one.\n\n"
+        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml` in bfloat16, "
+        f"{millions(records)} steps shown whatever their number, all three symmetries or none. The "
+        "stores are nested: a smaller one is a part of a larger one.\n\n"
         "![Success against the number of demonstrations](../docs/pictures/demonstrations.png)\n\n"
         + table([*head, "cross-entropy, valid"], rows)
         + "\n"
     )
 
 
+def demonstrations_picture(records: list[Record]) -> None:
+    """The same as a picture."""
+    groups = grouped(records, lambda one: one["demos"])
+    axes, save = _axes("demonstrations.png")
+    for augmented, label in ((True, "with augmentation"), (False, "without")):
+        chosen = [
+            (demos, [one for one in runs if one["augmented"] == augmented])
+            for demos, runs in sorted(groups.items())
+        ]
+        _draw(axes, [(demos, runs) for demos, runs in chosen if runs], label)
+    axes.set_xscale("log")
+    axes.set_xlabel("demonstrations [episodes]")
+    save()
+
+
 def minutes_section(records: list[Record]) -> str:
-    """Success against minutes of training, the machine to itself."""
-    if not records:
-        return ""
-    groups = grouped(records, lambda one: one["demo_steps"])
-    rows, points = [], []
-    for steps, runs in sorted(groups.items()):
+    """Success against time of training, the machine to itself."""
+    groups = grouped(records, lambda one: (one["precision"], one["demo_steps"]))
+    rows = []
+    for (precision, steps), runs in sorted(groups.items(), reverse=True):
         seconds = [one["minutes"] * 60 for one in runs]
-        points.append((statistics.median(seconds), runs))
         spread = f"{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})"
-        rows.append(f"{steps / 1e6:.2f} M | {spread} | {success(runs)}")
-    axes, save = _axes("minutes.png")
-    _draw(axes, points, "bc_fast.toml, 200,000 demonstrations")
+        rows.append(f"{precision} | {steps / 1e6:.2f} M | {spread} | {success(runs)}")
+    head = ["precision", "steps shown", "seconds, median", "success, mean", "worst", "seeds"]
+    return (
+        "## GoToLocal, success against time\n\n`bc_fast.toml`, two cores, one run at a time; what "
+        "each run had learnt on its way, its rate not yet at its end.\n\n"
+        "![Success against seconds](../docs/pictures/seconds.png)\n\n" + table(head, rows) + "\n"
+    )
+
+
+def minutes_picture(records: list[Record]) -> None:
+    """The same as a picture."""
+    axes, save = _axes("seconds.png")
+    for precision, runs_of_it in grouped(records, lambda one: one["precision"]).items():
+        groups = grouped(runs_of_it, lambda one: one["demo_steps"])
+        points = [
+            (60 * statistics.median(one["minutes"] for one in runs), runs)
+            for _steps, runs in sorted(groups.items())
+        ]
+        _draw(axes, points, f"bc_fast.toml, {precision}")
     axes.axhline(99, color="0.5", linestyle=":", linewidth=1)
     axes.set_xlabel("training time on two cores [seconds]")
     save()
-    head = ["steps shown", "seconds, median", "success, mean", "worst", "seeds"]
+
+
+def mazes_section(records: list[Record]) -> str:
+    """Levels of nine rooms, and what a GPU should run."""
+    rows = [
+        f"{one['level']} | {one['demos']:,} | {success([one])} | {millions([one])} | "
+        f"{processor_minutes([one])} | {one['precision']}"
+        for one in records
+    ]
+    head = ["level", "demonstrations", "success", "worst", "seeds", "steps shown"]
     return (
-        "## GoToLocal, success against time\n\n`bc_fast.toml`, two cores, one run at a time.\n\n"
-        "![Success against seconds](../docs/pictures/seconds.png)\n\n".replace(
-            "seconds.png", "minutes.png"
-        )
-        + table(head, rows)
-        + "\n"
+        "## Nine rooms\n\n`small` on one core: `bc_fast.toml` with 64 rollouts of 80 steps, "
+        "recolor and mirror, a rate of 2e-3.\n\n"
+        + table([*head, "processor minutes", "precision"], rows)
+        + f"\n\n{gpu_on_paper()}\n"
     )
+
+
+def gpu_on_paper() -> str:
+    """What the recipe for a GPU would cost, from the operations of one step."""
+    settings = read_settings("bc_bosslevel_gpu.toml")
+    steps = settings.stages[0].max_demo_steps or 0
+    operations = operations_per_step(FilmNetwork(len(WORDS)))
+    hours = steps * operations / (GPU_TERAFLOPS * 1e12) / 3600
+    return (
+        f"For a GPU: `bc_bosslevel_gpu.toml`, which has not been run. `film` takes "
+        f"{operations / 1e6:.0f} million floating-point operations a step, forward and backward "
+        f"(counted by torch), so its {steps / 1e9:.1f} billion steps take {hours:.0f} hours where "
+        f"{GPU_TERAFLOPS} TFLOP/s are sustained, a few percent of what today's cards promise in "
+        "bfloat16. [networks.md](../docs/networks.md) has its steps/s on a CPU."
+    )
+
+
+def operations_per_step(network: nn.Module) -> float:
+    """Floating-point operations of a forward and a backward pass, a step."""
+    T, B = 20, 32
+    batch = {
+        "cells": torch.zeros(T, B, 7, 7, dtype=torch.uint8),
+        "direction": torch.zeros(T, B, dtype=torch.uint8),
+        "action": torch.zeros(T, B, dtype=torch.uint8),
+        "masks": torch.ones(T, B, dtype=torch.uint8),
+        "mission": torch.zeros(T, B, dtype=torch.int64),
+        "mission_tokens": torch.ones(1, 5, dtype=torch.int64),
+    }
+    memory = network.initial_memory(B)  # type: ignore[operator]
+    with FlopCounterMode(display=False) as counter:
+        expert_cross_entropy()(cast(Model, network), batch, memory).loss.backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops()) / (T * B)
 
 
 def _axes(name: str) -> tuple[Axes, Callable[[], None]]:

@@ -114,6 +114,7 @@ def run(experiment: Experiment, threads: int, jobs: int) -> None:
             "demos": experiment.demos,
             "augmented": experiment.augmented,
             "recipe": experiment.recipe,
+            "precision": experiment.precision,
             "seed": experiment.seed,
             **measured,
             "minutes": minutes.get(measured["demo_steps"]),
