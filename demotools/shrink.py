@@ -40,20 +40,33 @@ def chosen_episodes(episodes: int, wanted: int, seed: int) -> NDArray[np.int64]:
 
 
 def shrink_store(
-    path: Path, *, episodes: int, seed: int, overwrite: bool = False, quiet: bool = False
+    path: Path,
+    twin: Path | None = None,
+    *,
+    episodes: int,
+    seed: int,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> Shrunk:
-    """Make the `-small` twin of one store, beside it; a twin that is right already is kept.
+    """Make the twin of one store; one that is right already is kept.
 
-    StoreError  the store has fewer episodes than asked for, or another twin is there already
+    twin        its path; None: beside the store, with `-small` behind its name
+
+    StoreError  the store has fewer episodes than asked for, another twin is there already, or the
+                twin would be the store itself
     """
     store = open_store(path)
-    twin = path.with_name(store.name + SMALL + SUFFIX)
+    twin = twin or path.with_name(store.name + SMALL + SUFFIX)
     parent = {
         "name": store.name,
         "fingerprint": store.attributes.fingerprint,
         "episodes": store.episodes,
         "seed": seed,
     }
+    if twin.exists() and twin.samefile(path):
+        raise StoreError(
+            "a twin cannot take the place of its own store", path=path, fix="give another --name"
+        )
     if store.episodes < episodes:
         raise StoreError(
             f"it has {store.episodes:,} episodes, {episodes:,} were asked for",

@@ -77,6 +77,22 @@ def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> 
     assert "skipped GoToLocal: the store exists already; add --overwrite" in third.output
 
 
+def test_one_twin_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    build_store(tmp_path / "GoToLocal.zarr", make_episodes([3] * 30))
+    arguments = ["--name", "few", "--episodes", "10", "--data-dir", str(tmp_path)]
+    made = CliRunner().invoke(main, ["shrink", "GoToLocal", *arguments])
+    assert made.exit_code == 0, made.output
+    assert open_store(tmp_path / "few.zarr").episodes == 10
+    assert not (tmp_path / "GoToLocal-small.zarr").exists()
+    for stores in ([], ["GoToLocal", "few"]):
+        wrong = CliRunner().invoke(main, ["shrink", *stores, *arguments])
+        assert wrong.exit_code == 2
+        assert "--name is for one twin" in wrong.output
+    itself = [*arguments[:1], "GoToLocal", *arguments[2:], "--overwrite"]
+    assert CliRunner().invoke(main, ["shrink", "GoToLocal", *itself]).exit_code == 1
+    assert open_store(tmp_path / "GoToLocal.zarr").episodes == 30
+
+
 def test_nothing_to_shrink_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no full training store"):
         shrink_stores([], tmp_path, episodes=1, seed=0)

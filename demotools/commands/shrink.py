@@ -13,10 +13,17 @@ from demotools.commands.options import common, overwrite_store
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
 @click.option("--episodes", type=click.IntRange(min=1), required=True, help="Episodes to keep.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--name", help="Name of the one twin [default: STORE-small].")
 @overwrite_store
 @common
 def command(
-    stores: tuple[str, ...], episodes: int, seed: int, overwrite: bool, folder: Path, quiet: bool
+    stores: tuple[str, ...],
+    episodes: int,
+    seed: int,
+    name: str | None,
+    overwrite: bool,
+    folder: Path,
+    quiet: bool,
 ) -> None:
     """Make small twins, named STORE-small, of the given stores.
 
@@ -26,14 +33,25 @@ def command(
     \b
     Example:
       demotools shrink --episodes 100
+      demotools shrink GoToLocal --episodes 10000 --name GoToLocal-10000
     """
-    from demotools.shrink import shrink_stores
-    from demotools.store import store_path
+    from demotools.shrink import shrink_store, shrink_stores
+    from demotools.store import new_store_path, store_path
 
-    paths = [store_path(name, folder) for name in stores]
-    results = shrink_stores(
-        paths, folder, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
-    )
+    if name is not None and len(stores) != 1:
+        raise click.UsageError("--name is for one twin: name the one STORE that it is made of")
+    paths = [store_path(store, folder) for store in stores]
+    if name is not None:
+        twin = new_store_path(name, folder)
+        results = [
+            shrink_store(
+                paths[0], twin, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+            )
+        ]
+    else:
+        results = shrink_stores(
+            paths, folder, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+        )
     for result in () if quiet else results:
         if result.skipped:
             click.echo(f"skipped {result.parent}: {result.skipped}")
