@@ -9,14 +9,15 @@ from torch._dynamo.utils import counters
 
 from demotools.errors import SettingsError
 from tests.test_film import little
-from tests.test_networks import WORDS, random_batch
+from tests.test_networks import LITTLE, WORDS, random_batch
 from trainer.networks import build_network
 from trainer.networks.compiling import compile_network
 
 
-def test_a_network_that_gains_nothing_is_not_compiled() -> None:
-    with pytest.raises(SettingsError, match="no part of the network `small`"):
-        compile_network(build_network("small", {}, WORDS), "small")
+@pytest.mark.parametrize("name", LITTLE)
+def test_a_network_that_gains_nothing_on_a_cpu_is_not_compiled_there(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"no part of the network `{name}`"):
+        compile_network(build_network(name, LITTLE[name], WORDS), name)
 
 
 def test_without_a_compiler_that_is_said_and_what_to_do(
@@ -25,7 +26,7 @@ def test_without_a_compiler_that_is_said_and_what_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(SettingsError, match="needs a C") as failure:
-        compile_network(little(), "film")
+        compile_network(nn.Linear(2, 2), "package:Mine")
     assert "CXX" in str(failure.value)
 
 
@@ -39,7 +40,7 @@ def test_a_compiler_is_sought_by_the_name_in_cxx(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.filterwarnings("ignore")  # of torch's own, while it compiles
 def test_a_compiled_network_gives_what_it_gave_before_for_batches_of_any_shape() -> None:
     network, compiled = little(), little()
-    compile_network(compiled, "film")
+    compile_network(compiled.sight, "package:Mine")
     counters.clear()
     for T, B in [(5, 3), (4, 4), (1, 6)]:
         batch = random_batch(T, B, 3)

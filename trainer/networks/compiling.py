@@ -27,7 +27,7 @@ def compile_network(network: nn.Module, name: str) -> None:
     parts = getattr(network, "compiled_parts", lambda: [network])()
     if not parts:
         raise SettingsError(
-            f"no part of the network `{name}` gets faster by torch.compile",
+            f"no part of the network `{name}` gets faster by torch.compile on this device",
             path="run.compile",
             fix='remove it; on a CPU run.precision = "bfloat16" may help (docs/networks.md)',
         )

@@ -102,8 +102,8 @@ class FilmNetwork(nn.Module):
         return empty_memory(self.cell, rollouts)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """All before the LSTM."""
-        return [self.sight]
+        """All before the LSTM, on a GPU; on a CPU it gains nothing (docs/log.md)."""
+        return [self.sight] if self.cell.weight_hh.is_cuda else []
 
     def forward(self, batch: Batch, memory: Tensor) -> Output:
         """Logits, values and the memory after; see `trainer.networks`."""
