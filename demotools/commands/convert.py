@@ -11,6 +11,7 @@ from demotools.commands.options import (
     common,
     dask_address,
     is_on_cluster,
+    lasting_imports,
     overwrite_store,
     return_parts_option,
 )
@@ -55,7 +56,8 @@ def command(
     Example:
       demotools convert BabyAI-GoToLocal-v0.pkl
     """
-    from demotools.convert import ConvertOptions, convert_files, known_encoding
+    with lasting_imports():
+        from demotools.convert import ConvertOptions, convert_files, known_encoding
 
     options = ConvertOptions(encoding=known_encoding(encoding), quiet=quiet, **choices)
     decoders = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +48,20 @@ return_parts_option = click.option(
 overwrite_store = click.option(
     "--overwrite", is_flag=True, help="Replace a store of the same name."
 )
+
+
+@contextmanager
+def lasting_imports() -> Iterator[None]:
+    """What is imported inside is never looked through for garbage, nor copied by a fork for that.
+
+    A seventh of a short conversion went into such searches (docs/log.md).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) -> bool:
