@@ -30,6 +30,7 @@ _MAZE_OVERRIDES = (
     'stages.0.off_policy.augment=["recolor", "mirror"]',
     "optimizer.lr=2e-3",
 )
+_ROLLOUTS = 128  # of bc_1000_demos.toml
 _MINUTES_EVERY = 250_000
 
 
@@ -101,6 +102,8 @@ def experiments() -> Iterator[Experiment]:
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
     overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", FASTER]
+    if demos < _ROLLOUTS:
+        overrides.append(f"stages.0.off_policy.rollouts={demos}")  # at least one episode for each
     if not augmented:
         overrides.append("stages.0.off_policy.augment=[]")
     recipe = "bc_1000_demos.toml"

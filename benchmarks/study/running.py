@@ -100,13 +100,18 @@ def run(experiment: Experiment, threads: int, jobs: int) -> None:
     torch.set_num_threads(threads)
     prepare(experiment)
     seconds = train(experiment, threads)
+    note(experiment, {"processor_seconds": seconds, "threads": threads, "jobs": jobs})
+
+
+def note(experiment: Experiment, cost: dict[str, Any]) -> None:
+    """Measure a run's checkpoints, and append a line for each to the results."""
     minutes = {
         line["demo_steps"]: line["minutes"]
         for line in read_log(FOLDER / experiment.name)
         if line["group"] == "train"
     }
     for checkpoint in checkpoints(experiment):
-        measured = measure(experiment, checkpoint, threads)
+        measured = measure(experiment, checkpoint, cost["threads"])
         record = {
             "run": experiment.name,
             "part": experiment.part,
@@ -118,9 +123,7 @@ def run(experiment: Experiment, threads: int, jobs: int) -> None:
             "seed": experiment.seed,
             **measured,
             "minutes": minutes.get(measured["demo_steps"]),
-            "processor_seconds": seconds,
-            "threads": threads,
-            "jobs": jobs,
+            **cost,
         }
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
