@@ -261,6 +261,20 @@ def test_a_file_that_does_not_tell_its_encoding_is_refused_with_the_evidence(
     assert "--encoding" in caught.value.fix
 
 
+def test_a_bad_episode_far_behind_ends_the_conversion_and_leaves_nothing(tmp_path: Path) -> None:
+    path = make_demo_file(tmp_path)
+    content = path.read_bytes()
+    # the blosc header of the last frame announces another size
+    at = content.rindex(b"\x02\x01\x01\x01") + 4
+    path.write_bytes(content[:at] + b"\x07" + content[at + 1 :])
+    for workers in (1, 2):
+        options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=workers)
+        with pytest.raises(PickleError, match="episode 3071 is not well formed"):
+            convert_files([path], tmp_path / "data", options)
+        left = [file for file in (tmp_path / "data").iterdir() if file.suffix != ".lock"]
+        assert left == []
+
+
 def test_bad_episodes_are_left_out_with_their_reasons(tmp_path: Path) -> None:
     path = tmp_path / "BabyAI-GoToLocal-v0.pkl"
     path.write_bytes(pickled([GOOD, (17, *GOOD[1:]), GOOD, ("go", b"no frame", [0], [0]), GOOD]))

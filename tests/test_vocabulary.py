@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
+from demotools.mission_table import MissionTable
 from demotools.vocabulary import (
     WORDS,
     extended_words,
@@ -52,3 +54,24 @@ def test_every_text_has_tokens_under_its_own_extended_vocabulary(missions: list[
     tokens = mission_tokens(missions, words)
     for text, row in zip(missions, tokens, strict=True):
         assert [words[token - 1] for token in row if token] == mission_words(text)
+
+
+@given(st.text())
+def test_words_are_runs_of_a_to_z_in_the_lower_cased_text(mission: str) -> None:
+    assert mission_words(mission) == re.findall("[a-z]+", mission.lower())
+
+
+@given(st.lists(st.lists(st.text(), max_size=4), max_size=4))
+def test_a_mission_table_gives_the_tokens_of_its_missions(parts: list[list[str]]) -> None:
+    distinct = list(dict.fromkeys(text for part in parts for text in part))
+    with TemporaryDirectory() as folder:
+        table = MissionTable(Path(folder) / "missions.json")
+        with table:
+            rows = [table.rows(part).tolist() for part in parts]
+        texts = [text for block in table.blocks(2) for text in block]
+        tokens = table.tokens()
+    assert rows == [[distinct.index(text) for text in part] for part in parts]
+    assert texts == distinct
+    words = extended_words(distinct)
+    assert table.words == words
+    np.testing.assert_array_equal(tokens, mission_tokens(distinct, words))
