@@ -17,7 +17,7 @@ _LEVEL_STEPS = {
     "GoToRedBall": 3_000_000,
     "GoToLocal": 6_000_000,
     "PickupLoc": 6_000_000,
-    "PutNextLocal": 9_000_000,
+    "PutNextLocal": 6_000_000,
 }
 _DEMONSTRATIONS_STEPS = 2_000_000
 _MAZE_DEMOS = {"GoTo": 40_000, "BossLevel": 20_000}
