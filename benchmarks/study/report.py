@@ -102,8 +102,9 @@ def millions(records: list[Record]) -> str:
 
 
 def processor_minutes(records: list[Record]) -> str:
-    """The median of a group of runs."""
-    return f"{statistics.median(one['processor_seconds'] for one in records) / 60:.1f}"
+    """The median of a group of runs, of those where it was noted."""
+    noted = [one["processor_seconds"] for one in records if one["processor_seconds"] is not None]
+    return f"{statistics.median(noted) / 60:.1f}" if noted else "not noted"
 
 
 def table(head: list[str], rows: Iterable[str]) -> str:
@@ -208,14 +209,14 @@ def mazes_section(records: list[Record]) -> str:
     """Levels of nine rooms, and what a GPU should run."""
     rows = [
         f"{one['level']} | {one['demos']:,} | {success([one])} | {millions([one])} | "
-        f"{processor_minutes([one])} | {one['precision']}"
+        f"{processor_minutes([one])} | {one['minutes']:.0f} | {one['precision']}"
         for one in records
     ]
     head = ["level", "demonstrations", "success", "worst", "seeds", "steps shown"]
     return (
         "## Nine rooms\n\n`small` on one core: `bc_fast.toml` with 64 rollouts of 80 steps, "
         "recolor and mirror, a rate of 2e-3.\n\n"
-        + table([*head, "processor minutes", "precision"], rows)
+        + table([*head, "processor minutes", "minutes, core shared", "precision"], rows)
         + f"\n\n{gpu_on_paper()}\n"
     )
 
