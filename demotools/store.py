@@ -71,7 +71,7 @@ _Count = Annotated[int, Field(ge=1, strict=True)]
 class StoreAttributes(BaseModel):
     """The attributes of the Zarr group, written last: without them a store is unfinished."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, defer_build=True)
 
     level: str
     environment_id: str | None
