@@ -1,4 +1,4 @@
-"""Pages of the site that are made from other files: the README is the first, the notebook a page.
+"""Pages of the site that are made from other files: the README, the results, the notebook.
 
 Source: https://www.mkdocs.org/user-guide/configuration/#hooks
 """
@@ -18,9 +18,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of the site, with the pages that are made here."""
     docs = Path(config.docs_dir)
     readme = (docs.parent / "README.md").read_text("utf-8")
-    # the site has the files of docs/ beside its first page
-    start = readme.replace("](docs/", "](").replace('src="docs/', 'src="')
+    # the site has the files of docs/ and the results beside its first page
+    start = readme.replace("](docs/", "](").replace("](benchmarks/results", "](results")
     files.append(File.generated(config, "index.md", content=start))
+    results = (docs.parent / "benchmarks" / "results.md").read_text("utf-8")
+    files.append(File.generated(config, "results.md", content=results.replace("](../docs/", "](")))
     tutorial = notebook_page((docs / NOTEBOOK).read_text("utf-8"))
     files.append(File.generated(config, "tutorial.md", content=tutorial))
     return files

@@ -56,8 +56,9 @@ def test_chromium_opens_the_first_page_from_its_folder_without_a_complaint(
 )
 def test_a_broken_link_fails_the_build(tmp_path: Path, page: str, link: str) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for name in ("mkdocs.yml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("mkdocs.yml", "README.md", "benchmarks/results.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
     with (tmp_path / page).open("a", encoding="utf-8") as stream:
         stream.write(f"\nSee [this]({link}).\n")
     built = build(tmp_path, tmp_path / "site")
@@ -66,7 +67,8 @@ def test_a_broken_link_fails_the_build(tmp_path: Path, page: str, link: str) -> 
 
 
 def test_every_picture_is_shown_with_the_command_that_makes_it() -> None:
-    pages = [file.read_text("utf-8") for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    written = (ROOT / "README.md", ROOT / "benchmarks" / "results.md", *ROOT.glob("docs/*.md"))
+    pages = [file.read_text("utf-8") for file in written]
     pictures = [file for file in (ROOT / "docs" / "pictures").iterdir() if file.suffix != ".py"]
     assert {file.suffix for file in pictures} == {".gif", ".png", ".svg"}
     assert sum(file.stat().st_size for file in pictures) < 400_000

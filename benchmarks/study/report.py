@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from demotools.vocabulary import WORDS
-from trainer.config import read_settings
+from trainer.config import read_settings, recipe_path
 from trainer.evaluate import wilson_interval
 from trainer.losses import expert_cross_entropy
 from trainer.networks import Model
@@ -27,7 +28,12 @@ PAGE = Path(__file__).parents[1] / "results.md"
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 PUBLISHED = {"GoToLocal": ("99.8", "100"), "PutNextLocal": ("99.2", "100")}
 """Success in % from 1 M demonstrations, BabyAI 1.0 and 1.1 (arXiv 1810.08272, 2007.12770)."""
+README = Path(__file__).parents[2] / "README.md"
+BEGIN = "<!-- written by benchmarks/study: do not edit -->\n"
+END = "<!-- end of what benchmarks/study writes -->\n"
 GPU_TERAFLOPS = 20
+FEW = 1_000
+REACHED = re.compile(r"^# Reached:.*$", re.MULTILINE)
 _INCHES, _DOTS_PER_INCH = (8.0, 4.5), 100
 Record = dict[str, Any]
 
@@ -36,6 +42,9 @@ def write_report() -> None:
     """Write the page and the pictures."""
     records = results()
     PAGE.write_text(page(records), "utf-8")
+    README.write_text(readme_with_results(records), "utf-8")
+    for path, text in recipes_with_results(records).items():
+        path.write_text(text, "utf-8")
     demonstrations_picture(of_part(records, "demonstrations"))
     minutes_picture(of_part(records, "minutes"))
 
@@ -55,6 +64,51 @@ def page(records: list[Record]) -> str:
     return "\n".join([HEADER, *written])
 
 
+def readme_with_results(records: list[Record]) -> str:
+    """The README, with the table of what is learnt from how much."""
+    groups = grouped(
+        [one for part in ("levels", "recipes", "mazes") for one in of_part(records, part)],
+        lambda one: (one["level"], one["demos"]),
+    )
+    rows = [
+        f"{level} | {demos:,} | {success(runs).partition(' |')[0]} | {len(runs)} | "
+        f"{processor_minutes(runs)}"
+        for (level, demos), runs in groups.items()
+    ]
+    head = ["level", "demonstrations", "success on unseen episodes", "seeds", "minutes of one core"]
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    return before + BEGIN + table(head, rows) + "\n" + END + rest.partition(END)[2]
+
+
+def recipes_with_results(records: list[Record]) -> dict[Path, str]:
+    """The recipes, each with a line in its header that says what it reached."""
+    last: dict[str, Record] = {}
+    for one in of_part(records, "minutes"):
+        if one["precision"] == "float32":
+            last[one["run"]] = one  # the last checkpoint of a run is noted last
+    few = [one for one in of_part(records, "recipes") if one["demos"] == FEW]
+    reached = {"bc_fast.toml": list(last.values()), "bc_1000_demos.toml": few}
+    texts = {}
+    for name, runs in reached.items():
+        if runs:
+            path = recipe_path(name)
+            texts[path] = REACHED.sub(line_of(runs), path.read_text("utf-8"))
+    return texts
+
+
+def line_of(runs: list[Record]) -> str:
+    """What a recipe reached, as a line of its header."""
+    mean = sum(one["successes"] for one in runs) / sum(one["episodes"] for one in runs)
+    worst = min(one["successes"] / one["episodes"] for one in runs)
+    alone = all(one["jobs"] == 1 and one["threads"] == 2 for one in runs)
+    seconds = 60 * statistics.median(one["minutes"] for one in runs)
+    time = f" after {seconds:.0f} s on two cores" if alone else ""
+    return (
+        f"# Reached: {mean:.1%} of {runs[0]['episodes']:,} unseen episodes{time}; "
+        f"{len(runs)} seeds, worst {worst:.1%}."
+    )
+
+
 def of_part(records: list[Record], part: str) -> list[Record]:
     """Those of one part of the study."""
     return [one for one in records if one["part"] == part]
@@ -63,6 +117,11 @@ def of_part(records: list[Record], part: str) -> list[Record]:
 HEADER = f"""# What is learnt from how many demonstrations
 
 Written by `python benchmarks/study report` from `{RESULTS.name}`; not edited by hand.
+
+```console
+$ python benchmarks/study run        # hours: the runs that are not noted yet
+$ python benchmarks/study report     # docs/pictures/demonstrations.png, docs/pictures/seconds.png
+```
 
 **Success** is a reward within the level's step limit, with the most probable actions, on 1,000
 episodes whose seeds no store may use. The brackets are Wilson's 95% interval, over all training
@@ -178,7 +237,7 @@ def minutes_section(records: list[Record]) -> str:
     """Success against time of training, the machine to itself."""
     groups = grouped(records, lambda one: (one["precision"], one["demo_steps"]))
     rows = []
-    for (precision, steps), runs in sorted(groups.items(), reverse=True):
+    for (precision, steps), runs in sorted(groups.items()):
         seconds = [one["minutes"] * 60 for one in runs]
         spread = f"{statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f})"
         rows.append(f"{precision} | {steps / 1e6:.2f} M | {spread} | {success(runs)}")

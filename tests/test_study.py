@@ -1,0 +1,61 @@
+"""The page of results says what was measured, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(STUDY)
+    return import_module("report")
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    about = {"run": "x", "part": "levels", "level": "GoToLocal", "demos": 200_000}
+    measured = {"demo_steps": 3_000_000, "successes": 990, "episodes": 1_000, "minutes": 0.5}
+    cost = {"processor_seconds": 90.0, "threads": 1, "jobs": 2, "valid_cross_entropy": 0.03}
+    how = {"augmented": False, "recipe": "bc_fast.toml", "precision": "float32", "seed": 1}
+    return {**about, **measured, **cost, **how, **changes}
+
+
+def test_the_page_is_what_the_noted_results_give(report: Any) -> None:
+    assert report.PAGE.read_text("utf-8") == report.page(report.results())
+
+
+def test_the_readme_says_what_the_noted_results_give(report: Any) -> None:
+    assert report.README.read_text("utf-8") == report.readme_with_results(report.results())
+
+
+def test_the_recipes_say_what_they_reached(report: Any) -> None:
+    texts = report.recipes_with_results(report.results())
+    assert {path.name for path in texts} == {"bc_fast.toml", "bc_1000_demos.toml"}
+    for path, text in texts.items():
+        assert path.read_text("utf-8") == text
+        assert "# Reached: 9" in text
+
+
+def test_seeds_are_taken_together_and_the_worst_is_told(report: Any) -> None:
+    text = report.levels_section([record(), record(seed=2, successes=970)])
+    assert (
+        "| GoToLocal | 98.00% (97.29% to 98.53%) | 97.0% | 2 | 99.8 | 100 | 3.0 M | 1.5 |" in text
+    )
+
+
+def test_precisions_are_told_apart(report: Any) -> None:
+    runs = [record(part="minutes"), record(part="minutes", precision="bfloat16", minutes=0.25)]
+    text = report.minutes_section(runs)
+    assert "| float32 | 3.00 M | 30 (30 to 30) | 99.00%" in text
+    assert "| bfloat16 | 3.00 M | 15 (15 to 15) | 99.00%" in text
+
+
+def test_every_run_of_the_study_has_a_name_of_its_own(report: Any) -> None:
+    del report
+    names = [one.name for one in import_module("experiments").experiments()]
+    assert len(set(names)) == len(names)
