@@ -22,6 +22,8 @@ COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 STATES = ("open", "closed", "locked")
 UNSEEN, EMPTY, WALL, FLOOR, DOOR, KEY, BALL, BOX, GOAL, LAVA, AGENT = range(len(OBJECTS))
 OPEN, CLOSED, LOCKED = range(len(STATES))
+TYPES = ("key", "ball", "box")
+"""The things that can be carried."""
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 PACKING = "object*18 + colour*3 + state"
 CELL_CODES = len(OBJECTS) * len(COLOURS) * len(STATES)

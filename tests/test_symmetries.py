@@ -21,6 +21,7 @@ from demotools.grid import (
     COLOURS,
     DOOR,
     KEY,
+    TYPES,
     UNPACKING_TABLE,
 )
 from demotools.manifest import Manifest, all_level_names, level_names, read_manifest
@@ -28,7 +29,6 @@ from demotools.store import Store, open_store
 from demotools.vocabulary import vocabulary_hash
 from tests.conftest import build_store, make_episodes
 from tests.transformed import first_steps
-from trainer.augment import TYPES
 from trainer.cli import main
 from trainer.config import Settings, read_settings
 from trainer.symmetries import check_augmentation

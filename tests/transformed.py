@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from demotools.bot import Episode, Failure, can_play, record_episode
 from demotools.environment import Environment, make_environment, observed_cells
-from demotools.grid import ACTIONS, COLOURS
-from trainer.augment import TYPES
+from demotools.grid import ACTIONS, COLOURS, TYPES
 
 _COLOURED = ("door", "key", "ball", "box")
 _CLASSES = dict(zip(TYPES, (Key, Ball, Box), strict=True))

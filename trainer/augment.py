@@ -21,13 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from demotools.grid import BALL, BOX, COLOURS, DOOR, KEY, UNPACKING_TABLE, VIEW_SIZE
+from demotools.grid import BALL, BOX, COLOURS, DOOR, KEY, TYPES, UNPACKING_TABLE, VIEW_SIZE
 from demotools.manifest import Symmetry
 from trainer.rollouts import Batch
 
 PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS)))))
 """int64 [720, 6]: the new colour of each colour; row 0 changes nothing."""
-TYPES = ("key", "ball", "box")
 TYPE_PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(TYPES)))))
 """int64 [6, 3]: the new type of each of TYPES; row 0 changes nothing."""
 GUISES = len(TYPE_PERMUTATIONS) * len(PERMUTATIONS)

@@ -20,12 +20,13 @@ from demotools.grid import (
     BOX,
     COLOURS,
     KEY,
+    TYPES,
     UNPACKING_TABLE,
 )
 from demotools.manifest import MANIFESTS_VARIABLE, Manifest, Symmetry, read_manifest
 from demotools.store import Store
 from demotools.vocabulary import WORDS
-from trainer.augment import SIDES, TYPES
+from trainer.augment import SIDES
 from trainer.config import Settings
 
 _EXCHANGED: Mapping[Symmetry, Sequence[str]] = {
