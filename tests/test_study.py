@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 
 
