@@ -23,7 +23,7 @@ from demotools.environment import Environment, make_environment
 from demotools.errors import DemotoolsError
 from trainer.checkpoint import read_checkpoint
 from trainer.cli import main
-from trainer.config import shipped_recipes
+from trainer.config import read_settings, shipped_recipes
 from trainer.log import read_log
 from trainer.losses import LossResult
 from trainer.networks import Model, Output
@@ -75,7 +75,11 @@ def of_group(folder: Path, group: str) -> list[dict[str, Any]]:
 def test_every_recipe_runs_from_end_to_end_in_its_tiny_version(
     recipe: str, run: Callable[..., Result], tmp_path: Path
 ) -> None:
-    result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2")
+    here = ["--set", "run.level=GoToLocal"]  # of which the fixture has a store
+    if (demos := read_settings(recipe).stages[0].off_policy) and demos.store != "auto":
+        here += ["--set", "stages.0.off_policy.store=GoToLocal"]
+    level = [] if recipe.startswith("ppo") else here
+    result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *level)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "a"
     assert "2 episodes" in result.output

@@ -64,7 +64,7 @@ def test_the_page_tells_success_with_interval_cost_and_settings(
     assert "first GoToLocal 90.0% 85.0% to 94.0% 500 5.2 2.0 min" in text
     assert "second GoToLocal not measured" in text
     assert "first small cpu 20,000 160 2.0 168" in text
-    assert "stages.0.off_policy.rollout_len 40 40" in text
+    assert "stages.0.off_policy.rollout_len 20 20" in text
 
 
 def test_only_settings_that_differ_are_marked(make_run: Callable[..., Path]) -> None:
@@ -75,11 +75,12 @@ def test_only_settings_that_differ_are_marked(make_run: Callable[..., Path]) -> 
         "optimizer.lr": ["0.001", "0.002"],
         "stages.0.off_policy.augment.0": ["recolor", ""],
         "stages.0.off_policy.augment.1": ["mirror", ""],
+        "stages.0.off_policy.augment.2": ["retype", ""],
     }
     assert report.equal["run.level"] == ["GoToLocal", "GoToLocal"]
     marked = report.html.split('side differs"')[1].split("</table>")[0]
     assert set(re.findall(r"<code>(.*?)</code>", marked)) == set(report.differing)
-    assert "3 differ:" in report.html
+    assert "4 differ:" in report.html
 
 
 def test_runs_that_differ_in_their_seeds_only_have_a_mean_and_a_worst(
