@@ -75,11 +75,10 @@ def of_group(folder: Path, group: str) -> list[dict[str, Any]]:
 def test_every_recipe_runs_from_end_to_end_in_its_tiny_version(
     recipe: str, run: Callable[..., Result], tmp_path: Path
 ) -> None:
-    here = ["--set", "run.level=GoToLocal"]  # of which the fixture has a store
-    if (demos := read_settings(recipe).stages[0].off_policy) and demos.store != "auto":
-        here += ["--set", "stages.0.off_policy.store=GoToLocal"]
-    level = [] if recipe.startswith("ppo") else here
-    result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *level)
+    demos, here = read_settings(recipe).stages[0].off_policy, []
+    if demos is not None and demos.store != "auto":  # the fixture has a store of GoToLocal only
+        here = ["--set", "run.level=GoToLocal", "--set", "stages.0.off_policy.store=GoToLocal"]
+    result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *here)
     assert result.exit_code == 0, result.output
     folder = tmp_path / "a"
     assert "2 episodes" in result.output
