@@ -26,7 +26,8 @@ CHOICES: dict[str, tuple[Symmetry, ...]] = {
     "missions listed": (),
     "recolor": ("recolor",),
     "mirror": ("mirror",),
-    "recolor and mirror": ("recolor", "mirror"),
+    "retype": ("retype",),
+    "all three": ("recolor", "mirror", "retype"),
 }
 
 
