@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from demotools.chunks import ChunkFiles
 from demotools.errors import StoreError, from_os_error
+from demotools.output import acquired_lock
 from demotools.store import CRC_BYTES, SUFFIX, chunk_files, open_store
-from demotools.writer import StoreBuilder, acquired_lock
+from demotools.writer import StoreBuilder
 from demotools.zipstore import (
     ArchivedArray,
     Contents,

@@ -1,15 +1,34 @@
-"""Write a file for people to look at: whole or not at all, and never over another unasked."""
+"""Files on their way to and from the disk: written whole or not at all, read only where regular.
+
+Everything that writes under a final name goes through `written_whole`; everything that opens a file
+which a user, or somebody else, has named goes through `open_regular`; whoever makes or replaces
+something holds its `acquired_lock`.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from demotools.errors import DemotoolsError, from_os_error
+import filelock
+
+from demotools.errors import DemotoolsError, StoreError, from_os_error
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
     """DemotoolsError where `path` must not or cannot be written: to be asked before the work."""
+    if path.exists() and not path.is_file():
+        raise DemotoolsError(
+            "this is a folder, a device or a pipe: only a regular file is written",
+            path=path,
+            fix="name a file",
+        )
     if path.exists() and not overwrite:
         raise DemotoolsError(
             "the file exists already", path=path, fix="add --overwrite to replace it"
@@ -24,17 +43,80 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content appears under `path` when the block ends, and only when it ends well.
+
+    The temporary file lies in the same folder under a name that nobody else has; it is synced to
+    the disk before it is renamed. Where `path` is a link to a file, that file is replaced.
+
+    DemotoolsError  the disk is full or cannot be written; `path` is no regular file
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise IsADirectoryError(errno.EISDIR, "only a regular file is written")
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        # the user named `path`, not the temporary file that the error names
+        raise from_os_error(OSError(error.errno, error.strerror), path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_output(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write `content` to `path`, which appears only when whole.
 
-    DemotoolsError  see `check_output`; or the disk is full
+    DemotoolsError  see `check_output` and `written_whole`
     """
     check_output(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with written_whole(path) as stream:
+        stream.write(content)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file open for reading; a pipe or a device, which may never answer, is refused.
+
+    DemotoolsError  missing, not readable, or no regular file
+    """
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        # without O_NONBLOCK opening a pipe waits for a writer, for ever
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        # the user named `path`, not the temporary file that the error names
-        raise from_os_error(OSError(error.errno, error.strerror), path) from error
+        raise from_os_error(error, path) from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise DemotoolsError(
+            "this is a folder, a device or a pipe, not a regular file",
+            path=path,
+            fix="name a file",
+        )
+    return os.fdopen(number, "rb")
+
+
+def acquired_lock(path: Path) -> filelock.BaseFileLock:
+    """The lock of whoever makes or replaces `path`; release it.
+
+    StoreError  another process has it
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            # filelock says so of a file too that cannot be made: then this says why
+            Path(lock.lock_file).touch()
+            raise StoreError(
+                "another process is making this",
+                path=path,
+                fix="wait until it has finished, or end it",
+            ) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return lock

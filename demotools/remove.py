@@ -10,8 +10,8 @@ from pathlib import Path
 
 from demotools.errors import StoreError, from_os_error
 from demotools.info import size_on_disk, size_text
+from demotools.output import acquired_lock
 from demotools.store import SCHEMA
-from demotools.writer import acquired_lock
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from demotools.chunks import checked_chunks
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.joining import join_parts
+from demotools.output import acquired_lock
 from demotools.store import Episodes, open_store
 
 
@@ -101,29 +102,6 @@ class LateParts(Protocol):
 
     def take(self, number: int) -> Episodes:
         """A part, once."""
-
-
-def acquired_lock(path: Path) -> filelock.BaseFileLock:
-    """The lock of whoever makes `path`; release it.
-
-    StoreError  another process has it
-    """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            # filelock says so of a file too that cannot be made: then this says why
-            Path(lock.lock_file).touch()
-            raise StoreError(
-                "another process is making this",
-                path=path,
-                fix="wait until it has finished, or end it",
-            ) from error
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    return lock
 
 
 def _removed(path: Path) -> None:

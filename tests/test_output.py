@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from demotools.errors import DemotoolsError
-from demotools.output import check_output, write_output
+from demotools.output import check_output, open_regular, write_output, written_whole
 
 
 def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -23,18 +23,68 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("there is no /dev/full on this system")
+    resource = pytest.importorskip("resource")
     file = tmp_path / "a"
     file.write_bytes(b"before")
-    temporary = tmp_path / f".a.{os.getpid()}.tmp"
-    temporary.symlink_to(full)
-    with pytest.raises(DemotoolsError, match="no space left") as error:
-        write_output(file, b"after", overwrite=True)
+    _soft, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DemotoolsError, match="file too large") as error:
+            write_output(file, bytes(2000), overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.path == str(file)
     assert file.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    with written_whole(file) as first:
+        first.write(b"one, ")
+        with written_whole(file) as second:
+            second.write(b"two")
+        assert file.read_bytes() == b"two"
+        first.write(b"whole")
+    assert file.read_bytes() == b"one, whole"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"before")
+    with pytest.raises(RuntimeError), written_whole(file) as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert file.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    file, link = tmp_path / "a", tmp_path / "link"
+    file.write_bytes(b"before")
+    link.symlink_to(file)
+    write_output(link, b"after", overwrite=True)
+    assert link.is_symlink()
+    assert file.read_bytes() == b"after"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_only_regular_files_are_written_and_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    with pytest.raises(DemotoolsError, match="regular file"):
+        write_output(path, b"content", overwrite=True)
+    with pytest.raises(DemotoolsError, match="regular file"), written_whole(path):
+        pass
+    with pytest.raises(DemotoolsError, match="regular file"):
+        open_regular(path)
+    assert not path.is_file()
 
 
 def test_a_missing_folder_is_said_before_the_work(tmp_path: Path) -> None:
