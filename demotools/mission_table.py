@@ -19,17 +19,21 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.vocabulary import WORDS, extended_words, mission_words, token_dtype, word_ids
+from demotools.errors import StoreError
+from demotools.vocabulary import MAX_WORDS, alike, mission_words, token_dtype, word_ids
 
 _HASH_BYTES = 16
 _MAX_RECENT = 1 << 16
+_MAX_TOKENS = 1 << 29
 
 
 class MissionTable:
-    """Numbers missions; `file` receives their texts, JSON lists of them, and `.ids` their ids."""
+    """Numbers missions; `file` receives their texts, JSON lists of them, and `.ids` their ids.
+
+    StoreError  a mission has no words, two have the same, or there are too many words
+    """
 
     def __init__(self, file: Path) -> None:
-        self.words: tuple[str, ...] = WORDS
         self._id_of_word = word_ids()
         self._length = array("H")
         self._file = file
@@ -53,6 +57,11 @@ class MissionTable:
 
     def __len__(self) -> int:
         return len(self._row_of_hash)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words so far, in the order of their ids."""
+        return tuple(self._id_of_word)
 
     def rows(self, missions: Sequence[str]) -> NDArray[np.int32]:
         """The row of each mission, a new one where it appears for the first time."""
@@ -79,15 +88,30 @@ class MissionTable:
         ids = array("H")
         for text in missions:
             words = mission_words(text)
+            if not words:
+                raise self._refused(f"the mission {text!r} has no words")
             self._length.append(len(words))
             try:
                 ids.extend([self._id_of_word[word] for word in words])
             except KeyError:
-                self.words = extended_words([text], self.words)
-                self._id_of_word = word_ids(self.words)
+                self._learn(words)
                 ids.extend([self._id_of_word[word] for word in words])
         self._ids.write(ids.tobytes())
         self._texts.write(json.dumps(missions) + "\n")
+
+    def _learn(self, words: list[str]) -> None:
+        for word in words:
+            self._id_of_word.setdefault(word, len(self._id_of_word) + 1)
+        if len(self._id_of_word) > MAX_WORDS:
+            raise self._refused(f"the missions have more than {MAX_WORDS:,} different words")
+
+    def _refused(self, what: str) -> StoreError:
+        return StoreError(
+            what,
+            path=self._file.parent,
+            fix="correct the missions in their source: letters, marks and digits make words, and "
+            "case and punctuation tell no two missions apart",
+        )
 
     def blocks(self, size: int) -> Iterator[list[str]]:
         """The missions in order, `size` at a time."""
@@ -99,10 +123,19 @@ class MissionTable:
     def tokens(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """The token ids of all missions, 0 behind the shorter ones: [M, L]."""
         length = np.frombuffer(self._length, np.uint16).astype(np.int64)
-        tokens = np.zeros((len(self), length.max(initial=0)), token_dtype(len(self.words)))
+        width = int(length.max(initial=0))
+        if len(self) * width > _MAX_TOKENS:
+            raise self._refused(f"{len(self):,} missions of up to {width:,} words are too many")
+        tokens = np.zeros((len(self), width), token_dtype(len(self._id_of_word)))
         with self._ids_file.open("rb") as stream:
             for start in range(0, len(self), _MAX_RECENT):
                 block = slice(start, start + _MAX_RECENT)
                 ids = np.fromfile(stream, np.uint16, int(length[block].sum()))
-                tokens[block][np.arange(tokens.shape[1]) < length[block, None]] = ids
+                tokens[block][np.arange(width) < length[block, None]] = ids
+        if pair := alike(tokens):
+            first, second = (self._text(row) for row in pair)
+            raise self._refused(f"the missions {first!r} and {second!r} have the same words")
         return tokens
+
+    def _text(self, row: int) -> str:
+        return next(islice(chain.from_iterable(self.blocks(_MAX_RECENT)), row, None))

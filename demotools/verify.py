@@ -19,7 +19,7 @@ from demotools.grid import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
 from demotools.store import StepArray, Store, episode_mask, open_store, read_attributes
-from demotools.vocabulary import mission_tokens, mission_words
+from demotools.vocabulary import alike, mission_tokens, mission_words
 
 _STEPS_A_BLOCK = 1 << 20
 _LEVEL_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -150,6 +150,8 @@ def _missions(store: Store) -> Check:
         f"episode {row} names mission {rows[row]} of {len(store.mission_text)}"
         for row in _rows((rows < 0) | (rows >= len(store.mission_text)))
     ]
+    if pair := alike(store.mission_tokens):
+        problems.append(f"missions {pair[0]} and {pair[1]} have the same tokens")
     known = set(words)
     unknown = {w for text in store.mission_text for w in mission_words(text)} - known
     problems += [f"the word {word!r} is not in the vocabulary" for word in sorted(unknown)[:5]]

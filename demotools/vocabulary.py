@@ -7,8 +7,9 @@ the other. Words of foreign files that are not in the list are appended and reco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from string import ascii_lowercase
+from collections.abc import Sequence
+from string import ascii_letters, digits
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -24,30 +25,49 @@ WORDS: tuple[str, ...] = (
     *("on", "your", "left", "right", "in", "front", "of", "behind"),
 )
 
-_LETTERS_ALONE = bytes(code if chr(code) in ascii_lowercase else ord(" ") for code in range(256))
+MAX_WORDS = (1 << 16) - 1
+"""The most words that ids of two bytes tell apart."""
+
+_WORD_BYTES = f"{ascii_letters}{digits}_".encode()
+_ASCII_WORDS = bytes(code if code in _WORD_BYTES else ord(" ") for code in range(256)).lower()
 
 
 def mission_words(mission: str) -> list[str]:
-    """The words of a mission: runs of a to z in its lower-cased text; all else separates.
+    """The words of a mission: runs of letters, marks, digits and `_` in its lower-cased text.
 
-    >>> mission_words("Pick up the grey box, then go to a door")
-    ['pick', 'up', 'the', 'grey', 'box', 'then', 'go', 'to', 'a', 'door']
+    Letters and digits of any script; all else separates. Marks, as the vowel signs of Hindi, are
+    what `\\w` of a regular expression leaves out.
+
+    >>> mission_words("Pick up the grey box, then go to door 2")
+    ['pick', 'up', 'the', 'grey', 'box', 'then', 'go', 'to', 'door', '2']
     """
-    # three times as fast as a regular expression
-    text = mission.lower().encode("utf-8", "surrogatepass").translate(_LETTERS_ALONE)
-    return text.decode("ascii").split()
+    if mission.isascii():  # three times as fast as a regular expression
+        return mission.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
+    return "".join(letter if _in_word(letter) else " " for letter in mission.lower()).split()
 
 
-def extended_words(missions: Iterable[str], words: Sequence[str] = WORDS) -> tuple[str, ...]:
-    """The word list followed by the words of `missions` that it lacks, in order of appearance.
+def _in_word(letter: str) -> bool:
+    return letter.isalnum() or letter == "_" or category(letter).startswith("M")
 
-    >>> extended_words(["go to the red lamp"])[len(WORDS):]
-    ('lamp',)
+
+def alike(tokens: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, int] | None:
+    """Two rows that are the same; None where all differ. No two missions may share tokens.
+
+    tokens   [M, L]
+
+    >>> alike(np.array([[1, 2], [3, 0], [1, 2]], np.uint8))
+    (0, 2)
     """
-    known = dict.fromkeys(words)
-    for mission in missions:
-        known.update(dict.fromkeys(mission_words(mission)))
-    return tuple(known)
+    mixed = np.zeros(len(tokens), np.uint64)
+    for column in tokens.T:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + column
+    _values, first, counts = np.unique(mixed, return_inverse=True, return_counts=True)
+    seen: dict[bytes, int] = {}
+    for row in np.flatnonzero(counts[first] > 1).tolist():
+        earlier = seen.setdefault(tokens[row].tobytes(), row)
+        if earlier != row:
+            return earlier, row
+    return None
 
 
 def mission_tokens(

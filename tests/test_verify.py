@@ -74,6 +74,7 @@ def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
         ("episode_offset", 1, 5, "episode offsets and counts", "episode 1 has 0 steps"),
         ("episode_mission", 2, 3, "missions, words and tokens", "episode 2 names mission 3"),
         ("mission_tokens", (0, 0), 9, "missions, words and tokens", "tokens are not those"),
+        ("mission_tokens", 2, [1, 2, 12, 14, 23], "missions, words and tokens", "0 and 2 have"),
         ("mission_text", 0, "lick the ball", "missions against the level's grammar", "lick"),
         ("episode_seed", 1, 1_000_000_000, "environment seeds", "not one of the train split"),
         ("episode_seed", 1, 2, "environment seeds", "1 seeds occur more than once"),
