@@ -23,8 +23,10 @@ from demotools.demofile import (
     guessed_level_and_split,
     in_shard_order,
 )
-from demotools.errors import PickleError
+from demotools.environment import SEEDS
+from demotools.errors import PickleError, StoreError
 from demotools.grid import Encoding
+from demotools.layouts import PicklePart
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
 from demotools.processes import processor_count
@@ -87,6 +89,10 @@ class Converted:
         ]
         for file in self.source["files"]:
             lines.append(f"  {file['name']}: object encoding {_PERIODS[file['encoding']]}")
+            lines += [
+                f"  left out of {number:,} episodes: {what}"
+                for what, number in file["left_out"].items()
+            ]
             if file["skipped"]:
                 number, reason = file["skipped"][0]
                 lines.append(
@@ -154,7 +160,7 @@ def convert_files(
     with builder:
         try:
             with (decoders or options.local_decoders)(builder) as decoding:
-                source, late = _read(described, builder, options, decoding)
+                source, late = _read(described, builder, options, decoding, split)
                 source |= origin or {}
                 path = builder.finish(
                     level=manifest.level,
@@ -165,8 +171,10 @@ def convert_files(
                     source=source,
                     late=late,
                 )
-        except PickleError:
+        except (PickleError, StoreError) as error:
             builder.discard()
+            if isinstance(error, StoreError):  # it names a folder that has just been removed
+                error.path = ", ".join(map(str, paths))
             raise
     about = read_attributes(path)
     return Converted(path, about.episodes, about.steps, about.missions, source)
@@ -191,7 +199,11 @@ def _level_and_split(paths: Sequence[Path], options: ConvertOptions) -> tuple[st
 
 
 def _read(
-    files: Sequence[DemoFile], builder: StoreBuilder, options: ConvertOptions, decoders: Decoders
+    files: Sequence[DemoFile],
+    builder: StoreBuilder,
+    options: ConvertOptions,
+    decoders: Decoders,
+    split: str,
 ) -> tuple[dict[str, Any], LateParts | None]:
     """Have the missing parts decoded: what the store says of its source, and the late parts."""
     finished = set(builder.finished_parts())
@@ -203,11 +215,13 @@ def _read(
         disable=True if options.quiet else None,
     )
     readers, parts, number = [], [], 0
+    seeds = _Seeds(split)
     with bar:
         for file in files:
             reader = PickleReader(file.path, salvage=options.salvage)
             first, before = number, bar.n
             for part in reader:
+                seeds.check(file, reader, part)
                 if number not in finished:
                     decoders.decode(number, file, part, options.on_error)
                 number += 1
@@ -225,7 +239,34 @@ def _read(
     return {"kind": "pickle", "files": sources}, late
 
 
+class _Seeds:
+    """Takes care that no seed of another split, and none twice, gets into a store."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split
+        self._allowed = SEEDS["valid" if split == "valid" else "train"]
+        self._seen: set[int] = set()
+
+    def check(self, file: DemoFile, reader: PickleReader, part: PicklePart) -> None:
+        """Drop the seeds of a part that repeat; PickleError where one is of another split."""
+        for place, seed in list(part.seed.items()):
+            if not file.seeded or seed in self._seen:
+                del part.seed[place]
+                reader.left_out["a seed that is not the only one of its number"] += 1
+            elif seed not in self._allowed:
+                raise PickleError(
+                    f"episode {part.number[place]} has the seed {seed}, which is not one of the "
+                    f"{self._split} split: {self._allowed.start:,} to {self._allowed.stop - 1:,}",
+                    path=file.path,
+                    fix="say the other one with --split; seeds beyond both are kept for evaluation",
+                )
+            self._seen.add(seed)
+
+
 def _source_of(file: DemoFile, reader: PickleReader) -> dict[str, Any]:
+    left_out = dict(reader.left_out)
+    if file.kind.one_more:
+        left_out["the observation after the last action"] = reader.episodes
     return {
         "name": file.path.name,
         "size_bytes": reader.position,
@@ -234,4 +275,5 @@ def _source_of(file: DemoFile, reader: PickleReader) -> dict[str, Any]:
         "evidence": file.evidence,
         "episodes": reader.episodes,
         "broken_at": reader.broken_at,
+        "left_out": left_out,
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from demotools.errors import PickleError, UnsafePickleError
 from demotools.frames import EpisodeImages, ViewShape, frame_images, stacked_images
-from demotools.grid import VIEW_SIZE, Encoding, recoded_cells
+from demotools.grid import EGOCENTRIC_CODES, VIEW_SIZE, Encoding, recoded_cells
 from demotools.layouts import PicklePart
 from demotools.store import Episodes
 
@@ -33,14 +33,16 @@ class ViewKind:
 
     shape      [H, W, C] of a view
     encoding   its object encoding; None where the views are stored as the images that they are
+    one_more   whether each episode has one view more than actions, which is left out
     """
 
     shape: tuple[int, ...]
     encoding: Encoding | None
+    one_more: bool = False
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.shape))
-        return f"{size} {self.encoding or 'image'}"
+        return f"{size} {self.encoding or 'image'}{' and one more' if self.one_more else ''}"
 
 
 def decoded_part(
@@ -56,9 +58,19 @@ def decoded_part(
     # frames announce what they hold, and those that hold something else are left out
     steps = min(part.steps, part.image_bytes // math.prod(kind.shape))
     views = _Views(steps, kind)
-    for place, data, shape in part_images(path, part, skipped):
+    for place, data, shape, one_more in part_images(path, part, skipped):
+        actions = len(part.action[place])
         if shape != kind.shape:
             skipped.append((part.number[place], f"its views are {ViewKind(shape, None)}"))
+            continue
+        if one_more != kind.one_more:
+            others = "as many" if one_more else "one more"
+            reason = f"{actions + one_more} images for {actions} actions, others have {others}"
+            skipped.append((part.number[place], reason))
+            continue
+        if len(part.direction[place]) > actions + one_more:
+            reason = f"{actions + 1} directions for {actions} actions"
+            skipped.append((part.number[place], reason))
             continue
         if len(data) > part.holds[place]:
             raise PickleError(
@@ -76,8 +88,8 @@ def decoded_part(
 
 def part_images(
     path: Path, part: PicklePart, skipped: list[tuple[int, str]]
-) -> Iterator[tuple[int, bytes, ViewShape]]:
-    """(place in the part, images, [H, W, C]) of each episode whose images decode.
+) -> Iterator[tuple[int, bytes, ViewShape, bool]]:
+    """(place in the part, images, [H, W, C], one more) of each episode whose images decode.
 
     skipped   receives (number, reason) of the others
     """
@@ -86,23 +98,23 @@ def part_images(
         for place, (start, size) in enumerate(zip(part.start, part.size, strict=True)):
             try:
                 if start < 0:
-                    data, shape = _loose_images(path, part, place)
+                    found = _loose_images(path, part, place)
                 else:
                     stream.seek(start)
-                    data, shape = frame_images(stream.read(size), len(part.action[place]), path)
+                    found = frame_images(stream.read(size), len(part.action[place]), path)
             except UnsafePickleError:
                 raise
             except PickleError as error:
                 skipped.append((part.number[place], error.what))
             else:
-                yield place, data, shape
+                yield place, *found
 
 
 def _loose_images(path: Path, part: PicklePart, place: int) -> EpisodeImages:
     images = part.loose[place]
     if isinstance(images, bytes):
         return frame_images(images, len(part.action[place]), path)
-    return stacked_images(images, path)
+    return stacked_images(images, len(part.action[place]), path)
 
 
 class _Views:
@@ -139,11 +151,12 @@ class _Views:
 
 def _in_columns(part: PicklePart, kept: list[int], view: NDArray[np.uint8]) -> Episodes:
     action = [part.action[place] for place in kept]
-    direction = b"".join(part.direction[place] for place in kept)
+    direction = b"".join(part.direction[place][: len(part.action[place])] for place in kept)
+    seed = [part.seed.get(place, -1) for place in kept]
     return Episodes(
         length=np.array([len(actions) for actions in action], dtype=np.int64),
         mission=[part.mission[place] for place in kept],
-        seed=np.full(len(kept), -1, dtype=np.int64),
+        seed=np.array(seed, dtype=np.int64),
         view=view,
         direction=np.frombuffer(direction, np.uint8),
         action=np.frombuffer(b"".join(action), np.uint8),
@@ -157,18 +170,25 @@ def _without_impossible(
     encoding: Encoding,
     skipped: list[tuple[int, str]],
 ) -> Episodes:
-    """The episodes without those that show a cell which their encoding does not have."""
-    if not episodes.view.size or episodes.view.max() < IMPOSSIBLE:
+    """The episodes without those that show a cell which no egocentric view of theirs can."""
+    if not episodes.view.size or episodes.view.max() < EGOCENTRIC_CODES:
         return episodes
-    bad_step = (episodes.view == IMPOSSIBLE).any(axis=(1, 2))
-    bad = np.logical_or.reduceat(bad_step, episodes.offset[:-1])
+    unknown, bad = (
+        np.logical_or.reduceat((episodes.view >= code).any(axis=(1, 2)), episodes.offset[:-1])
+        for code in (IMPOSSIBLE, EGOCENTRIC_CODES)
+    )
     for place in np.flatnonzero(bad).tolist():
-        reason = f"it shows a cell that the object encoding of {encoding} does not have"
+        reason = (
+            f"it shows a cell that the object encoding of {encoding} does not have"
+            if unknown[place]
+            else "it shows the agent, as only a view of the whole room does (--encoding image "
+            "stores such views)"
+        )
         skipped.append((part.number[kept[place]], reason))
     good_step = np.repeat(~bad, episodes.length)
     return Episodes(
         length=episodes.length[~bad],
-        mission=[text for text, wrong in zip(episodes.mission, bad, strict=True) if not wrong],
+        mission=[text for text, left in zip(episodes.mission, bad, strict=True) if not left],
         seed=episodes.seed[~bad],
         view=episodes.view[good_step],
         direction=episodes.direction[good_step],

@@ -15,11 +15,15 @@ from demotools.encodings import Evidence
 from demotools.errors import PickleError, from_os_error
 from demotools.grid import Encoding
 from demotools.manifest import level_from_environment_id
+from demotools.output import open_regular
 from demotools.pickles import PickleReader
 
 OnError = Literal["stop", "skip"]
+# make_agent_demos, make_human_demos, and jobs of theirs: `_agent.pkl.shard3.pkl`, `_shard3.pkl`
 _STEM = re.compile(
-    r"(?P<level>.+?)(?P<tags>(?:_(?:valid|train|agent|shard\d+))*)\.pkl", re.IGNORECASE
+    r"(?P<level>.+?)(?P<tags>(?:[._-](?:valid|train|agent|human|pkl|gz|"
+    r"(?:shard|part)[._-]?\d+(?:[._-]?of[._-]?\d+)?)|[._]\d+)*)",
+    re.IGNORECASE,
 )
 _EVIDENCE_EPISODES = 256
 _EVIDENCE_STEPS = 1 << 12
@@ -32,6 +36,7 @@ class DemoFile:
     path: Path
     kind: ViewKind
     evidence: str
+    seeded: bool
     size_bytes: int
     modified_ns: int
 
@@ -42,31 +47,51 @@ def guessed_level_and_split(name: str) -> tuple[str, str]:
     >>> guessed_level_and_split("BabyAI-GoToLocal-v0_agent_valid_shard3.pkl")
     ('GoToLocal', 'valid')
     """
+    level, tags = _level_and_tags(name)
+    return level_from_environment_id(level), "valid" if "valid" in tags else "train"
+
+
+def _level_and_tags(name: str) -> tuple[str, str]:
     found = _STEM.fullmatch(name)
-    if found is None:
-        return level_from_environment_id(name.removesuffix(".pkl")), "train"
-    split = "valid" if "_valid" in found["tags"].lower() else "train"
-    return level_from_environment_id(found["level"]), split
+    return (found["level"], found["tags"].lower()) if found else (name, "")
 
 
 def in_shard_order(files: Sequence[Path]) -> list[Path]:
-    """The files, sorted by the numbers of their shards; StoreError where one is not there.
+    """The files, sorted by the numbers in their names, so that shard 10 follows shard 9.
 
     PickleError  one is no file
     """
     for path in files:
-        if not path.is_file():  # before its name is asked for a level
+        if path.is_dir():  # before its name is asked for a level
+            what, fix = _described_folder(path)
+            raise PickleError(f"this is {what}", path=path, fix=fix)
+        if not path.exists():
             raise PickleError(
-                "this is a folder" if path.is_dir() else "there is no such file",
+                "there is no such file",
                 path=path,
                 fix="name a demo file, or `demotools fetch LEVEL` to download one",
             )
-    return sorted(files, key=_shard_number)
+        open_regular(path).close()
+    return sorted(files, key=_shard_numbers)
 
 
-def _shard_number(path: Path) -> int:
-    found = re.search(r"_shard(\d+)", path.name)
-    return int(found[1]) if found else 0
+def _described_folder(path: Path) -> tuple[str, str]:
+    """What a folder is, and what to do with it."""
+    if (path / "zarr.json").exists():
+        return "a Zarr folder, already converted", f"look at it: demotools info {path}"
+    if (path / "metadata.json").exists() or (path / "data" / "metadata.json").exists():
+        return "a folder of a Minari dataset", f"use: demotools import {path}"
+    demos = sorted(file.name for file in path.glob("*.pkl*"))
+    if demos:
+        return (
+            f"a folder, with {len(demos)} demo files in it ({demos[0]}, ...)",
+            "name the files of one level and split, not the folder",
+        )
+    return "a folder without demo files", "name a demo file"
+
+
+def _shard_numbers(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", _level_and_tags(path.name)[1])]
 
 
 def described_file(
@@ -86,43 +111,62 @@ def described_file(
     try:
         status = path.stat()
         reader = PickleReader(path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
-        kind, evidence = _view_kind(reader, encoding, on_error)
+        seeds: list[int] = []
+        kind, evidence = _view_kind(reader, encoding, on_error, seeds)
     except OSError as error:
         raise from_os_error(error, path) from error
-    return DemoFile(path, kind, evidence, status.st_size, status.st_mtime_ns)
+    # whole numbers that repeat are no seeds
+    seeded = len(set(seeds)) == len(seeds)
+    return DemoFile(path, kind, evidence, seeded, status.st_size, status.st_mtime_ns)
 
 
 def _view_kind(
-    reader: PickleReader, encoding: Encoding | Literal["image"] | None, on_error: OnError
+    reader: PickleReader,
+    encoding: Encoding | Literal["image"] | None,
+    on_error: OnError,
+    seeds: list[int],
 ) -> tuple[ViewKind, str]:
+    """The kind of view and the evidence for it; `seeds` receives those of the first episodes."""
     path = reader.path
-    evidence, shape = Evidence(), None
+    evidence, shape, one_more = Evidence(), None, False
     skipped: list[tuple[int, str]] = []
     for part in reader:
-        for place, data, found in part_images(path, part, skipped):
-            shape = shape or found
-            if shape != CELL_VIEW or encoding == "image":
-                return ViewKind(shape, None), ""
-            if encoding is not None:
-                return ViewKind(shape, encoding), ""
+        seeds += part.seed.values()
+        for place, data, found, more in part_images(path, part, skipped):
+            if shape is None:
+                shape, one_more = found, more
+            if shape != CELL_VIEW or encoding is not None:
+                told = encoding if shape == CELL_VIEW and encoding != "image" else None
+                return ViewKind(shape, told, one_more), ""
             if found == CELL_VIEW:
                 images = np.frombuffer(data, np.uint8).reshape(-1, *found)
                 evidence.add(images, part.mission[place], part.action[place][-1])
             if evidence.episodes % _EVIDENCE_EPISODES == 0 and evidence.encoding is not None:
-                return ViewKind(shape, evidence.encoding), str(evidence)
+                return ViewKind(shape, evidence.encoding, one_more), str(evidence)
         skipped += part.skipped
         if skipped and on_error == "stop":
             raise not_well_formed(path, skipped)
     if shape is None:
         raise not_well_formed(path, skipped)
     if evidence.encoding is None:
-        raise PickleError(
-            f"the data does not tell its object encoding: {evidence}",
+        raise _untold(path, evidence)
+    return ViewKind(shape, evidence.encoding, one_more), str(evidence)
+
+
+def _untold(path: Path, evidence: Evidence) -> PickleError:
+    if evidence.with_agent:
+        return PickleError(
+            "these are views of the whole room: they show the agent (object 10), as no egocentric "
+            f"view does, in {evidence.with_agent} of {evidence.episodes} episodes",
             path=path,
-            fix=f"say it with --encoding, one of {', '.join(Encoding)}, by the day the file was "
-            "made; or image, to store the views as they are",
+            fix="store them as the images that they are, with --encoding image",
         )
-    return ViewKind(shape, evidence.encoding), str(evidence)
+    return PickleError(
+        f"the data does not tell its object encoding: {evidence}",
+        path=path,
+        fix=f"say it with --encoding, one of {', '.join(Encoding)}, by the day the file was "
+        "made; or image, to store the views as they are",
+    )
 
 
 def not_well_formed(path: Path, skipped: list[tuple[int, str]]) -> PickleError:

@@ -4,6 +4,9 @@ Two kinds of evidence. Cells that an encoding cannot have exclude it at once: gr
 object 1 only in the first encoding and object 2 only in the others, a state of 2 exists only
 today, object 8 is a box only in the second (no BabyAI level has a goal cell). And a demonstration
 succeeds with its last action, so the object that this acts on is one that the mission names.
+
+Two things are told apart by where they stand: object 5 is a locked door in the second encoding and
+a key today, and a door stands in a wall; object 10, the agent, never stands in an egocentric view.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ from numpy.typing import NDArray
 
 from demotools.grid import (
     ACTIONS,
+    AGENT,
     AGENT_COLUMN,
     AGENT_ROW,
     COLOURS,
     DOOR,
+    KEY,
     OBJECTS,
+    UNSEEN,
+    WALL,
     Encoding,
     recoding_table,
 )
@@ -39,6 +46,7 @@ def _possible_cells(encoding: Encoding) -> NDArray[np.bool_]:
     """bool [11, 6, 3]: the (object, colour, state) that a BabyAI level can show in `encoding`."""
     possible: NDArray[np.bool_] = recoding_table(encoding) != 255
     if encoding is Encoding.TODAY:
+        possible[AGENT] = False
         possible[:DOOR, :, 1:] = possible[DOOR + 1 :, :, 1:] = False
     wall, not_wall = (1, 2) if encoding is Encoding.FIRST else (2, 1)
     possible[wall, :_GREY] = False
@@ -56,12 +64,14 @@ _CODES = {encoding: recoding_table(encoding) for encoding in Encoding}
 class Evidence:
     """What the episodes seen so far say of each encoding, in numbers of episodes.
 
+    with_agent   that show today's agent
     impossible   with a cell that the encoding cannot have
     agreeing     whose last action acts on an object that the mission names
     differing    whose last action acts on something else
     """
 
     episodes: int = 0
+    with_agent: int = 0
     impossible: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
     agreeing: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
     differing: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
@@ -83,10 +93,13 @@ class Evidence:
         present = present.reshape(12, 7, 4)
         outside = present.copy()
         outside[:11, :6, :3] = False
+        self.with_agent += bool(present[AGENT].any())
+        loose_key = bool(present[KEY].any()) and _stands_free(images[..., 0], KEY)
         target = _target(images[-1], action)
         named = _named_objects(mission)
         for encoding in Encoding:
             strange = (present[:11, :6, :3] & ~_POSSIBLE[encoding]).any() or outside.any()
+            strange = strange or (encoding is Encoding.SECOND and loose_key)
             self.impossible[encoding] += bool(strange)
             if target is not None and named:
                 agrees = _described(target, encoding) & named
@@ -111,6 +124,20 @@ class Evidence:
             for encoding in Encoding
         ]
         return f"{self.episodes} episodes read as " + ", ".join(lines)
+
+
+def _stands_free(kind: NDArray[np.uint8], number: int) -> bool:
+    """Whether an object of this number stands where no door can: not between walls.
+
+    kind   uint8 [T, 7, 7], the objects of the views of the second or today's encoding
+    """
+    outer = np.pad(kind, ((0, 0), (1, 1), (1, 1)), constant_values=UNSEEN)
+    walled = (outer == WALL) | (outer == UNSEEN)
+    across = walled[:, :-2, 1:-1] & walled[:, 2:, 1:-1]
+    along = walled[:, 1:-1, :-2] & walled[:, 1:-1, 2:]
+    # the agent's own cell shows what it carries
+    free = (kind == number) & ~across & ~along
+    return bool(free.any())
 
 
 def _target(image: NDArray[np.uint8], action: int) -> tuple[int, int, int] | None:

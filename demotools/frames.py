@@ -11,6 +11,7 @@ import re
 import struct
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numcodecs import blosc
@@ -21,9 +22,6 @@ from demotools.inert import ARRAY_NAMES, MAX_BYTES, Array, TruncatedError, Windo
 from demotools.opcodes import Machine
 
 _HEADER = struct.Struct("<4xI4xI")  # of a blosc frame: the sizes of what it holds and of itself
-STEP_BYTES = 1 << 16
-"""The most bytes of image that a step may have; an RGB view of 2019 has 9,408."""
-_SPARE_BYTES = 1 << 12
 
 # Spelled by numpy under protocols 4 and 5; `.{8}` is the length of a protocol frame, and `h\x03`
 # fetches the text "numpy", stored a little before.
@@ -55,8 +53,9 @@ _BUFFER_END = re.compile(
 ViewShape = tuple[int, ...]
 
 
-EpisodeImages = tuple[bytes, ViewShape]
-"""The images of one episode: T * H * W * C bytes in C order, and [H, W, C]."""
+EpisodeImages = tuple[bytes, ViewShape, bool]
+"""The images of one episode: T * H * W * C bytes in C order, [H, W, C], and whether there was one
+more, which is left out: the observation after the last action."""
 
 
 def frame_images(frame: bytes | memoryview, steps: int, path: Path | str) -> EpisodeImages:
@@ -68,22 +67,33 @@ def frame_images(frame: bytes | memoryview, steps: int, path: Path | str) -> Epi
     PickleError        the frame is damaged, or its shape or dtype is not that of T images
     UnsafePickleError  the inner pickle names something that no array does
     """
-    raw = decompressed(frame, steps * STEP_BYTES + _SPARE_BYTES, path)
+    raw = decompressed(frame, path)
     found, data, shape = _matched_images(raw) or _unpickled_images(raw, path)
-    if found != steps:
+    return _of_steps(found, data, shape, steps, path)
+
+
+def _of_steps(
+    found: int, data: bytes, shape: ViewShape, steps: int, path: Path | str
+) -> EpisodeImages:
+    if found not in (steps, steps + 1):
         raise _damaged(f"{found} images for {steps} actions", path)
-    return data, shape
+    return data[: steps * math.prod(shape)], shape, found > steps
 
 
-def decompressed(frame: bytes | memoryview, limit: int, path: Path | str) -> bytes:
+def decompressed(frame: bytes | memoryview, path: Path | str) -> bytes:
     """What a blosc frame holds; its announced sizes are checked before any memory is taken."""
     if len(frame) < blosc.MAX_OVERHEAD:
         raise _damaged("a blosc frame is shorter than its header", path)
     holds, size = _HEADER.unpack_from(frame)
     if size != len(frame):
         raise _damaged("a blosc frame has another length than its header says", path)
-    if holds > min(limit, MAX_BYTES):
-        raise _damaged(f"a blosc frame announces {holds} bytes for its images", path)
+    if holds > MAX_BYTES:
+        raise PickleError(
+            f"a blosc frame announces {holds:,} bytes for its images, more than the limit of "
+            f"{MAX_BYTES:,} for an episode, which bounds the memory",
+            path=path,
+            fix="make the views smaller, or leave such episodes out with --on-error skip",
+        )
     try:
         raw: bytes = blosc.decompress(frame)
     except (RuntimeError, SystemError, ValueError, TypeError) as error:
@@ -136,26 +146,37 @@ def _unpickled_images(raw: bytes, path: Path | str) -> tuple[int, bytes, ViewSha
     return _checked(_values(array, path), path)
 
 
-def stacked_images(arrays: list[Array], path: Path | str) -> EpisodeImages:
-    """The images of an episode that has an array for every step."""
+def stacked_images(arrays: list[Array], steps: int, path: Path | str) -> EpisodeImages:
+    """The images of an episode that has an array for every step, or one for all."""
     images = [_values(array, path) for array in arrays]
     if len({image.shape for image in images}) != 1:
         raise _damaged("its images have different shapes", path)
-    _steps, data, shape = _checked(np.stack(images), path)
-    return data, shape
+    whole = images[0] if len(images) == 1 and images[0].ndim == 4 else np.stack(images)
+    return _of_steps(*_checked(whole, path), steps, path)
 
 
-def _values(array: Array, path: Path | str) -> NDArray[np.uint8]:
+def _values(array: Array, path: Path | str) -> NDArray[Any]:
     try:
         return array.values()
     except (ValueError, TypeError) as error:
         raise _damaged("an array has another size than its shape says", path) from error
 
 
-def _checked(values: NDArray[np.uint8], path: Path | str) -> tuple[int, bytes, ViewShape]:
-    if values.ndim != 4 or values.dtype != np.uint8 or not values.size:
+def _checked(values: NDArray[Any], path: Path | str) -> tuple[int, bytes, ViewShape]:
+    if values.ndim != 4 or not values.size:
         shown = ", ".join(map(str, values.shape))
         raise _damaged(f"its images are {values.dtype} [{shown}], not uint8 [T, H, W, C]", path)
+    if values.dtype != np.uint8:
+        with np.errstate(invalid="ignore"):  # what is no number becomes one, and so differs
+            bytes_only = values.astype(np.uint8)
+        if not (bytes_only == values).all():
+            raise PickleError(
+                f"its images are {values.dtype} and not all whole numbers from 0 to 255, "
+                "which is not supported",
+                path=path,
+                fix="write them again as uint8",
+            )
+        values = bytes_only
     return len(values), values.tobytes(), values.shape[1:]
 
 

@@ -6,11 +6,14 @@ the bytes of a file are seen. Nothing in this module imports, calls or builds wh
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from demotools.grid import ACTIONS
 
 MAX_BYTES = 1 << 27
 """The longest byte string a file may announce; the longest episode on record needs a tenth."""
@@ -129,7 +132,7 @@ class Array:
     """A numpy array that a pickle describes."""
 
     shape: tuple[int, ...] = ()
-    dtype: str = ""
+    dtype: str = "u1"
     data: bytes = b""
     fortran: bool = False
 
@@ -140,27 +143,48 @@ class Array:
         return flat.reshape(self.shape, order=order)  # type: ignore[call-overload,no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dtype:
-    """The name of a numpy dtype, one of `_DTYPES`."""
+    """A numpy dtype: its name, one of `_DTYPES`, and its byte order."""
 
     name: str
+    order: str = "<"
+
+    def __str__(self) -> str:
+        return self.order + self.name
 
 
-_DTYPES = frozenset(["b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+_DTYPES = frozenset(
+    ["b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"],
+)
 
 # byte order, and none of the fields of a structured dtype
-DTYPE_STATES = (("|", None, None, None), ("<", None, None, None))
+DTYPE_STATES = tuple((order, None, None, None) for order in "|<>")
 
 _GETATTR, _ENVIRONMENT, _ACTIONS = Named("getattr"), Named("MiniGridEnv"), Named("Actions")
 _ENCODE, _DTYPE, _NDARRAY = Named("encode"), Named("dtype"), Named("ndarray")
 _RECONSTRUCT, _FROMBUFFER, _SCALAR = Named("_reconstruct"), Named("_frombuffer"), Named("scalar")
 
-ALLOWED: dict[tuple[str, str], Named] = {
+# Where the environment and its actions have lived: gym-minigrid, its last versions, minigrid.
+_ENVIRONMENTS = (
+    *("gym_minigrid.minigrid", "gym_minigrid.minigrid_env"),
+    *("minigrid.minigrid", "minigrid.minigrid_env"),
+)
+_ACTION_CLASSES = (
+    *((module, "MiniGridEnv.Actions") for module in _ENVIRONMENTS),
+    *((module, "Actions") for module in ("minigrid.core.actions", "gym_minigrid.actions")),
+)
+
+ALLOWED: dict[tuple[str, str], Named | int] = {
     ("builtins", "getattr"): _GETATTR,
     ("__builtin__", "getattr"): _GETATTR,
-    ("gym_minigrid.minigrid", "MiniGridEnv"): _ENVIRONMENT,
-    ("gym_minigrid.minigrid", "MiniGridEnv.Actions"): _ACTIONS,
+    **{(module, "MiniGridEnv"): _ENVIRONMENT for module in _ENVIRONMENTS},
+    **dict.fromkeys(_ACTION_CLASSES, _ACTIONS),
+    **{
+        (module, f"{name}.{action}"): number
+        for module, name in _ACTION_CLASSES
+        for number, action in enumerate(ACTIONS)
+    },
     ("_codecs", "encode"): _ENCODE,
     ("numpy", "dtype"): _DTYPE,
     ("numpy", "ndarray"): _NDARRAY,
@@ -171,12 +195,65 @@ ALLOWED: dict[tuple[str, str], Named] = {
     ("numpy.core.numeric", "_frombuffer"): _FROMBUFFER,
     ("numpy._core.numeric", "_frombuffer"): _FROMBUFFER,
 }
-"""Every name that may stand in a demo file, and its stand-in."""
+"""Every name that may stand in a demo file, and its stand-in; an action is its number."""
 
-ARRAY_NAMES = frozenset({_ENCODE, _DTYPE, _NDARRAY, _RECONSTRUCT, _FROMBUFFER})
+ARRAY_NAMES: frozenset[Named | int] = frozenset(
+    {_ENCODE, _DTYPE, _NDARRAY, _RECONSTRUCT, _FROMBUFFER}
+)
 """What may stand in the inner pickle of the images."""
 
-ACTION_COUNT = 7
+# Third-party modules that unpickle, install or build what they are given.
+_RUNS_CODE = frozenset(
+    (
+        *("cloudpickle", "dill", "joblib", "pip", "setuptools", "distutils", "IPython", "imp"),
+        *("commands", "execnet", "ray"),
+    )
+)
+# Parts of a dotted name that reach or run code, whatever module they stand in.
+_REACHES_CODE = frozenset(
+    (
+        *("os", "posix", "nt", "sys", "subprocess", "builtins", "importlib", "runpy", "ctypes"),
+        *("eval", "exec", "execfile", "compile", "open", "getattr", "setattr", "__import__"),
+        *("import_module", "system", "popen", "Popen", "spawn", "run", "runstring", "call"),
+        *("check_call", "check_output", "load", "loads", "load_module", "hub", "f2py"),
+        *("testing", "mro"),
+    )
+)
+# Plain data of the standard library: a file that holds it is strange, not hostile.
+_PLAIN_DATA = {
+    "array": "array _array_reconstructor",
+    "collections": "OrderedDict defaultdict deque Counter",
+    "copyreg": "_reconstructor",
+    "copy_reg": "_reconstructor",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "enum": "Enum IntEnum",
+    "fractions": "Fraction",
+    "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    "types": "SimpleNamespace",
+    "uuid": "UUID",
+    "zoneinfo": "ZoneInfo",
+    **dict.fromkeys(
+        ("builtins", "__builtin__"),
+        "bool bytearray bytes complex dict float frozenset int list long object range set slice "
+        "str tuple unicode xrange",
+    ),
+}
+
+
+def may_run_code(module: str, name: str) -> bool:
+    """Whether a name that is not allowed is known as a way to run code.
+
+    That is all of Python's library but plain data, and what unpickles, imports or builds. Any other
+    name is unknown: it is refused as well, but nobody is accused.
+    """
+    if name in _PLAIN_DATA.get(module, "").split():
+        return False
+    parts = f"{module}.{name}".split(".")
+    root = parts[0]
+    # `__main__` is the script that wrote the file
+    in_library = root in sys.stdlib_module_names or root in ("__builtin__", "copy_reg")
+    return in_library or root in _RUNS_CODE or not _REACHES_CODE.isdisjoint(parts)
 
 
 def called(function: Named, arguments: tuple[Any, ...]) -> Any:
@@ -184,7 +261,9 @@ def called(function: Named, arguments: tuple[Any, ...]) -> Any:
     match function, arguments:
         case Named("getattr"), (Named("MiniGridEnv"), "Actions"):
             return _ACTIONS
-        case Named("Actions"), (number,) if type(number) is int and 0 <= number < ACTION_COUNT:
+        case Named("getattr"), (Named("Actions"), str(name)) if name in ACTIONS:
+            return ACTIONS.index(name)
+        case Named("Actions"), (number,) if type(number) is int and 0 <= number < len(ACTIONS):
             return number
         case Named("encode"), (str(text), "latin1"):
             return Blob.of(text.encode("latin1"))
@@ -194,9 +273,9 @@ def called(function: Named, arguments: tuple[Any, ...]) -> Any:
             return Array()
         case Named("_frombuffer"), (Blob() as data, Dtype() as dtype, shape, "C" | "F" as order):
             if is_array(shape, dtype, data):
-                return Array(shape, dtype.name, data.data, order == "F")
+                return Array(shape, str(dtype), data.data, order == "F")
         case Named("scalar"), (Dtype() as dtype, Blob() as data):
-            return int(np.frombuffer(data.data, dtype=np.dtype(dtype.name)).item())
+            return np.frombuffer(data.data, dtype=np.dtype(str(dtype))).item()
     return None
 
 

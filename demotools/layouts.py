@@ -1,17 +1,23 @@
-"""The layouts of an episode in a legacy pickle, checked field by field.
+"""The layouts of an episode in a pickle, checked field by field.
 
 Three have been written since June 2018 (babyai's `make_agent_demos.py` and its history):
 
     (mission, blosc frame, directions, actions)       since 2018-08-28
     ([(observation, action, reward, done), ...], seed offset)       before
     [(observation, action, reward, done), ...]                      before that
+
+Others have added fields behind the first four, a seed among them, or named the fields in a
+dictionary; arrays stand for lists; one observation more than actions is the one after the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from demotools.grid import ACTIONS
 from demotools.inert import MAX_TEXT, Array, Blob, Run
@@ -31,12 +37,19 @@ FramePlace = tuple[int, int, int]
 
 
 class PickledEpisode(NamedTuple):
-    """One episode, its images still packed: a blosc frame, or one array a step."""
+    """One episode, its images still packed: a blosc frame, or one array a step or for all.
+
+    direction   one a step, or one more
+    seed        -1 where it is unknown
+    left_out    what else the pickle says of it
+    """
 
     mission: str
     images: Blob | list[Array]
     direction: bytes
     action: bytes
+    seed: int = -1
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -45,11 +58,13 @@ class PicklePart:
 
     number       number in the file of each episode
     mission      its text
-    direction    its directions, one byte a step
+    direction    its directions, one byte a step, or one more
     action       its actions, one byte a step
     start, size  where its blosc frame lies in the file, in bytes; start -1: see `loose`
     holds        bytes that the frame announces to hold
     loose        images that do not lie in the file as a frame, by place in this part
+    seed         the known seeds, by place in this part
+    left_out     what the pickle says of its episodes besides, with their number
     skipped      (number, reason) of the episodes that are not well formed
     most_steps   steps with which the part is full
     """
@@ -62,6 +77,8 @@ class PicklePart:
     size: list[int] = field(default_factory=list)
     holds: list[int] = field(default_factory=list)
     loose: dict[int, bytes | list[Array]] = field(default_factory=dict)
+    seed: dict[int, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[int, str]] = field(default_factory=list)
     steps: int = 0
     image_bytes: int = 0
@@ -93,7 +110,10 @@ class PicklePart:
 
     def add_episode(self, number: int, episode: PickledEpisode) -> None:
         """Append an episode with its images."""
-        mission, images, direction, action = episode
+        mission, images, direction, action, seed, left_out = episode
+        if seed >= 0:
+            self.seed[len(self.number)] = seed
+        self.left_out.update(left_out)
         if isinstance(images, Blob):
             if images.offset < 0:
                 self.loose[len(self.number)] = images.data
@@ -104,28 +124,143 @@ class PicklePart:
         self.add(number, mission, place, direction, action)
 
 
+_FIELD_OF_KEY = {
+    **dict.fromkeys(("mission", "missions", "instruction", "instructions"), "mission"),
+    **dict.fromkeys(("image", "images"), "images"),
+    **dict.fromkeys(("direction", "directions"), "directions"),
+    **dict.fromkeys(("action", "actions"), "actions"),
+    **dict.fromkeys(("seed", "seeds"), "seed"),
+}
+_STEP_FIELDS = (4, 5)  # (observation, action, reward, done), or terminated and truncated
+
+
+def is_whole_episode(value: Any) -> bool:
+    """Whether this is an episode by itself, and not a step or another part of one."""
+    return (
+        type(value) is tuple
+        and len(value) >= 4
+        and type(value[0]) is str
+        and isinstance(value[1], Blob | Array)
+    )
+
+
 def pickled_episode(item: Any) -> PickledEpisode:
     """The episode that an item of the outermost list holds.
 
     ValueError  it is none; the text says why
     """
-    if type(item) is tuple and len(item) == 4:
-        mission, images, directions, actions = item
-        if not isinstance(images, Blob):
-            raise ValueError(f"its images are {_kind(images)}, not the bytes of a blosc frame")
-        action = _small_numbers(actions, ACTION_COUNT, "actions")
-        direction = _small_numbers(directions, DIRECTION_COUNT, "directions")
-        return _checked(mission, images, direction, action)
-    if type(item) is tuple and len(item) == 2 and type(item[1]) is int:
-        item = item[0]
-    if type(item) is list:
+    if type(item) is dict:
+        return _named_episode(item)
+    if type(item) is tuple and len(item) >= 4 and not _is_step(item[0]):
+        if type(item[0]) is dict:
+            raise ValueError("it is a step, not an episode: steps belong into a list an episode")
+        seed, rest = _extra_fields(item)
+        return _episode(*item[:4], seed, rest)
+    if type(item) is tuple and len(item) == 2 and type(item[1]) is int and not _is_step(item[0]):
+        episode = _stepwise_episode(item[0])
+        return episode._replace(left_out=(*episode.left_out, "the seed offset"))
+    if type(item) in (list, tuple):
         return _stepwise_episode(item)
     raise ValueError(f"it is {_kind(item)}, not (mission, images, directions, actions)")
 
 
-def _stepwise_episode(steps: list[Any]) -> PickledEpisode:
-    if not all(type(step) is tuple and len(step) == 4 for step in steps):
+def column_episodes(columns: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """The episodes of a dictionary that has a list for each field, one dictionary each.
+
+    ValueError  it is no such dictionary; the text says why
+    """
+    keys = ", ".join(repr(key)[:40] for key in list(columns)[:8])
+    lists = {key: _values(value) for key, value in columns.items()}
+    known = {_FIELD_OF_KEY.get(key) for key, value in lists.items() if value is not None}
+    if not {"mission", "images", "actions"} <= known:
+        raise ValueError(f"holds a dict with the keys {keys or '(none)'}, not a list")
+    if any(value is None for key, value in lists.items() if key in _FIELD_OF_KEY):
+        raise ValueError(f"holds a dict with the keys {keys}, not all of them lists")
+    sizes = {
+        key: len(value)
+        for key, value in lists.items()
+        if key in _FIELD_OF_KEY and value is not None
+    }
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"holds a dict whose lists differ in length: {sizes}")
+    (size,) = set(sizes.values())
+    # what is no list of the episodes is left out, as it stands
+    rows = {k: v if v is not None and len(v) == size else [None] * size for k, v in lists.items()}
+    for number in range(size):
+        yield {str(key): values[number] for key, values in rows.items()}
+
+
+def _named_episode(fields: dict[Any, Any]) -> PickledEpisode:
+    found: dict[str, Any] = {}
+    left_out = []
+    for key, value in fields.items():
+        field_name = _FIELD_OF_KEY.get(key)
+        if field_name is None or field_name in found:
+            left_out.append(f"the field {str(key)[:40]!r}")
+        else:
+            found[field_name] = value
+    missing = [name for name in ("mission", "images", "actions") if name not in found]
+    if missing:
+        raise ValueError(f"it is a dictionary without {' and '.join(missing)}")
+    actions = _small_numbers(found["actions"], ACTION_COUNT, "actions")
+    if "directions" not in found:
+        found["directions"] = [0] * len(actions)
+        left_out.append("no directions (0 is stored)")
+    seed = found.get("seed")
+    return _episode(
+        found["mission"],
+        found["images"],
+        found["directions"],
+        actions,
+        seed if type(seed) is int else -1,
+        tuple(left_out),
+    )
+
+
+def _extra_fields(item: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
+    """The seed among the fields behind the first four, and what the others are.
+
+    A seed is the only whole number there.
+    """
+    numbers = [place for place, value in enumerate(item) if place >= 4 and type(value) is int]
+    seed = numbers[0] if len(numbers) == 1 and item[numbers[0]] >= 0 else 0
+    left_out = [
+        f"field {place + 1} ({_kind(value)})"
+        for place, value in enumerate(item)
+        if place >= 4 and place != seed
+    ]
+    return item[seed] if seed else -1, tuple(left_out)
+
+
+def _episode(
+    mission: Any, images: Any, directions: Any, actions: Any, seed: int, left_out: tuple[str, ...]
+) -> PickledEpisode:
+    if isinstance(images, Array):
+        images = [images]
+    arrays = type(images) in (list, tuple) and all(isinstance(each, Array) for each in images)
+    if not isinstance(images, Blob) and not arrays:
+        raise ValueError(
+            f"its images are {_kind(images)}, not the bytes of a blosc frame or arrays"
+        )
+    action = _small_numbers(actions, ACTION_COUNT, "actions")
+    direction = _small_numbers(directions, DIRECTION_COUNT, "directions")
+    images = images if isinstance(images, Blob) else list(images)
+    return _checked(mission, images, direction, action)._replace(seed=seed, left_out=left_out)
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is tuple and len(value) in _STEP_FIELDS and type(value[0]) is dict
+
+
+def _stepwise_episode(steps: Any) -> PickledEpisode:
+    if type(steps) not in (list, tuple):
+        raise ValueError(f"it is {_kind(steps)}, not a list of steps")
+    if not all(type(step) is tuple and len(step) in _STEP_FIELDS for step in steps):
         raise ValueError("its steps are not (observation, action, reward, done)")
+    left_out = ["rewards"]
+    if len(steps) > 1 and steps[-1][1] is None:
+        steps = steps[:-1]
+        left_out.append("the last observation, which has no action")
     if not steps:
         raise ValueError("it has no steps")
     observations = [step[0] for step in steps]
@@ -134,17 +269,18 @@ def _stepwise_episode(steps: list[Any]) -> PickledEpisode:
     images = [observation.get("image") for observation in observations]
     if not all(isinstance(image, Array) and len(image.shape) == 3 for image in images):
         raise ValueError("its observations hold no images to convert")
-    missions = {observation.get("mission") for observation in observations}
-    if len(missions) != 1:
+    missions = [observation.get("mission") for observation in observations]
+    if any(mission != missions[0] for mission in missions):
         raise ValueError("its mission changes from step to step")
     # observations of the first weeks had no direction; 0 is what later image-only files say too
     directions = [observation.get("direction", 0) for observation in observations]
-    return _checked(
-        missions.pop(),
+    episode = _checked(
+        missions[0],
         [image for image in images if isinstance(image, Array)],
         _small_numbers(directions, DIRECTION_COUNT, "directions"),
         _small_numbers([step[1] for step in steps], ACTION_COUNT, "actions"),
     )
+    return episode._replace(left_out=tuple(left_out))
 
 
 def _checked(
@@ -156,18 +292,35 @@ def _checked(
         raise ValueError("its mission is not one line of text")
     if not action:
         raise ValueError("it has no steps")
-    if len(direction) != len(action):
+    if len(direction) not in (len(action), len(action) + 1):
         raise ValueError(f"{len(direction)} directions for {len(action)} actions")
     return PickledEpisode(mission, images, direction, action)
 
 
+def _values(value: Any) -> Sequence[Any] | None:
+    """What a list or a row of numbers holds; None where it is neither, or contradicts itself."""
+    if isinstance(value, Run):
+        return value.values
+    if type(value) in (list, tuple, bytes):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, Array):
+        try:
+            array = value.values()
+        except (ValueError, TypeError):
+            return None
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim == 1:
+            # whole numbers are what they are, in whatever type
+            whole = array.dtype.kind == "f" and (array == np.floor(array)).all()
+            return [int(each) if whole else each for each in array.tolist()]
+    return None
+
+
 def _small_numbers(values: Any, count: int, what: str) -> bytes:
     """The numbers 0 <= number < count as bytes; ValueError where they are anything else."""
-    if isinstance(values, Run):
-        numbers: Sequence[Any] = values.values
-    elif type(values) is list:
-        numbers = values
-    else:
+    numbers = _values(values)
+    if numbers is None:
         raise ValueError(f"its {what} are {_kind(values)}, not a list")
     for number in numbers:
         if type(number) is not int:
@@ -179,5 +332,7 @@ def _small_numbers(values: Any, count: int, what: str) -> bytes:
 
 def _kind(value: Any) -> str:
     names = {"Blob": "bytes", "Run": "a list", "NoneType": "None", "Named": "a name"}
+    if type(value) is list and value and len({type(each) for each in value}) == 1:
+        return f"a list of {type(value[0]).__name__.lower()}"
     name = type(value).__name__
     return names.get(name, f"a {name.lower()}")

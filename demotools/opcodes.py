@@ -34,10 +34,20 @@ from demotools.inert import (
     Window,
     called,
     is_array,
+    may_run_code,
     shown,
     size_bytes,
 )
 
+# Opcodes that make objects, or take them from outside; the others that are refused are data.
+_OBJECT_OPCODES = frozenset(
+    (
+        *("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"),
+        *("NEXT_BUFFER", "REDUCE", "BUILD"),
+    )
+)
+# Of the names that may stand in a file, those whose call with other arguments reaches further.
+_OPENING = frozenset(["getattr", "MiniGridEnv"])
 _OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
@@ -48,7 +58,7 @@ class Machine:
     allowed   the stand-ins that may be named
     """
 
-    def __init__(self, window: Window, path: Path | str, allowed: frozenset[Named]) -> None:
+    def __init__(self, window: Window, path: Path | str, allowed: frozenset[Named | int]) -> None:
         self.window = window
         self.path = path
         self.stack: list[Any] = []
@@ -75,9 +85,10 @@ class Machine:
         try:
             handler(self)
         except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
-            raise self.damaged(f"opcode {_opcode_name(code)} does not fit here") from error
+            what = f"opcode {_opcode_name(code)} does not fit here (or an unknown layout)"
+            raise self.damaged(what) from error
         if len(self.stack) > MAX_STACK:
-            raise self.damaged(f"more than {MAX_STACK} values wait on its stack")
+            raise self.too_large(f"more than {MAX_STACK} values wait on its stack")
 
     def damaged(self, what: str) -> PickleError:
         """The error for a pickle that is not whole."""
@@ -85,6 +96,23 @@ class Machine:
             f"the pickle is damaged near byte {self.window.position}: {what}",
             path=self.path,
             fix="download or copy the file again and compare its size and hash",
+        )
+
+    def too_large(self, what: str) -> PickleError:
+        """The error for a pickle that asks for more than any demo file needs."""
+        return PickleError(
+            f"the pickle asks for too much near byte {self.window.position}: {what}; this limit "
+            "bounds the memory",
+            path=self.path,
+            fix="compare the file's size and hash with its publisher's; if it is whole, split it",
+        )
+
+    def unsupported(self, what: str) -> PickleError:
+        """The error for a pickle with something harmless, or unknown, that is not read."""
+        return PickleError(
+            f"not supported: the pickle {what}; nothing was run",
+            path=self.path,
+            fix="write it again with text, numbers, bytes, lists and numpy arrays of numbers only",
         )
 
     def unsafe(self, what: str) -> UnsafePickleError:
@@ -100,7 +128,8 @@ class Machine:
         name = _opcode_name(code)
         if name == "unknown":
             return self.damaged(f"byte {code:#04x} is no opcode")
-        return self.unsafe(f"uses opcode {name}")
+        refused = self.unsafe if name in _OBJECT_OPCODES else self.unsupported
+        return refused(f"uses opcode {name}")
 
     def keep(self, index: int, value: Any) -> None:
         """Fill a memo slot; only small values of the first slots are really kept."""
@@ -142,7 +171,9 @@ class Machine:
         """Push the stand-in of an allowed name; refuse every other."""
         found = ALLOWED.get((module, name))
         if found is None or found not in self._allowed:
-            raise self.unsafe(f"names {module[:80]}.{name[:80]}")
+            known = found is not None or may_run_code(module, name)
+            refused = self.unsafe if known else self.unsupported
+            raise refused(f"names {module[:80]}.{name[:80]}")
         self.stack.append(found)
 
     def pop_to_mark(self) -> list[Any]:
@@ -162,7 +193,8 @@ class Machine:
         result = called(function, arguments)
         if result is None:
             listed = ", ".join(shown(value) for value in arguments[:4])
-            raise self.unsafe(f"calls {function.name}({listed})")
+            refused = self.unsafe if function.name in _OPENING else self.unsupported
+            raise refused(f"calls {function.name}({listed})")
         return result
 
     def build(self) -> None:
@@ -171,12 +203,14 @@ class Machine:
         if isinstance(target, Array) and isinstance(state, tuple) and len(state) == 5:
             _version, shape, dtype, fortran, data = state
             if is_array(shape, dtype, data) and isinstance(fortran, bool):
-                target.shape, target.dtype, target.fortran = shape, dtype.name, fortran
+                target.shape, target.dtype, target.fortran = shape, str(dtype), fortran
                 target.data = data.data
                 return
         if isinstance(target, Dtype) and isinstance(state, tuple) and state[1:5] in DTYPE_STATES:
+            target.order = state[1]
             return
-        raise self.unsafe(f"sets the state of {shown(target)}")
+        refused = self.unsupported if isinstance(target, Array | Dtype) else self.unsafe
+        raise refused(f"sets the state of {shown(target)}")
 
 
 def _opcode_name(code: int) -> str:
@@ -198,7 +232,7 @@ _u1, _u2, _u4, _u8 = (_number(size) for size in (1, 2, 4, 8))
 
 def _length(machine: Machine, announced: int, limit: int) -> int:
     if announced > limit:
-        raise machine.damaged(f"it announces {announced} bytes, more than the {limit} allowed")
+        raise machine.too_large(f"it announces {announced} bytes, more than {limit} for one value")
     return announced
 
 
@@ -258,7 +292,7 @@ def _frame(machine: Machine) -> None:
 
 def _mark(machine: Machine) -> None:
     if len(machine.below) >= MAX_DEPTH:
-        raise machine.damaged(f"it nests deeper than {MAX_DEPTH}")
+        raise machine.too_large(f"it nests deeper than {MAX_DEPTH}")
     machine.below.append(machine.stack)
     machine.stack = []
 
@@ -294,7 +328,7 @@ def _list_on_top(machine: Machine) -> list[Any]:
     if type(target) is not list:
         raise TypeError
     if len(target) > MAX_STACK:
-        raise machine.damaged(f"a list holds more than {MAX_STACK} values")
+        raise machine.too_large(f"a list holds more than {MAX_STACK} values")
     return target
 
 
@@ -309,7 +343,7 @@ def _set_item(machine: Machine) -> None:
 
 def _fill(machine: Machine, values: list[Any]) -> None:
     target = machine.stack[-1]
-    if type(target) is not dict or not all(type(key) is str for key in values[::2]):
+    if type(target) is not dict or not all(type(key) in (str, int) for key in values[::2]):
         raise TypeError
     target.update(zip(values[::2], values[1::2], strict=True))
 

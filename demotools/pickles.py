@@ -9,40 +9,80 @@ file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from demotools.errors import PickleError
-from demotools.inert import ALLOWED, TruncatedError, Window
-from demotools.layouts import PART_STEPS, PicklePart, pickled_episode
+from demotools.inert import ALLOWED, MAX_BYTES, TruncatedError, Window
+from demotools.layouts import (
+    PART_STEPS,
+    PicklePart,
+    column_episodes,
+    is_whole_episode,
+    pickled_episode,
+)
 from demotools.opcodes import Machine
+from demotools.output import open_regular
 from demotools.pickle_writer import write_pickle
 from demotools.spelling import EpisodeMatcher
 
 __all__ = ["PickleReader", "write_pickle"]
 
 _PUTS = frozenset(b"qr\x94")
-_OTHER_FILES = {
-    b"\x1f\x8b": ("a gzip file", "unpack it first: gunzip FILE"),
-    b"PK\x03\x04": ("a zip file", "unpack it first: unzip FILE"),
-    b"BZh": ("a bzip2 file", "unpack it first: bunzip2 FILE"),
-    b"\xfd7zXZ": ("an xz file", "unpack it first: unxz FILE"),
-    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it first: unzstd FILE"),
-    b"\x02\x01": (
+_APPEND = ord("a")
+_ANNOUNCED_BYTES, _ANNOUNCED_TIMES = 1 << 30, 1000
+"""What all views of a file may take: so many bytes, and so many times its size."""
+_SAVE = "save its lists with pickle.dump: demotools reads lists of episodes only (docs/pickles.md)"
+_UNPACK = "unpack it first, and name the demo file in it:"
+_START_BYTES = 512
+_OTHER_FILES: tuple[tuple[bytes, str, str], ...] = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself", "run: git lfs pull"),
+    (rb"\x80.\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", "a file of torch.save", _SAVE),
+    (
+        rb"PK\x03\x04.{26}[^\0]{0,100}?/?(?:data\.pkl|\.format_version)",
+        "a file of torch.save",
+        _SAVE,
+    ),
+    (rb"PK\x03\x04.{26}[^\0]{0,100}?\.npy", "a NumPy archive (.npz)", _SAVE),
+    (rb"PK\x03\x04", "a zip file", f"{_UNPACK} unzip FILE"),
+    (rb"\x93NUMPY", "a NumPy array (.npy)", _SAVE),
+    (rb"\x1f\x8b", "a gzip file", f"{_UNPACK} gunzip FILE"),
+    (rb"BZh", "a bzip2 file", f"{_UNPACK} bunzip2 FILE"),
+    (rb"\xfd7zXZ", "an xz file", f"{_UNPACK} unxz FILE"),
+    (rb"\x28\xb5\x2f\xfd", "a zstd file", f"{_UNPACK} unzstd FILE"),
+    (rb"7z\xbc\xaf\x27\x1c|Rar!", "a 7z or RAR archive", f"{_UNPACK} 7z x FILE"),
+    (rb".{257}ustar", "a tar archive", f"{_UNPACK} tar -xf FILE"),
+    (rb"PAR1", "a Parquet file", _SAVE),
+    (rb"ARROW1", "an Arrow file", _SAVE),
+    (rb"\x89HDF\r\n", "an HDF5 file", f"for Minari use `demotools import`; else {_SAVE}"),
+    (
+        rb"\x02\x01",
         "a blosc frame, the images of one episode",
         "name the whole demo file, not an episode's part of it",
     ),
-    b"<": (
+    (
+        rb"(?:\xef\xbb\xbf)?\s*<",
         "a web page, not a demo file (a quota or login page?)",
         "download the file again; `demotools fetch LEVEL` does it and checks the result",
     ),
-}
+    (rb"(?:\xef\xbb\xbf)?\s*[\[{]\s*[\"\[{}\]\d-]", "a JSON file", _SAVE),
+    (
+        rb"[\t\n\r -~]{2,}+(?<!\.)\Z",
+        "a text file, not a demo file",
+        "name a demo file as BabyAI's make_agent_demos wrote it",
+    ),
+)
+"""What other files begin with, what they are, and what to do with them."""
 
 
 class PickleReader:
     """Reads one file: iterate over it once; afterwards it knows the file's size and sha256.
 
     salvage      a file that ends too early gives what is whole; `broken_at` says where it ended
+    left_out     what the episodes hold that no store has, with their number
     part_steps   a part ends when its episodes have this many steps
 
     PickleError        the file is no list of demonstrations, or is damaged
@@ -54,6 +94,8 @@ class PickleReader:
         self.broken_at: int | None = None
         self.position = 0
         self.episodes = 0
+        self.left_out: Counter[str] = Counter()
+        self._announced = 0
         self._salvage = salvage
         self._digest = hashlib.sha256()
         self._part_steps = part_steps
@@ -65,7 +107,7 @@ class PickleReader:
         return self._digest.hexdigest()
 
     def __iter__(self) -> Iterator[PicklePart]:
-        with self.path.open("rb") as stream:
+        with open_regular(self.path) as stream:
             window = Window(stream, self._digest)
             _check_start(window, self.path)
             machine = Machine(window, self.path, frozenset(ALLOWED.values()))
@@ -79,7 +121,7 @@ class PickleReader:
             yield self._next_part()
         if not self.episodes:
             raise PickleError(
-                "the pickle holds an empty list",
+                "the pickle holds an empty list, no episode",
                 path=self.path,
                 fix="get the file again, or record demonstrations with `demotools generate`",
             )
@@ -99,6 +141,19 @@ class PickleReader:
 
     def _next_part(self) -> PicklePart:
         part, self._part = self._part, PicklePart(most_steps=self._part_steps)
+        self.left_out.update(part.left_out)
+        # what announces more than an episode may take is never decoded
+        self._announced += sum(holds for holds in part.holds if holds <= MAX_BYTES)
+        size = self.path.stat().st_size
+        limit = max(_ANNOUNCED_BYTES, _ANNOUNCED_TIMES * size)
+        if self._announced > limit:
+            raise PickleError(
+                f"its views would take more than {limit:,} bytes, the limit for a file of "
+                f"{size:,} bytes ({_ANNOUNCED_TIMES:,} times its size, 1 GiB at least)",
+                path=self.path,
+                fix="check where the file is from; if its views are real, split it into smaller "
+                "files",
+            )
         return part
 
     def _harvest(self, machine: Machine) -> None:
@@ -107,26 +162,36 @@ class PickleReader:
             items = machine.stack[0]
         else:
             items = machine.stack
-            if not items or type(items[-1]) is not tuple or len(items[-1]) != 4:
+            if not items or not is_whole_episode(items[-1]):
                 return
-            if machine.window.ahead(1) and machine.window.buffer[machine.window.at] in _PUTS:
-                return  # the memo opcode that follows needs the episode on the stack
+            if machine.window.ahead(1):
+                following = machine.window.buffer[machine.window.at]
+                if following in _PUTS or following == _APPEND:
+                    return  # the memo opcode that follows, or a list, needs what is on the stack
+        self._take(items)
+        items.clear()
+
+    def _take(self, items: Iterable[Any]) -> None:
         for item in items:
             try:
                 self._part.add_episode(self.episodes, pickled_episode(item))
             except ValueError as error:
                 self._part.skipped.append((self.episodes, str(error)))
             self.episodes += 1
-        items.clear()
 
     def _check_end(self, machine: Machine) -> None:
         (value,) = machine.stack
         if type(value) is not list:
-            raise PickleError(
-                f"the pickle holds a {type(value).__name__.lower()}, not a list of demonstrations",
-                path=self.path,
-                fix="name a demo file, as BabyAI's make_agent_demos wrote it",
-            )
+            try:
+                if type(value) is not dict:
+                    raise ValueError(f"holds a {type(value).__name__.lower()}, not a list")
+                self._take(column_episodes(value))
+            except ValueError as error:
+                raise PickleError(
+                    f"not supported: the pickle {error} of demonstrations",
+                    path=self.path,
+                    fix="name a demo file, as BabyAI's make_agent_demos wrote it",
+                ) from error
         if machine.window.ahead(1):
             raise machine.damaged("it goes on after its end")
 
@@ -154,13 +219,18 @@ def _between_items(machine: Machine) -> bool:
 
 def _check_start(window: Window, path: Path) -> None:
     """Refuse what is no pickle of protocol 2 to 5 by its first bytes."""
-    if not window.ahead(2):
-        raise PickleError("the file is empty", path=path, fix="get the file again")
-    start = window.buffer[:64].lstrip()
-    for magic, (what, fix) in _OTHER_FILES.items():
-        if start.startswith(magic):
+    if not window.ahead(1):
+        raise PickleError(
+            "the file is empty",
+            path=path,
+            fix="get the file again; `demotools fetch LEVEL` downloads one",
+        )
+    window.ahead(_START_BYTES)
+    start = window.buffer[:_START_BYTES]
+    for pattern, what, fix in _OTHER_FILES:
+        if re.match(pattern, start, re.DOTALL):
             raise PickleError(f"this is {what}", path=path, fix=fix)
-    if window.buffer[0] != 0x80:
+    if start[0] != 0x80:
         raise PickleError(
             "this is not a pickle of protocol 2 to 5",
             path=path,

@@ -160,7 +160,9 @@ class Guard:
     def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self.on:
             return
-        opened = event == "open" and str(arguments[0]) != self._allowed
+        # a number is a file that is open already
+        named = event == "open" and not isinstance(arguments[0], int)
+        opened = named and str(arguments[0]) != self._allowed
         if opened or event.startswith(FORBIDDEN):
             self.seen.append(f"{event} {arguments}"[:200])
 

@@ -57,7 +57,7 @@ def test_cells_that_only_one_encoding_has_tell_it(
     cell: tuple[int, int, int], encoding: Encoding
 ) -> None:
     view = room(encoding)
-    view[0, 5, 2] = cell
+    view[0, 0, 2] = cell  # in the wall, where doors are
     evidence = Evidence()
     evidence.add(view, "do it", 0)
     assert evidence.encoding is encoding
@@ -66,7 +66,7 @@ def test_cells_that_only_one_encoding_has_tell_it(
 def test_the_state_of_a_door_that_is_toggled_last_does_not_mislead() -> None:
     view = room(Encoding.TODAY)
     view[0, 3, 5] = (4, 2, 1)  # closed today, open before
-    view[0, 2, 2] = (5, 2, 0)  # a key today, a locked door before
+    view[0, 0, 2] = (5, 2, 0)  # a key today, a locked door before
     evidence = Evidence()
     evidence.add(view, "open the blue door", 5)
     assert evidence.encoding is None
@@ -89,3 +89,20 @@ def test_a_few_last_actions_on_something_else_are_tolerated() -> None:
         evidence.add(right, "go to the yellow ball", 2)
     evidence.add(wrong, "go to the grey key", 2)
     assert evidence.encoding is Encoding.TODAY
+
+
+def test_a_key_in_the_open_is_no_locked_door_so_no_mission_needs_to_name_an_object() -> None:
+    view = room(Encoding.TODAY)
+    view[0, 4, 2] = (5, 1, 0)
+    evidence = Evidence()
+    evidence.add(view, "geh zur Kugel", 2)
+    assert evidence.encoding is Encoding.TODAY
+
+
+def test_an_agent_in_sight_fits_no_encoding() -> None:
+    view = room(Encoding.TODAY)
+    view[0, 4, 2] = (10, 0, 1)
+    evidence = Evidence()
+    evidence.add(view, "go to the red ball", 2)
+    assert evidence.encoding is None
+    assert evidence.with_agent == 1
