@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demotools.grid import CELL_CODES, COLOURS, EMPTY, UNSEEN
+from demotools.grid import COLOURS, EGOCENTRIC_CODES, EMPTY, UNSEEN
 from demotools.store import Episodes, Store, open_store
 from demotools.writer import StoreBuilder, write_part
 
@@ -29,7 +29,7 @@ def random_episodes(episodes: int, seed: int, longest: int = 9) -> Episodes:
     random = np.random.default_rng(seed)
     length = random.integers(1, longest + 1, episodes)
     steps = int(length.sum())
-    view = random.integers(0, CELL_CODES, (steps, 7, 7), dtype=np.uint8)
+    view = random.integers(0, EGOCENTRIC_CODES, (steps, 7, 7), dtype=np.uint8)
     plain = random.integers(0, 20, view.shape, dtype=np.uint8)
     view[plain < 18] = EMPTY * 18
     view[plain < 9] = UNSEEN

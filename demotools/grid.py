@@ -27,6 +27,9 @@ TYPES = ("key", "ball", "box")
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle", "done")
 PACKING = "object*18 + colour*3 + state"
 CELL_CODES = len(OBJECTS) * len(COLOURS) * len(STATES)
+EGOCENTRIC_CODES = AGENT * len(COLOURS) * len(STATES)
+"""Codes from here on show the agent. An egocentric view never does: its own cell shows what it
+carries, or nothing. A 7 x 7 view that shows it is one of the whole room."""
 
 
 class Encoding(StrEnum):
@@ -112,6 +115,19 @@ def packed_cells(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     products = np.empty(len(pairs), "<u2")
     np.multiply(pairs, np.uint16(18 * 256 + 3), out=products)
     return (products.view(np.uint8)[1::2] + flat[2::3]).reshape(images.shape[:-1])
+
+
+def shows_agent(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which views show the agent, and so are views of the whole room, not egocentric ones.
+
+    cells    uint8 [..., 7, 7], packed
+    returns  bool [...]
+
+    >>> shows_agent(np.array([[[18, 179]], [[18, 180]]], dtype=np.uint8))
+    array([False,  True])
+    """
+    shows: NDArray[np.bool_] = (cells >= EGOCENTRIC_CODES).any(axis=(-2, -1))
+    return shows
 
 
 def unpacked_cells(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from demotools.chunks import checked_chunks
 from demotools.environment import SEEDS
 from demotools.errors import ManifestError, StoreError
-from demotools.grid import ACTIONS, CELL_CODES, OBJECTS, PACKING
+from demotools.grid import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
 from demotools.store import StepArray, Store, episode_mask, open_store, read_attributes
@@ -132,7 +132,7 @@ def _masks(store: Store) -> Check:
 
 def _ranges(store: Store) -> Check:
     limits = {"action": len(ACTIONS), "direction": 4} | (
-        {"view": CELL_CODES} if store.packed else {}
+        {"view": EGOCENTRIC_CODES} if store.packed else {}
     )
     problems = []
     for name, limit in limits.items():

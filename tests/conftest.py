@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demotools.grid import CELL_CODES
+from demotools.grid import EGOCENTRIC_CODES
 from demotools.store import Episodes, Store, open_store
 from demotools.writer import StoreBuilder, write_part
 
@@ -41,7 +41,7 @@ def make_episodes(lengths: Sequence[int], seed: int = 0) -> Episodes:
         length=np.array(lengths, dtype=np.int64),
         mission=[MISSIONS[number % len(MISSIONS)] for number in range(len(lengths))],
         seed=np.arange(len(lengths), dtype=np.int64),
-        view=random.integers(0, CELL_CODES, (steps, 7, 7), dtype=np.uint8),
+        view=random.integers(0, EGOCENTRIC_CODES, (steps, 7, 7), dtype=np.uint8),
         direction=random.integers(0, 4, steps, dtype=np.uint8),
         action=random.integers(0, 7, steps, dtype=np.uint8),
     )

@@ -23,7 +23,7 @@ from numcodecs import blosc
 
 from demotools.decode import CELL_VIEW, ViewKind, decoded_part
 from demotools.errors import DemotoolsError
-from demotools.grid import CELL_CODES, Encoding
+from demotools.grid import EGOCENTRIC_CODES, Encoding
 from demotools.pickles import PickleReader, write_pickle
 from demotools.store import Episodes
 from tests.conftest import make_episodes
@@ -145,7 +145,7 @@ def check_well_formed(episodes: Episodes, kind: ViewKind) -> None:
     assert episodes.action.shape == episodes.direction.shape == (steps,)
     assert not steps or (episodes.action.max() <= 6 and episodes.direction.max() <= 3)
     assert episodes.view.shape == (steps, *(kind.shape[:2] if kind.encoding else kind.shape))
-    assert not steps or not kind.encoding or episodes.view.max() < CELL_CODES
+    assert not steps or not kind.encoding or episodes.view.max() < EGOCENTRIC_CODES
 
 
 class Guard:

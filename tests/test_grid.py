@@ -16,6 +16,7 @@ from demotools.grid import (
     packed_cells,
     recoded_cells,
     recoding_table,
+    shows_agent,
     unpacked_cells,
     visible,
 )
@@ -123,3 +124,13 @@ def test_the_views_of_every_level_round_trip(level: str) -> None:
     images = np.stack(views)
     assert fits_cells(images)
     np.testing.assert_array_equal(unpacked_cells(packed_cells(images)), images)
+
+
+def test_only_views_of_the_whole_room_show_the_agent() -> None:
+    from minigrid.wrappers import FullyObsWrapper
+
+    egocentric = make_environment("GoToObj")
+    observation, _ = egocentric.reset(seed=3)
+    whole = FullyObsWrapper(egocentric.unwrapped).observation(dict(observation))["image"]
+    assert not shows_agent(packed_cells(observation["image"]))
+    assert shows_agent(packed_cells(whole))

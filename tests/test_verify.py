@@ -70,6 +70,7 @@ def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
         ("action", 8, 7, "actions, directions and cell codes in range", "the action of step 8"),
         ("direction", 0, 4, "actions, directions and cell codes in range", "direction of step 0"),
         ("cells", (5, 6, 6), 198, "actions, directions and cell codes in range", "view of step 5"),
+        ("cells", (5, 6, 6), 180, "actions, directions and cell codes in range", "view of step 5"),
         ("episode_offset", 1, 5, "episode offsets and counts", "episode 1 has 0 steps"),
         ("episode_mission", 2, 3, "missions, words and tokens", "episode 2 names mission 3"),
         ("mission_tokens", (0, 0), 9, "missions, words and tokens", "tokens are not those"),
