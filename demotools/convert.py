@@ -23,7 +23,7 @@ from demotools.demofile import (
     guessed_level_and_split,
     in_shard_order,
 )
-from demotools.errors import PickleError
+from demotools.errors import PickleError, printable_text
 from demotools.grid import Encoding
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
@@ -82,15 +82,18 @@ class Converted:
     def text(self) -> str:
         """What was converted, for a person."""
         lines = [
-            f"converted {self.path}: {self.episodes:,} episodes, {self.steps:,} steps, "
-            f"{self.missions:,} missions"
+            f"converted {printable_text(self.path)}: {self.episodes:,} episodes, "
+            f"{self.steps:,} steps, {self.missions:,} missions"
         ]
         for file in self.source["files"]:
-            lines.append(f"  {file['name']}: object encoding {_PERIODS[file['encoding']]}")
+            lines.append(
+                f"  {printable_text(file['name'])}: object encoding {_PERIODS[file['encoding']]}"
+            )
             if file["skipped"]:
                 number, reason = file["skipped"][0]
                 lines.append(
-                    f"  left out {len(file['skipped']):,} episodes, the first, {number}: {reason}"
+                    f"  left out {len(file['skipped']):,} episodes, the first, {number}: "
+                    f"{printable_text(reason)}"
                 )
             if file["broken_at"] is not None:
                 lines.append(

@@ -31,6 +31,7 @@ from demotools.errors import (
     SettingsError,
     StoreError,
     from_os_error,
+    printable_text,
 )
 from demotools.grid import ACTIONS
 from demotools.output import check_output
@@ -67,7 +68,7 @@ class Exported:
         return (
             f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
             f"  last observations: {counts}\n"
-            f"  load it with {_ROOT_VARIABLE}={self.root}"
+            f"  load it with {_ROOT_VARIABLE}={printable_text(self.root)}"
         )
 
 
@@ -79,7 +80,12 @@ def export_pickle(
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
     check_output(path, overwrite=overwrite)
-    bar = tqdm(total=store.episodes, desc=path.name, unit=" episodes", disable=quiet or None)
+    bar = tqdm(
+        total=store.episodes,
+        desc=printable_text(path.name),
+        unit=" episodes",
+        disable=quiet or None,
+    )
 
     def blocks() -> Iterator[Episodes]:
         for batch in _batches(store):

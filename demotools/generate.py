@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from demotools.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
 from demotools.environment import SEEDS, level_environment_id, make_environment
-from demotools.errors import LevelError, SettingsError
+from demotools.errors import LevelError, SettingsError, printable_text
 from demotools.grid import VIEW_SIZE
 from demotools.manifest import Split, read_manifest
 from demotools.processes import processor_count, submitting
@@ -85,7 +85,7 @@ class Recorded:
     def text(self) -> str:
         """What was recorded, for a person."""
         lines = [
-            f"recorded {self.path}: {self.episodes:,} episodes, "
+            f"recorded {printable_text(self.path)}: {self.episodes:,} episodes, "
             f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
         ]
         for reason, number in self.failures.items():

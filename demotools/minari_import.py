@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demotools.environment import EVALUATION_SEED, SEEDS
-from demotools.errors import FetchError, SettingsError, StoreError
+from demotools.errors import FetchError, SettingsError, StoreError, printable_text
 from demotools.exchange import ATTRIBUTES_KEY, minari_module
 from demotools.grid import ACTIONS, fits_cells, packed_cells, unpacked_cells
 from demotools.manifest import Split, level_from_environment_id, read_manifest
@@ -40,7 +40,7 @@ class Imported:
 
     def text(self) -> str:
         """What was imported, for a person."""
-        lines = [f"imported {self.path}: {self.episodes:,} episodes"]
+        lines = [f"imported {printable_text(self.path)}: {self.episodes:,} episodes"]
         lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
         return "\n".join(lines)
 
