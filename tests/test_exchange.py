@@ -231,7 +231,9 @@ def test_images_come_back_without_loss(shape: tuple[int, ...], tmp_path: Path) -
 
 
 def test_a_level_without_an_environment_comes_back_too(tmp_path: Path) -> None:
-    episodes = replace(make_episodes([3, 2]), seed=np.full(2, -1, dtype=np.int64))
+    mission = ["put the red ball next to the green key"] * 2
+    seed = np.full(2, -1, dtype=np.int64)
+    episodes = replace(make_episodes([3, 2]), mission=mission, seed=seed)
     store = build_store(tmp_path / "PutNext.zarr", episodes, level="PutNext")
     export_minari(store, root=tmp_path / "datasets", quiet=True)
     dataset = opened_dataset(str(tmp_path / "datasets/babyai/PutNext-v0"))
