@@ -27,7 +27,7 @@ from demotools.errors import PickleError, printable_text
 from demotools.grid import Encoding
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
-from demotools.processes import processor_count
+from demotools.processes import bounded_workers, processor_count
 from demotools.store import new_store_path, read_attributes
 from demotools.writer import LateParts, StoreBuilder, read_notes
 
@@ -54,7 +54,7 @@ class ConvertOptions:
 
     def local_decoders(self, builder: StoreBuilder) -> AbstractContextManager[Decoders]:
         """Processes of this machine that decode."""
-        workers = self.workers or processor_count()
+        workers = bounded_workers(self.workers or processor_count())
         return local_decoders(workers, builder.parts, late=self.on_error == "stop")
 
 

@@ -8,8 +8,8 @@ is repeated, and the dataset says of how many episodes, and of each such episode
 from __future__ import annotations
 
 import os
+import shutil
 import string
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from demotools.errors import (
     printable_text,
 )
 from demotools.grid import ACTIONS
-from demotools.output import check_output
+from demotools.output import check_output, working_folder
 from demotools.pickle_writer import write_pickle
 from demotools.replay import reason_against, replayed_episode
 from demotools.store import Episodes, Store
@@ -173,12 +173,17 @@ def export_minari(
             path=final,
             fix="add --overwrite to replace it, or choose another --id",
         )
+    # an id has no dots: no two share this name
+    hidden = root / f".export.{dataset_id.replace('/', '.')}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=root) as temporary:
-            with datasets_root(Path(temporary)):
+        with working_folder(hidden) as folder:
+            old = root / f"{hidden.name}.old"
+            if old.exists() and not final.exists():
+                old.rename(final)  # an export was killed between its two renames
+            with datasets_root(folder):
                 counts = _write_dataset(minari, store, dataset_id, quiet)
-            _publish(Path(temporary) / dataset_id, final, Path(temporary) / "old")
+            _publish(folder / dataset_id, final, old)
         with datasets_root(root):
             _name_namespace(minari, dataset_id)
     except OSError as error:
@@ -201,9 +206,11 @@ def _refuse_malformed(dataset_id: str) -> None:
 
 def _publish(written: Path, final: Path, old: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     written.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _name_namespace(minari: ModuleType, dataset_id: str) -> None:
