@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demotools.chunks import ChunkFiles
-from demotools.errors import StoreError, from_os_error
+from demotools.errors import StoreError, from_os_error, printable_text
 from demotools.output import acquired_lock
 from demotools.store import CRC_BYTES, SUFFIX, chunk_files, open_store
 from demotools.writer import StoreBuilder
@@ -202,4 +202,10 @@ def _chunk_trailers(
 
 def _bar(what: str, contents: Contents, *, quiet: bool) -> tqdm[Any]:
     disable = True if quiet else None  # None: shown on a terminal only
-    return tqdm(total=contents.size_bytes, desc=what, unit="B", unit_scale=True, disable=disable)
+    return tqdm(
+        total=contents.size_bytes,
+        desc=printable_text(what),
+        unit="B",
+        unit_scale=True,
+        disable=disable,
+    )

@@ -7,9 +7,11 @@ cards. JSON is a part of YAML, so the header's values are written as JSON.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from demotools.errors import printable_values
 from demotools.info import flat_texts, size_text, store_info
 
 # The hub's name of each licence that stores of ours carry; anything else is "other", with its text.
@@ -29,7 +31,7 @@ def store_card(path: Path) -> str:
 
     StoreError  see `open_store`
     """
-    info = store_info(path)
+    info = printable_values(store_info(path))
     lines = ["---", *_header(info), "---", "", f"# {info['name']}", "", *_introduction(info)]
     lines += ["", "## Use", "", *_use(info), "", "## Arrays", "", *_arrays(info)]
     lines += ["", "## Where it came from", "", *_provenance(info)]
@@ -50,7 +52,8 @@ def _header(info: dict[str, Any]) -> list[str]:
 
 
 def _licence(text: str) -> dict[str, str]:
-    known = next((hub for name, hub in _LICENCES.items() if text.startswith(name)), None)
+    # the name alone, or with a remark in brackets: "MIT-0" and "MIT or later" are others
+    known = _LICENCES.get(re.sub(r"\s*\([^()]*\)$", "", text))
     return {"license": known} if known else {"license": "other", "license_name": text}
 
 
@@ -84,7 +87,8 @@ def _use(info: dict[str, Any]) -> list[str]:
         "```python",
         "import zarr",
         "",
-        f'group = zarr.open_group(zarr.storage.ZipStore("{archive}", mode="r"), mode="r")',
+        f'store = zarr.storage.ZipStore({json.dumps(archive)}, mode="r")',
+        'group = zarr.open_group(store, mode="r")',
         'first, last = group["episode_offset"][:2]',
         'mission = int(group["episode_mission"][0])',
         'print(group["mission_text"][mission], group["action"][first:last])',

@@ -24,12 +24,12 @@ from demotools.demofile import (
     in_shard_order,
 )
 from demotools.environment import SEEDS
-from demotools.errors import PickleError, StoreError
+from demotools.errors import PickleError, StoreError, printable_text
 from demotools.grid import Encoding
 from demotools.layouts import PicklePart
 from demotools.manifest import level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
-from demotools.processes import processor_count
+from demotools.processes import bounded_workers, processor_count
 from demotools.store import new_store_path, read_attributes
 from demotools.writer import LateParts, StoreBuilder, read_notes
 
@@ -56,7 +56,7 @@ class ConvertOptions:
 
     def local_decoders(self, builder: StoreBuilder) -> AbstractContextManager[Decoders]:
         """Processes of this machine that decode."""
-        workers = self.workers or processor_count()
+        workers = bounded_workers(self.workers or processor_count())
         return local_decoders(workers, builder.parts, late=self.on_error == "stop")
 
 
@@ -84,11 +84,13 @@ class Converted:
     def text(self) -> str:
         """What was converted, for a person."""
         lines = [
-            f"converted {self.path}: {self.episodes:,} episodes, {self.steps:,} steps, "
-            f"{self.missions:,} missions"
+            f"converted {printable_text(self.path)}: {self.episodes:,} episodes, "
+            f"{self.steps:,} steps, {self.missions:,} missions"
         ]
         for file in self.source["files"]:
-            lines.append(f"  {file['name']}: object encoding {_PERIODS[file['encoding']]}")
+            lines.append(
+                f"  {printable_text(file['name'])}: object encoding {_PERIODS[file['encoding']]}"
+            )
             lines += [
                 f"  left out of {number:,} episodes: {what}"
                 for what, number in file["left_out"].items()
@@ -96,7 +98,8 @@ class Converted:
             if file["skipped"]:
                 number, reason = file["skipped"][0]
                 lines.append(
-                    f"  left out {len(file['skipped']):,} episodes, the first, {number}: {reason}"
+                    f"  left out {len(file['skipped']):,} episodes, the first, {number}: "
+                    f"{printable_text(reason)}"
                 )
             if file["broken_at"] is not None:
                 lines.append(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.digest import episode_digests
+from demotools.errors import printable_text, printable_values
 from demotools.info import aligned, flat_texts
 from demotools.store import Store, open_store
 
@@ -51,14 +52,16 @@ class Difference:
 
     def text(self) -> str:
         """The difference for a person."""
-        rows = [("", *self.stores)]
+        one, other = map(printable_text, self.stores)
+        rows: list[tuple[str, ...]] = [("", one, other)]
         rows += [
-            (name, _short(one), _short(other)) for name, (one, other) in _flat(self.attributes)
+            (name, *map(_short, values))
+            for name, values in _flat(printable_values(self.attributes))
         ]
         lines = ["attributes: all the same"] if len(rows) == 1 else ["attributes that differ"]
         lines += aligned(rows) if len(rows) > 1 else []
-        lines += _side_lines("missions", self.missions, self.stores)
-        lines += _side_lines("episodes", self.episodes, self.stores)
+        lines += _side_lines("missions", self.missions, (one, other))
+        lines += _side_lines("episodes", self.episodes, (one, other))
         if not self.episodes.only_first and not self.episodes.only_second:
             lines.append(f"  in {'the same' if self.same_order else 'another'} order")
         return "\n".join(lines)
@@ -140,7 +143,7 @@ def _side_lines(name: str, sides: Sides, stores: tuple[str, str]) -> list[str]:
     ):
         if number:
             lines.append(f"  {number:,} only in {store}")
-            lines += [f"    {example}" for example in examples]
+            lines += [f"    {printable_text(example)}" for example in examples]
             if len(examples) < number:
                 lines.append("    ...")
     return lines

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.errors import StoreError
+from demotools.errors import StoreError, printable_text
 from demotools.store import Store, open_store, text_chunks
 
 _BLOCK_BYTES = 1 << 20
@@ -49,7 +49,10 @@ def blocks(store: Store, *, quiet: bool = False) -> Iterator[Block]:
     step_bytes = int(np.prod(store.view.shape[1:]))
     steps = max(1, _BLOCK_BYTES // step_bytes)
     with tqdm(
-        desc=f"read {store.name}", total=store.steps, unit=" steps", disable=quiet or None
+        desc=printable_text(f"read {store.name}"),
+        total=store.steps,
+        unit=" steps",
+        disable=quiet or None,
     ) as bar:
         first, mapped = 0, _MAPPED_BYTES
         while first < store.episodes:

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from demotools.errors import DemotoolsError, from_os_error
+from demotools.output import written_whole
 from demotools.writer import StoreBuilder, part_file
 
 PACKAGES = ("demotools", "gymnasium", "minigrid", "numpy")
@@ -144,6 +145,8 @@ def adopting(made: Future[Delivered], parts: Path) -> Future[int]:
                 adopted.set_result(_adopt(done.result(), parts))
             except OSError as error:
                 adopted.set_exception(from_os_error(error, parts))
+            except DemotoolsError as error:
+                adopted.set_exception(error)
 
     made.add_done_callback(adopt)
     return adopted
@@ -152,11 +155,11 @@ def adopting(made: Future[Delivered], parts: Path) -> Future[int]:
 def _adopt(part: Delivered, parts: Path) -> int:
     file = Path(part.path)
     if part.content is not None:
-        file = parts.with_name(f"{file.name}.returned")
-        file.write_bytes(part.content)
+        with written_whole(parts / file.name) as stream:
+            stream.write(part.content)
     else:
         _appears(file)
-    file.replace(parts / Path(part.path).name)
+        file.replace(parts / file.name)
     return part.episodes
 
 

@@ -16,11 +16,44 @@ Raised at the first line that knows all three parts; only the command lines turn
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def printable_text(text: object, at_most: int | None = 4096) -> str:
+    """The text on one line, safe to print: what is not printable becomes an escape.
+
+    Texts of others (a store, a file name, a server's answer) can hold escape sequences that
+    rewrite the terminal, line ends that forge messages, and marks that turn the direction of
+    writing; bytes of file names that are no UTF-8 cannot be printed at all.
+
+    at_most   characters; what is longer is cut
+
+    >>> printable_text("go to\\x1b[2J the\\nball")
+    'go to\\\\x1b[2J the\\\\nball'
+    """
+    shown = str(text)
+    if at_most is not None and len(shown) > at_most:
+        shown = shown[: at_most - 3] + "..."
+    if shown.isprintable():
+        return shown
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in shown)
+
+
+def printable_values(value: Any) -> Any:
+    """JSON values with every text in them as `printable_text`, the keys of tables, too."""
+    if isinstance(value, str):
+        return printable_text(value)
+    if isinstance(value, dict):
+        return {printable_values(key): printable_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable_values(item) for item in value]
+    return value
 
 
 class DemotoolsError(Exception):
@@ -33,7 +66,8 @@ class DemotoolsError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n  where: {self.path}\n  next:  {self.fix}"
+        what, path, fix = map(printable_text, (self.what, self.path, self.fix))
+        return f"{what}\n  where: {path}\n  next:  {fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive the default pickling between processes
@@ -100,16 +134,17 @@ def exit_with_message() -> Iterator[None]:
 
     The notes of a KeyboardInterrupt say what is kept of the work.
     """
-    _open_closed_streams()
+    _prepare_streams()
     try:
         yield
     except BrokenPipeError:
         # the reader of our output (`| head`) has gone: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (DemotoolsError, OSError) as error:
-        known = error if isinstance(error, DemotoolsError) else from_os_error(error, "-")
-        sys.stderr.write(f"error: {known}\n")
+    except (DemotoolsError, OSError, MemoryError, RecursionError) as error:
+        if isinstance(error, RecursionError) and hasattr(error, "__notes__"):
+            raise  # of the user's own code, which a note names
+        sys.stderr.write(f"error: {_in_three_parts(error)}\n")
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         told = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
@@ -117,9 +152,28 @@ def exit_with_message() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _open_closed_streams() -> None:
-    """Give a stream that the shell closed (`2>&-`) a place to go: Python has None there."""
+def _in_three_parts(error: BaseException) -> DemotoolsError:
+    if isinstance(error, DemotoolsError):
+        return error
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if isinstance(error, OSError):
+        return from_os_error(error, command)
+    if isinstance(error, MemoryError):
+        what = f"there is not enough memory {error}".strip()
+        fix = "end other programs or ask for less, with fewer workers; a damaged file asks for much"
+    else:
+        what = f"something is nested too deep to be read: {error}"
+        fix = "get the file again: no file of ours is nested like this"
+    return DemotoolsError(what, path=command, fix=fix)
+
+
+def _prepare_streams() -> None:
+    """Let every text be printed, whatever the encoding; give a closed stream a place to go."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            # it stays open as long as the process: nothing to close
+        stream = getattr(sys, name)
+        if stream is None:
+            # the shell closed it (`2>&-`); it stays open as long as the process: nothing to close
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            # the bytes of a file name that are no UTF-8 are lone surrogates here
+            stream.reconfigure(errors="backslashreplace")

@@ -8,8 +8,8 @@ is repeated, and the dataset says of how many episodes, and of each such episode
 from __future__ import annotations
 
 import os
+import shutil
 import string
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -31,9 +31,10 @@ from demotools.errors import (
     SettingsError,
     StoreError,
     from_os_error,
+    printable_text,
 )
 from demotools.grid import ACTIONS
-from demotools.output import check_output
+from demotools.output import check_output, working_folder
 from demotools.pickle_writer import write_pickle
 from demotools.replay import reason_against, replayed_episode
 from demotools.store import Episodes, Store
@@ -67,7 +68,7 @@ class Exported:
         return (
             f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
             f"  last observations: {counts}\n"
-            f"  load it with {_ROOT_VARIABLE}={self.root}"
+            f"  load it with {_ROOT_VARIABLE}={printable_text(self.root)}"
         )
 
 
@@ -79,7 +80,12 @@ def export_pickle(
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
     check_output(path, overwrite=overwrite)
-    bar = tqdm(total=store.episodes, desc=path.name, unit=" episodes", disable=quiet or None)
+    bar = tqdm(
+        total=store.episodes,
+        desc=printable_text(path.name),
+        unit=" episodes",
+        disable=quiet or None,
+    )
 
     def blocks() -> Iterator[Episodes]:
         for batch in _batches(store):
@@ -167,12 +173,17 @@ def export_minari(
             path=final,
             fix="add --overwrite to replace it, or choose another --id",
         )
+    # an id has no dots: no two share this name
+    hidden = root / f".export.{dataset_id.replace('/', '.')}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=root) as temporary:
-            with datasets_root(Path(temporary)):
+        with working_folder(hidden) as folder:
+            old = root / f"{hidden.name}.old"
+            if old.exists() and not final.exists():
+                old.rename(final)  # an export was killed between its two renames
+            with datasets_root(folder):
                 counts = _write_dataset(minari, store, dataset_id, quiet)
-            _publish(Path(temporary) / dataset_id, final, Path(temporary) / "old")
+            _publish(folder / dataset_id, final, old)
         with datasets_root(root):
             _name_namespace(minari, dataset_id)
     except OSError as error:
@@ -195,9 +206,11 @@ def _refuse_malformed(dataset_id: str) -> None:
 
 def _publish(written: Path, final: Path, old: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     written.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _name_namespace(minari: ModuleType, dataset_id: str) -> None:

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from demotools.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
 from demotools.environment import SEEDS, level_environment_id, make_environment
-from demotools.errors import LevelError, SettingsError
+from demotools.errors import LevelError, SettingsError, printable_text
 from demotools.grid import VIEW_SIZE
 from demotools.manifest import Split, read_manifest
-from demotools.processes import processor_count, submitting
+from demotools.processes import bounded_workers, processor_count, submitting
 from demotools.store import Episodes
 from demotools.writer import StoreBuilder, read_lengths, read_notes, read_part, write_part
 
@@ -85,7 +85,7 @@ class Recorded:
     def text(self) -> str:
         """What was recorded, for a person."""
         lines = [
-            f"recorded {self.path}: {self.episodes:,} episodes, "
+            f"recorded {printable_text(self.path)}: {self.episodes:,} episodes, "
             f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
         ]
         for reason, number in self.failures.items():
@@ -141,7 +141,8 @@ def generate(
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
         try:
             if players is None:
-                processes = workers or _enough(recording)
+                parts = -(-recording.episodes // recording.part_seeds)
+                processes = bounded_workers(workers or _enough(recording), parts)
                 begun = submitting(play_part, processes, builder.path)
                 _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
             else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from demotools.errors import printable_values
 from demotools.metadata import array_names
 from demotools.store import chunk_files, open_store
 
@@ -68,6 +69,7 @@ def _array(path: Path, name: str) -> dict[str, Any]:
 
 def info_text(info: dict[str, Any]) -> str:
     """The same as lines of text."""
+    info = printable_values(info)
     lines = [
         f"{info['name']}: {info['episodes']:,} episodes, {info['steps']:,} steps, "
         f"{info['missions']:,} missions of {info['words']} words",

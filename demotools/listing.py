@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demotools.errors import DemotoolsError
+from demotools.errors import DemotoolsError, printable_values
 from demotools.fetch_plan import DOWNLOADS, FetchedRecord
 from demotools.info import size_on_disk, size_text
 from demotools.manifest import SPLITS, level_names, read_manifest
@@ -54,6 +54,7 @@ def listing(folder: Path) -> dict[str, Any]:
 
 def listing_text(found: Mapping[str, Any]) -> str:
     """The same as lines of text, one for each level and each other store; then what to do."""
+    found = printable_values(found)
     lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
     if found["problem"]:
         lines.append(f"problem: {found['problem']}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -120,3 +121,21 @@ def acquired_lock(path: Path) -> filelock.BaseFileLock:
     except OSError as error:
         raise from_os_error(error, path) from error
     return lock
+
+
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """An empty folder at `path`, gone afterwards; what a killed process left there goes first.
+
+    StoreError  another process is working there
+    """
+    lock = acquired_lock(path)
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+        lock.release()

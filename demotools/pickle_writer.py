@@ -15,8 +15,8 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from demotools.errors import from_os_error
 from demotools.grid import unpacked_cells
+from demotools.output import written_whole
 from demotools.store import Episodes
 
 Spelling = Literal["3.6", "3.8"]
@@ -40,14 +40,8 @@ def write_pickle(
 
     DemotoolsError  the disk is full, the folder is missing
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            _Pickler(stream, spelling, enum_actions=enum_actions).write(_tuples(episodes))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise from_os_error(error, path) from error
+    with written_whole(path) as stream:
+        _Pickler(stream, spelling, enum_actions=enum_actions).write(_tuples(episodes))
 
 
 _Row = tuple[str, bytes, list[int], list[int]]

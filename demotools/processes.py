@@ -7,6 +7,7 @@ hardly any memory, but their task must need none of the threads that a fork leav
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,11 @@ from typing import ParamSpec, TypeVar
 
 from demotools.errors import DemotoolsError
 
+_log = logging.getLogger(__name__)
+
+# More only take memory and each other's time.
+_MOST_A_PROCESSOR = 4
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,6 +39,21 @@ def processor_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def bounded_workers(asked: int, parts: int | None = None) -> int:
+    """As many processes as were asked for, but no more than there are parts, or than help.
+
+    parts   of the work: none has more than one process; None where they are not counted
+    """
+    most = _MOST_A_PROCESSOR * processor_count()
+    wanted = min(asked, parts or asked)
+    if wanted > most:
+        _log.warning(
+            "%d processes instead of %d: more than %d for each processor do not help",
+            *(most, wanted, _MOST_A_PROCESSOR),
+        )
+    return min(wanted, most)
 
 
 @contextmanager
@@ -63,7 +84,7 @@ def helped(
 ) -> Iterator[Callable[P, Future[T]]]:
     """A function that begins the task with its arguments in one of so many helper processes.
 
-    helpers   at least 1
+    helpers   at least 1; see `bounded_workers`
     path      what the work is for, named if a process dies
     forked    where the system forks safely; see the module's text
 
@@ -83,7 +104,14 @@ def helped(
         # Ctrl-C would cut the lifeline of the others
         with _ctrl_c_held_back(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            return executor.submit(task, *args, **kwargs)
+            try:
+                return executor.submit(task, *args, **kwargs)
+            except OSError as error:
+                raise DemotoolsError(
+                    f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
+                    path=path,
+                    fix="run the command again with fewer --workers, it goes on where it was",
+                ) from error
 
     try:
         yield begin

@@ -7,7 +7,6 @@ does: `$HF_TOKEN`, or where `hf auth login` left it. The token is never printed.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from demotools.archive import ARCHIVE_SUFFIX, archive_store
 from demotools.card import store_card
 from demotools.errors import FetchError, from_os_error
+from demotools.output import working_folder, write_output
 from demotools.store import open_store
 
 _REPOSITORY = re.compile(r"hf:([\w.-]+/[\w.-]+)")
@@ -51,14 +51,19 @@ def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = F
     if quiet:
         hub.utils.disable_progress_bars()
     name = store.name + ARCHIVE_SUFFIX
-    with _folder(path) as folder, _refusals(hub, token, place):
+    # beside the store: as much room as it has
+    with (
+        _as_messages(path),
+        working_folder(path.with_name(f".{path.name}.push")) as folder,
+        _refusals(hub, token, place),
+    ):
         archive = archive_store(path, folder / name, quiet=quiet)
         api = hub.HfApi(token=token)
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         files = {name: archive}
         if not api.file_exists(repository, _CARD, repo_type="dataset"):
             files[_CARD] = folder / _CARD
-            files[_CARD].write_text(store_card(path), "utf-8")
+            write_output(files[_CARD], store_card(path).encode(), overwrite=False)
         commit = api.create_commit(
             repository,
             [hub.CommitOperationAdd(file, str(local)) for file, local in files.items()],
@@ -102,11 +107,9 @@ def _hub(place: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """A folder for the archive, beside the store: as much room as the store has."""
+def _as_messages(path: Path) -> Iterator[None]:
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.push.", dir=path.parent) as folder:
-            yield Path(folder)
+        yield
     except OSError as error:
         raise from_os_error(error, path.parent) from error
 

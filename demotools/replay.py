@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demotools.environment import Environment, Observation, make_environment
-from demotools.errors import LevelError, ManifestError
+from demotools.errors import LevelError, ManifestError, printable_text
 from demotools.grid import ACTIONS
 from demotools.store import Store
 
@@ -55,7 +55,9 @@ def replayed_store(store: Store, episodes: int, *, quiet: bool = False) -> Repla
     chosen = evenly_spread(known, episodes)
     environment = make_environment(store.attributes.level)
     differences = []
-    bar = tqdm(chosen, desc=f"replay {store.name}", unit=" episodes", disable=quiet or None)
+    bar = tqdm(
+        chosen, desc=printable_text(f"replay {store.name}"), unit=" episodes", disable=quiet or None
+    )
     for episode in bar:
         result = replayed_episode(environment, store, int(episode))
         if result.difference:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from demotools.errors import printable_text
 from demotools.findings import Finding, store_findings
 from demotools.grid import (
     ACTIONS,
@@ -181,7 +182,12 @@ def gallery(survey: Survey, *, quiet: bool) -> list[dict[str, Any]]:
     store, length = survey.store, survey.length
     chosen = gallery_episodes(length)
     missions = survey.missions(store.episode_mission[chosen])
-    bar = tqdm(chosen.tolist(), f"draw {store.name}", unit=" episodes", disable=quiet or None)
+    bar = tqdm(
+        chosen.tolist(),
+        printable_text(f"draw {store.name}"),
+        unit=" episodes",
+        disable=quiet or None,
+    )
     return [
         {
             "episode": episode,

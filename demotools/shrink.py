@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.errors import StoreError
+from demotools.errors import StoreError, printable_text
 from demotools.store import SUFFIX, Store, open_store, read_attributes
 from demotools.writer import StoreBuilder, write_part
 
@@ -147,7 +147,10 @@ def _blocks(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     chosen = chosen_episodes(store.episodes, episodes, seed)
     with tqdm(
-        total=episodes, unit="episode", desc=f"shrink {store.name}", disable=quiet or None
+        total=episodes,
+        unit="episode",
+        desc=printable_text(f"shrink {store.name}"),
+        disable=quiet or None,
     ) as bar:
         for number, start in enumerate(range(0, episodes, _EPISODES_A_PART)):
             rows = chosen[start : start + _EPISODES_A_PART]

@@ -19,6 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from demotools.errors import printable_text
 from demotools.grid import AGENT, COLOURS, DOOR, EMPTY, OBJECTS, UNPACKING_TABLE, UNSEEN, WALL
 
 LETTERS = dict(zip(COLOURS, "rgbpye", strict=True))
@@ -128,7 +129,7 @@ def page_lines(
     """
     columns, rows = size
     blocks, widths = [scene_lines(view, coloured=coloured)], [2 * view.cells.shape[0]]
-    lines = [line for text in heading for line in textwrap.wrap(text, columns)]
+    lines = [line for text in heading for line in textwrap.wrap(printable_text(text), columns)]
     legend = textwrap.wrap(LEGEND, columns)
     if room is not None:
         wide = widths[0] + _GAP + 2 * room.cells.shape[0]

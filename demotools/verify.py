@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from demotools.chunks import checked_chunks
 from demotools.environment import SEEDS
-from demotools.errors import ManifestError, StoreError
+from demotools.errors import ManifestError, StoreError, printable_text
 from demotools.grid import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
@@ -45,10 +45,10 @@ class Check:
 
     def text(self) -> str:
         """The check as a line, its problems below."""
-        note = f" ({self.note})" if self.note else ""
+        note = f" ({printable_text(self.note)})" if self.note else ""
         word = "skip" if self.skipped else "ok  " if self.passed else "FAIL"
         lines = [f"{word}  {self.name}{note}"]
-        return "\n".join(lines + [f"      {problem}" for problem in self.problems])
+        return "\n".join(lines + [f"      {printable_text(problem)}" for problem in self.problems])
 
 
 def verify_store(path: Path, *, replay: int = 0, quiet: bool = False) -> list[Check]:
@@ -83,7 +83,9 @@ def raise_if_damaged(path: Path, checks: list[Check]) -> None:
 
 def _damaged_files(path: Path, quiet: bool) -> list[str]:
     damaged = []
-    with tqdm(unit="B", unit_scale=True, desc=f"verify {path.stem}", disable=quiet or None) as bar:
+    with tqdm(
+        unit="B", unit_scale=True, desc=printable_text(f"verify {path.stem}"), disable=quiet or None
+    ) as bar:
         for size_bytes, problem in checked_chunks(path):
             bar.update(size_bytes)
             if problem:

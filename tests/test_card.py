@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from demotools.archive import archive_store
 from demotools.card import store_card
 from demotools.cli import main
+from demotools.errors import printable_text
 from demotools.store import Store
 from tests.test_store import edit_attributes
 
@@ -46,6 +47,38 @@ def test_a_licence_that_the_hub_does_not_know_is_other_with_its_text(
     edit_attributes(store.path, lambda a: a.update(licence=strange))
     found = header(store_card(store.path))
     assert (found["license"], found["license_name"]) == ("other", strange)
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        *("MIT-0", "MIT or anything", "MITRE", "CC-BY-4.0-NC", "BSD-3-Clause-Attribution"),
+        *("Apache-2.0 WITH LLVM-exception", "MIT (a) and (b)", "mit", "", "(MIT)"),
+    ],
+)
+def test_a_licence_that_only_begins_like_a_known_one_is_other(
+    licence: str, make_store: Callable[..., Store]
+) -> None:
+    store = make_store(lengths=[3])
+    edit_attributes(store.path, lambda a: a.update(licence=licence))
+    assert header(store_card(store.path))["license"] == "other"
+
+
+@pytest.mark.parametrize(
+    "strange", ["\x1b[2J", "\x85", "\x7f", "a\n---\nb: 1", "\u2028", "\ufffe", '"']
+)
+def test_strange_characters_in_a_text_break_no_card(
+    strange: str, make_store: Callable[..., Store]
+) -> None:
+    store = make_store(lengths=[3])
+    texts = dict.fromkeys(("level", "licence", "citation", "created_by"), strange)
+    edit_attributes(store.path, lambda a: a.update(texts, source={strange: strange}))
+    text = store_card(store.path)
+    shown = printable_text(strange)
+    assert f"BabyAI {shown} demonstrations" in header(text)["pretty_name"]
+    assert header(text)["license_name"] == shown
+    assert text.endswith(f"## Licence and citation\n\n{shown}\n\n{shown}\n")
+    assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_licence_citation_source_and_arrays_stand_in_the_text(

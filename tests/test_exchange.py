@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import os
 import pickle
 import re
+import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from demotools.exchange import export_minari, export_pickle
 from demotools.generate import generate, planned_recording
 from demotools.grid import Encoding
 from demotools.minari_import import import_minari, opened_dataset
-from demotools.store import Store, open_store
+from demotools.pickle_writer import write_pickle
+from demotools.store import Episodes, Store, open_store
 from tests.conftest import build_store, make_episodes
 
 minari = pytest.importorskip("minari")
@@ -231,7 +234,9 @@ def test_images_come_back_without_loss(shape: tuple[int, ...], tmp_path: Path) -
 
 
 def test_a_level_without_an_environment_comes_back_too(tmp_path: Path) -> None:
-    episodes = replace(make_episodes([3, 2]), seed=np.full(2, -1, dtype=np.int64))
+    mission = ["put the red ball next to the green key"] * 2
+    seed = np.full(2, -1, dtype=np.int64)
+    episodes = replace(make_episodes([3, 2]), mission=mission, seed=seed)
     store = build_store(tmp_path / "PutNext.zarr", episodes, level="PutNext")
     export_minari(store, root=tmp_path / "datasets", quiet=True)
     dataset = opened_dataset(str(tmp_path / "datasets/babyai/PutNext-v0"))
@@ -450,3 +455,100 @@ def test_the_ten_lines_for_torchrl_run_as_they_stand(
         (episode,) = set(row["episode"].tolist())
         tokens = store.mission_tokens[store.episode_mission[episode]]
         assert (row["mission"].numpy() == tokens).all()
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+from demotools.exchange import export_minari
+from demotools.store import open_store
+export_minari(open_store(sys.argv[1]), root=Path(sys.argv[2]), overwrite=True, quiet=True)
+"""
+
+
+def test_what_a_killed_export_leaves_is_cleaned_by_the_next_and_the_old_dataset_is_kept(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    root = tmp_path / "datasets"
+    export_minari(make_store(lengths=[3, 2]), root=root, quiet=True)
+    long = make_store(lengths=[1] * 5000, name="Long")
+    small = make_store(lengths=[1, 1, 1])
+    working = root / ".export.babyai.GoToLocal-v0"
+    code = EXPORT.replace("overwrite", "dataset_id='babyai/GoToLocal-v0', overwrite")
+    with subprocess.Popen([sys.executable, "-c", code, str(long.path), str(root)]) as process:
+        while not list(working.glob("babyai/*/data/*.hdf5")):
+            assert process.poll() is None
+        with pytest.raises(StoreError, match="another process"):
+            export_minari(small, root=root, overwrite=True, quiet=True)
+        process.kill()
+    assert working.is_dir()
+    data = root / "babyai/GoToLocal-v0/data"
+    assert len(minari.MinariDataset(data)) == 2
+    export_minari(small, root=root, overwrite=True, quiet=True)
+    assert len(minari.MinariDataset(data)) == 3
+    assert [path.name for path in root.iterdir()] == ["babyai"]
+
+
+def test_a_dataset_that_a_killed_export_had_moved_aside_comes_back(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    root = tmp_path / "datasets"
+    export_minari(make_store(lengths=[3, 2]), root=root, quiet=True)
+    final = root / "babyai/GoToLocal-v0"
+    final.rename(root / ".export.babyai.GoToLocal-v0.old")
+    broken = make_store(lengths=[1, 1, 1])
+    chunk = next((broken.path / "mission_text/c").iterdir())
+    chunk.write_bytes(chunk.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(StoreError, match="checksum"):
+        export_minari(broken, root=root, overwrite=True, quiet=True)
+    assert len(minari.MinariDataset(final / "data")) == 2
+    assert [path.name for path in root.iterdir()] == ["babyai"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--to", "pickle", "-o"],
+        ["card", "-o"],
+        ["report", "-o"],
+        ["show", "--gif"],
+        ["show", "--png"],
+        ["archive", "-o"],
+        ["export", "--to", "minari", "-o"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_output_that_is_no_regular_file_is_left_as_it_is(
+    words: list[str], overwrite: list[str], linked: bool, recorded: Store, tmp_path: Path
+) -> None:
+    place = named = tmp_path / "X.zarr.zip"
+    os.mkfifo(place)
+    if linked:
+        named = tmp_path / "link.zarr.zip"
+        named.symlink_to(place)
+    options = [] if words[0] == "archive" else overwrite
+    result = CliRunner().invoke(main, [*words, str(named), *options, str(recorded.path)])
+    assert result.exit_code in (1, 2)
+    assert result.stderr
+    assert place.is_fifo()
+    assert named.is_symlink() == linked
+
+
+def test_two_exports_to_one_pickle_leave_one_whole_file(recorded: Store, tmp_path: Path) -> None:
+    file, written = tmp_path / "demos.pkl", tmp_path / "other.pkl"
+    export_pickle(recorded, written, quiet=True)
+    rows = np.arange(recorded.episodes)
+
+    def blocks() -> Iterator[Episodes]:
+        yield recorded.select(rows[:6])
+        export_pickle(recorded, file, quiet=True)  # another one, begun and ended meanwhile
+        assert file.read_bytes() == written.read_bytes()
+        yield recorded.select(rows[6:])
+
+    write_pickle(file, blocks())
+    assert file.read_bytes() == written.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*.pkl*")) == ["demos.pkl", "other.pkl"]
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -12,6 +12,7 @@ from demotools.bot import Episode, Failure, record_episode
 from demotools.environment import make_environment
 from demotools.errors import LevelError, ManifestError, SettingsError, StoreError
 from demotools.generate import Recording, generate, planned_recording
+from demotools.processes import bounded_workers, processor_count
 from demotools.store import open_store
 
 START = "from demotools.cli import main; main()"
@@ -241,3 +242,31 @@ def test_twenty_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
             killed += ended(process)[0] == -signal.SIGKILL
         assert finished(folder) == whole
     assert killed >= 10
+
+
+def test_no_more_processes_are_started_than_can_help(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    most = 4 * processor_count()
+    assert bounded_workers(3) == 3
+    assert bounded_workers(100_000, parts=3) == 3
+    assert not caplog.messages
+    assert bounded_workers(100_000) == most
+    assert caplog.messages == [
+        f"{most} processes instead of 100000: more than 4 for each processor do not help"
+    ]
+    # two parts of sixteen seeds: were a thousand processes begun, this would take minutes
+    recorded = generate(
+        planned_recording("GoToLocal", 20), tmp_path / "x.zarr", workers=100_000, quiet=True
+    )
+    assert recorded.episodes == 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of a process")
+def test_a_helper_process_that_cannot_be_started_is_a_message(tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -n 24; exec "$@"', "sh", *command(tmp_path, 600, workers=8)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "too many open files" in done.stderr
+    assert "where: -" not in done.stderr

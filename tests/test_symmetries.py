@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,12 +110,8 @@ error: recolor and mirror and retype cannot be used: the level Jump of Mine has 
 declares it
   where: stages.0.off_policy.augment
   next:  train without it: --set 'stages.0.off_policy.augment=[]'. If the task is symmetric, a \
-file Jump.toml with
-             level = "Jump"
-             environment_id = "…"
-             mission_pattern = "…"
-             symmetries = ["mirror", "recolor", "retype"]
-         in the folder $DEMOTOOLS_MANIFESTS declares it, and \
+file Jump.toml with the lines `level = "Jump"`, `environment_id = "…"`, `mission_pattern = "…"`, \
+`symmetries = ["mirror", "recolor", "retype"]` in the folder $DEMOTOOLS_MANIFESTS declares it, and \
 `pytest tests/test_augment.py -k Jump -m 'slow or not slow'` proves it (docs/augmentation.md)
 """
     )
@@ -122,10 +119,10 @@ file Jump.toml with
 
 def test_those_lines_do_declare_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_of(tmp_path, "go to the red ball", level="Jump")
-    lines = refused(store, "recolor").partition("Jump.toml with")[2].partition("in the folder")[0]
+    told = refused(store, "recolor").partition("Jump.toml with")[2].partition("in the folder")[0]
     folder = tmp_path / "manifests"
     folder.mkdir()
-    (folder / "Jump.toml").write_text(lines)
+    (folder / "Jump.toml").write_text("\n".join(re.findall("`(.*?)`", told)))
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(folder))
     assert check_augmentation(settings("recolor"), {"Mine": store}) == []
     told = refused(store, "mirror", "recolor")

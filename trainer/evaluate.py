@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demotools.environment import EVALUATION_SEED, MOST_EPISODES, level_environment_id
-from demotools.errors import LevelError, SettingsError
+from demotools.errors import LevelError, SettingsError, printable_text
 from demotools.grid import ACTIONS
 from demotools.manifest import level_names, read_manifest
 from trainer.envs import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
@@ -126,8 +126,8 @@ class Evaluation:
         low, high = self.interval
         of_successes = self.mean_length_of_successes
         lines = [
-            f"{self.level}: success {self.success:.1%} of {self.episodes:,} episodes "
-            f"(95% interval {low:.1%} to {high:.1%})",
+            f"{printable_text(self.level)}: success {self.success:.1%} "
+            f"of {self.episodes:,} episodes (95% interval {low:.1%} to {high:.1%})",
             f"  mean length {self.mean_length:.1f} steps"
             + ("" if of_successes is None else f", of successes {of_successes:.1f}"),
         ]

@@ -88,12 +88,12 @@ def _declaring_manifest(store: Store, symmetries: Sequence[Symmetry], key: str) 
         why = f"the manifest of {level} does not declare it a symmetry of the level"
         if manifest.no_environment is not None:
             why += ", which has no environment to prove it in"
-    written = "".join(f"\n             {line}" for line in lines)
+    written = ", ".join(f"`{line}`" for line in lines)
     raise SettingsError(
         f"{_named(missing)} cannot be used: {why}",
         path=key,
         fix=f"{_without(key, symmetries, missing)}. If the task is symmetric, a file {level}.toml "
-        f"with{written}\n         in the folder ${MANIFESTS_VARIABLE} declares it, and "
+        f"with the lines {written} in the folder ${MANIFESTS_VARIABLE} declares it, and "
         f"`pytest tests/test_augment.py -k {level} -m 'slow or not slow'` proves it "
         "(docs/augmentation.md)",
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common
+from demotools.commands.options import common, say
 
 
 @click.command("archive")
@@ -29,4 +29,4 @@ def command(store: str, output: Path | None, overwrite: bool, folder: Path, quie
 
     file = archive_store(store_path(store, folder), output, overwrite=overwrite, quiet=quiet)
     if not quiet:
-        click.echo(f"made {file}: {size_text(file.stat().st_size)}")
+        say(f"made {file}: {size_text(file.stat().st_size)}")

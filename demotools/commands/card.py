@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common
+from demotools.commands.options import common, say
 
 
 @click.command("card")
@@ -29,8 +29,8 @@ def command(store: str, output: Path | None, overwrite: bool, folder: Path, quie
 
     text = store_card(store_path(store, folder))
     if output is None:
-        click.echo(text, nl=False)
+        say(*text.removesuffix("\n").split("\n"))
         return
     write_output(output, text.encode(), overwrite=overwrite)
     if not quiet:
-        click.echo(f"made {output}")
+        say(f"made {output}")

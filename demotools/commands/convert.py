@@ -14,6 +14,7 @@ from demotools.commands.options import (
     lasting_imports,
     overwrite_store,
     return_parts_option,
+    say,
 )
 
 
@@ -67,4 +68,4 @@ def command(
         decoders = cluster_decoders(str(dask), return_parts=return_parts)
     converted = convert_files(files, folder, options, decoders=decoders)
     if not quiet:
-        click.echo(converted.text())
+        say(*converted.text().split("\n"))

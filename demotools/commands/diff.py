@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("diff")
@@ -31,4 +31,4 @@ def command(first: str, second: str, as_json: bool, folder: Path, quiet: bool) -
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.text())
+        say(*found.text().split("\n"))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from demotools.commands.options import common, overwrite_store
+from demotools.commands.options import common, overwrite_store, say
 
 
 @click.command("export")
@@ -53,12 +53,12 @@ def command(
         exported = export_minari(
             opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=quiet
         )
-        text = exported.text()
+        lines = exported.text().split("\n")
     else:
         if dataset_id:
             raise click.UsageError("--id goes with --to minari")
         file = output or opened.path.with_name(pickle_name(opened))
         export_pickle(opened, file, overwrite=overwrite, quiet=quiet)
-        text = f"exported {file}: {opened.episodes:,} episodes; this layout has no seeds"
+        lines = [f"exported {file}: {opened.episodes:,} episodes; this layout has no seeds"]
     if not quiet:
-        click.echo(text)
+        say(*lines)

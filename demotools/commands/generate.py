@@ -13,6 +13,7 @@ from demotools.commands.options import (
     is_on_cluster,
     overwrite_store,
     return_parts_option,
+    say,
 )
 
 
@@ -68,4 +69,4 @@ def command(
         recording, path, workers=workers, players=players, overwrite=overwrite, quiet=quiet
     )
     if not quiet:
-        click.echo(recorded.text())
+        say(*recorded.text().split("\n"))

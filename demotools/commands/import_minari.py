@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from demotools.commands.options import common, overwrite_store
+from demotools.commands.options import common, overwrite_store, say
 
 
 @click.command("import")
@@ -49,4 +49,4 @@ def command(
     path = new_store_path(name or opened.store_name, folder)
     imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
-        click.echo(imported.text())
+        say(*imported.text().split("\n"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("info")
@@ -27,4 +27,4 @@ def command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
     if as_json:
         print_json(found)
     elif not quiet:
-        click.echo(info_text(found))
+        say(*info_text(found).split("\n"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("list")
@@ -25,4 +25,4 @@ def command(as_json: bool, folder: Path, quiet: bool) -> None:
     if as_json:
         print_json(found)
     elif not quiet:
-        click.echo(listing_text(found))
+        say(*listing_text(found).split("\n"))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from demotools.errors import StoreError
+from demotools.errors import StoreError, from_os_error, printable_text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,7 +80,7 @@ def confirmed(question: str, path: Path) -> bool:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        click.echo()
+        say()
         raise StoreError(
             "nobody answered the question, so nothing was removed",
             path=path,
@@ -88,6 +88,21 @@ def confirmed(question: str, path: Path) -> bool:
         ) from None
 
 
+def say(*lines: str) -> None:
+    """Print lines of text, with escapes for all in them that is not printable.
+
+    DemotoolsError  they cannot be written: standard output is a file on a full disk, say
+    """
+    try:
+        click.echo("\n".join(printable_text(line, None) for line in lines))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, "standard output") from error
+
+
 def print_json(value: Any) -> None:
     """Print a value for a machine to read."""
-    click.echo(json.dumps(value, indent=2, default=str))
+    # the one control character that JSON leaves as it is
+    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
+    say(*text.split("\n"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common
+from demotools.commands.options import common, say
 
 
 @click.command("push")
@@ -29,4 +29,4 @@ def command(store: str, place: str, private: bool, folder: Path, quiet: bool) ->
 
     pushed = push_store(store_path(store, folder), place, private=private, quiet=quiet)
     if not quiet:
-        click.echo(f"published {', '.join(pushed.files)} in {pushed.repository}: {pushed.url}")
+        say(f"published {', '.join(pushed.files)} in {pushed.repository}: {pushed.url}")

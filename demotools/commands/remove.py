@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, confirmed
+from demotools.commands.options import common, confirmed, say
 
 
 @click.command("remove")
@@ -26,10 +26,10 @@ def command(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool) -> No
     removals = planned_removals([store_path(store, folder) for store in stores])
     if not yes:
         for removal in removals:
-            click.echo(removal.text())
+            say(removal.text())
         if not confirmed("Remove?", removals[0].path):
             return
     for removal in removals:
         remove_store(removal)
         if not quiet:
-            click.echo(f"removed {removal.text()}")
+            say(f"removed {removal.text()}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("report")
@@ -62,6 +62,6 @@ def command(
     write_output(output, content, overwrite=overwrite)
     for finding in () if quiet else found.findings:
         mark = "LOOK" if finding.alarm else "fine"
-        click.echo(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
+        say(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
     if not quiet:
-        click.echo(f"made {output}: {size_text(len(content))}")
+        say(f"made {output}: {size_text(len(content))}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("show")
@@ -72,8 +72,8 @@ def command(
     for file, draw in wanted:
         write_output(file, draw(shown, quiet=quiet), overwrite=overwrite)
         if not quiet and not as_json:
-            click.echo(f"made {file}: {shown.title}")
-            click.echo("\n".join(filter(None, [f"  {shown.mission}", shown.note])))
+            say(f"made {file}: {shown.title}")
+            say(*filter(None, [f"  {shown.mission}", shown.note]))
     if as_json:
         print_json(shown.as_json())
     elif not wanted and is_interactive() and not ansi:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, overwrite_store
+from demotools.commands.options import common, overwrite_store, say
 
 
 @click.command("shrink")
@@ -54,6 +54,6 @@ def command(
         )
     for result in () if quiet else results:
         if result.skipped:
-            click.echo(f"skipped {result.parent}: {result.skipped}")
+            say(f"skipped {result.parent}: {result.skipped}")
         else:
-            click.echo(f"made {result.path}: {result.episodes:,} episodes of {result.parent}")
+            say(f"made {result.path}: {result.episodes:,} episodes of {result.parent}")

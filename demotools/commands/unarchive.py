@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, overwrite_store
+from demotools.commands.options import common, overwrite_store, say
 
 
 @click.command("unarchive")
@@ -27,4 +27,4 @@ def command(file: Path, name: str | None, overwrite: bool, folder: Path, quiet: 
     path = new_store_path(name or archived_store_name(file), folder)
     unarchive_store(file, path, overwrite=overwrite, quiet=quiet)
     if not quiet:
-        click.echo(f"made {path}")
+        say(f"made {path}")

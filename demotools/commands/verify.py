@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, json_output, print_json
+from demotools.commands.options import common, json_output, print_json, say
 
 
 @click.command("verify")
@@ -43,5 +43,5 @@ def command(
         print_json([check.as_json() for check in checks])
     elif not quiet:
         for check in checks:
-            click.echo(check.text())
+            say(*check.text().split("\n"))
     raise_if_damaged(path, checks)
