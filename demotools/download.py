@@ -25,7 +25,7 @@ from demotools.content import (
     content_kind,
     kind_of_head,
 )
-from demotools.errors import FetchError, printable_text
+from demotools.errors import FetchError
 from demotools.sources import Place
 from demotools.transfer import Known, Terms, Transfer
 
@@ -102,9 +102,7 @@ def _part_path(final: Path, source: str) -> Path:
 
 def download_bar(name: str, terms: Terms, initial: int = 0) -> tqdm[Any]:
     """A bar of bytes on stderr, shown on a terminal only."""
-    return tqdm(
-        desc=printable_text(name), initial=initial, unit="B", unit_scale=True, disable=terms.hidden
-    )
+    return tqdm(desc=name, initial=initial, unit="B", unit_scale=True, disable=terms.hidden)
 
 
 def show_waiting(bar: tqdm[Any], name: str, text: str, terms: Terms) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, overwrite_store, say
+from demotools.commands.options import common, overwrite_store
 
 
 @click.command("fetch")
@@ -80,10 +80,10 @@ def command(
     wishes = Wishes(not no_convert, keep_pickle, check, overwrite, origin, mirror)
     if dry_run or not quiet:
         for plan in fetch_plans(names, splits, folder, wishes):
-            say(*plan.text().split("\n"))
+            click.echo(plan.text())
     if dry_run:
         return
     patience = Patience(timeout, retries)
     for done in fetch_levels(names, splits, folder, wishes, patience, jobs=jobs, quiet=quiet):
         if not quiet:
-            say(*done.text.split("\n"))
+            click.echo(done.text)
