@@ -239,7 +239,8 @@ def test_an_archive_of_ours_is_taken_from_any_source(
     packed = archive_store(folder / "GoToLocal.zarr", tmp_path / "Packed.zarr.zip")
     before = store_files(folder)
     server.files["GoToLocal.zarr.zip"] = Served(packed)
-    for origin in (str(packed), f"{server.url}/GoToLocal.zarr.zip"):
+    address = f"{server.url}/GoToLocal.zarr.zip"
+    for origin in (str(packed), address, f"{address}?download=true"):
         done = fetch("GoToLocal", "--from", origin, "--overwrite")
         assert done.exit_code == 0, done.output
         assert store_files(folder) == before

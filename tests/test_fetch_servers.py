@@ -591,7 +591,7 @@ DRIVE = "https://drive.google.com"
     ],
 )
 @pytest.mark.parametrize("key", ["", "0-wmfJS1tU9EHPBGFvdX3HwA"])
-def test_a_drive_link_of_any_shape_is_asked_for_by_its_id_and_key(link: str, key: str) -> None:
+def test_a_drive_link_in_any_form_is_asked_for_by_its_id_and_key(link: str, key: str) -> None:
     if key:
         before, mark, fragment = link.partition("#")
         link = f"{before}{'&' if '?' in before else '?'}resourcekey={key}{mark}{fragment}"

@@ -63,7 +63,7 @@ def fetch_plans(
         for split in splits:
             file = manifest.files.get(split)
             store = store_name(manifest.level, split)
-            if options.origin is not None and options.origin.partition("@")[0].endswith(".zip"):
+            if options.origin is not None and place_named(options.origin).path.endswith(".zip"):
                 file = PublishedFile(name=store + ARCHIVE_SUFFIX, sources=())
             found = _found(folder, store, file)
             record = records.get(file.name) if file else None

@@ -313,8 +313,9 @@ class PartFile:
         assert self._stream is not None
         left = memoryview(block)
         while left:
-            left = left[self._stream.write(left) :]
-        self._count(block)
+            written = self._stream.write(left)
+            self._count(left[:written])  # piece by piece: the disk may be full before the end
+            left = left[written:]
 
     def restart(self) -> None:
         """Throw the bytes away."""
@@ -348,7 +349,7 @@ class PartFile:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.size_bytes = 0
 
-    def _count(self, block: bytes) -> None:
+    def _count(self, block: bytes | memoryview) -> None:
         self._sha256.update(block)
         if self._with_md5:
             self._md5.update(block)

@@ -56,6 +56,13 @@ class Place:
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
 
+    @property
+    def path(self) -> str:
+        """Of the file at its place, without query or revision; empty on Drive."""
+        if self.kind == "hf":
+            return hub_file(self.name)[1]
+        return {"https": urlsplit(self.url).path, "file": self.name}.get(self.kind, "")
+
 
 def place_of(source: Source) -> Place:
     """Where to ask for a source of a manifest that is not an archive."""
