@@ -11,10 +11,11 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
@@ -56,14 +57,10 @@ def download(place: Place, final: Path, expected: Expected, options: FetchOption
         return checked_file(Path(place.name), expected)
     if place.kind == "hf":
         return _download_from_hub(place, final, expected, options)
-    with PartFile(final, str(place), with_md5=expected.md5 is not None) as part:
-        try:
-            if not part.size_bytes or part.size_bytes != part.total:
-                _receive(part, place, expected, options)
-            return part.finish(expected, place)
-        except WrongFileError:
-            part.remove()
-            raise
+    with opened_part(final, str(place), with_md5=expected.md5 is not None) as part:
+        if not part.size_bytes or part.size_bytes != part.total:
+            _receive(part, place, expected, options)
+        return part.finish(expected, place)
 
 
 def checked_file(path: Path, expected: Expected) -> Downloaded:
@@ -261,47 +258,48 @@ def _hub_refusal(error: Exception, hub: Any) -> Exception:
     return RefusedError(f"the Hugging Face hub did not give it: {reason[:300]}")
 
 
+@contextmanager
+def opened_part(final: Path, source: str, *, with_md5: bool) -> Iterator[PartFile]:
+    """What an earlier run has of a file, open to be continued; what is the wrong file goes."""
+    path = _part_path(final, source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as stream:
+        part = PartFile(final, path, stream, with_md5=with_md5)
+        try:
+            yield part
+        except WrongFileError:
+            part.remove()
+            raise
+        except KeyboardInterrupt as error:
+            if part.size_bytes:
+                error.add_note("what has come is kept: the same command goes on from there")
+            raise
+        finally:
+            if not part.size_bytes:
+                part.remove()
+
+
 class PartFile:
     """A download on disk: bytes appended and hashed, with what the server said of them.
 
-    validators, total   as the server said, when an earlier run or this one began
+    validators, total   as the server said when the first bytes came
     """
 
-    def __init__(self, final: Path, source: str, *, with_md5: bool) -> None:
+    def __init__(self, final: Path, path: Path, stream: IO[bytes], *, with_md5: bool) -> None:
         self.final = final
-        self.path = _part_path(final, source)
+        self.path = path
         self.validators: dict[str, str] = {}
         self.total: int | None = None
-        self._about = self.path.with_name(self.path.name + ".json")
-        self._stream: IO[bytes] | None = None
+        self._about = path.with_name(path.name + ".json")
+        self._stream = stream
         self._with_md5 = with_md5
         self._forget()
-
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self.path.open("ab", buffering=0)
-        with open_regular(self.path) as stream:
-            while block := stream.read(_BLOCK_BYTES):
+        with open_regular(path) as there:
+            while block := there.read(_BLOCK_BYTES):
                 self._count(block)
-        try:
+        with suppress(OSError, ValueError, LookupError, TypeError):
             about = json.loads(self._about.read_text("utf-8"))
             self.validators, self.total = dict(about["validators"]), about["total"]
-        except (OSError, ValueError, LookupError, TypeError):
-            pass
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        if not self.size_bytes:
-            self.remove()
-        elif isinstance(error, KeyboardInterrupt):
-            error.add_note("what has come is kept: the same command goes on from there")
 
     def remember(self, validators: dict[str, str], total: int | None) -> None:
         """Keep what the server said, before the first byte that it goes with."""
@@ -310,7 +308,6 @@ class PartFile:
 
     def append(self, block: bytes) -> None:
         """Write and hash."""
-        assert self._stream is not None
         left = memoryview(block)
         while left:
             written = self._stream.write(left)
@@ -319,7 +316,6 @@ class PartFile:
 
     def restart(self) -> None:
         """Throw the bytes away."""
-        assert self._stream is not None
         self._about.unlink(missing_ok=True)
         self._stream.truncate(0)
         self._forget()
@@ -329,7 +325,6 @@ class PartFile:
 
         WrongFileError  what lies there is no whole demo file, or not the one expected
         """
-        assert self._stream is not None
         content_kind(self.path)
         sha256 = self._sha256.hexdigest()
         md5 = self._md5.hexdigest() if self._with_md5 else None

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from demotools.fetch.part_file import (
     Downloaded,
-    PartFile,
     check_room,
     download_bar,
+    opened_part,
     show_waiting,
 )
-from demotools.fetch.places import Place, RefusedError, WrongFileError
+from demotools.fetch.places import Place, RefusedError
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
 
@@ -97,17 +97,13 @@ def _taken(
 ) -> Downloaded:
     if not 0 <= member.size < _MEMBER_BYTES_AT_MOST:
         raise RefusedError("the archive is damaged: no member has such a size")
-    with PartFile(final, str(stream.place), with_md5=False) as part:
+    with opened_part(final, str(stream.place), with_md5=False) as part:
         part.restart()
         check_room(final.parent, member.size * options.room)
-        try:
-            for block in _content(tar, member, stream):
-                part.append(block)
-            expected = Expected(size_bytes=member.size, known_from="the archive")
-            return part.finish(expected, stream.place)
-        except WrongFileError:
-            part.remove()
-            raise
+        for block in _content(tar, member, stream):
+            part.append(block)
+        expected = Expected(size_bytes=member.size, known_from="the archive")
+        return part.finish(expected, stream.place)
 
 
 def _content(
