@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
 import re
 import socketserver
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -644,3 +648,59 @@ def test_a_drive_link_that_is_no_file_is_refused_by_name(
 def test_whatever_gdown_makes_of_a_page_is_a_refusal(page: str) -> None:
     with pytest.raises(RefusedError):
         url_behind_page(place_named(f"{DRIVE}/uc?id={ID}"), page)
+
+
+# ------------------------------------------------------------------ pipes where files should be
+
+
+@pytest.mark.parametrize("place", ["fetched.toml", "part", "part.json", "--from"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_never_waited_for(
+    place: str, server: RawServer, folder: Path
+) -> None:
+    server.answer = lambda _request: [head(200, Content_Length=LENGTH) + NEW]
+    url = f"{server.url}/a.pkl"
+    key = hashlib.sha256(f"https {url}".encode()).hexdigest()[:8]
+    downloads = folder / "downloads"
+    downloads.mkdir(parents=True)
+    pipe = {
+        "fetched.toml": folder / "fetched.toml",
+        "part": downloads / f".{NAME}.{key}.part",
+        "part.json": downloads / f".{NAME}.{key}.part.json",
+        "--from": folder / "pipe",
+    }[place]
+    os.mkfifo(pipe)
+    origin = str(pipe) if place == "--from" else url
+    command = ["fetch", "GoToLocal", "--from", origin, "--data-dir", str(folder), "--no-convert"]
+    program = [sys.executable, "-c", "from demotools.__main__ import run; run()", *command]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "regular file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        b"",
+        b"[" * 100_000,
+        b'{"validators": {"ETag": 5}, "total": "x"}',
+        b'{"validators": {"ETag": "\\n"}, "total": Infinity}',
+        b'{"validators": 7, "total": 3003}',
+        b'{"validators": {}, "total": -1}',
+        b"\xff",
+    ],
+)
+def test_whatever_was_noted_of_a_part_it_ends_in_the_file_or_a_refusal(
+    about: bytes, server: RawServer, fetch: Callable[..., Result], folder: Path
+) -> None:
+    server.answer = lambda _request: [head(503)]
+    key = hashlib.sha256(f"https {server.url}/a.pkl".encode()).hexdigest()[:8]
+    part = folder / "downloads" / f".{NAME}.{key}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(OLD[:CUT])
+    part.with_name(f"{part.name}.json").write_bytes(about)
+    refused(fetch("--no-convert"))
+    server.answer = lambda _request: [head(200, Content_Length=LENGTH) + NEW]
+    done = fetch("--no-convert")
+    assert done.exit_code == 0, done.output
+    assert (folder / "downloads" / NAME).read_bytes() == NEW

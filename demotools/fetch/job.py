@@ -35,7 +35,7 @@ from demotools.fetch.plan import (
 )
 from demotools.fetch.tarball import extract_members
 from demotools.manifest import PublishedFile, Split, read_archive, read_manifest
-from demotools.output import acquired_lock, written_whole
+from demotools.output import acquired_lock, open_regular, written_whole
 from demotools.store import open_store, store_path
 from demotools.verify import raise_if_damaged, verify_store
 
@@ -108,10 +108,11 @@ def read_records(folder: Path) -> dict[str, FetchedRecord]:
     FetchError  the file does not parse
     """
     path = folder / RECORDS_NAME
-    try:
-        return _RECORDS.validate_python(tomllib.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
+    try:
+        with open_regular(path) as stream:
+            return _RECORDS.validate_python(tomllib.load(stream))
     except (ValueError, ValidationError, RecursionError) as error:
         raise FetchError(
             f"the records of earlier fetches cannot be read: {str(error).splitlines()[0]}",

@@ -263,6 +263,8 @@ def opened_part(final: Path, source: str, *, with_md5: bool) -> Iterator[PartFil
     """What an earlier run has of a file, open to be continued; what is the wrong file goes."""
     path = _part_path(final, source)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        open_regular(path).close()  # a pipe would never open for writing
     with path.open("ab", buffering=0) as stream:
         part = PartFile(final, path, stream, with_md5=with_md5)
         try:
@@ -297,9 +299,14 @@ class PartFile:
         with open_regular(path) as there:
             while block := there.read(_BLOCK_BYTES):
                 self._count(block)
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            about = json.loads(self._about.read_text("utf-8"))
-            self.validators, self.total = dict(about["validators"]), about["total"]
+        if self._about.exists():
+            with (
+                open_regular(self._about) as there,
+                suppress(ValueError, LookupError, TypeError, ArithmeticError, RecursionError),
+            ):
+                about = json.load(there)
+                total = None if about["total"] is None else int(about["total"])
+                self.validators, self.total = dict(about["validators"]), total
 
     def remember(self, validators: dict[str, str], total: int | None) -> None:
         """Keep what the server said, before the first byte that it goes with."""
