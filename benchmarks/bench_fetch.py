@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 DOWNLOAD = """
-import resource, sys, threading, time
+import resource, sys, time
 from pathlib import Path
-from demotools.content import Expected
-from demotools.download import download_file
-from demotools.sources import url_place
-from demotools.transfer import Patience, Terms
-from demotools import fetch, cli
-terms = Terms(Patience(), threading.Event(), quiet=True)
+from demotools import cli
+from demotools.fetch import FetchOptions, place_named
+from demotools.fetch.part_file import download
+from demotools.fetch.plan import Expected
 began = time.perf_counter()
-download_file(url_place(sys.argv[1]), Path(sys.argv[2]), Expected(), terms)
+download(place_named(sys.argv[1]), Path(sys.argv[2]), Expected(), FetchOptions(quiet=True))
 print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

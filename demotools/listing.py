@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from demotools.errors import DemotoolsError, printable_values
-from demotools.fetch_plan import DOWNLOADS, FetchedRecord
+from demotools.fetch import DOWNLOADS, FetchedRecord, read_records
 from demotools.info import size_on_disk, size_text
 from demotools.manifest import SPLITS, level_names, read_manifest
-from demotools.records import read_records
 from demotools.store import SUFFIX, open_store
 
 _ROLES = {"train": "", "valid": "-valid", "small": "-small"}

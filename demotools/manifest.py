@@ -49,8 +49,8 @@ class Source(_Frozen):
     """Google Drive file id."""
     https: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+/\S*$")] | None = None
     """Address of the file."""
-    hf: Annotated[str, StringConstraints(pattern=r"^[^:\s]+/[^:\s]+:[^:\s]+$")] | None = None
-    """Hugging Face dataset: `owner/repository:file`."""
+    hf: Annotated[str, StringConstraints(pattern=r"^[^/\s]+/[^/\s]+/\S+$")] | None = None
+    """Hugging Face dataset: `owner/name/path`, or `owner/name/path@revision`."""
     archive: str | None = None
     """Name of an archive of `archives.toml` that holds the file as a member."""
     member: str | None = None

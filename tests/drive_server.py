@@ -149,6 +149,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         self.close_connection = True
         parts = urlsplit(self.path)
@@ -200,6 +203,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Disposition", 'attachment; filename="demos.pkl"')
         if file.etag is not None:
             self.send_header("ETag", file.etag)
+        for key, value in file.headers.items():
+            self.send_header(key, value)
         if modified is not None:
             self.send_header("Last-Modified", modified)
         if start:
@@ -208,7 +213,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) + file.announce))
         self.send_header("Connection", "close")
         self.end_headers()
-        self._body(name, file, start, body)
+        if self.command != "HEAD":
+            self._body(name, file, start, body)
 
     def _start(self, file: Served, modified: str | None, size: int) -> int | None:
         """The first byte to send; None where the range lies outside the file."""

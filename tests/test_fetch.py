@@ -28,18 +28,17 @@ from tqdm import tqdm
 
 from demotools.archive import archive_store
 from demotools.cli import main
-from demotools.content import Expected
-from demotools.download import download_file, part_bytes, show_waiting
+from demotools.fetch.part_file import download, part_bytes, show_waiting
+from demotools.fetch.places import RefusedError, UnreachableError, place_named
+from demotools.fetch.plan import Expected, FetchOptions
+from demotools.fetch.transfer import Transfer
 from demotools.manifest import read_archive, read_manifest
-from demotools.outage import UnreachableError
 from demotools.pickle_writer import write_pickle
-from demotools.sources import RefusedError, url_place
 from demotools.store import open_store
-from demotools.transfer import Patience, Terms, Transfer
 from tests.drive_server import PERMISSION, QUOTA, QUOTA_JSON, DriveServer, Served
 
 TRAIN = "BabyAI-GoToLocal-v0.pkl"
-HASTY = Patience(timeout_seconds=1.0, retries=2, wait_seconds=0.01)
+HASTY = FetchOptions(timeout_seconds=1.0, retries=2, quiet=True)
 COMMAND = [sys.executable, "-c", "from demotools.cli import main; main()"]
 Fetch = Callable[..., Result]
 
@@ -85,6 +84,11 @@ def server(
         yield running
 
 
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demotools.fetch.transfer._LONGEST_WAIT_SECONDS", 0.02)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
@@ -93,7 +97,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def fetch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
     """`fetch("GoToLocal")` types the command, impatient and for the training file alone."""
-    monkeypatch.setattr("demotools.transfer._LONGEST_WAIT_SECONDS", 0.02)
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", "")  # put back after the test: --manifests sets it
 
     def run(level: str = "GoToLocal", *options: str) -> Result:
@@ -193,17 +196,6 @@ def test_a_second_run_asks_the_server_for_nothing(
     assert len(server.requests) == before
 
 
-def test_train_and_valid_come_at_once_with_two_jobs(
-    server: DriveServer, demos: bytes, fetch: Fetch, folder: Path
-) -> None:
-    for file in read_manifest("GoToLocal").files.values():
-        server.files[f"drive/{file.sources[0].gdrive}"] = Served(demos)
-    done = fetch("GoToLocal", "--split", "all", "--jobs", "2")
-    assert done.exit_code == 0, done.output
-    assert open_store(folder / "GoToLocal-valid.zarr").attributes.split == "valid"
-    assert open_store(folder / "GoToLocal.zarr").attributes.split == "train"
-
-
 def test_the_pickle_is_kept_on_request_and_converted_later(
     server: DriveServer, demos: bytes, fetch: Fetch, folder: Path
 ) -> None:
@@ -230,16 +222,13 @@ def test_a_copy_fetched_by_browser_is_taken_and_left_where_it_is(
     assert copy.read_bytes() == demos
 
 
-def test_any_address_and_a_mirror_are_taken(
+def test_any_address_is_taken(
     server: DriveServer, demos: bytes, fetch: Fetch, folder: Path
 ) -> None:
     server.files["copies/anything"] = Served(demos)
     assert fetch("GoToLocal", "--from", f"{server.url}/copies/anything").exit_code == 0
-    server.files[f"mirror/{TRAIN}"] = Served(demos)
-    again = fetch("GoToLocal", "--mirror", f"{server.url}/mirror/", "--overwrite")
-    assert again.exit_code == 0, again.output
     source = open_store(folder / "GoToLocal.zarr").attributes.source
-    assert source["url"] == f"{server.url}/mirror/{TRAIN}"
+    assert source["url"] == f"{server.url}/copies/anything"
 
 
 def test_an_archive_of_ours_is_taken_from_any_source(
@@ -250,7 +239,8 @@ def test_an_archive_of_ours_is_taken_from_any_source(
     packed = archive_store(folder / "GoToLocal.zarr", tmp_path / "Packed.zarr.zip")
     before = store_files(folder)
     server.files["GoToLocal.zarr.zip"] = Served(packed)
-    for origin in (str(packed), f"{server.url}/GoToLocal.zarr.zip"):
+    address = f"{server.url}/GoToLocal.zarr.zip"
+    for origin in (str(packed), address, f"{address}?download=true"):
         done = fetch("GoToLocal", "--from", origin, "--overwrite")
         assert done.exit_code == 0, done.output
         assert store_files(folder) == before
@@ -325,16 +315,45 @@ def test_hugging_face_is_asked_through_its_own_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("huggingface_hub")
-    server.files["datasets/me/demos/resolve/main/a.pkl"] = Served(demos)
-    ours = user_manifest(tmp_path, 'hf = "me/demos:a.pkl"')
+    commit = "1" * 40
+    served = Served(demos, headers={"X-Repo-Commit": commit})
+    for revision in ("v1", commit):
+        server.files[f"datasets/me/demos/resolve/{revision}/train/a.pkl"] = served
+    ours = user_manifest(tmp_path, 'hf = "me/demos/train/a.pkl@v1"')
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     process = start(folder, "--manifests", str(ours))
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
     source = open_store(folder / "GoToLocal.zarr").attributes.source
-    assert source["fetched_from"] == "hf me/demos:a.pkl"
+    assert source["fetched_from"] == f"hf me/demos/train/a.pkl@{commit}"
+    assert source["files"][0]["sha256"] == hashlib.sha256(demos).hexdigest()
     assert not (tmp_path / "hub").exists()
+    assert not (folder / "downloads").exists()
+
+    server.files.clear()
+    process = start(folder, "--manifests", str(ours), "--overwrite")
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"no source gave {TRAIN}: hf me/demos/train/a.pkl@v1: the Hugging Face hub did" in told
+    assert "Traceback" not in told
+
+
+def test_without_the_hubs_package_the_extra_is_named(
+    fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(fetch("GoToLocal", "--from", "hf:me/demos/a.pkl"), "pip install 'demotools[hf]'")
+    assert visible(folder) == set()
+
+
+@pytest.mark.parametrize(
+    "name", ["me/demos", "me/demos:a.pkl", "me/demos/../a.pkl", "me/demos/@v1"]
+)
+def test_what_names_no_file_on_the_hub_is_refused(name: str, fetch: Fetch, folder: Path) -> None:
+    refused(fetch("GoToLocal", "--from", f"hf:{name}"), "hf:OWNER/NAME/PATH@REVISION")
+    assert not folder.exists()
 
 
 def user_manifest(tmp_path: Path, source: str, more: str = "") -> Path:
@@ -392,7 +411,7 @@ def test_a_page_of_drive_instead_of_the_file_is_named(
     page: str, status: int, words: list[str], server: DriveServer, fetch: Fetch, folder: Path
 ) -> None:
     server.files[f"drive/{drive_id()}"] = Served(b"", page=page, page_status=status)
-    ways = ["--from FILE", "--mirror URL", "demotools generate GoToLocal"]
+    ways = ["--from FILE", "demotools generate GoToLocal"]
     message = refused(fetch(), *words, *ways, f"gdrive {drive_id()}", "copydemos", "HTTP 404")
     assert ("wait a day" in message) == (page in (QUOTA, QUOTA_JSON))
     assert visible(folder) == set()
@@ -461,9 +480,8 @@ def test_a_connection_cut_twenty_times_still_gives_the_same_bytes(
     cuts = sorted(chance.sample(range(1, 900_000), 20))
     lengths = [b - a for a, b in zip([0, *cuts], cuts, strict=False)]
     server.files["a.pkl"] = Served(content, cuts=lengths)
-    terms = Terms(HASTY, threading.Event(), quiet=True)
     final = tmp_path / "a.pkl"
-    file = download_file(url_place(f"{server.url}/a.pkl"), final, Expected(), terms)
+    file = download(place_named(f"{server.url}/a.pkl"), final, Expected(), HASTY)
     assert final.read_bytes() == content
     assert file.sha256 == hashlib.sha256(content).hexdigest()
     assert [sent.start for sent in server.sent] == [0, *cuts]
@@ -500,8 +518,7 @@ def test_a_file_replaced_between_attempts_is_never_spliced(
     new = b"\x80\x04" + b"n" * len(demos) + b"."
     old.cuts = [1500, 0, 0, 0] if between_runs else [1500]
     server.files["a.pkl"] = old
-    place, final = url_place(f"{server.url}/a.pkl"), tmp_path / "a.pkl"
-    terms = Terms(HASTY, threading.Event(), quiet=True)
+    place, final = place_named(f"{server.url}/a.pkl"), tmp_path / "a.pkl"
 
     def replace() -> None:
         while not server.sent:
@@ -510,13 +527,11 @@ def test_a_file_replaced_between_attempts_is_never_spliced(
 
     if between_runs:
         with pytest.raises(RefusedError):
-            download_file(place, final, Expected(), terms)
+            download(place, final, Expected(), HASTY)
         replace()
     else:
-        slow = Patience(timeout_seconds=1, retries=2, wait_seconds=0.5)
-        terms = Terms(slow, threading.Event(), quiet=True)
         threading.Thread(target=replace).start()
-    download_file(place, final, Expected(), terms)
+    download(place, final, Expected(), HASTY)
     assert final.read_bytes() == new
 
 
@@ -528,12 +543,22 @@ def test_without_a_validator_a_cut_file_is_read_from_the_start(
     assert [sent.start for sent in server.sent] == [0, 0]
 
 
-def test_a_date_serves_as_validator_where_there_is_no_strong_tag(
+def test_the_hash_that_google_sends_serves_as_validator_where_there_is_no_tag(
     server: DriveServer, demos: bytes, fetch: Fetch
 ) -> None:
-    server.files["a.pkl"] = Served(demos, etag='W/"1"', modified=1.5e9, cuts=[1000])
+    hashed = {"X-Goog-Hash": "crc32c=AAAAAA=="}
+    server.files["a.pkl"] = Served(demos, etag=None, headers=hashed, cuts=[1000])
     assert from_url(fetch, server).exit_code == 0
     assert [sent.start for sent in server.sent] == [0, 1000]
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"1"', "1"])
+def test_a_date_or_a_weak_tag_is_no_validator(
+    etag: str | None, server: DriveServer, demos: bytes, fetch: Fetch
+) -> None:
+    server.files["a.pkl"] = Served(demos, etag=etag, modified=1.5e9, cuts=[1000])
+    assert from_url(fetch, server).exit_code == 0
+    assert [sent.start for sent in server.sent] == [0, 0]
 
 
 def test_a_body_shorter_than_announced_is_refused(
@@ -636,21 +661,6 @@ def test_without_a_connection_it_gives_up_after_one_retry_in_plain_words(
     assert loud.stderr.count("waiting") == 1
 
 
-def test_a_host_without_a_connection_is_not_asked_for_a_second_file(
-    fetch: Fetch, folder: Path, tmp_path: Path
-) -> None:
-    ours = user_manifest(
-        tmp_path,
-        'https = "http://127.0.0.1:9/a.pkl"',
-        '[files.valid]\nname = "b.pkl"\nsources = [{ https = "http://127.0.0.1:9/b.pkl" }]\n',
-    )
-    done = fetch("GoToLocal", "--split", "all", "--manifests", str(ours))
-    assert done.exit_code == 1
-    assert done.stderr.count("waiting") == 1
-    assert done.stderr.count("no connection to 127.0.0.1") == 1
-    assert f"{folder / 'downloads' / TRAIN}, {folder / 'downloads' / 'b.pkl'}" in done.stderr
-
-
 @pytest.mark.usefixtures("server")
 def test_many_levels_without_a_network_fail_in_one_short_message(
     fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -669,13 +679,12 @@ def test_a_connection_lost_in_the_middle_is_borne_as_long_as_any_other_failure(
 ) -> None:
     server.files["a.pkl"] = Served(demos, cuts=[1000])
     said: list[str] = []
-    terms = Terms(HASTY, threading.Event())
-    place = url_place(f"{server.url}/a.pkl")
-    transfer = Transfer(place, terms, waiting=said.append)
+    place = place_named(f"{server.url}/a.pkl")
+    transfer = Transfer(place, HASTY, waiting=said.append)
     blocks = transfer.blocks()
     while not transfer.offset:
         next(blocks)
-    transfer.place = url_place("http://127.0.0.1:9/a.pkl")
+    transfer.place = place_named("http://127.0.0.1:9/a.pkl")
     with pytest.raises(UnreachableError):
         list(blocks)
     assert [re.sub(r"waiting \d+ s, ", "", text) for text in said] == [
@@ -686,9 +695,9 @@ def test_a_connection_lost_in_the_middle_is_borne_as_long_as_any_other_failure(
 
 
 def test_on_a_terminal_the_bar_says_why_it_waits() -> None:
-    text, terms = io.StringIO(), Terms(HASTY, threading.Event())
+    text = io.StringIO()
     with tqdm(desc="a.pkl", file=text) as bar:
-        show_waiting(bar, "a.pkl", "waiting 4 s, try 3 of 6: connection cut", terms)
+        show_waiting(bar, "a.pkl", "waiting 4 s, try 3 of 6: connection cut", HASTY)
     assert "a.pkl, waiting 4 s, try 3 of 6: connection cut: 0it" in text.getvalue()
 
 
@@ -711,7 +720,7 @@ def test_two_fetches_of_a_level_at_once_leave_one_in_charge(
 ) -> None:
     folder.mkdir()
     with filelock.FileLock(folder / ".GoToLocal.fetch.lock"):
-        refused(fetch(), "another process is fetching this level", "wait until it has finished")
+        refused(fetch(), "another process is making this", "wait until it has finished")
     assert server.requests == []
     server.files[f"drive/{drive_id()}"] = Served(demos)
     assert fetch().exit_code == 0
@@ -729,16 +738,16 @@ def test_a_disk_that_fills_up_is_said_and_the_rest_can_be_resumed(
     server: DriveServer, demos: bytes, fetch: Fetch, folder: Path
 ) -> None:
     server.files["a.pkl"] = Served(demos)
-    downloads = folder / "downloads"
-    downloads.mkdir(parents=True)
-    name = hashlib.sha256(f"https {server.url}/a.pkl".encode()).hexdigest()[:8]
-    about = downloads / f".{TRAIN}.{name}.part.json.tmp"
-    about.symlink_to("/dev/full")
-    refused(from_url(fetch, server), "no space left on device", "--data-dir")
-    about.unlink()
-    downloads.rmdir()
+    resource = pytest.importorskip("resource")
+    _soft, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        refused(from_url(fetch, server), "file too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert visible(folder) == set()
     assert from_url(fetch, server).exit_code == 0
+    assert server.sent[-1].start == 1000
 
 
 @contextlib.contextmanager
@@ -892,7 +901,7 @@ def test_killed_ten_times_it_ends_with_the_same_store(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--mirror", "notaurl"], ["--from", "http://[bad/x.pkl"], ["--from", "ftp://host/x.pkl"]],
+    [["--from", "http://[bad/x.pkl"], ["--from", "ftp://host/x.pkl"]],
 )
 def test_what_is_no_web_address_is_refused_before_anything_else(
     tmp_path: Path, arguments: list[str]

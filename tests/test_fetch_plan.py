@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demotools.fetch_plan import FetchedRecord, Found, Wishes, decided
+from demotools.fetch.plan import FetchedRecord, FetchOptions, Found, decided
 from demotools.manifest import PublishedFile, Source
 
 FILE = PublishedFile(
@@ -17,24 +17,24 @@ MADE_FROM_ANOTHER = {"kind": "pickle", "files": [{"sha256": "0" * 64}]}
 
 
 def action(
-    found: Found, wishes: Wishes | None = None, record: FetchedRecord | None = RECORD
+    found: Found, options: FetchOptions | None = None, record: FetchedRecord | None = RECORD
 ) -> tuple[str, str]:
-    plan = decided("GoTo", "train", FILE, found, record, wishes or Wishes())
+    plan = decided("GoTo", "train", FILE, found, record, options or FetchOptions())
     return plan.action, plan.reason
 
 
 def test_what_is_missing_is_downloaded() -> None:
     assert action(Found()) == ("download", "100 bytes")
     assert action(Found(), record=None) == ("download", "its size is not published")
-    found = Found(part_bytes={"gdrive abcdefghijk": 1234})
+    found = Found(part_bytes=1234)
     assert action(found) == ("download", "1,234 bytes of it are there already")
 
 
 def test_what_is_there_is_left_or_checked() -> None:
     found = Found(store_source=MADE_FROM_IT)
     assert action(found)[0] == "nothing"
-    assert action(found, Wishes(check=True))[0] == "check"
-    assert action(Found(pickle_bytes=100), Wishes(convert=False))[0] == "nothing"
+    assert action(found, FetchOptions(check=True))[0] == "check"
+    assert action(Found(pickle_bytes=100), FetchOptions(convert=False))[0] == "nothing"
 
 
 def test_a_download_that_lies_there_whole_is_converted_and_a_wrong_one_replaced() -> None:
@@ -47,31 +47,21 @@ def test_a_store_that_is_not_the_fetched_one_is_refused() -> None:
     assert action(Found(store_source=MADE_FROM_ANOTHER))[0] == "refuse"
     assert action(Found(store_source={"kind": "bot"}))[0] == "refuse"
     assert action(Found(store_problem="it is damaged")) == ("refuse", "it is damaged")
-    assert action(Found(store_source=MADE_FROM_IT), Wishes(origin="b.pkl"))[0] == "refuse"
-
-
-def test_the_mirror_is_asked_first() -> None:
-    plan = decided("GoTo", "train", FILE, Found(), None, Wishes(mirror="http://host/demos/"))
-    assert [str(source) for source in plan.sources] == [
-        "https http://host/demos/a.pkl",
-        "gdrive abcdefghijk",
-        "archive copydemos",
-    ]
+    assert action(Found(store_source=MADE_FROM_IT), FetchOptions(origin="b.pkl"))[0] == "refuse"
 
 
 def test_a_split_that_the_manifest_does_not_name_is_refused() -> None:
-    plan = decided("GoTo", "valid", None, Found(), None, Wishes())
+    plan = decided("GoTo", "valid", None, Found(), None, FetchOptions())
     assert (plan.action, plan.store) == ("refuse", "GoTo-valid")
 
 
-wishes = st.builds(
-    Wishes,
+options = st.builds(
+    FetchOptions,
     convert=st.booleans(),
     keep_pickle=st.booleans(),
     check=st.booleans(),
     overwrite=st.booleans(),
     origin=st.none() | st.just("b.pkl"),
-    mirror=st.none() | st.just("http://host"),
 )
 found = st.builds(
     Found,
@@ -81,13 +71,13 @@ found = st.builds(
 )
 
 
-@given(wishes, found, st.none() | st.just(RECORD))
+@given(options, found, st.none() | st.just(RECORD))
 def test_nothing_replaces_a_store_without_overwrite(
-    wishes: Wishes, found: Found, record: FetchedRecord | None
+    options: FetchOptions, found: Found, record: FetchedRecord | None
 ) -> None:
-    plan = decided("GoTo", "train", FILE, found, record, wishes)
+    plan = decided("GoTo", "train", FILE, found, record, options)
     there = found.store_source is not None or found.store_problem is not None
-    if there and wishes.convert and not wishes.overwrite:
+    if there and options.convert and not options.overwrite:
         assert plan.action in ("nothing", "check", "refuse")
     assert bool(plan.fix) == (plan.action == "refuse")
     assert plan.text().startswith("GoTo (")

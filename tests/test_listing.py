@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from demotools.cli import main
-from demotools.fetch_plan import FetchedRecord
-from demotools.records import write_record
+from demotools.fetch import FetchedRecord
+from demotools.fetch.job import write_record
 from tests.conftest import build_store, make_episodes
 
 
@@ -57,7 +57,7 @@ def test_every_kind_of_source_has_a_name_for_people(
     (tmp_path / "Mine.toml").write_text(
         'level = "Mine"\nno_environment = "of old"\nmission_pattern = ".*"\n'
         '[files.train]\nname = "a.pkl"\n'
-        'sources = [{ https = "https://host/a.pkl" }, { hf = "me/demos:a.pkl" }, '
+        'sources = [{ https = "https://host/a.pkl" }, { hf = "me/demos/a.pkl" }, '
         '{ gdrive = "1U8YWdd3viN2lxOP5BBy" }, { archive = "copydemos" }]\n'
     )
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))

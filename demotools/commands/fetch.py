@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from demotools.commands.options import common, overwrite_store
+from demotools.commands.options import common, overwrite_store, say
 
 
 @click.command("fetch")
@@ -19,19 +19,24 @@ from demotools.commands.options import common, overwrite_store
     "--keep-pickle/--no-keep-pickle", help="Keep the download [default: until converted]."
 )
 @click.option("--no-convert", is_flag=True, help="Download only.")
-@click.option("--from", "origin", metavar="FILE|URL", help="Take this, or hf:OWNER/NAME:FILE.")
-@click.option("--mirror", metavar="URL", help="Ask for the files under this address first.")
+@click.option(
+    "--from", "origin", metavar="FILE|URL", help="Take this, or hf:OWNER/NAME/PATH@REVISION."
+)
 @click.option("--check", is_flag=True, help="Check every byte of what is there already.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
-@click.option("--jobs", type=click.IntRange(1, 16), default=1, help="Downloads at once.")
 @click.option(
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
     default=30.0,
-    help="Of silence.",
+    help="Give up a connection after SECONDS without data.",
 )
-@click.option("--retries", type=click.IntRange(min=0), default=5, help="That bring nothing new.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=5,
+    help="Give up after so many attempts that bring nothing new.",
+)
 @click.option("--manifests", type=click.Path(exists=True, file_okay=False), help="More manifests.")
 @overwrite_store
 @common
@@ -41,10 +46,8 @@ def command(
     keep_pickle: bool,
     no_convert: bool,
     origin: str | None,
-    mirror: str | None,
     check: bool,
     dry_run: bool,
-    jobs: int,
     timeout: float,
     retries: int,
     manifests: str | None,
@@ -54,36 +57,33 @@ def command(
 ) -> None:
     """Download the published demonstrations of each LEVEL (or `all`), check and convert them.
 
-    What is there already is kept; a download that was cut goes on where it was.
+    What is there already is kept; a download that was cut resumes where it stopped.
 
     \b
     Example:
       demotools fetch GoToLocal --dry-run
       demotools fetch GoToLocal --from ~/Downloads/BabyAI-GoToLocal-v0.pkl
     """
-    from demotools.fetch import fetch_levels, fetch_plans
-    from demotools.fetch_plan import Wishes
+    from demotools.fetch import FetchOptions, fetch_levels, fetch_plans, place_named
     from demotools.manifest import MANIFESTS_VARIABLE, SPLITS, level_names
-    from demotools.sources import check_address
-    from demotools.transfer import Patience
 
     if manifests:
         os.environ[MANIFESTS_VARIABLE] = manifests
     names = level_names() if levels == ("all",) else levels
     chosen = split or ("train" if origin else "all")
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
-    if origin and (len(names), len(splits)) != (1, 1):
-        raise click.UsageError("--from goes with one level and one split")
-    for address in (mirror, origin if "://" in (origin or "") else None):
-        if address is not None:
-            check_address(address)
-    wishes = Wishes(not no_convert, keep_pickle, check, overwrite, origin, mirror)
+    if origin is not None:
+        if (len(names), len(splits)) != (1, 1):
+            raise click.UsageError("--from goes with one level and one split")
+        place_named(origin)  # refuses what is no address before anything else is done
+    options = FetchOptions(
+        not no_convert, keep_pickle, check, overwrite, origin, timeout, retries, quiet
+    )
     if dry_run or not quiet:
-        for plan in fetch_plans(names, splits, folder, wishes):
-            click.echo(plan.text())
+        for plan in fetch_plans(names, splits, folder, options):
+            say(*plan.text().split("\n"))
     if dry_run:
         return
-    patience = Patience(timeout, retries)
-    for done in fetch_levels(names, splits, folder, wishes, patience, jobs=jobs, quiet=quiet):
+    for text in fetch_levels(names, splits, folder, options):
         if not quiet:
-            click.echo(done.text)
+            say(*text.split("\n"))

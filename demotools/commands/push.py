@@ -18,7 +18,7 @@ def command(store: str, place: str, private: bool, folder: Path, quiet: bool) ->
     """Publish STORE as a dataset on the Hugging Face hub: its archive and its card.
 
     Needs the extra `hf`, and a token from `hf auth login` or $HF_TOKEN. `demotools fetch LEVEL
-    --from hf:OWNER/NAME:STORE.zarr.zip` gets it back.
+    --from hf:OWNER/NAME/STORE.zarr.zip` gets it back.
 
     \b
     Example:

@@ -1,24 +1,25 @@
 """What `demotools fetch` will do for one file: decided here from facts, done elsewhere.
 
-Pure: the manifest, the record of earlier fetches, what lies on disk and what the user wishes go
-in; a plan comes out, which `--dry-run` prints and fetch.py carries out.
+Pure: the manifest, the record of earlier fetches, what lies on disk and what the user asks for go
+in; a plan comes out, which `--dry-run` prints and job.py carries out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from demotools.content import Expected
 from demotools.manifest import PublishedFile, Source, Split
 
 RECORDS_NAME = "fetched.toml"
 DOWNLOADS = "downloads"
 Action = Literal["nothing", "check", "convert", "download", "refuse"]
+# A store and the parts that it is made of take about twice the bytes of their pickle; said, and
+# checked, before the first byte is downloaded.
+_ROOM_TO_CONVERT = 3.0
 
 
 class FetchedRecord(BaseModel):
@@ -35,11 +36,12 @@ class FetchedRecord(BaseModel):
 
 
 @dataclass(frozen=True)
-class Wishes:
+class FetchOptions:
     """What the user asks for.
 
-    origin   a file or an address to take instead of the manifest's sources
-    mirror   an address under which the manifest's files are asked for first
+    origin            a file or an address to take instead of the manifest's sources
+    timeout_seconds   without a byte, after which a connection is given up
+    retries           attempts in a row that bring nothing new
     """
 
     convert: bool = True
@@ -47,7 +49,24 @@ class Wishes:
     check: bool = False
     overwrite: bool = False
     origin: str | None = None
-    mirror: str | None = None
+    timeout_seconds: float = 30.0
+    retries: int = 5
+    quiet: bool = False
+
+    @property
+    def room(self) -> float:
+        """Bytes needed on disk for one byte of the file, the file itself included."""
+        return _ROOM_TO_CONVERT if self.convert else 1.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file beforehand; None is unknown. `known_from` says by whom."""
+
+    size_bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    known_from: str = "the manifest"
 
 
 @dataclass(frozen=True)
@@ -57,13 +76,13 @@ class Found:
     store_source    the `source` attribute of a whole store, None where there is none
     store_problem   why the store that is there cannot be opened
     pickle_bytes    of the downloaded file
-    part_bytes      of unfinished downloads, by source
+    part_bytes      of unfinished downloads, the longest
     """
 
     store_source: Mapping[str, Any] | None = None
     store_problem: str | None = None
     pickle_bytes: int | None = None
-    part_bytes: Mapping[str, int] = field(default_factory=dict)
+    part_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,24 +121,24 @@ def decided(
     file: PublishedFile | None,
     found: Found,
     record: FetchedRecord | None,
-    wishes: Wishes,
+    options: FetchOptions,
 ) -> Plan:
     """The plan for one level and split.
 
     file     of the manifest; None where it names none
     record   of an earlier fetch of the same file
     """
-    name = file.name if file else PurePath(wishes.origin or "").name
     expected = _expected(file, record)
-    action, reason, fix = _action(file, found, expected, wishes)
+    action, reason, fix = _action(file, found, expected, options)
+    store = store_name(level, split)
     return Plan(
         level=level,
         split=split,
-        name=name,
-        store=store_name(level, split),
+        name=file.name if file else f"{store}.pkl",
+        store=store,
         action=action,
         reason=reason,
-        sources=_sources(file, name, wishes),
+        sources=file.sources if file and options.origin is None else (),
         expected=expected,
         fix=fix,
     )
@@ -135,41 +154,41 @@ def _expected(file: PublishedFile | None, record: FetchedRecord | None) -> Expec
 
 
 def _action(
-    file: PublishedFile | None, found: Found, expected: Expected, wishes: Wishes
+    file: PublishedFile | None, found: Found, expected: Expected, options: FetchOptions
 ) -> tuple[Action, str, str]:
-    if file is None and wishes.origin is None:
+    if file is None and options.origin is None:
         fix = "record it with `demotools generate`, or pass --from FILE"
         return "refuse", "the manifest names no file of this split", fix
-    if wishes.convert and not wishes.overwrite:
+    if options.convert and not options.overwrite:
         if found.store_problem is not None:
             return "refuse", found.store_problem, "add --overwrite to replace it"
         if found.store_source is not None:
-            return _action_with_store(found.store_source, expected, wishes)
-    if wishes.origin is not None:
+            return _action_with_store(found.store_source, expected, options)
+    if options.origin is not None:
         return "download", "from where you say", ""
     if found.pickle_bytes is None:
         return "download", _size_reason(found, expected), ""
     if expected.size_bytes not in (None, found.pickle_bytes):
         what = f"the file there has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
         return "download", what, ""
-    if wishes.convert:
+    if options.convert:
         return "convert", "it is downloaded already", ""
-    return ("check" if wishes.check else "nothing"), "it is downloaded already", ""
+    return ("check" if options.check else "nothing"), "it is downloaded already", ""
 
 
 def _size_reason(found: Found, expected: Expected) -> str:
-    if part := max(found.part_bytes.values(), default=0):
-        return f"{part:,} bytes of it are there already"
+    if found.part_bytes:
+        return f"{found.part_bytes:,} bytes of it are there already"
     if expected.size_bytes is None:
         return "its size is not published"
     return f"{expected.size_bytes:,} bytes"
 
 
 def _action_with_store(
-    source: Mapping[str, Any], expected: Expected, wishes: Wishes
+    source: Mapping[str, Any], expected: Expected, options: FetchOptions
 ) -> tuple[Action, str, str]:
     fix = "add --overwrite to replace it"
-    if wishes.origin is not None:
+    if options.origin is not None:
         return "refuse", "the store exists already", fix
     if source.get("kind") != "pickle":
         return "refuse", f"a store of this name is there, made from: {source.get('kind')}", fix
@@ -177,13 +196,4 @@ def _action_with_store(
     if expected.sha256 is not None and expected.sha256 not in made_from:
         what = f"the store there was made from another file than {expected.known_from} names"
         return "refuse", what, fix
-    return ("check" if wishes.check else "nothing"), "the store is there", ""
-
-
-def _sources(file: PublishedFile | None, name: str, wishes: Wishes) -> tuple[Source, ...]:
-    if wishes.origin is not None:
-        return ()
-    mirror: tuple[Source, ...] = ()
-    if wishes.mirror is not None:
-        mirror = (Source(https=f"{wishes.mirror.rstrip('/')}/{name}"),)
-    return (*mirror, *(file.sources if file else ()))
+    return ("check" if options.check else "nothing"), "the store is there", ""

@@ -1,0 +1,347 @@
+"""`demotools fetch`: from a level's name to verified stores, doing only what is missing.
+
+For each file: decide (plan.py), download, convert, record. A download is under its name only when
+whole and checked, a store likewise. Files with addresses of their own come first; what none of
+these gave is taken out of the archives that hold it, all wanted members of one archive in one pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import filelock
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from demotools.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
+from demotools.convert import ConvertOptions, convert_files
+from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
+from demotools.fetch.part_file import Downloaded, checked_file, content_kind, download, part_bytes
+from demotools.fetch.places import RefusedError, UnreachableError, place_named, place_of
+from demotools.fetch.plan import (
+    DOWNLOADS,
+    RECORDS_NAME,
+    Expected,
+    FetchedRecord,
+    FetchOptions,
+    Found,
+    Plan,
+    decided,
+    store_name,
+)
+from demotools.fetch.tarball import extract_members
+from demotools.manifest import PublishedFile, Split, read_archive, read_manifest
+from demotools.output import acquired_lock, open_regular, written_whole
+from demotools.store import open_store, store_path
+from demotools.verify import raise_if_damaged, verify_store
+
+# of many failures: `fetch all` would name 38 files
+_TEXTS_AT_MOST = 4
+_RECORDS = TypeAdapter(dict[str, FetchedRecord])
+
+# each plan with its file, or with the reason why no place gave it
+Outcome = tuple[Plan, Downloaded | DemotoolsError]
+# who refused, and why
+Refusal = tuple[str, RefusedError]
+
+
+def fetch_plans(
+    levels: Sequence[str], splits: Sequence[Split], folder: Path, options: FetchOptions
+) -> list[Plan]:
+    """What a fetch would do, from what lies on disk now.
+
+    ManifestError  an unknown level
+    FetchError     the records of earlier fetches cannot be read
+    """
+    records = read_records(folder)
+    plans = []
+    for manifest in map(read_manifest, levels):
+        for split in splits:
+            file = manifest.files.get(split)
+            store = store_name(manifest.level, split)
+            if options.origin is not None and place_named(options.origin).path.endswith(".zip"):
+                file = PublishedFile(name=store + ARCHIVE_SUFFIX, sources=())
+            found = _found(folder, store, file)
+            record = records.get(file.name) if file else None
+            plans.append(decided(manifest.level, split, file, found, record, options))
+    return plans
+
+
+def fetch_levels(
+    levels: Sequence[str], splits: Sequence[Split], folder: Path, options: FetchOptions
+) -> Iterator[str]:
+    """Do what is missing; yields what was done, file by file. All are tried before one is raised.
+
+    FetchError, PickleError, StoreError   as the first failure was; the others are named with it
+    """
+    failures: list[DemotoolsError] = []
+    with contextlib.ExitStack() as locks:
+        for level in dict.fromkeys(read_manifest(level).level for level in levels):
+            locks.enter_context(_level_lock(folder, level))
+        missing = []
+        for plan in fetch_plans(levels, splits, folder, options):
+            try:
+                if plan.action == "download":
+                    missing.append(plan)
+                else:
+                    yield _without_network(plan, folder, options)
+            except DemotoolsError as error:
+                failures.append(error)
+        for plan, outcome in _downloads(missing, folder / DOWNLOADS, options):
+            try:
+                if isinstance(outcome, DemotoolsError):
+                    raise outcome
+                yield _finished(plan, outcome, folder, options)
+            except DemotoolsError as error:
+                failures.append(error)
+    if failures:
+        raise _joined(failures)
+
+
+def read_records(folder: Path) -> dict[str, FetchedRecord]:
+    """What the first whole download of each file was, by file name; empty before the first.
+
+    FetchError  the file does not parse
+    """
+    path = folder / RECORDS_NAME
+    if not path.exists():
+        return {}
+    try:
+        with open_regular(path) as stream:
+            return _RECORDS.validate_python(tomllib.load(stream))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise FetchError(
+            f"the records of earlier fetches cannot be read: {str(error).splitlines()[0]}",
+            path=path,
+            fix="correct the file, or remove it: then later fetches are checked against nothing",
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+def write_record(folder: Path, name: str, record: FetchedRecord) -> None:
+    """Keep the record of a file; one that is there already stays."""
+    path = folder / RECORDS_NAME
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        records = read_records(folder)
+        if name in records:
+            return
+        table = {key: value.model_dump() for key, value in {**records, name: record}.items()}
+        with written_whole(path) as stream:
+            tomli_w.dump(dict(sorted(table.items())), stream)
+
+
+def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
+    path = store_path(store, folder)
+    source, problem = None, None
+    if path.exists():
+        try:
+            source = open_store(path).attributes.source
+        except StoreError as error:
+            problem = error.what
+    if file is None:
+        return Found(source, problem)
+    final = folder / DOWNLOADS / file.name
+    places = [place_of(each) for each in file.sources if each.archive is None]
+    part = max((part_bytes(final, str(place)) for place in places), default=0)
+    return Found(source, problem, final.stat().st_size if final.is_file() else None, part)
+
+
+@contextlib.contextmanager
+def _level_lock(folder: Path, level: str) -> Iterator[None]:
+    lock = acquired_lock(folder / f"{level}.fetch")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # something is in it still, or it never was
+            (folder / DOWNLOADS).rmdir()
+        lock.release()
+
+
+def _without_network(plan: Plan, folder: Path, options: FetchOptions) -> str:
+    """Carry out a plan that downloads nothing."""
+    path = store_path(plan.store, folder)
+    if plan.action == "refuse":
+        raise FetchError(plan.reason, path=path, fix=plan.fix)
+    pickle = folder / DOWNLOADS / plan.name
+    try:
+        if pickle.is_file() and (plan.action == "convert" or options.check):
+            file = checked_file(pickle, plan.expected)
+    except RefusedError as error:
+        raise FetchError(str(error), path=pickle, fix="remove the file, then fetch it") from error
+    if plan.action == "convert":
+        return _finished(plan, file, folder, options)
+    if plan.action == "check" and options.convert:
+        raise_if_damaged(path, verify_store(path, quiet=options.quiet))
+    done = "every byte of it was checked" if plan.action == "check" else "nothing to do"
+    return f"{plan.store}: {plan.reason}, {done}"
+
+
+def _downloads(plans: Sequence[Plan], folder: Path, options: FetchOptions) -> Iterator[Outcome]:
+    """Each plan's file as soon as it is there, or why no place gave it."""
+    refused: dict[str, list[Refusal]] = {plan.store: [] for plan in plans}
+    rest = []
+    for plan in plans:
+        try:
+            file = _from_places(plan, folder / plan.name, options, refused[plan.store])
+        except DemotoolsError as error:
+            yield plan, error
+        except OSError as error:
+            yield plan, from_os_error(error, folder / plan.name)
+        else:
+            if file is None:
+                rest.append(plan)
+            else:
+                yield plan, file
+    for name in dict.fromkeys(name for plan in rest for name in _archives(plan)):
+        wanted = [plan for plan in rest if name in _archives(plan)]
+        for plan, outcome in _from_archive(name, wanted, folder, options, refused):
+            rest.remove(plan)
+            yield plan, outcome
+    for plan in rest:
+        yield plan, _nobody_gave(plan, folder, refused[plan.store])
+
+
+def _archives(plan: Plan) -> list[str]:
+    return [source.archive for source in plan.sources if source.archive is not None]
+
+
+def _from_places(
+    plan: Plan, final: Path, options: FetchOptions, refusals: list[Refusal]
+) -> Downloaded | None:
+    if options.origin is not None:
+        places = [place_named(options.origin)]
+    else:
+        places = [place_of(source) for source in plan.sources if source.archive is None]
+    for place in places:
+        try:
+            return download(place, final, plan.expected, options)
+        except RefusedError as error:
+            refusals.append((str(place), error))
+    return None
+
+
+def _from_archive(
+    name: str,
+    plans: Sequence[Plan],
+    folder: Path,
+    options: FetchOptions,
+    refused: dict[str, list[Refusal]],
+) -> Iterator[Outcome]:
+    """The plans whose files the archive has; of the others, why not goes into `refused`."""
+    missing = {_member(plan, name): plan for plan in plans}
+    refusals: list[Refusal] = []
+    try:
+        archive = read_archive(name)
+        expected = Expected(archive.size_bytes, archive.sha256, archive.md5)
+        for place in map(place_of, archive.sources):
+            wanted = {pattern: folder / plan.name for pattern, plan in missing.items()}
+            try:
+                for pattern, file in extract_members(place, wanted, expected, options):
+                    yield missing.pop(pattern), file
+                refusals.append((str(place), RefusedError("the archive has no such member")))
+            except RefusedError as error:
+                refusals.append((str(place), error))
+            if not missing:
+                return
+    except DemotoolsError as error:
+        yield from ((plan, error) for plan in missing.values())
+    except OSError as error:
+        yield from ((plan, from_os_error(error, folder)) for plan in missing.values())
+    else:
+        for plan in missing.values():
+            refused[plan.store] += [(f"archive {name}, {who}", error) for who, error in refusals]
+
+
+def _member(plan: Plan, archive: str) -> str:
+    source = next(source for source in plan.sources if source.archive == archive)
+    return source.member or plan.name
+
+
+def _nobody_gave(plan: Plan, folder: Path, refusals: Sequence[Refusal]) -> FetchError:
+    lost = [str(error) for _, error in refusals if isinstance(error, UnreachableError)]
+    others = [f"{who}: {e}" for who, e in refusals if not isinstance(e, UnreachableError)]
+    ways = ["wait a day for the quota"] if any("quota" in text.lower() for text in others) else []
+    ways.append("pass `--from FILE` with a copy you have")
+    if read_manifest(plan.level).environment_id is not None:
+        ways.append(f"record the bot: `demotools generate {plan.level} --episodes 100000`")
+    what = "; ".join(dict.fromkeys([*lost, *others]))
+    return FetchError(
+        f"no source gave {plan.name}: {what}" if others else what,
+        path=folder / plan.name,
+        fix=", or ".join(ways) if len(ways) < 3 else f"{', '.join(ways[:-1])}, or {ways[-1]}",
+    )
+
+
+def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions) -> str:
+    """Convert a checked file and keep its record; the file goes unless it is to be kept."""
+    record = FetchedRecord(
+        level=plan.level,
+        split=plan.split,
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        source=file.source,
+        day=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+    ours = file.path.parent == folder / DOWNLOADS
+    if not options.convert:
+        write_record(folder, plan.name, record)
+        return f"{file.path}: {file.size_bytes:,} bytes from {file.source}"
+    try:
+        text = _converted(plan, file, folder, options)
+    except PickleError as error:
+        if not ours:
+            raise
+        refused = file.path.with_name(file.path.name + ".refused")
+        file.path.replace(refused)
+        raise FetchError(
+            f"what {file.source} gave cannot be converted: {error.what}",
+            path=refused,
+            fix=f"{error.fix}; fetching again gets a new copy",
+        ) from error
+    write_record(folder, plan.name, record)
+    if ours and not options.keep_pickle:
+        file.path.unlink()
+    return text
+
+
+def _converted(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions) -> str:
+    if content_kind(file.path) == "archive":
+        path = store_path(plan.store, folder)
+        about = archived_attributes(file.path)
+        level, split = about.get("level"), about.get("split")
+        if (level, split) != (plan.level, plan.split):
+            raise FetchError(
+                f"the archive holds {level}, {split} split, not {plan.level}, {plan.split} split",
+                path=file.path,
+                fix="name its level and --split, or restore it with `demotools unarchive`",
+            )
+        unarchive_store(file.path, path, overwrite=options.overwrite, quiet=options.quiet)
+        return f"{path}: {open_store(path).episodes:,} episodes from {file.source}"
+    convert = ConvertOptions(
+        level=plan.level, split=plan.split, overwrite=options.overwrite, quiet=options.quiet
+    )
+    origin = {"fetched_from": file.source, "url": file.url}
+    return convert_files([file.path], folder, convert, origin).text()
+
+
+def _joined(failures: Sequence[DemotoolsError]) -> DemotoolsError:
+    if len(failures) == 1:
+        return failures[0]
+    whats = list(dict.fromkeys(error.what for error in failures))
+    fixes = list(dict.fromkeys(error.fix for error in failures))
+    if len(whats) == 1:  # one cause, such as no network: one way out of it, for each level
+        told, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
+    else:
+        told, fix = f"{len(failures)} files failed: {_few(whats, '; ')}", _few(fixes, " | ")
+    return FetchError(told, path=_few([error.path for error in failures], ", "), fix=fix)
+
+
+def _few(texts: Sequence[str], between: str) -> str:
+    """The first texts, and how many there are besides."""
+    more = len(texts) - _TEXTS_AT_MOST
+    return between.join([*texts[:_TEXTS_AT_MOST], *([f"{more} more"] if more > 0 else [])])
