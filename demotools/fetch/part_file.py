@@ -153,7 +153,8 @@ def _part_path(final: Path, source: str) -> Path:
 def download_bar(name: str, options: FetchOptions, initial: int = 0) -> tqdm[Any]:
     """A bar of bytes on stderr, shown on a terminal only."""
     hidden = True if options.quiet else None  # None: where stderr is no terminal
-    return tqdm(desc=printable_text(name), initial=initial, unit="B", unit_scale=True, disable=hidden)
+    desc = printable_text(name)
+    return tqdm(desc=desc, initial=initial, unit="B", unit_scale=True, disable=hidden)
 
 
 def show_waiting(bar: tqdm[Any], name: str, text: str, options: FetchOptions) -> None:
