@@ -96,8 +96,8 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> str:
                 path=path,
                 fix="get the whole file again, or add --salvage to convert what is whole",
             )
-        stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with path.open("rb") as packed:
+        return hashlib.file_digest(packed, "sha256").hexdigest()
 
 
 def _unpacked_blocks(stream: IO[bytes]) -> Iterator[bytes]:
