@@ -56,8 +56,8 @@ def decode_errand(
     """
 
     def decode(folder: Path) -> int:
-        if not file.path.is_file() or file.path.stat().st_size != file.size_bytes:
-            raise refused({socket.gethostname(): f"it does not see the file {file.path}"})
+        if not file.content.is_file() or file.content.stat().st_size != file.content_bytes:
+            raise refused({socket.gethostname(): f"it does not see the file {file.content}"})
         decode_part(folder, number, file, part, on_error)
         return len(part.number)
 
@@ -116,7 +116,7 @@ class ClusterDecoders:
         """Have a part decoded, once there is room for it."""
         while len(self._under_way) >= self._room:
             self._collect(FIRST_COMPLETED)
-        absolute = replace(file, path=file.path.absolute())
+        absolute = replace(file, content=file.content.absolute())
         task = self._submit(decode_errand, number, absolute, part, on_error)
         self._under_way.add(adopting(task, self._parts))
 

@@ -26,8 +26,9 @@ from demotools.demofile import (
 from demotools.environment import SEEDS
 from demotools.errors import PickleError, StoreError, printable_text
 from demotools.grid import Encoding
+from demotools.gzipped import unpacked
 from demotools.layouts import PicklePart
-from demotools.manifest import level_from_environment_id, read_manifest
+from demotools.manifest import Manifest, level_from_environment_id, read_manifest
 from demotools.pickles import PickleReader
 from demotools.processes import bounded_workers, processor_count
 from demotools.store import new_store_path, read_attributes
@@ -136,15 +137,34 @@ def convert_files(
     level, split = _level_and_split(paths, options)
     manifest = read_manifest(level)
     name = options.name or (manifest.level if split == "train" else f"{manifest.level}-{split}")
-    described = [
-        described_file(
-            path,
-            encoding=options.encoding,
-            on_error=options.on_error,
-            salvage=options.salvage,
-        )
-        for path in paths
-    ]
+    store = new_store_path(name, folder)
+    with unpacked(paths, store, salvage=options.salvage) as contents:
+        described = [
+            described_file(
+                path,
+                content,
+                encoding=options.encoding,
+                on_error=options.on_error,
+                salvage=options.salvage,
+            )
+            for path, content in zip(paths, contents, strict=True)
+        ]
+        source = _converted(described, store, manifest, split, options, origin, decoders)
+    about = read_attributes(store)
+    return Converted(store, about.episodes, about.steps, about.missions, source)
+
+
+def _converted(
+    described: Sequence[DemoFile],
+    store: Path,
+    manifest: Manifest,
+    split: str,
+    options: ConvertOptions,
+    origin: Mapping[str, Any] | None,
+    decoders: Callable[[StoreBuilder], AbstractContextManager[Decoders]] | None,
+) -> dict[str, Any]:
+    """Make the store; what it says of its source."""
+    paths = [file.path for file in described]
     if len({file.kind.shape for file in described}) > 1:
         raise PickleError(
             "the files hold different kinds of view",
@@ -159,13 +179,13 @@ def convert_files(
         "on_error": options.on_error,
         "salvage": options.salvage,
     }
-    builder = StoreBuilder(new_store_path(name, folder), job, overwrite=options.overwrite)
+    builder = StoreBuilder(store, job, overwrite=options.overwrite)
     with builder:
         try:
             with (decoders or options.local_decoders)(builder) as decoding:
                 source, late = _read(described, builder, options, decoding, split)
                 source |= origin or {}
-                path = builder.finish(
+                builder.finish(
                     level=manifest.level,
                     split=split,
                     environment_id=manifest.environment_id,
@@ -179,8 +199,7 @@ def convert_files(
             if isinstance(error, StoreError):  # it names a folder that has just been removed
                 error.path = ", ".join(map(str, paths))
             raise
-    about = read_attributes(path)
-    return Converted(path, about.episodes, about.steps, about.missions, source)
+    return source
 
 
 def _level_and_split(paths: Sequence[Path], options: ConvertOptions) -> tuple[str, str]:
@@ -211,7 +230,7 @@ def _read(
     """Have the missing parts decoded: what the store says of its source, and the late parts."""
     finished = set(builder.finished_parts())
     bar = tqdm(
-        total=sum(file.size_bytes for file in files),
+        total=sum(file.content_bytes for file in files),
         desc=builder.path.name,
         unit="B",
         unit_scale=True,
@@ -221,7 +240,7 @@ def _read(
     seeds = _Seeds(split)
     with bar:
         for file in files:
-            reader = PickleReader(file.path, salvage=options.salvage)
+            reader = PickleReader(file.content, salvage=options.salvage)
             first, before = number, bar.n
             for part in reader:
                 seeds.check(file, reader, part)
@@ -272,8 +291,8 @@ def _source_of(file: DemoFile, reader: PickleReader) -> dict[str, Any]:
         left_out["the observation after the last action"] = reader.episodes
     return {
         "name": file.path.name,
-        "size_bytes": reader.position,
-        "sha256": reader.sha256,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256 or reader.sha256,
         "encoding": file.kind.encoding or "image",
         "evidence": file.evidence,
         "episodes": reader.episodes,

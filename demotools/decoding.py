@@ -45,7 +45,7 @@ def decode_part(
     folder: Path, number: int, file: DemoFile, part: PicklePart, on_error: OnError
 ) -> None:
     """Decode one part and write it down; runs in any process."""
-    episodes, skipped = decoded_part(file.path, part, file.kind)
+    episodes, skipped = decoded_part(file.content, part, file.kind)
     if skipped and on_error == "stop":
         raise not_well_formed(file.path, skipped)
     write_part(folder, number, episodes, {"skipped": skipped})
@@ -142,7 +142,7 @@ class _LocalDecoders:
 
     def _decode_here(self) -> None:
         task = self._waiting.popleft()
-        episodes, skipped = decoded_part(task.file.path, task.part, task.file.kind)
+        episodes, skipped = decoded_part(task.file.content, task.part, task.file.kind)
         if skipped:
             raise not_well_formed(task.file.path, skipped)
         self._ready[task.number] = episodes

@@ -14,6 +14,7 @@ from demotools.decode import CELL_VIEW, ViewKind, part_images
 from demotools.encodings import Evidence
 from demotools.errors import PickleError, from_os_error
 from demotools.grid import Encoding
+from demotools.gzipped import Content
 from demotools.manifest import level_from_environment_id
 from demotools.output import open_regular
 from demotools.pickles import PickleReader
@@ -31,14 +32,22 @@ _EVIDENCE_STEPS = 1 << 12
 
 @dataclass(frozen=True)
 class DemoFile:
-    """A file to convert and what its first episodes say."""
+    """A file to convert and what its first episodes say.
+
+    sha256    where it is known before the file is read
+    content   where the pickle lies: `path`, or what that was unpacked to
+    seeded    whether its seeds are seeds: no two are the same
+    """
 
     path: Path
     kind: ViewKind
     evidence: str
-    seeded: bool
     size_bytes: int
     modified_ns: int
+    content: Path
+    content_bytes: int
+    sha256: str | None = None
+    seeded: bool = False
 
 
 def guessed_level_and_split(name: str) -> tuple[str, str]:
@@ -96,6 +105,7 @@ def _shard_numbers(path: Path) -> list[int]:
 
 def described_file(
     path: Path,
+    content: Content,
     *,
     encoding: Encoding | Literal["image"] | None,
     on_error: OnError,
@@ -103,6 +113,7 @@ def described_file(
 ) -> DemoFile:
     """A file, its kind of view and object encoding told from its first episodes.
 
+    content    where its pickle lies
     encoding   what it is, where that is known; "image" stores the views as they are
 
     PickleError     the file is no demo file, or its encoding cannot be told
@@ -110,14 +121,23 @@ def described_file(
     """
     try:
         status = path.stat()
-        reader = PickleReader(path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
+        reader = PickleReader(content.path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
         seeds: list[int] = []
         kind, evidence = _view_kind(reader, encoding, on_error, seeds)
     except OSError as error:
         raise from_os_error(error, path) from error
-    # whole numbers that repeat are no seeds
-    seeded = len(set(seeds)) == len(seeds)
-    return DemoFile(path, kind, evidence, seeded, status.st_size, status.st_mtime_ns)
+    return DemoFile(
+        path,
+        kind,
+        evidence,
+        status.st_size,
+        status.st_mtime_ns,
+        content.path,
+        content.path.stat().st_size,
+        content.sha256,
+        # whole numbers that repeat are no seeds
+        seeded=len(set(seeds)) == len(seeds),
+    )
 
 
 def _view_kind(

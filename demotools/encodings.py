@@ -99,8 +99,8 @@ class Evidence:
         named = _named_objects(mission)
         for encoding in Encoding:
             strange = (present[:11, :6, :3] & ~_POSSIBLE[encoding]).any() or outside.any()
-            strange = strange or (encoding is Encoding.SECOND and loose_key)
-            self.impossible[encoding] += bool(strange)
+            no_door = encoding is Encoding.SECOND and loose_key
+            self.impossible[encoding] += bool(strange) or no_door
             if target is not None and named:
                 agrees = _described(target, encoding) & named
                 (self.agreeing if agrees else self.differing)[encoding] += 1

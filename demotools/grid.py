@@ -126,8 +126,7 @@ def shows_agent(cells: NDArray[np.uint8]) -> NDArray[np.bool_]:
     >>> shows_agent(np.array([[[18, 179]], [[18, 180]]], dtype=np.uint8))
     array([False,  True])
     """
-    shows: NDArray[np.bool_] = (cells >= EGOCENTRIC_CODES).any(axis=(-2, -1))
-    return shows
+    return np.asarray((cells >= EGOCENTRIC_CODES).any(axis=(-2, -1)))
 
 
 def unpacked_cells(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -155,7 +155,8 @@ def pickled_episode(item: Any) -> PickledEpisode:
         if type(item[0]) is dict:
             raise ValueError("it is a step, not an episode: steps belong into a list an episode")
         seed, rest = _extra_fields(item)
-        return _episode(*item[:4], seed, rest)
+        mission, images, directions, actions = item[:4]
+        return _episode(mission, images, directions, actions, seed, rest)
     if type(item) is tuple and len(item) == 2 and type(item[1]) is int and not _is_step(item[0]):
         episode = _stepwise_episode(item[0])
         return episode._replace(left_out=(*episode.left_out, "the seed offset"))

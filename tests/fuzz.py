@@ -52,7 +52,16 @@ def legal_files(folder: Path) -> list[bytes]:
             files.append(pickle.dumps(plain_rows(shape, protocol), protocol))
     image = np.zeros(CELL_VIEW, np.uint8)
     step = ({"image": image, "direction": 1, "mission": "go to the red ball"}, 2, 0.5, False)
-    files += [pickle.dumps([[step, step]], 3), pickle.dumps([([step], 7)], 2)]
+    files += [pickle.dumps([[step, step], [step]], 3), pickle.dumps([([step], 7)], 2)]
+    for protocol in (2, 4):
+        rows = [(*row, ["go"], 0.5, 7) for row in plain_rows(CELL_VIEW, protocol)]
+        names = ("instructions", "images", "directions", "actions")
+        fields = zip(*plain_rows(CELL_VIEW, protocol), strict=True)
+        columns = {name: list(values) for name, values in zip(names, fields, strict=True)}
+        files += [pickle.dumps(rows, protocol), pickle.dumps(columns, protocol)]
+        array = np.ones((3, *CELL_VIEW), np.float32)
+        arrays = [("go to it", array, np.array([0, 1]), np.array([2, 2.0]))]
+        files.append(pickle.dumps(arrays, protocol))
     return files
 
 

@@ -191,7 +191,7 @@ def test_a_worker_that_does_not_see_the_pickle_says_so(serial: Store, tmp_path: 
     write_pickle(file, [serial.select(np.arange(60))])
     part = next(iter(PickleReader(file)))
     kind = ViewKind((7, 7, 3), Encoding.TODAY)
-    elsewhere = DemoFile(tmp_path / "elsewhere.pkl", kind, "", file.stat().st_size, 0)
+    elsewhere = DemoFile(tmp_path / "elsewhere.pkl", kind, "", 9, 0, tmp_path / "elsewhere.pkl", 9)
     with pytest.raises(DemotoolsError, match="does not see the file") as caught:
         decode_errand(Errand(None), 0, elsewhere, part, "stop")
     assert caught.value.fix == "put the files where all machines see them under the same name"
@@ -201,7 +201,7 @@ def test_workers_get_the_whole_path_of_a_pickle(tmp_path: Path) -> None:
     given: list[Path] = []
 
     def submit(_task: object, _number: int, file: DemoFile, *_rest: object) -> Future[Delivered]:
-        given.append(file.path)
+        given.append(file.content)
         future: Future[Delivered] = Future()
         future.set_result(Delivered(1, "part-000000.npy", b""))
         return future
@@ -209,7 +209,9 @@ def test_workers_get_the_whole_path_of_a_pickle(tmp_path: Path) -> None:
     kind = ViewKind((7, 7, 3), Encoding.TODAY)
     (tmp_path / "parts").mkdir()
     decoders = ClusterDecoders(submit, tmp_path / "parts", slots=1)
-    decoders.decode(0, DemoFile(Path("shard.pkl"), kind, "", 1, 0), PicklePart(), "stop")
+    decoders.decode(
+        0, DemoFile(Path("shard.pkl"), kind, "", 1, 0, Path("shard.pkl"), 1), PicklePart(), "stop"
+    )
     decoders.finish()
     assert given == [Path.cwd() / "shard.pkl"]
 

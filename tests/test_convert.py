@@ -181,7 +181,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
         "calls getattr(Actions, '__class__')",
     ),
     "a web page": (b"<!DOCTYPE html><html>quota exceeded</html>", "a web page"),
-    "a gzip": (b"\x1f\x8b\x08\x00abc", "a gzip file"),
+    "a gzip": (b"\x1f\x8b\x08\x00abc", "this gzip file is cut short"),
     "nothing": (b"", "the file is empty"),
     "an empty list": (pickled([]), "an empty list"),
     "a dictionary": (pickled({"room_size": 8}), "holds a dict"),

@@ -74,7 +74,8 @@ def test_every_text_has_tokens_under_its_own_extended_vocabulary(missions: list[
 
 def slow_words(mission: str) -> list[str]:
     """The same rule, letter by letter."""
-    words, word = [], ""
+    words: list[str] = []
+    word = ""
     for letter in mission.lower() + " ":
         if re.fullmatch(r"\w", letter) or unicodedata.category(letter) in ("Mn", "Mc", "Me"):
             word += letter
