@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 
@@ -123,3 +124,6 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # it stays open as long as the process: nothing to close
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        # the name of a file may be no text: it is shown as it can be, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -44,11 +44,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose content appears under `path` when the block ends, and only when it ends well.
 
     The temporary file lies in the same folder under a name that nobody else has; it is synced to
     the disk before it is renamed. Where `path` is a link to a file, that file is replaced.
+
+    synced   False where a file that a power cut damages is found out and made again
 
     DemotoolsError  the disk is full or cannot be written; `path` is no regular file
     """
@@ -60,7 +62,8 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if synced:
+                os.fsync(stream.fileno())
         temporary.replace(target)
     except OSError as error:
         # the user named `path`, not the temporary file that the error names
