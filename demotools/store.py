@@ -239,7 +239,8 @@ class Store:
         """The texts of a few missions, without keeping all of them."""
         wanted = [int(row) for row in rows]
         length = self.metadata[TEXTS].chunk_shape[0]
-        files, found = self._files.chunks[TEXTS], {}
+        files = self._files.chunks[TEXTS]
+        found: dict[int, str] = {}
         for number in sorted({row // length for row in wanted}):
             texts = _unpacked_texts(files[number], length, self.path, number)
             found |= {row: texts[row % length] for row in wanted if row // length == number}

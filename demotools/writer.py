@@ -213,7 +213,7 @@ class StoreBuilder:
         if not mine or not _holds(job_file, self._job):
             removed(self.folder)
             self.parts.mkdir(parents=True)
-            with written_whole(job_file) as stream:
+            with written_whole(job_file, synced=False) as stream:
                 stream.write(self._job)
             return
         for entry in self.folder.iterdir():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import hypothesis.extra.numpy as hnp
@@ -151,7 +151,8 @@ def test_a_store_left_unfinished_is_refused(make_store: MakeStore) -> None:
     "kind", ["v2 group", "v2 array", "v3 group", "v3 array", "empty", "photos"]
 )
 def test_what_others_made_is_never_told_to_be_removed(kind: str, tmp_path: Path) -> None:
-    path, format_ = tmp_path / "Other.zarr", 2 if "v2" in kind else 3
+    path = tmp_path / "Other.zarr"
+    format_: Literal[2, 3] = 2 if "v2" in kind else 3
     if "group" in kind:
         zarr.create_group(path, zarr_format=format_)
     elif "array" in kind:
@@ -347,8 +348,9 @@ def test_a_folder_whose_name_is_no_utf8_is_served(make_store: MakeStore) -> None
     for command, *options in commands:
         named = [] if command == "list" else [path]
         if command == "unarchive":
-            named = [path.with_name(path.name + ".zip"), "--name", "Back"]
-        arguments = [*named, *options, "--data-dir", path.parent]
+            named = [path.with_name(path.name + ".zip")]
+            options = ["--name", "Back"]
+        arguments: list[str | Path] = [*named, *options, "--data-dir", path.parent]
         done = subprocess.run(
             [sys.executable, "-m", "demotools", command, *arguments],
             capture_output=True,

@@ -316,7 +316,7 @@ def test_one_byte_changed_in_what_was_left_changes_nothing(
 ) -> None:
     kept = begun(tmp_path / "A.zarr")
     size = (kept / name).stat().st_size
-    for position in range(0, size, max(size // 60, 1)):
+    for position in range(0, size, max(size // 25, 1)):
         again = tmp_path / f"again-{position}"
         shutil.copytree(kept, again / kept.name)
         content = bytearray((kept / name).read_bytes())
