@@ -15,14 +15,16 @@ from demotools.arrays import TEXTS_A_CHUNK, group_json, raw_array, write_rows, w
 from demotools.chunks import ChunkFiles, chunk_length
 from demotools.errors import StoreError
 from demotools.grid import OBJECTS, PACKING, VIEW_SIZE
+from demotools.metadata import array_json, array_names
 from demotools.mission_table import MissionTable
 from demotools.store import (
-    NO_FINGERPRINT,
+    NO_HASH,
     SCHEMA,
     SCHEMA_VERSION,
     Episodes,
     episode_mask,
     fingerprint,
+    metadata_hash,
 )
 from demotools.vocabulary import VERSION, vocabulary_hash
 
@@ -67,9 +69,11 @@ def join_parts(
         "vocabulary_version": VERSION,
         "vocabulary_hash": vocabulary_hash(missions.words),
         "created_by": f"demotools {version('demotools')}",
+        "fingerprint": fingerprint(building),
     }
-    unsigned = group_json({**attributes, "fingerprint": NO_FINGERPRINT})
-    signed = group_json({**attributes, "fingerprint": fingerprint(building, unsigned)})
+    unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
+    arrays = {name: array_json(building, name) for name in array_names(building)}
+    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, arrays)})
     (building / "zarr.json").write_bytes(signed)
 
 

@@ -48,7 +48,7 @@ from demotools.vocabulary import vocabulary_hash
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
 SUFFIX = ".zarr"
-NO_FINGERPRINT = "0" * 64
+NO_HASH = "0" * 64
 DATA_VARIABLE = "DEMOTOOLS_DATA"
 
 Image = NDArray[np.uint8]
@@ -102,6 +102,7 @@ class Episodes:
 _COLUMNS = ("length", "seed", "view", "direction", "action")
 
 
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -125,7 +126,8 @@ class StoreAttributes(BaseModel):
     licence: str
     citation: str
     created_by: str
-    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    fingerprint: _Sha256
+    metadata_hash: _Sha256
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class Store:
 
     def check_unchanged(self) -> None:
         """StoreError where the files that are open were written to since: after long reading."""
-        if self._files.fingerprint(self.attributes.fingerprint) != self.attributes.fingerprint:
+        if self._files.fingerprint() != self.attributes.fingerprint:
             raise _replaced(self.path)
 
     def images(self, start: int, stop: int) -> Image:
@@ -393,9 +395,11 @@ def _opened(path: Path) -> Store:
     arrays = {name: parsed_metadata(content[name], path, name) for name in content}
     _check_lengths(path, attributes, arrays)
     chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}
-    files = _Files(root, content, chunks)
-    if files.fingerprint(attributes.fingerprint) != attributes.fingerprint:
-        raise damaged(path, "its metadata and checksums are not those that it was written with")
+    files = _Files(chunks)
+    if files.fingerprint() != attributes.fingerprint:
+        raise damaged(path, "its checksums are not the ones that it was written with")
+    if metadata_hash(root, content, attributes.metadata_hash) != attributes.metadata_hash:
+        raise damaged(path, "its metadata are not those that it was written with")
     packed = "cells" in arrays
     maps = {name: _array(arrays[name], chunks[name]) for name in arrays if name != TEXTS}
     store = Store(
@@ -581,44 +585,39 @@ def expected_entries(path: Path) -> tuple[set[str], set[str]]:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of an open store.
+    """The chunk files of an open store, mapped whole: array -> uint8 [size] each."""
 
-    root     the group's zarr.json
-    arrays   array -> its zarr.json
-    chunks   array -> its chunk files, mapped whole: uint8 [size]
-    """
-
-    root: bytes
-    arrays: Mapping[str, bytes]
     chunks: Mapping[str, list[NDArray[np.uint8]]]
 
-    def fingerprint(self, stated: str) -> str:
-        """See docs/format.md.
-
-        stated   the fingerprint that stands in `root`
-        """
-        digest = hashlib.sha256(self.root.replace(stated.encode(), NO_FINGERPRINT.encode()))
-        for array in sorted(self.arrays):
+    def fingerprint(self) -> str:
+        """The sha256 of the names of the arrays, each with the checksums of its chunk files."""
+        digest = hashlib.sha256()
+        for array in sorted(self.chunks):
             digest.update(array.encode())
-            digest.update(self.arrays[array])
             for chunk in self.chunks[array]:
                 digest.update(chunk[-CRC_BYTES:].tobytes())
         return digest.hexdigest()
 
 
-def fingerprint(path: Path, root: bytes) -> str:
-    """The fingerprint of a store in the making.
+def fingerprint(path: Path) -> str:
+    """The fingerprint of a store in the making; StoreError where a chunk file is missing."""
+    names = array_names(path)
+    return _Files(
+        {name: _chunk_maps(path, path, name, array_metadata(path, name)) for name in names}
+    ).fingerprint()
 
-    root        its zarr.json, with `NO_FINGERPRINT` in place of the fingerprint
 
-    StoreError  a chunk file is missing
+def metadata_hash(root: bytes, arrays: Mapping[str, bytes], stated: str = NO_HASH) -> str:
+    """The sha256 of all metadata files: the group's, then those of the arrays by their names.
+
+    root     the group's zarr.json
+    arrays   array -> its zarr.json
+    stated   the hash that stands in `root`, which counts as 64 zeros
     """
-    arrays = {name: array_json(path, name) for name in array_names(path)}
-    chunks = {
-        name: _chunk_maps(path, path, name, parsed_metadata(arrays[name], path, name))
-        for name in arrays
-    }
-    return _Files(root, arrays, chunks).fingerprint(NO_FINGERPRINT)
+    digest = hashlib.sha256(root.replace(stated.encode(), NO_HASH.encode()))
+    for array in sorted(arrays):
+        digest.update(arrays[array])
+    return digest.hexdigest()
 
 
 def _chunk_maps(

@@ -27,11 +27,12 @@ from demotools.arrays import group_json
 from demotools.cli import main
 from demotools.errors import SettingsError, StoreError
 from demotools.store import (
-    NO_FINGERPRINT,
+    NO_HASH,
     Store,
     data_folder,
     episode_mask,
     fingerprint,
+    metadata_hash,
     new_store_path,
     open_store,
     spans,
@@ -434,17 +435,20 @@ def test_attributes_of_the_wrong_type_are_named(make_store: MakeStore) -> None:
 
 
 def sign(path: Path) -> None:
-    """Give a store that was edited the fingerprint of what it holds now."""
-    file = path / "zarr.json"
-    stated = json.loads(file.read_text())["attributes"]["fingerprint"]
-    root = file.read_text().replace(stated, NO_FINGERPRINT)
-    file.write_text(root.replace(NO_FINGERPRINT, fingerprint(path, root.encode())))
+    """Give a store that was edited the hashes of what it holds now."""
+    metadata = json.loads((path / "zarr.json").read_text())
+    metadata["attributes"] |= {"fingerprint": fingerprint(path), "metadata_hash": NO_HASH}
+    root = json.dumps(metadata)
+    arrays = {file.parent.name: file.read_bytes() for file in path.glob("*/zarr.json")}
+    found = metadata_hash(root.encode(), arrays)
+    (path / "zarr.json").write_text(root.replace(NO_HASH, found))
 
 
 def edit_attributes(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
     metadata = json.loads((path / "zarr.json").read_text())
     edit(metadata["attributes"])
     (path / "zarr.json").write_text(json.dumps(metadata))
+    sign(path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "rewritten"])

@@ -182,7 +182,6 @@ def test_an_attribute_that_would_mislead_a_reader_is_named(
             attributes[name] = value
 
     edit_attributes(path, edit)
-    sign(path)
     assert problem in " ".join(failed_checks(path)["attributes that say how to read it"])
 
 
