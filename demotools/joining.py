@@ -72,8 +72,8 @@ def join_parts(
         "fingerprint": fingerprint(building),
     }
     unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
-    arrays = {name: array_json(building, name) for name in array_names(building)}
-    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, arrays)})
+    described = {name: array_json(building, name) for name in array_names(building)}
+    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, described)})
     (building / "zarr.json").write_bytes(signed)
 
 
