@@ -39,8 +39,8 @@ demo: .venv/installed  ## record the bot, train on it, measure success: all unde
 test: lint types layers  ## lint, types, import layers, doctests, tests
 	$(BIN)/pytest
 
-test-all: lint types layers  ## the same, the slow tests, and demotools on a newer Python
-	$(BIN)/nox --session newer-python
+test-all: lint types layers  ## the same, the slow tests, and demotools on the newest and oldest versions
+	$(BIN)/nox --session newer-python lower-bounds
 	$(BIN)/pytest -m 'slow or not slow'
 
 lint: .venv/installed  ## ruff: lint and format

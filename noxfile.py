@@ -1,7 +1,8 @@
-"""Other Pythons: `demotools` without torch on the newest Python that is installed here."""
+"""Other Pythons and other versions: `demotools` without torch, on the newest and the oldest."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -38,4 +39,21 @@ def newer_python(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", *wanted, "pytest", "hypothesis", "trustme")
     session.install("--no-deps", "-e", ".")
     # tests of the trainer are left out by tests/conftest.py where torch is absent
+    session.run("pytest", *(session.posargs or ["tests", "demotools"]))
+
+
+@nox.session(name="lower-bounds", python="3.11")
+def lower_bounds(session: nox.Session) -> None:
+    """The tests of demotools with the lowest version of everything that pyproject.toml allows.
+
+    Without torch and tensorboard, whose oldest builds are gigabytes: the constraints name theirs.
+    """
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    lowest = [
+        re.sub(r">=([^,]+).*", r"==\1", name)
+        for name in project["dependencies"]
+        if not name.startswith(("torch", "tensor"))
+    ]
+    session.install(*lowest, "pytest", "hypothesis", "trustme")
+    session.install("--no-deps", "-e", ".")
     session.run("pytest", *(session.posargs or ["tests", "demotools"]))

@@ -19,16 +19,17 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from demotools.chunks import ChunkFiles
-from demotools.metadata import TEXTS
-from demotools.store import CRC_BYTES, chunk_files
+from demotools.errors import StoreError
+from demotools.metadata import CRC_BYTES, TEXT_BYTES_AT_MOST, TEXTS
+from demotools.store import chunk_files
 
 TEXTS_A_CHUNK = 1 << 17
 _ZSTD_LEVEL = 3
 
 
-def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Write the zarr.json of the group `folder`, in place of the one that is there."""
-    _write_json(folder, {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
+def group_json(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr.json of a group."""
+    return _json({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
 
 
 def raw_array(
@@ -70,7 +71,14 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
     for file, block in zip(chunk_files(folder, TEXTS), blocks, strict=True):
         # the last chunk is as long as the others
         whole = block + [""] * (length - len(block))
-        content = bytes(packed.encode(texts.encode(np.array(whole, dtype=object))))
+        unpacked = texts.encode(np.array(whole, dtype=object))
+        if len(unpacked) > TEXT_BYTES_AT_MOST:
+            raise StoreError(
+                "the missions are too long for a store",
+                path=folder,
+                fix=f"keep {TEXTS_A_CHUNK:,} missions under {TEXT_BYTES_AT_MOST:,} bytes",
+            )
+        content = bytes(packed.encode(unpacked))
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content + google_crc32c.value(content).to_bytes(CRC_BYTES, "little"))
 
@@ -97,9 +105,9 @@ def _write_array(
         "node_type": "array",
         "storage_transformers": [],
     }
-    _write_json(folder / name, metadata)
+    (folder / name).mkdir()
+    (folder / name / "zarr.json").write_bytes(_json(metadata))
 
 
-def _write_json(folder: Path, content: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "zarr.json").write_text(json.dumps(content, indent=2), "utf-8")
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode()

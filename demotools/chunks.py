@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -10,14 +11,16 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.metadata import array_names
-from demotools.store import CRC_BYTES, chunk_files
+from demotools.errors import DemotoolsError
+from demotools.metadata import CRC_BYTES, array_names
+from demotools.output import open_regular
+from demotools.store import chunk_files
 
 # Chunk length (docs/log.md): about a million steps, so that plain zarr reads 50 MB at a time, but
 # never more than 16 chunk files an array, so that any store stays under a hundred files.
 _CHUNK_STEPS = 1 << 20
 _CHUNKS_AT_MOST = 16
-_COPY_BYTES = 1 << 18
+COPY_BYTES = 1 << 18
 
 
 def chunk_length(steps: int) -> int:
@@ -66,7 +69,7 @@ class ChunkFiles:
         self._left -= len(piece)
         while piece:
             # the checksum takes nothing but bytes; small copies stay in the cache
-            block, piece = bytes(piece[:_COPY_BYTES]), piece[_COPY_BYTES:]
+            block, piece = bytes(piece[:COPY_BYTES]), piece[COPY_BYTES:]
             self._stream.write(block)
             self._crc = google_crc32c.extend(self._crc, block)
 
@@ -84,7 +87,7 @@ class ChunkFiles:
             self._stream.close()
             return
         while self._left:
-            self._write(memoryview(bytes(min(self._left, _COPY_BYTES))))
+            self._write(memoryview(bytes(min(self._left, COPY_BYTES))))
         self._close()
 
 
@@ -92,19 +95,26 @@ def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
     """Read every byte: (size in bytes, what is wrong or nothing) for each chunk file."""
     for array in array_names(path):
         for file in chunk_files(path, array):
-            size_bytes = file.stat().st_size if file.is_file() else -1
-            if size_bytes < CRC_BYTES:
-                yield 0, f"{file.relative_to(path)} is missing or short"
-            elif _passes_checksum(file, size_bytes):
-                yield size_bytes, ""
-            else:
-                yield size_bytes, f"{file.relative_to(path)} fails its checksum"
+            yield _checked(file, str(file.relative_to(path)))
 
 
-def _passes_checksum(file: Path, size_bytes: int) -> bool:
-    crc, left = 0, size_bytes - CRC_BYTES
-    with file.open("rb") as stream:
-        while left > 0 and (block := stream.read(min(left, _COPY_BYTES))):
-            crc = google_crc32c.extend(crc, block)
-            left -= len(block)
-        return stream.read(CRC_BYTES) == crc.to_bytes(CRC_BYTES, "little")
+def _checked(file: Path, name: str) -> tuple[int, str]:
+    try:
+        stream = open_regular(file)
+    except DemotoolsError as error:
+        return 0, f"{name} is missing or unreadable: {error.what}"
+    with stream:
+        whole = ends_with_checksum(stream)
+        return os.fstat(stream.fileno()).st_size, "" if whole else f"{name} fails its checksum"
+
+
+def ends_with_checksum(stream: IO[bytes], crc: int = 0) -> bool:
+    """Whether the last bytes of a file are the checksum of those before.
+
+    crc   of what counts as standing before the file
+    """
+    left = os.fstat(stream.fileno()).st_size - CRC_BYTES
+    while left > 0 and (block := stream.read(min(left, COPY_BYTES))):
+        crc = google_crc32c.extend(crc, block)
+        left -= len(block)
+    return stream.read(CRC_BYTES + 1) == crc.to_bytes(CRC_BYTES, "little")

@@ -15,7 +15,7 @@ from demotools.info import aligned, flat_texts
 from demotools.store import Store, open_store
 
 _SHOWN = 5
-_SAID_ELSEWHERE = ("fingerprint", "vocabulary", "episodes", "steps", "missions")
+_SAID_ELSEWHERE = ("fingerprint", "metadata_hash", "vocabulary", "episodes", "steps", "missions")
 
 
 @dataclass(frozen=True)

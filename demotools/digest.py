@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demotools.errors import StoreError, printable_text
-from demotools.store import Store, open_store, text_chunks
+from demotools.errors import printable_text
+from demotools.store import Store, reopened
 
 _BLOCK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 25
@@ -43,7 +43,7 @@ class Block:
 def blocks(store: Store, *, quiet: bool = False) -> Iterator[Block]:
     """All episodes of a store in blocks, with a progress bar, in bounded memory.
 
-    StoreError  the store was replaced meanwhile
+    StoreError  the store was replaced meanwhile, or a value is not in its range
     """
     offset = store.episode_offset
     step_bytes = int(np.prod(store.view.shape[1:]))
@@ -58,39 +58,25 @@ def blocks(store: Store, *, quiet: bool = False) -> Iterator[Block]:
         while first < store.episodes:
             if mapped >= _MAPPED_BYTES:
                 # what was read stays in memory for as long as its map lives: not the caller's map
-                store, mapped = _mapped_anew(store), 0
+                store, mapped = reopened(store.path, store.attributes.fingerprint), 0
             last = int(np.searchsorted(offset, offset[first] + steps, side="right")) - 1
             last = min(max(last, first + 1), store.episodes)
             start, stop = int(offset[first]), int(offset[last])
-            yield Block(
-                episodes=range(first, last),
-                length=np.diff(offset[first : last + 1]),
-                view=store.view.span(start, stop),
-                action=store.action.span(start, stop),
-            )
+            view, action = store.view.span(start, stop), store.action.span(start, stop)
+            store.check_values(view=view, action=action)
+            yield Block(range(first, last), np.diff(offset[first : last + 1]), view, action)
             bar.update(stop - start)
             first, mapped = last, mapped + (stop - start) * step_bytes
-
-
-def _mapped_anew(store: Store) -> Store:
-    again = open_store(store.path)
-    if again.attributes.fingerprint != store.attributes.fingerprint:
-        raise StoreError(
-            "the store was replaced while it was read",
-            path=store.path,
-            fix="run the command again when nothing writes to it",
-        )
-    return again
 
 
 def mission_pieces(store: Store) -> Iterator[tuple[int, list[str]]]:
     """The mission texts piece by piece, each with the row of its first."""
     start = 0
-    for texts in text_chunks(store.path):
+    for texts in store.text_chunks():
         for first in range(0, len(texts), _MISSIONS):
-            yield start + first, texts[first : first + _MISSIONS].tolist()
+            yield start + first, texts[first : first + _MISSIONS]
         start += len(texts)
-        del texts  # before the next are read: one chunk of them takes some 100 MB
+        del texts  # before the next are read
 
 
 def text_digests(texts: Iterable[str]) -> NDArray[np.uint64]:

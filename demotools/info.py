@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from demotools.errors import printable_values
-from demotools.metadata import array_names
-from demotools.store import chunk_files, open_store
+from demotools.store import Store, open_store
 
 MEANING = {
     "cells": "egocentric view, one byte a cell",
@@ -50,19 +48,18 @@ def store_info(path: Path) -> dict[str, Any]:
         "longest": int(length.max()),
         "size_bytes": size_on_disk(path),
         "files": sum(1 for file in path.rglob("*") if file.is_file()),
-        "arrays": [_array(path, name) for name in array_names(path)],
+        "arrays": [_array(store, name) for name in sorted(store.metadata)],
     }
 
 
-def _array(path: Path, name: str) -> dict[str, Any]:
-    metadata = json.loads((path / name / "zarr.json").read_bytes())
-    files = chunk_files(path, name)
+def _array(store: Store, name: str) -> dict[str, Any]:
+    metadata = store.metadata[name]
     return {
         "name": name,
-        "dtype": metadata["data_type"],
-        "shape": metadata["shape"],
-        "chunks": len(files),
-        "size_bytes": sum(file.stat().st_size for file in files),
+        "dtype": metadata.data_type,
+        "shape": list(metadata.shape),
+        "chunks": metadata.chunk_count,
+        "size_bytes": store.array_bytes(name),
         "meaning": MEANING.get(name, ""),
     }
 

@@ -11,12 +11,21 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.arrays import TEXTS_A_CHUNK, raw_array, write_group, write_rows, write_texts
+from demotools.arrays import TEXTS_A_CHUNK, group_json, raw_array, write_rows, write_texts
 from demotools.chunks import ChunkFiles, chunk_length
 from demotools.errors import StoreError
 from demotools.grid import OBJECTS, PACKING, VIEW_SIZE
+from demotools.metadata import array_json, array_names
 from demotools.mission_table import MissionTable
-from demotools.store import SCHEMA, SCHEMA_VERSION, Episodes, episode_mask, fingerprint
+from demotools.store import (
+    NO_HASH,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Episodes,
+    episode_mask,
+    fingerprint,
+    metadata_hash,
+)
 from demotools.vocabulary import VERSION, vocabulary_hash
 
 
@@ -30,7 +39,9 @@ def join_parts(
 
     StoreError  some views pack into cells and others do not
     """
-    write_group(building, {})
+    building.mkdir()
+    # what is found of it, wherever somebody carries it, is known for what it is
+    (building / "zarr.json").write_bytes(group_json({"schema": SCHEMA, "unfinished": True}))
     missions = MissionTable(building.with_name("missions.json"))
     with missions, _EpisodeFiles(building, count) as rows:
         with _StepFiles(building, steps) as arrays:
@@ -60,7 +71,10 @@ def join_parts(
         "created_by": f"demotools {version('demotools')}",
         "fingerprint": fingerprint(building),
     }
-    write_group(building, attributes)
+    unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
+    described = {name: array_json(building, name) for name in array_names(building)}
+    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, described)})
+    (building / "zarr.json").write_bytes(signed)
 
 
 class _EpisodeFiles:

@@ -6,16 +6,24 @@ were found to be those of the format (docs/format.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from demotools.errors import StoreError
+from demotools.errors import DemotoolsError, StoreError
 from demotools.grid import VIEW_SIZE
+from demotools.output import open_regular
 
 TEXTS = "mission_text"
+CRC_BYTES = 4
+JSON_BYTES_AT_MOST = 1 << 26
+# A chunk of missions, packed or not: they are texts of some 30 bytes, 2^17 of them a chunk.
+TEXT_BYTES_AT_MOST = 1 << 28
 # A chunk of missions holds 2^17, and int32 rows name at most 2^31 of them; the others have fewer.
 _CHUNKS_AT_MOST = 1 << 14
 
@@ -72,6 +80,13 @@ class ArrayMetadata(_Checked):
         """Number of chunk files; only the first axis is cut."""
         return -(-self.shape[0] // self.chunk_shape[0])
 
+    @cached_property
+    def raw_chunk_bytes(self) -> int | None:
+        """Size of every chunk file, checksum included; None where chunks are compressed."""
+        if self.data_type == "string":
+            return None
+        return math.prod(self.chunk_shape) * np.dtype(self.data_type).itemsize + CRC_BYTES
+
     def chunk_files(self, folder: Path) -> list[Path]:
         """The chunk files in order.
 
@@ -111,16 +126,43 @@ def array_names(path: Path) -> list[str]:
     return sorted(file.parent.name for file in path.glob("*/zarr.json"))
 
 
+def read_json_bytes(file: Path) -> bytes:
+    """The content of a zarr.json.
+
+    DemotoolsError  it is missing, no regular file, or far too long
+    """
+    with open_regular(file) as stream:
+        content = stream.read(JSON_BYTES_AT_MOST + 1)
+    if len(content) > JSON_BYTES_AT_MOST:
+        raise DemotoolsError("the file is far too long", path=file, fix="name another store")
+    return content
+
+
 def array_metadata(path: Path, array: str) -> ArrayMetadata:
     """What the zarr.json of an array says.
 
     StoreError  it cannot be read, or says what the format does not
     """
-    file = path / array / "zarr.json"
+    return parsed_metadata(array_json(path, array), path, array)
+
+
+def array_json(path: Path, array: str) -> bytes:
+    """The zarr.json of an array; StoreError where it cannot be read."""
     try:
-        metadata = ArrayMetadata.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise damaged(path, f"{array}/zarr.json cannot be read: {error.strerror}") from error
+        return read_json_bytes(path / array / "zarr.json")
+    except DemotoolsError as error:
+        raise damaged(path, f"{array}/zarr.json cannot be read: {error.what}") from error
+
+
+def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
+    """What these bytes say of an array.
+
+    path        of the store or the archive, for the message
+
+    StoreError  they say what the format does not
+    """
+    try:
+        metadata = ArrayMetadata.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "its top level"

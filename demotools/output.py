@@ -12,6 +12,8 @@ import os
 import secrets
 import shutil
 import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import IO
 import filelock
 
 from demotools.errors import DemotoolsError, StoreError, from_os_error
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -45,11 +49,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
     """A stream whose content appears under `path` when the block ends, and only when it ends well.
 
     The temporary file lies in the same folder under a name that nobody else has; it is synced to
     the disk before it is renamed. Where `path` is a link to a file, that file is replaced.
+
+    synced   False where a file that a power cut damages is found out and made again
 
     DemotoolsError  the disk is full or cannot be written; `path` is no regular file
     """
@@ -61,7 +67,8 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if synced:
+                os.fsync(stream.fileno())
         temporary.replace(target)
     except OSError as error:
         # the user named `path`, not the temporary file that the error names
@@ -103,21 +110,26 @@ def open_regular(path: Path) -> IO[bytes]:
 def acquired_lock(path: Path) -> filelock.BaseFileLock:
     """The lock of whoever makes or replaces `path`; release it.
 
+    Where the file system has no locks (some network file systems) a file stands for the lock; that
+    is said, because a process that is killed leaves it behind.
+
     StoreError  another process has it
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    lock: filelock.BaseFileLock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    fix = "wait until it has finished, or end it"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not _has_locks(path.parent):
+            file = path.with_name(f".{path.name}.making")
+            lock = filelock.SoftFileLock(file)
+            fix += f"; where there is none, remove {file}"
+            sys.stderr.write(f"this file system has no locks: {file} stands for one\n")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
             # filelock says so of a file too that cannot be made: then this says why
             Path(lock.lock_file).touch()
-            raise StoreError(
-                "another process is making this",
-                path=path,
-                fix="wait until it has finished, or end it",
-            ) from error
+            raise StoreError("another process is making this", path=path, fix=fix) from error
     except OSError as error:
         raise from_os_error(error, path) from error
     return lock
@@ -139,3 +151,17 @@ def working_folder(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # Windows removes no open file
             Path(lock.lock_file).unlink()
         lock.release()
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether files of this folder can be locked; versions of filelock differ where they cannot."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where they can
+        return True
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 from demotools.errors import StoreError, from_os_error
 from demotools.info import size_on_disk, size_text
 from demotools.output import acquired_lock
-from demotools.store import SCHEMA
+from demotools.store import is_ours, present_folder, read_attributes
+from demotools.writer import recover, trash_folder
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,28 @@ def planned_removals(paths: Sequence[Path]) -> list[Removal]:
 
 
 def _planned(path: Path) -> Removal:
+    folder = present_folder(path)
     if path.is_symlink():
         raise StoreError(
             "this is a link, which demotools does not follow to remove things",
             path=path,
             fix="remove the link itself, or name the folder that it points to",
         )
-    if not path.exists():
+    if not folder.exists():
         raise StoreError(
             "there is no such demo store", path=path, fix="see `demotools list` for their names"
         )
-    try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
-        ours = attributes["schema"] == SCHEMA
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ours = False
-    if not ours:
+    if not is_ours(folder):
         raise StoreError(
-            "this is not a finished demo store, so it is left alone",
+            "this is not a demo store, so it is left alone",
             path=path,
             fix="remove it by other means if you are sure of it",
         )
-    episodes = attributes.get("episodes")
-    return Removal(path, episodes if isinstance(episodes, int) else None, size_on_disk(path))
+    try:
+        episodes = read_attributes(path).episodes
+    except StoreError:
+        episodes = None
+    return Removal(path, episodes, size_on_disk(folder))
 
 
 def remove_store(removal: Removal) -> None:
@@ -72,19 +71,35 @@ def remove_store(removal: Removal) -> None:
 
     A store that is half removed does not look like one: its folder gets another name first.
 
-    StoreError      another process is making it
-    DemotoolsError  it cannot be removed
+    StoreError  another process is making it, or not all of it can be removed
     """
     path = removal.path
-    aside = path.with_name(f".{path.name}.removing")
     lock = acquired_lock(path)
+    trash = trash_folder(path)
     try:
-        if aside.exists():
-            shutil.rmtree(aside)
-        path.rename(aside)
-        # rmtree removes links that it meets, not what they point to
-        shutil.rmtree(aside)
+        recover(path)
+        path.rename(trash)
+        try:
+            _empty(trash)
+        except OSError as error:
+            trash.rename(path)
+            raise StoreError(
+                f"not all of this store could be removed: {(error.strerror or '').lower()}",
+                path=path,
+                fix=f"what is left is still there; see to {error.filename}, then run this again",
+            ) from error
+        shutil.rmtree(trash)
     except OSError as error:
         raise from_os_error(error, path) from error
     finally:
         lock.release()
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the file that says what the folder is."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            # links inside are removed, not what they point to
+            shutil.rmtree(entry)
+        elif entry.name != "zarr.json":
+            entry.unlink()

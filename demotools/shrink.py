@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ def shrink_store(
     store = open_store(path)
     twin = twin or path.with_name(store.name + SMALL + SUFFIX)
     parent = {
-        "name": store.name,
+        # the name of a folder may be no text, but an attribute is
+        "name": os.fsencode(store.name).decode("utf-8", "replace"),
         "fingerprint": store.attributes.fingerprint,
         "episodes": store.episodes,
         "seed": seed,
@@ -78,6 +80,7 @@ def shrink_store(
     with StoreBuilder(twin, {"shrink": parent, "wanted": episodes}, overwrite=overwrite) as builder:
         for number, rows in _blocks(store, episodes, seed, quiet):
             write_part(builder.parts, number, store.select(rows), {})
+        store.check_unchanged()
         about = store.attributes
         builder.finish(
             level=about.level,

@@ -2,39 +2,53 @@
 
 A store is a Zarr v3 group (docs/format.md). The step arrays are uncompressed chunk files whose
 last four bytes are a CRC-32C, so they are memory-mapped as they lie. Opening costs milliseconds
-whatever the size: the checksums at the ends of the chunk files must give the fingerprint that the
-attributes hold, which finds a store that was cut, mixed or rewritten; every byte is checked by
-`demotools verify`. This module imports neither torch, click nor minigrid.
+whatever the size: the metadata files and the checksums at the ends of the chunk files must give
+the fingerprint that the attributes hold, which finds a store that was cut, mixed or rewritten;
+every byte is checked by `demotools verify`. All files are opened at once: what happens to the
+folder afterwards does not change what an open store gives. This module imports neither torch,
+click nor minigrid.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
+import google_crc32c
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from demotools.errors import SettingsError, StoreError
-from demotools.grid import unpacked_cells
-from demotools.metadata import TEXTS, ArrayMetadata, array_metadata, array_names, damaged
+from demotools.errors import DemotoolsError, SettingsError, StoreError
+from demotools.grid import ACTIONS, CELL_CODES, unpacked_cells
+from demotools.metadata import (
+    CRC_BYTES,
+    TEXT_BYTES_AT_MOST,
+    TEXTS,
+    ArrayMetadata,
+    array_json,
+    array_metadata,
+    array_names,
+    damaged,
+    parsed_metadata,
+    read_json_bytes,
+)
+from demotools.output import open_regular
 from demotools.vocabulary import vocabulary_hash
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
 SUFFIX = ".zarr"
-CRC_BYTES = 4
+NO_HASH = "0" * 64
 DATA_VARIABLE = "DEMOTOOLS_DATA"
 
 Image = NDArray[np.uint8]
@@ -64,7 +78,31 @@ class Episodes:
         """First step of each episode, then S: int64 [E + 1]."""
         return np.concatenate([[0], np.cumsum(self.length)]).astype(np.int64)
 
+    @classmethod
+    def concatenated(cls, parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of several parts, one part after another; at least one part."""
+        return cls(
+            mission=[text for part in parts for text in part.mission],
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+        )
 
+    def select(self, episodes: NDArray[np.int64]) -> Episodes:
+        """Copies of the given episodes, in the order given."""
+        index = spans(self.offset[episodes], self.length[episodes])
+        return Episodes(
+            length=self.length[episodes],
+            mission=[self.mission[episode] for episode in episodes],
+            seed=self.seed[episodes],
+            view=self.view[index],
+            direction=self.direction[index],
+            action=self.action[index],
+        )
+
+
+_COLUMNS = ("length", "seed", "view", "direction", "action")
+
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -88,7 +126,8 @@ class StoreAttributes(BaseModel):
     licence: str
     citation: str
     created_by: str
-    fingerprint: str
+    fingerprint: _Sha256
+    metadata_hash: _Sha256
 
 
 @dataclass(frozen=True)
@@ -151,6 +190,7 @@ class Store:
     episode_mission   int32 [E]
     episode_seed      int64 [E]
     mission_tokens    uint8 or uint16 [M, L]
+    metadata          of all arrays
     """
 
     path: Path
@@ -164,6 +204,8 @@ class Store:
     episode_mission: NDArray[np.int32]
     episode_seed: NDArray[np.int64]
     mission_tokens: NDArray[np.uint8] | NDArray[np.uint16]
+    metadata: Mapping[str, ArrayMetadata]
+    _files: _Files
 
     @property
     def episodes(self) -> int:
@@ -182,17 +224,59 @@ class Store:
 
     @cached_property
     def mission_text(self) -> list[str]:
-        """The M distinct missions; read on first use."""
-        return [text for texts in text_chunks(self.path) for text in texts.tolist()]
+        """The M distinct missions; unpacked on first use."""
+        return [text for texts in self.text_chunks() for text in texts]
+
+    def text_chunks(self) -> Iterator[list[str]]:
+        """The distinct missions in order, a chunk file of them at a time.
+
+        StoreError  a chunk file does not unpack to what the metadata announce
+        """
+        texts = self.metadata[TEXTS]
+        for number, file in enumerate(self._files.chunks[TEXTS]):
+            found = _unpacked_texts(file, texts.chunk_shape[0], self.path, number)
+            yield found[: texts.shape[0] - number * texts.chunk_shape[0]]
+
+    def missions(self, rows: Iterable[int]) -> list[str]:
+        """The texts of a few missions, without keeping all of them."""
+        wanted = [int(row) for row in rows]
+        length = self.metadata[TEXTS].chunk_shape[0]
+        files = self._files.chunks[TEXTS]
+        found: dict[int, str] = {}
+        for number in sorted({row // length for row in wanted}):
+            texts = _unpacked_texts(files[number], length, self.path, number)
+            found |= {row: texts[row % length] for row in wanted if row // length == number}
+        return [found[row] for row in wanted]
+
+    def array_bytes(self, array: str) -> int:
+        """What the chunk files of an array take."""
+        return sum(map(len, self._files.chunks[array]))
+
+    def check_unchanged(self) -> None:
+        """StoreError where the files that are open were written to since: after long reading."""
+        if self._files.fingerprint() != self.attributes.fingerprint:
+            raise _replaced(self.path)
 
     def images(self, start: int, stop: int) -> Image:
         """The views of steps [start, stop) as images uint8 [stop - start, H, W, C]."""
         view = self.view.span(start, stop)
+        self.check_values(view=view)
         return unpacked_cells(view) if self.packed else view
+
+    def check_values(self, **columns: NDArray[np.uint8]) -> None:
+        """StoreError where values of these step arrays are not in their range."""
+        limits = {"action": len(ACTIONS), "direction": 4}
+        if self.packed:
+            limits["view"] = CELL_CODES
+        for name, values in columns.items():
+            if name in limits and values.max(initial=0) >= limits[name]:
+                raise damaged(
+                    self.path, f"a value of {name} is {values.max()}, not below {limits[name]}"
+                )
 
     def __reduce__(self) -> tuple[object, ...]:
         # to another process a store travels by its path, not by its gigabytes
-        return _reopened, (self.path, self.attributes.fingerprint)
+        return reopened, (self.path, self.attributes.fingerprint)
 
     def select(self, episodes: NDArray[np.int64]) -> Episodes:
         """Copies of the given episodes, in the order given.
@@ -201,13 +285,13 @@ class Store:
         """
         length = np.diff(self.episode_offset)[episodes]
         index = spans(self.episode_offset[episodes], length)
+        steps = {name: getattr(self, name).take(index) for name in ("view", "direction", "action")}
+        self.check_values(**steps)
         return Episodes(
             length=length,
             mission=[self.mission_text[row] for row in self.episode_mission[episodes]],
             seed=np.array(self.episode_seed[episodes]),
-            view=self.view.take(index),
-            direction=self.direction.take(index),
-            action=self.action.take(index),
+            **steps,
         )
 
 
@@ -257,8 +341,10 @@ def store_path(name: str, folder: Path) -> Path:
     >>> store_path("elsewhere/GoTo.zarr", Path("data")).as_posix()
     'elsewhere/GoTo.zarr'
     """
-    is_path = "/" in name or os.sep in name or name.endswith(SUFFIX)
-    return Path(name) if is_path else folder / (name + SUFFIX)
+    is_path = "/" in name or os.sep in name or name.endswith(SUFFIX) or name in (".", "..")
+    path = Path(name) if is_path else folder / (name + SUFFIX)
+    # what lies beside a store takes its name, which `.` and `..` do not say
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def new_store_path(name: str, folder: Path) -> Path:
@@ -283,13 +369,39 @@ def open_store(path: Path | str) -> Store:
                 short, or not the one that was written
     """
     path = Path(path)
-    attributes = read_attributes(path)
-    arrays = {name: array_metadata(path, name) for name in array_names(path)}
+    while True:
+        before = _folder_state(path)
+        try:
+            return _opened(path)
+        except StoreError:
+            if _folder_state(path) == before:
+                raise
+            # replaced just now, and opened half from the old store: the new one is there
+
+
+def _folder_state(path: Path) -> tuple[int, int] | None:
+    try:
+        about = present_folder(path).stat()
+    except OSError:
+        return None
+    # numbers of folders are used again; the time is that of the last rename
+    return about.st_ino, about.st_ctime_ns
+
+
+def _opened(path: Path) -> Store:
+    folder = present_folder(path)
+    attributes, root = _read_attributes(folder, path)
+    content = {name: array_json(folder, name) for name in array_names(folder)}
+    arrays = {name: parsed_metadata(content[name], path, name) for name in content}
     _check_lengths(path, attributes, arrays)
+    chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}
+    files = _Files(chunks)
+    if files.fingerprint() != attributes.fingerprint:
+        raise damaged(path, "its checksums are not the ones that it was written with")
+    if metadata_hash(root, content, attributes.metadata_hash) != attributes.metadata_hash:
+        raise damaged(path, "its metadata are not those that it was written with")
     packed = "cells" in arrays
-    maps = {
-        name: _mapped(path, name, metadata) for name, metadata in arrays.items() if name != TEXTS
-    }
+    maps = {name: _array(arrays[name], chunks[name]) for name in arrays if name != TEXTS}
     store = Store(
         path=path,
         attributes=attributes,
@@ -302,14 +414,33 @@ def open_store(path: Path | str) -> Store:
         episode_mission=_whole(maps["episode_mission"]),
         episode_seed=_whole(maps["episode_seed"]),
         mission_tokens=_whole(maps["mission_tokens"]),
+        metadata=arrays,
+        _files=files,
     )
-    if _fingerprint(path, arrays) != attributes.fingerprint:
-        raise damaged(path, "its checksums are not the ones that it was written with")
     if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:
         raise damaged(path, "its vocabulary is not the one that its hash names")
-    if store.steps != attributes.steps:
-        raise damaged(path, f"its episodes end at step {store.steps} of {attributes.steps}")
+    _check_rows(store)
     return store
+
+
+def _check_rows(store: Store) -> None:
+    """StoreError where episodes do not follow each other, or name missions that are not there."""
+    offset, mission = store.episode_offset, store.episode_mission
+    if offset[0] != 0 or offset[-1] != store.attributes.steps:
+        raise damaged(
+            store.path,
+            f"its episodes go from step {offset[0]} to {offset[-1]} of {store.attributes.steps}",
+        )
+    length = np.diff(offset)
+    episode = int(length.argmin())
+    if length[episode] < 1:
+        raise damaged(store.path, f"episode {episode} has {length[episode]} steps")
+    wrong = mission.view(np.uint32).argmax()
+    if not 0 <= mission[wrong] < store.attributes.missions:
+        raise damaged(
+            store.path,
+            f"episode {wrong} names mission {mission[wrong]} of {store.attributes.missions}",
+        )
 
 
 def _check_lengths(
@@ -336,30 +467,67 @@ def _check_lengths(
             )
 
 
-def _reopened(path: Path, expected: str) -> Store:
+def reopened(path: Path, expected: str) -> Store:
+    """The store at `path` with new maps; StoreError where its fingerprint is not the expected."""
     store = open_store(path)
     if store.attributes.fingerprint != expected:
-        raise StoreError(
-            "the store was replaced by another while it was in use",
-            path=path,
-            fix="begin anew with the new store, or put the old one back",
-        )
+        raise _replaced(path)
     return store
+
+
+def _replaced(path: Path) -> StoreError:
+    return StoreError(
+        "the store was replaced by another while it was in use",
+        path=path,
+        fix="begin anew with the new store, or put the old one back",
+    )
+
+
+def aside_folder(path: Path) -> Path:
+    """Where the old store lies while a new one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def present_folder(path: Path) -> Path:
+    """The folder of a store: where a writer was killed between two renames, the old one."""
+    if path.name and not os.path.lexists(path) and (aside_folder(path) / "zarr.json").exists():
+        return aside_folder(path)
+    return path
 
 
 def read_attributes(path: Path) -> StoreAttributes:
     """The attributes of a finished store; StoreError otherwise (see `open_store`)."""
-    if not path.exists():
+    return _read_attributes(present_folder(path), path)[0]
+
+
+def _read_attributes(folder: Path, path: Path) -> tuple[StoreAttributes, bytes]:
+    if not folder.exists():
         raise _missing(path)
-    metadata = _read_json(path / "zarr.json", path)
-    attributes = metadata.get("attributes", {})
-    if not isinstance(attributes, dict):
-        raise damaged(path, "its attributes are no table")
-    if metadata.get("node_type") != "group" or attributes.get("schema", SCHEMA) != SCHEMA:
-        raise StoreError(
-            "this is not a demo store", path=path, fix="name a folder that demotools wrote"
-        )
-    if "schema" not in attributes:
+    try:
+        content = read_json_bytes(folder / "zarr.json")
+    except DemotoolsError as error:
+        raise _not_ours(path, f": its zarr.json cannot be read ({error.what})") from error
+    return parsed_attributes(content, path), content
+
+
+def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
+    """The attributes that the zarr.json of a finished store holds.
+
+    path        of the store or the archive, for the message
+
+    StoreError  it is not that of a finished store that this version reads
+    """
+    try:
+        # unlike json.loads it refuses deep nesting, and text that no terminal can print
+        metadata = from_json(content)
+    except ValueError as error:
+        raise _not_ours(path, ", or its zarr.json is damaged") from error
+    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else {}
+    if not isinstance(attributes, dict) or attributes.get("schema") != SCHEMA:
+        raise _not_ours(path)
+    if metadata.get("node_type") != "group":
+        raise damaged(path, "its zarr.json is not that of a group")
+    if attributes.get("unfinished"):
         raise StoreError(
             "this store was left unfinished",
             path=path,
@@ -379,20 +547,19 @@ def read_attributes(path: Path) -> StoreAttributes:
         raise damaged(path, f"its attributes are wrong at {keys}") from error
 
 
-def text_chunks(path: Path) -> Iterator[NDArray[Any]]:
-    """The distinct missions of a store in order, a chunk file of them at a time: string [N].
-
-    StoreError  a chunk file does not unpack to what the metadata announce
-    """
-    import zarr  # half a second, and only the texts need it
-
+def is_ours(path: Path) -> bool:
+    """Whether a folder says that it is a demo store, finished or not, damaged or not."""
     try:
-        texts = zarr.open_array(path / TEXTS, mode="r")
-        for start in range(0, texts.shape[0], texts.chunks[0]):
-            yield np.asarray(texts[start : start + texts.chunks[0]])
-    # zarr's words for a checksum that fails, a chunk that does not unpack, metadata it cannot use
-    except (ValueError, RuntimeError, TypeError, LookupError) as error:
-        raise damaged(path, f"{TEXTS} cannot be read: {error}") from error
+        attributes = from_json(read_json_bytes(path / "zarr.json"))["attributes"]
+        return bool(attributes["schema"] == SCHEMA)
+    except (DemotoolsError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _not_ours(path: Path, detail: str = "") -> StoreError:
+    return StoreError(
+        f"this is not a demo store{detail}", path=path, fix="name a folder that demotools wrote"
+    )
 
 
 def chunk_files(path: Path, array: str) -> list[Path]:
@@ -403,59 +570,126 @@ def chunk_files(path: Path, array: str) -> list[Path]:
     return array_metadata(path, array).chunk_files(path / array)
 
 
-def fingerprint(path: Path) -> str:
-    """The sha256 of the checksums at the ends of all chunk files, in the order of their names.
+def expected_entries(path: Path) -> tuple[set[str], set[str]]:
+    """The folders and the files of a store, by their paths inside it.
 
-    StoreError  a chunk file is missing
+    StoreError  the metadata of an array are not those of the format
     """
-    return _fingerprint(path, {name: array_metadata(path, name) for name in array_names(path)})
+    files = {"zarr.json"}
+    for array in array_names(path):
+        files.add(f"{array}/zarr.json")
+        files |= {file.relative_to(path).as_posix() for file in chunk_files(path, array)}
+    folders = {parent.as_posix() for file in files for parent in PurePosixPath(file).parents}
+    return folders - {"."}, files
 
 
-def _fingerprint(path: Path, arrays: Mapping[str, ArrayMetadata]) -> str:
-    digest = hashlib.sha256()
+@dataclass(frozen=True)
+class _Files:
+    """The chunk files of an open store, mapped whole: array -> uint8 [size] each."""
+
+    chunks: Mapping[str, list[NDArray[np.uint8]]]
+
+    def fingerprint(self) -> str:
+        """The sha256 of the names of the arrays, each with the checksums of its chunk files."""
+        digest = hashlib.sha256()
+        for array in sorted(self.chunks):
+            digest.update(array.encode())
+            for chunk in self.chunks[array]:
+                digest.update(chunk[-CRC_BYTES:].tobytes())
+        return digest.hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """The fingerprint of a store in the making; StoreError where a chunk file is missing."""
+    names = array_names(path)
+    return _Files(
+        {name: _chunk_maps(path, path, name, array_metadata(path, name)) for name in names}
+    ).fingerprint()
+
+
+def metadata_hash(root: bytes, arrays: Mapping[str, bytes], stated: str = NO_HASH) -> str:
+    """The sha256 of all metadata files: the group's, then those of the arrays by their names.
+
+    root     the group's zarr.json
+    arrays   array -> its zarr.json
+    stated   the hash that stands in `root`, which counts as 64 zeros
+    """
+    digest = hashlib.sha256(root.replace(stated.encode(), NO_HASH.encode()))
     for array in sorted(arrays):
-        digest.update(array.encode())
-        for file in arrays[array].chunk_files(path / array):
-            digest.update(_trailer(file, path))
+        digest.update(arrays[array])
     return digest.hexdigest()
 
 
-def _trailer(file: Path, path: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            stream.seek(-CRC_BYTES, os.SEEK_END)
-            return stream.read(CRC_BYTES)
-    except OSError as error:
-        raise damaged(path, f"chunk file {file.relative_to(path)} is missing or short") from error
+def _chunk_maps(
+    folder: Path, path: Path, array: str, metadata: ArrayMetadata
+) -> list[NDArray[np.uint8]]:
+    """All chunk files of an array, mapped whole, of the right size."""
+    maps, expected = [], metadata.raw_chunk_bytes
+    for file in metadata.chunk_files(folder / array):
+        name = file.relative_to(folder)
+        try:
+            stream = open_regular(file)
+        except DemotoolsError as error:
+            raise damaged(
+                path, f"chunk file {name} is missing or unreadable: {error.what}"
+            ) from error
+        with stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size <= CRC_BYTES or (expected and size != expected):
+                wanted = f" instead of {expected}" if expected else ""
+                raise damaged(path, f"chunk file {name} is {size} bytes long{wanted}")
+            # a plain array over the map: np.memmap's own subclass slows every slice
+            maps.append(np.asarray(np.memmap(stream, np.uint8, mode="r", shape=(size,))))
+    return maps
 
 
-def _read_json(file: Path, path: Path) -> dict[str, Any]:
-    try:
-        # unlike json.loads it refuses deep nesting, and text that no terminal can print
-        content = from_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"this is not a demo store, or an unfinished one: {file.name} cannot be read",
-            path=path,
-            fix="name a folder that demotools wrote, or run the command that makes it again",
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _mapped(path: Path, array: str, metadata: ArrayMetadata) -> StepArray:
+def _array(metadata: ArrayMetadata, files: list[NDArray[np.uint8]]) -> StepArray:
     shape, chunk = metadata.shape, metadata.chunk_shape
     dtype = np.dtype(metadata.data_type).newbyteorder("<")
-    expected = math.prod(chunk) * dtype.itemsize + CRC_BYTES
     chunks = []
-    for number, file in enumerate(metadata.chunk_files(path / array)):
-        size = file.stat().st_size if file.is_file() else -1
-        if size != expected:
-            found = "missing" if size < 0 else f"{size} bytes long instead of {expected}"
-            raise damaged(path, f"chunk file {file.relative_to(path)} is {found}")
+    for number, file in enumerate(files):
         rows = min(chunk[0], shape[0] - number * chunk[0])
-        # a plain array over the map: np.memmap's own subclass slows every slice
-        chunks.append(np.asarray(np.memmap(file, dtype, mode="r", shape=(rows, *shape[1:]))))
+        chunks.append(file[:-CRC_BYTES].view(dtype).reshape(chunk)[:rows])
     return StepArray(chunks=tuple(chunks), chunk_length=chunk[0])
+
+
+def _unpacked_texts(file: NDArray[np.uint8], count: int, path: Path, number: int) -> list[str]:
+    """The texts of one chunk file of missions; nothing in it is believed before it is checked."""
+    from numcodecs.zstd import Zstd
+
+    content = file.tobytes()
+    packed, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+    wrong = damaged(path, f"{TEXTS} cannot be read: chunk {number} is not what the format says")
+    if google_crc32c.value(packed).to_bytes(CRC_BYTES, "little") != crc:
+        raise damaged(path, f"{TEXTS} cannot be read: chunk {number} fails its checksum")
+    if not 4 + 4 * count <= _unpacked_size(packed) <= TEXT_BYTES_AT_MOST:
+        raise wrong
+    try:
+        unpacked = bytes(Zstd().decode(packed))
+        if int.from_bytes(unpacked[:4], "little") != count:
+            raise wrong
+        texts, place = [], 4
+        for _ in range(count):
+            start = place + 4
+            place = start + int.from_bytes(unpacked[place:start], "little")
+            texts.append(unpacked[start:place].decode())
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise wrong from error
+    if place != len(unpacked):
+        raise wrong
+    return texts
+
+
+def _unpacked_size(frame: bytes) -> int:
+    """What a Zstandard frame says that it unpacks to, -1 where it does not (RFC 8878, 3.1.1.1)."""
+    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
+        return -1
+    flags = frame[4]
+    single, kind = flags >> 5 & 1, flags >> 6
+    size = (single, 2, 4, 8)[kind]
+    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+    field = frame[start : start + size]
+    return int.from_bytes(field, "little") + (256 if kind == 1 else 0) if field else -1
 
 
 def _whole(mapped: StepArray) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from demotools.digest import block_digests, blocks, mission_digests
 from demotools.grid import ACTIONS, COLOURS, OBJECTS, STATES
 from demotools.info import store_info
+from demotools.metadata import damaged
 from demotools.store import Store
 
 _CELL_SHAPE = (len(OBJECTS), len(COLOURS), len(STATES))
@@ -52,10 +53,7 @@ class Survey:
 
     def missions(self, rows: Iterable[int]) -> list[str]:
         """The texts of a few missions; a million at once would take too much memory."""
-        import zarr  # half a second, and only the texts need it
-
-        texts = zarr.open_array(self.store.path / "mission_text", mode="r")
-        return [str(texts[int(row)]) for row in rows]
+        return self.store.missions(rows)
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -118,6 +116,8 @@ def _code_counts(view: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def _word_episodes(store: Store, mission_episodes: NDArray[np.int64]) -> NDArray[np.int64]:
     words = len(store.attributes.vocabulary)
+    if store.mission_tokens.max(initial=0) > words:
+        raise damaged(store.path, "its missions have words that its vocabulary has not")
     result = np.zeros(words + 1, dtype=np.int64)
     tokens = store.mission_tokens
     for column in range(tokens.shape[1]):

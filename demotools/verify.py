@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,10 +19,20 @@ from demotools.errors import ManifestError, StoreError, printable_text
 from demotools.grid import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.manifest import read_manifest
 from demotools.replay import replayed_store
-from demotools.store import StepArray, Store, episode_mask, open_store, read_attributes
+from demotools.store import (
+    StepArray,
+    Store,
+    episode_mask,
+    expected_entries,
+    open_store,
+    present_folder,
+    read_attributes,
+)
 from demotools.vocabulary import alike, mission_tokens, mission_words
 
 _STEPS_A_BLOCK = 1 << 20
+# What file managers put into every folder that they show; it changes nothing that is read.
+_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")
 _LEVEL_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -56,11 +67,12 @@ def verify_store(path: Path, *, replay: int = 0, quiet: bool = False) -> list[Ch
 
     replay      at most so many episodes are played again in the environment, if all else is well
 
-    StoreError  the folder is not a finished store, or its metadata are not those of the format
+    StoreError  the folder is not a finished store, or what it says of itself is wrong
     """
+    path = present_folder(path)
     read_attributes(path)
     damaged = _damaged_files(path, quiet)
-    checks = [Check("checksums of all chunk files", tuple(damaged))]
+    checks = [Check("checksums of all chunk files", tuple(damaged)), _files(path)]
     if damaged:
         return checks
     store = open_store(path)
@@ -93,6 +105,31 @@ def _damaged_files(path: Path, quiet: bool) -> list[str]:
     return damaged
 
 
+def _files(path: Path) -> Check:
+    """Every entry of the folder is one that the format names; nothing is hidden from this."""
+    folders, files = expected_entries(path)
+    problems, tolerated = [], []
+    for folder in ("", *sorted(folders)):
+        with os.scandir(path / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                kind = _kind(entry)
+                if (name in files and kind == "file") or (name in folders and kind == "folder"):
+                    continue
+                if entry.name in _DESKTOP and kind == "file":
+                    tolerated.append(name)
+                else:
+                    problems.append(f"the {kind} {name!r} does not belong into a store")
+    note = f"beside them {', '.join(tolerated)}, which desktops put there" if tolerated else ""
+    return Check("files that the format names, and no others", tuple(problems[:5]), note)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    return "file" if entry.is_file() else "folder" if entry.is_dir() else "pipe or device"
+
+
 def _attributes(store: Store) -> Check:
     about = store.attributes
     expected = {"packing": PACKING, "objects": list(OBJECTS)}
@@ -104,23 +141,6 @@ def _attributes(store: Store) -> Check:
     if not _LEVEL_NAME.fullmatch(about.level):
         problems.append(f"the level {about.level!r} is not a name")
     return Check("attributes that say how to read it", tuple(problems))
-
-
-def _offsets(store: Store) -> Check:
-    offset, length = store.episode_offset, np.diff(store.episode_offset)
-    problems = []
-    if offset[0] != 0:
-        problems.append(f"the first episode begins at step {offset[0]}")
-    problems += [f"episode {row} has {length[row]} steps" for row in _rows(length < 1)]
-    if store.steps != store.view.shape[0]:
-        problems.append(f"the offsets end at {store.steps}, the views at {store.view.shape[0]}")
-    counts = {"episodes": store.episodes, "steps": store.steps, "missions": len(store.mission_text)}
-    problems += [
-        f"the attributes say {getattr(store.attributes, name)} {name}, the arrays {count}"
-        for name, count in counts.items()
-        if getattr(store.attributes, name) != count
-    ]
-    return Check("episode offsets and counts", tuple(problems))
 
 
 def _masks(store: Store) -> Check:
@@ -147,11 +167,8 @@ def _ranges(store: Store) -> Check:
 
 
 def _missions(store: Store) -> Check:
-    rows, words = store.episode_mission, store.attributes.vocabulary
-    problems = [
-        f"episode {row} names mission {rows[row]} of {len(store.mission_text)}"
-        for row in _rows((rows < 0) | (rows >= len(store.mission_text)))
-    ]
+    words = store.attributes.vocabulary
+    problems = []
     if pair := alike(store.mission_tokens):
         problems.append(f"missions {pair[0]} and {pair[1]} have the same tokens")
     known = set(words)
@@ -199,7 +216,6 @@ def _replay(store: Store, episodes: int, quiet: bool) -> Check:
 
 _CHECKS: tuple[Callable[[Store], Check], ...] = (
     _attributes,
-    _offsets,
     _masks,
     _ranges,
     _missions,

@@ -2,30 +2,35 @@
 
 Every job (convert, generate, shrink, fetch of an archive) hands over numbered parts of whole
 episodes, from any process, in any order. A part is one file that appears under its name only when
-whole, so a job that was killed finds its finished parts again. `StoreBuilder.finish` joins the
+whole and ends with its checksum, so a job that was killed finds its finished parts again, and
+makes those again that were damaged since. `StoreBuilder.finish` joins the
 parts in order into the chunk files, checks what it wrote, writes the attributes last and renames
 the folder. The result depends on the parts alone, never on who wrote them or when.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 import filelock
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.chunks import checked_chunks
+from demotools.chunks import COPY_BYTES, checked_chunks, ends_with_checksum
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.joining import join_parts
-from demotools.output import acquired_lock
-from demotools.store import Episodes, open_store
+from demotools.metadata import CRC_BYTES
+from demotools.output import acquired_lock, open_regular, written_whole
+from demotools.store import Episodes, aside_folder, is_ours, open_store, present_folder
 
 
 def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str, Any]) -> None:
@@ -33,31 +38,47 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
 
     notes   what the job wants to remember of this part, JSON values (skipped episodes, counts)
     """
-    final = part_file(folder, number)
-    temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
     text = {"mission": episodes.mission, "notes": dict(notes)}
-    try:
-        with temporary.open("wb") as stream:
-            # one plain array after another: a zip archive would compute a second checksum
-            for column in (
-                episodes.length,
-                np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
-                episodes.seed,
-                episodes.view,
-                episodes.direction,
-                episodes.action,
-            ):
-                _write_array(stream, column)
-        temporary.replace(final)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise from_os_error(error, final) from error
+    final = part_file(folder, number)
+    with written_whole(final, synced=False) as stream:
+        content = _SummedStream(stream, number)
+        # one plain array after another: a zip archive would compute its checksum more slowly
+        for column in (
+            episodes.length,
+            np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
+            episodes.seed,
+            episodes.view,
+            episodes.direction,
+            episodes.action,
+        ):
+            _write_array(content, column)
+        stream.write(content.trailer())
 
 
-def _write_array(stream: IO[bytes], array: NDArray[Any]) -> None:
+class _SummedStream:
+    """A stream with the checksum of what was written to it; the part's number counts as well."""
+
+    def __init__(self, stream: IO[bytes], number: int) -> None:
+        self._stream = stream
+        self._crc = _number_crc(number)
+
+    def write(self, content: bytes) -> int:
+        self._crc = google_crc32c.extend(self._crc, content)
+        return self._stream.write(content)
+
+    def trailer(self) -> bytes:
+        return self._crc.to_bytes(CRC_BYTES, "little")
+
+
+def _write_array(stream: _SummedStream, array: NDArray[Any]) -> None:
     # as np.save does, which however tells nothing of a disk that is full
-    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-    stream.write(np.ascontiguousarray(array).data)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    stream.write(header.getvalue())
+    # the checksum takes nothing but bytes; small copies stay in the cache
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    for start in range(0, len(content), COPY_BYTES):
+        stream.write(bytes(content[start : start + COPY_BYTES]))
 
 
 def read_part(folder: Path, number: int) -> Episodes:
@@ -104,14 +125,6 @@ class LateParts(Protocol):
         """A part, once."""
 
 
-def _removed(path: Path) -> None:
-    """Remove a folder, a file or a link (not what it points to), if there is one."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 class StoreBuilder:
     """Builds one store in a sibling folder, `.NAME.building`, under a lock.
 
@@ -124,11 +137,12 @@ class StoreBuilder:
     """
 
     def __init__(self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path = path
+        # a store is replaced where it lies: a link to it goes on pointing to it
+        self.path = path.resolve() if path.is_dir() else path
         self.overwrite = overwrite
-        self.folder = path.with_name(f".{path.name}.building")
+        self.folder = self.path.with_name(f".{self.path.name}.building")
         self.parts = self.folder / "parts"
-        self._job = json.dumps(job, sort_keys=True)
+        self._job = json.dumps(job, sort_keys=True).encode()
         self._lock: filelock.BaseFileLock | None = None
 
     def __enter__(self) -> Self:
@@ -169,25 +183,52 @@ class StoreBuilder:
                 path=self.path,
                 fix="move it away, or choose another name for the store",
             )
-        aside = self._aside
-        if aside.exists() and not self.path.exists():
-            aside.rename(self.path)  # an overwrite was killed between its two renames
-        if self.path.exists() and not self.overwrite:
-            raise StoreError(
-                "the store exists already", path=self.path, fix="add --overwrite to replace it"
-            )
-        job_file = self.folder / "job.json"
         try:
-            if not job_file.is_file() or job_file.read_text("utf-8") != self._job:
-                _removed(self.folder)
-                self.parts.mkdir(parents=True)
-                job_file.write_text(self._job, "utf-8")
+            recover(self.path)
+            self._check_replaceable()
+            self._prepare_parts()
         except OSError as error:
             raise from_os_error(error, self.folder) from error
 
-    @property
-    def _aside(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.old")
+    def _check_replaceable(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.overwrite:
+            raise StoreError(
+                "the store exists already", path=self.path, fix="add --overwrite to replace it"
+            )
+        if not is_ours(self.path):
+            raise StoreError(
+                "a folder that is not a demo store has this name",
+                path=self.path,
+                fix="move it away, or choose another name for the store",
+            )
+
+    def _prepare_parts(self) -> None:
+        """Keep the whole parts of the same job, and nothing else."""
+        job_file = self.folder / "job.json"
+        mine = all(
+            folder.is_dir() and not folder.is_symlink() for folder in (self.folder, self.parts)
+        )
+        if not mine or not _holds(job_file, self._job):
+            removed(self.folder)
+            self.parts.mkdir(parents=True)
+            with written_whole(job_file, synced=False) as stream:
+                stream.write(self._job)
+            return
+        for entry in self.folder.iterdir():
+            if entry not in (job_file, self.parts):
+                removed(entry)
+        for file in sorted(self.parts.iterdir()):
+            number = file.name.removeprefix("part-").removesuffix(".npy")
+            known = number.isdecimal() and file == part_file(self.parts, int(number))
+            if known and _is_part(file, int(number)):
+                continue
+            removed(file)
+            if known:
+                sys.stderr.write(
+                    f"part {int(number)} of an earlier call was damaged and is made again\n"
+                )
 
     def finished_parts(self) -> list[int]:
         """The numbers of the parts that lie there whole, sorted."""
@@ -227,7 +268,7 @@ class StoreBuilder:
         }
         building = self.folder / self.path.name
         try:
-            shutil.rmtree(building, ignore_errors=True)
+            removed(building)
             self._join(building, about, late)
             self.publish(building)
         except OSError as error:
@@ -260,11 +301,59 @@ class StoreBuilder:
         """
         _check_written(building)
         if self.path.exists():
-            _removed(self._aside)
-            self.path.rename(self._aside)
+            self.path.rename(aside_folder(self.path))
         building.rename(self.path)
-        _removed(self._aside)
+        recover(self.path)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """End what a killed writer or removal began; for whoever holds the lock of `path`.
+
+    An old store that was set aside comes back where no new one has taken its place.
+    """
+    aside, trash = aside_folder(path), trash_folder(path)
+    removed(trash)
+    if present_folder(path) == aside:
+        aside.rename(path)
+    elif os.path.lexists(aside):
+        aside.rename(trash)
+        removed(trash)
+
+
+def trash_folder(path: Path) -> Path:
+    """Where lies what is being removed; nobody reads it."""
+    return path.with_name(f".{path.name}.removing")
+
+
+def removed(path: Path) -> None:
+    """Remove a folder, a file or a link (not what it points to), if there is one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _is_part(file: Path, number: int) -> bool:
+    """Whether a file is this part as it was written, all of it."""
+    try:
+        with open_regular(file) as stream:
+            return ends_with_checksum(stream, _number_crc(number))
+    except DemotoolsError:
+        return False
+
+
+def _number_crc(number: int) -> int:
+    # a part under another's name is not that part
+    return int(google_crc32c.value(number.to_bytes(8, "little")))
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        with open_regular(file) as stream:
+            return stream.read(len(content) + 1) == content
+    except DemotoolsError:
+        return False
 
 
 def _check_written(building: Path) -> None:

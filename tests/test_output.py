@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from demotools.errors import DemotoolsError
-from demotools.output import check_output, open_regular, write_output, written_whole
+from demotools.errors import DemotoolsError, StoreError
+from demotools.output import acquired_lock, check_output, open_regular, write_output, written_whole
 
 
 def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -98,3 +99,24 @@ def test_a_read_only_folder_is_said_before_the_work(tmp_path: Path) -> None:
         pytest.skip("this user may write into read-only folders")
     with pytest.raises(DemotoolsError, match="cannot be written to"):
         check_output(tmp_path / "a", overwrite=True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_a_file_stands_for_one(
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def flock(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    lock = acquired_lock(tmp_path / "A.zarr")
+    mark = tmp_path / ".A.zarr.making"
+    assert f"this file system has no locks: {mark} stands for one" in capsys.readouterr().err
+    with pytest.raises(StoreError, match="another process") as refused:
+        acquired_lock(tmp_path / "A.zarr")
+    assert f"where there is none, remove {mark}" in refused.value.fix
+    lock.release()
+    acquired_lock(tmp_path / "A.zarr").release()

@@ -66,7 +66,7 @@ def test_where_one_is_not_a_demo_store_none_is_removed(
     (photographs / "one.png").write_bytes(b"x")
     result = remove(str(store.path), str(photographs), "--yes")
     assert result.exit_code == 1
-    assert "this is not a finished demo store, so it is left alone" in result.output
+    assert "this is not a demo store, so it is left alone" in result.output
     assert visible(tmp_path) == ["GoToLocal.zarr", "photographs"]
     assert visible(photographs) == ["one.png"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from click.testing import CliRunner
 from demotools.cli import main
 from demotools.errors import StoreError
 from demotools.shrink import chosen_episodes, shrink_store, shrink_stores
-from demotools.store import open_store
+from demotools.store import Episodes, open_store
 from demotools.verify import verify_store
 from tests.conftest import build_store, make_episodes
 from tests.test_writer import folder_bytes
@@ -96,3 +99,39 @@ def test_one_twin_may_have_a_name_of_its_own(tmp_path: Path) -> None:
 def test_nothing_to_shrink_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no full training store"):
         shrink_stores([], tmp_path, episodes=1, seed=0)
+
+
+REPLACE = """
+import sys
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tests.conftest import build_store, make_episodes
+from tests.test_shrink import parent_episodes
+for round in range(30):
+    build_store(Path(sys.argv[1]), parent_episodes(round % 2))
+"""
+
+
+def parent_episodes(kind: int) -> Episodes:
+    """Two stores of the same shape: the missions of one belong to its own actions alone."""
+    episodes = make_episodes([3] * 60, seed=kind)
+    mission = [f"go to the {('red', 'blue')[kind]} {('ball', 'box')[row % 2]}" for row in range(60)]
+    return replace(episodes, mission=mission, action=np.full(180, kind, np.uint8))
+
+
+def test_a_store_replaced_while_it_is_shrunk_gives_a_twin_of_one_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "GoToLocal.zarr"
+    build_store(path, parent_episodes(0))
+    writer = subprocess.Popen([sys.executable, "-c", REPLACE, str(path)])
+    try:
+        while writer.poll() is None:
+            twin = open_store(shrink_store(path, episodes=20, seed=0, overwrite=True).path)
+            kinds = {int(action) for action in twin.action.span(0, 60)}
+            words = {text.split()[3] for text in twin.mission_text}
+            assert (kinds, words) in (({0}, {"red"}), ({1}, {"blue"}))
+    finally:
+        writer.kill()
+        writer.wait()
+    assert writer.returncode == 0

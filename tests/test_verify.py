@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from demotools.cli import main
-from demotools.store import fingerprint
+from demotools.errors import StoreError
 from demotools.verify import verify_store
 from tests.conftest import build_store, make_episodes
-from tests.test_store import edit_attributes, flip_a_byte
+from tests.test_store import edit_attributes, flip_a_byte, sign
 
 
 def failed_checks(path: Path) -> dict[str, tuple[str, ...]]:
@@ -30,7 +31,7 @@ def edit_array(path: Path, name: str, edit: Callable[[NDArray[Any]], object]) ->
     values = np.array(array)
     edit(values)
     array[:] = values
-    edit_attributes(path, lambda attributes: attributes.update(fingerprint=fingerprint(path)))
+    sign(path)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_flipped_byte_is_found_in_any_array(path: Path, array: str) -> None:
 def test_a_missing_chunk_file_is_found(path: Path) -> None:
     (path / "direction/c/0").unlink()
     (problem,) = failed_checks(path)["checksums of all chunk files"]
-    assert problem == "direction/c/0 is missing or short"
+    assert problem.startswith("direction/c/0 is missing or unreadable")
 
 
 def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
@@ -71,8 +72,6 @@ def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
         ("direction", 0, 4, "actions, directions and cell codes in range", "direction of step 0"),
         ("cells", (5, 6, 6), 198, "actions, directions and cell codes in range", "view of step 5"),
         ("cells", (5, 6, 6), 180, "actions, directions and cell codes in range", "view of step 5"),
-        ("episode_offset", 1, 5, "episode offsets and counts", "episode 1 has 0 steps"),
-        ("episode_mission", 2, 3, "missions, words and tokens", "episode 2 names mission 3"),
         ("mission_tokens", (0, 0), 9, "missions, words and tokens", "tokens are not those"),
         ("mission_tokens", 2, [1, 2, 12, 14, 23], "missions, words and tokens", "0 and 2 have"),
         ("mission_text", 0, "lick the ball", "missions against the level's grammar", "lick"),
@@ -85,6 +84,84 @@ def test_a_wrong_value_is_named(
 ) -> None:
     edit_array(path, array, set_item(key, value))
     assert problem in " ".join(failed_checks(path)[check])
+
+
+@pytest.mark.parametrize(
+    ("array", "key", "value", "problem"),
+    [
+        ("episode_offset", 1, 5, "episode 1 has 0 steps"),
+        ("episode_mission", 2, 3, "episode 2 names mission 3 of 3"),
+    ],
+)
+def test_a_wrong_value_that_misleads_every_reader_is_refused(
+    path: Path, array: str, key: Any, value: Any, problem: str
+) -> None:
+    edit_array(path, array, set_item(key, value))
+    with pytest.raises(StoreError, match=problem):
+        verify_store(path, quiet=True)
+
+
+def check_bits(path: Path, step: int) -> None:
+    for file in sorted(path.rglob("zarr.json")):
+        good = file.read_bytes()
+        for bit in range(0, 8 * len(good), step):
+            content = bytearray(good)
+            content[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(content)
+            try:
+                wrong = failed_checks(path)
+            except StoreError:
+                continue
+            assert wrong, (file, bit)
+        file.write_bytes(good)
+    assert failed_checks(path) == {}
+
+
+def test_a_flipped_bit_in_the_metadata_is_found(path: Path) -> None:
+    check_bits(path, 61)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_in_the_metadata_is_found(path: Path) -> None:
+    check_bits(path, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["foo", "cells/foo", "cells/c/1", "cells/c/0/0/1", "mask/c/00", ".hidden", "c/.x"]
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "pipe"])
+def test_what_does_not_belong_into_a_store_is_found(path: Path, name: str, kind: str) -> None:
+    stray = path / name
+    stray.parent.mkdir(exist_ok=True)
+    if kind == "file":
+        stray.write_bytes(b"")
+    elif kind == "folder":
+        stray.mkdir()
+    elif kind == "link":
+        stray.symlink_to(path / "zarr.json")
+    else:
+        os.mkfifo(stray)
+    (problem,) = failed_checks(path)["files that the format names, and no others"]
+    assert name.startswith(problem.split("'")[1])
+
+
+def test_a_file_that_is_a_link_is_found(path: Path) -> None:
+    file = path / "mask/c/0"
+    file.rename(path.parent / "mask")
+    file.symlink_to(path.parent / "mask")
+    assert failed_checks(path) == {
+        "files that the format names, and no others": (
+            "the link 'mask/c/0' does not belong into a store",
+        )
+    }
+
+
+def test_what_a_desktop_leaves_is_said_and_tolerated(path: Path) -> None:
+    (path / ".DS_Store").write_bytes(b"x")
+    (path / "cells/Thumbs.db").write_bytes(b"x")
+    assert failed_checks(path) == {}
+    (check,) = (c for c in verify_store(path, quiet=True) if c.note and "desktops" in c.note)
+    assert ".DS_Store, cells/Thumbs.db" in check.note
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 
 from demotools.chunks import chunk_length
 from demotools.errors import DemotoolsError, StoreError, exit_with_message
+from demotools.remove import planned_removals, remove_store
 from demotools.store import open_store
 from demotools.writer import StoreBuilder, read_notes, read_part, write_part
 from tests.conftest import build_store, make_episodes
@@ -223,22 +228,18 @@ def test_a_full_disk_before_the_first_part_leaves_nothing(tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == [".A.zarr.lock"]
 
 
-def test_overwriting_a_link_to_a_store_replaces_the_link_and_spares_the_store(
+def test_overwriting_a_link_to_a_store_replaces_the_store_and_the_link_stays(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    precious = build_store(tmp_path / "elsewhere/Gen.zarr", make_episodes([3])).path
+    target = build_store(tmp_path / "elsewhere/Gen.zarr", make_episodes([3])).path
     path = tmp_path / "A.zarr"
-    path.symlink_to(precious, target_is_directory=True)
+    path.symlink_to(target, target_is_directory=True)
     for steps in (4, 5):
         assert build_store(path, make_episodes([steps])).steps == steps
-        assert not path.is_symlink()
-        assert sorted(file.name for file in tmp_path.iterdir()) == [
-            ".A.zarr.lock",
-            "A.zarr",
-            "elsewhere",
-        ]
-    assert open_store(precious).steps == 3
+        assert path.is_symlink()
+        assert open_store(target).steps == steps
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["A.zarr", "elsewhere"]
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
@@ -279,3 +280,235 @@ def test_a_folder_that_takes_no_files_is_not_mistaken_for_another_process() -> N
     ):
         pytest.fail("the builder must not open")
     assert "another process" not in str(refused.value)
+
+
+JOB = {"test": "A.zarr"}
+PARTS = tuple(make_episodes([3, 2], seed=number) for number in range(3))
+
+
+def begun(path: Path) -> Path:
+    """The building folder of a job that was ended after its parts."""
+    with StoreBuilder(path, JOB) as builder:
+        for number, episodes in enumerate(PARTS):
+            write_part(builder.parts, number, episodes, {"n": number})
+        (builder.folder / "missions.json").write_text("left by a joining that was killed")
+    return path.with_name(f".{path.name}.building")
+
+
+def finished(path: Path) -> dict[str, bytes]:
+    """The store after the same job has been run again."""
+    with StoreBuilder(path, JOB) as builder:
+        for number, episodes in enumerate(PARTS):
+            if number not in builder.finished_parts():
+                write_part(builder.parts, number, episodes, {"n": number})
+        builder.finish(**ABOUT)
+    return folder_bytes(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return finished(tmp_path_factory.mktemp("whole") / "A.zarr")
+
+
+@pytest.mark.parametrize("name", ["parts/part-000001.npy", "job.json", "missions.json"])
+def test_one_byte_changed_in_what_was_left_changes_nothing(
+    name: str, tmp_path: Path, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = begun(tmp_path / "A.zarr")
+    size = (kept / name).stat().st_size
+    for position in range(0, size, max(size // 25, 1)):
+        again = tmp_path / f"again-{position}"
+        shutil.copytree(kept, again / kept.name)
+        content = bytearray((kept / name).read_bytes())
+        content[position] ^= 1
+        (again / kept.name / name).write_bytes(content)
+        assert finished(again / "A.zarr") == undisturbed
+        said = capfd.readouterr().err
+        assert ("part 1 of an earlier call was damaged" in said) == ("part-" in name)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def lengthened(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def of_another_number(file: Path) -> None:
+    shutil.copy(file.with_name("part-000000.npy"), file)
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, lengthened, of_another_number, emptied, a_pipe, a_folder],
+    ids=lambda f: f.__name__,
+)
+def test_a_part_that_is_not_as_it_was_written_is_made_again(
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    damage(begun(tmp_path / "A.zarr") / "parts/part-000001.npy")
+    assert finished(tmp_path / "A.zarr") == undisturbed
+    assert "part 1 of an earlier call was damaged and is made again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["parts/part-x.npy", "parts/part-1.npy", "parts/foo", "foo", "A.zarr"]
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
+def test_what_does_not_belong_among_the_parts_is_cleared(
+    name: str, kind: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    stray = begun(tmp_path / "A.zarr") / name
+    if kind == "file":
+        stray.write_bytes(b"x")
+    elif kind == "folder":
+        stray.mkdir()
+    else:
+        os.mkfifo(stray)
+    assert finished(tmp_path / "A.zarr") == undisturbed
+
+
+@pytest.mark.parametrize("name", ["", "parts", "job.json"])
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_a_building_folder_of_another_kind_is_begun_anew(
+    name: str, kind: str, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    place = begun(tmp_path / "A.zarr") / name
+    elsewhere = tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    before = folder_bytes(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes()
+    if kind == "file":
+        place.write_bytes(b"x")
+    elif kind == "link":
+        place.symlink_to(elsewhere)
+    else:
+        os.mkfifo(place)
+    assert finished(tmp_path / "A.zarr") == undisturbed
+    assert before == (folder_bytes(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes())
+
+
+def killed_before_call(last: int, act: Callable[[], object]) -> bool:
+    """Whether a process that does this was ended before its call `last` that changes a folder."""
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9)
+        return status == 9
+    done = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            if done == last:
+                os._exit(9)
+            done += 1
+            return call(*arguments, **options)
+
+        return stand_in
+
+    try:
+        for name in ("rename", "replace", "unlink", "remove", "rmdir", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        act()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("act", ["overwrite", "remove"])
+def test_a_kill_between_any_two_calls_leaves_the_old_store_or_the_new_one(
+    act: str, tmp_path: Path
+) -> None:
+    seen = []
+    for last in range(400):
+        path = tmp_path / str(last) / "A.zarr"
+        build_store(path, make_episodes([3]))
+        (removal,) = planned_removals([path])
+        work = (
+            partial(remove_store, removal)
+            if act == "remove"
+            else partial(build_store, path, make_episodes([4]))
+        )
+        killed = killed_before_call(last, work)
+        try:
+            seen.append(open_store(path).steps)
+        except StoreError as error:
+            assert error.what == "there is no such demo store", last
+            seen.append(0)
+        if not killed:
+            break
+        if seen[-1]:
+            # what was set aside never comes back once the store is gone
+            remove_store(planned_removals([path])[0])
+            assert not path.exists()
+            with pytest.raises(StoreError, match="no such demo store"):
+                open_store(path)
+        assert build_store(path, make_episodes([5])).steps == 5
+        names = {file.name for file in path.parent.iterdir()}
+        assert names - {".A.zarr.lock"} == {"A.zarr"}
+        shutil.rmtree(path.parent)
+    else:
+        pytest.fail("the calls never end")
+    assert len(seen) > 10
+    new = 4 if act == "overwrite" else 0
+    assert sorted(seen, key=lambda steps: steps == new) == seen
+    assert set(seen) == {3, new}
+
+
+def test_a_store_that_cannot_be_emptied_stays_visible(tmp_path: Path) -> None:
+    if os.geteuid() == 0 and not Path("/usr/bin/chattr").exists():
+        pytest.skip("root removes everything")
+    path = tmp_path / "A.zarr"
+    build_store(path, make_episodes([3]))
+    (removal,) = planned_removals([path])
+    with kept_from_removal(path / "mask/c"), pytest.raises(StoreError) as refused:
+        remove_store(removal)
+    assert "not all of this store could be removed" in refused.value.what
+    assert refused.value.path == str(path)
+    assert path.is_dir()
+    remove_store(planned_removals([path])[0])
+    assert [file.name for file in tmp_path.iterdir()] == [".A.zarr.lock"]
+
+
+@contextmanager
+def kept_from_removal(folder: Path) -> Iterator[None]:
+    """Nothing can be removed from this folder meanwhile."""
+    if os.geteuid():
+        folder.chmod(0o500)
+        yield
+        found = next(file for file in folder.parents[2].rglob(folder.name) if file.is_dir())
+        found.chmod(0o700)
+        return
+    if subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:
+        pytest.skip("this file system protects nothing from root")
+    yield
+    for found in folder.parents[2].rglob("*"):
+        subprocess.run(["chattr", "-i", found], capture_output=True, check=False)
+
+
+def test_overwriting_spares_what_is_not_a_demo_store(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    path.mkdir()
+    (path / "precious").write_bytes(b"x")
+    with pytest.raises(StoreError, match="not a demo store") as refused:
+        build_store(path, make_episodes([3]))
+    assert "move it away" in refused.value.fix
+    assert folder_bytes(path) == {"precious": b"x"}
