@@ -12,7 +12,7 @@ from typing import Any
 
 from demotools.errors import SettingsError
 from demotools.page import rendered_page
-from trainer.plot import AgainstWhat, curves, run_lines, run_names
+from trainer.plot import AgainstWhat, curves, drawing, run_lines, run_names
 from trainer.resolve import setting_leaves
 from trainer.session import SETTINGS_FILE
 
@@ -182,14 +182,15 @@ def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
 
 def _svg(runs: Sequence[FinishedRun], against: AgainstWhat | None) -> str:
     """The curves as an element of a page, as wide as the page lets it be."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     stream = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = curves([(run.name, run.lines) for run in runs], against)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)  # type: ignore[no-untyped-call]
+    with drawing():
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        with matplotlib.rc_context(_STYLE):
+            figure = curves([(run.name, run.lines) for run in runs], against)
+            none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            FigureCanvasSVG(figure).print_svg(stream, metadata=none)  # type: ignore[no-untyped-call]
     text = stream.getvalue().decode()
     text = text[text.index("<svg") :]
     # the page decides on the size; the picture's shape is in its viewBox
