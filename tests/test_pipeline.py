@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from demotools.environment import Environment, make_environment
 from demotools.errors import DemotoolsError
+from demotools.store import Store, open_store
 from demotools.vocabulary import WORDS
 from trainer.checkpoint import read_checkpoint
 from trainer.cli import main
@@ -38,10 +39,11 @@ from trainer.networks import Model, Output
 from trainer.networks.small import SmallNetwork
 from trainer.on_policy import PPO
 from trainer.pipeline import train
-from trainer.plan import rollout_updates, stage_plan
-from trainer.rollouts import Batch
+from trainer.plan import expected_cost, rollout_updates, stage_plan
+from trainer.rollouts import Batch, ExpertTrajectoryIterator
 from trainer.run import check_minibatches, new_parts, open_run
-from trainer.streams import LOSSES
+from trainer.stage import latest
+from trainer.streams import LOSSES, HoldOut
 
 ON_POLICY = ("ppo", "dagger_then_ppo", "bc_and_ppo", "dagger_then_ppo_cpu")
 EXACT = ("--tiny", "--set", "run.deterministic=true", "--set", "evaluation=", "-m", "1", "-q")
@@ -191,7 +193,9 @@ def test_a_stage_ends_early_when_enough_episodes_succeed(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     rule = ("--set", "stages.0.early_stopping={success=0.01, episodes=3}")
-    assert run("ppo", "a", *EXACT, *rule, "--set", "stages.0.max_env_steps=100000").exit_code == 0
+    result = run(*("ppo", "a", *EXACT[:-1], *rule, "--set", "stages.0.max_env_steps=100000"))
+    assert result.exit_code == 0
+    assert "of the latest 3 training episodes succeeded" in result.output
     progress = read_checkpoint(tmp_path / "a").training["progress"]
     assert progress["env_steps"] < 5000
     assert progress["stage"] == 1
@@ -205,6 +209,257 @@ def test_a_stage_ends_early_when_the_hold_out_store_gets_no_better(
     assert run("bc_small_cpu", "a", *EXACT, *rule, *still).exit_code == 0
     lines = of_group(tmp_path / "a", "offpolicy")
     assert len(lines) == 3 and all(line["hold_out_loss"] > 0 for line in lines)
+
+
+def test_the_best_weights_by_the_hold_out_store_stay_and_are_those_evaluated(
+    run: Callable[..., Result], bot_data: Path, tmp_path: Path
+) -> None:
+    rule = ("--set", 'stages.0.early_stopping={patience=3, hold_out="GoToLocal"}')
+    worse = ("--set", "optimizer.lr=0.3", "--set", "stages.0.max_demo_steps=10000")
+    result = run(
+        "bc_small_cpu", "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *rule, *worse
+    )
+    assert result.exit_code == 0, result.output
+    seen = [line["hold_out_loss"] for line in of_group(tmp_path / "a", "offpolicy")]
+    assert min(seen) == min(seen[:-3]) < seen[-1]
+    best = read_checkpoint(tmp_path / "a/best.pt")
+    store = open_store(bot_data / "GoToLocal.zarr")
+    assert HoldOut(store, best.network()).cross_entropy() == pytest.approx(min(seen), rel=1e-5)
+    assert f"in 3 cycles the hold-out loss on GoToLocal was never below {min(seen):.4f}" in (
+        result.output
+    )
+    assert f"with the best weights, best.pt: hold-out loss {min(seen):.4f}" in result.output
+    # the last weights are what a run goes on from
+    last = read_checkpoint(tmp_path / "a")
+    assert HoldOut(store, last.network()).cross_entropy() == pytest.approx(seen[-1], rel=1e-5)
+    (tmp_path / "a/best.pt").write_bytes(b"no more")
+    again = run(
+        *("bc_small_cpu", "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2"),
+        *(*rule, *worse, "--resume"),
+    )
+    assert again.exit_code == 0, again.output
+    assert "measured with the last weights, not the best: this is not a checkpoint" in again.output
+
+
+def test_the_hold_out_loss_is_that_of_every_step_of_the_store_once(
+    make_store: Callable[..., Store],
+) -> None:
+    random = np.random.default_rng(0)
+    store = make_store(lengths=random.integers(1, 90, 150).tolist())
+    torch.manual_seed(0)
+    network = torch.nn.Module.train(SmallNetwork(len(WORDS)))
+    found = HoldOut(store, network).cross_entropy()
+    assert network.training
+    assert HoldOut(store, network).cross_entropy() == found
+    tokens = ExpertTrajectoryIterator(store, rollouts=1, rollout_len=1).mission_tokens
+    total = 0.0
+    network.eval()
+    for number in range(store.episodes):
+        steps = slice(*map(int, store.episode_offset[number : number + 2]))
+        count = steps.stop - steps.start
+        batch = {
+            "cells": torch.from_numpy(np.array(store.view[steps]))[:, None],
+            "direction": torch.from_numpy(np.array(store.direction[steps]))[:, None],
+            "masks": (torch.arange(count) > 0).to(torch.uint8)[:, None],
+            "mission": torch.zeros(count, 1, dtype=torch.int64),
+            "mission_tokens": tokens[int(store.episode_mission[number])][None],
+        }
+        with torch.no_grad():
+            logits = network(batch, network.initial_memory(1)).logits[:, 0].double()
+        actions = np.array(store.action[steps]).astype(int)
+        total -= float(logits.log_softmax(1).numpy()[np.arange(count), actions].sum())
+    assert found == pytest.approx(total / store.steps, rel=1e-4)
+
+
+def test_a_large_hold_out_store_is_judged_by_so_many_of_its_steps(
+    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.streams._HOLD_OUT_STEPS", 1000)
+    seen: list[int] = []
+
+    class Counting(SmallNetwork):
+        def forward(self, batch: Batch, memory: Tensor) -> Output:
+            seen.append(batch["masks"].numel())
+            return super().forward(batch, memory)
+
+    HoldOut(make_store(lengths=[20] * 500), Counting(len(WORDS))).cross_entropy()
+    assert 1000 <= sum(seen) < 1000 + 128 * 40
+
+
+# Ends the process in place of the K-th renaming: after one file of a run, before the next.
+KILLED_BETWEEN = """
+import os, signal, sys
+import trainer.saving
+
+trainer.saving._FEW_EPISODES = 1
+replace, left = os.replace, [int(sys.argv.pop(1))]
+
+
+def killing(source, target, **more):
+    if str(target).endswith((".pt",)):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target, **more)
+
+
+os.replace = killing
+from trainer.cli import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize("moment", [2, 3, 4])
+def test_the_best_checkpoint_is_there_when_the_last_one_says_so_wherever_a_kill_falls(
+    moment: int, bot_data: Path, tmp_path: Path
+) -> None:
+    settings = [
+        *("run", "ppo", *EXACT, "--set", "on_policy.rollout_len=50", "--set", "run.keep=1"),
+        *("--set", "stages.0.max_env_steps=800", "--set", "run.save_every_env_steps=200"),
+        *("--data-dir", str(bot_data)),
+    ]
+
+    def ended(folder: str, kill: int, *more: str) -> int:
+        line = [sys.executable, "-c", KILLED_BETWEEN, str(kill), *settings, *more]
+        return subprocess.run(
+            [*line, "-o", str(tmp_path / folder)], env=ENVIRONMENT, timeout=100, check=False
+        ).returncode
+
+    assert ended("whole", 0) == 0
+    assert ended("cut", moment) == -signal.SIGKILL
+    if (tmp_path / "cut/last.pt").exists():
+        claimed = read_checkpoint(tmp_path / "cut").training["progress"]["best_success"]
+        if claimed:
+            best = read_checkpoint(tmp_path / "cut/best.pt").training["progress"]
+            assert best["best_success"] >= claimed
+    more = ["--resume"] if (tmp_path / "cut/last.pt").exists() else ["--overwrite"]
+    assert ended("cut", 0, *more) == 0
+    for name in ("best.pt", "last.pt"):
+        assert same_weights(tmp_path / "whole" / name, tmp_path / "cut" / name)
+
+
+def test_memory_that_is_not_enough_is_told_with_the_settings_that_lower_it(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)); "
+        "from trainer.cli import main; main()"
+    )
+    settings = [
+        *("run", "bc_small_cpu", *EXACT, "--set", "on_policy=", "-o", str(tmp_path / "a")),
+        *("--set", "stages.0.off_policy.rollouts=60", "--data-dir", str(bot_data)),
+        *("--set", "stages.0.off_policy.rollout_len=20000", "--set", "run.device=cpu"),
+    ]
+    line = [sys.executable, "-c", limited, *settings]
+    result = subprocess.run(
+        line, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert result.returncode == 1, result.stderr
+    assert "error: the memory is used up: " in result.stderr
+    assert "\n  next:  lower rollouts, environments or rollout_len" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_whose_reader_has_gone_goes_on_to_its_end(bot_data: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "trainer", "run", "bc_small_cpu", "--tiny", "-m", "1"]
+    line += ["-o", str(tmp_path / "a"), "--data-dir", str(bot_data)]
+    with subprocess.Popen(
+        line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head` does
+        told = process.stderr.read()
+    assert process.returncode == 0, told
+    assert "nobody reads the output any more; the run goes on" in told
+    assert of_group(tmp_path / "a", "evaluation")
+    assert (tmp_path / "a/curve.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("variables", "drawn"),
+    [
+        ({"MPLBACKEND": "module://no_such_notebook"}, True),
+        ({"MPLBACKEND": "no such backend"}, True),
+        ({"PATH": "", "MATPLOTLIBRC": "matplotlibrc"}, False),  # TeX is asked for, and not there
+    ],
+)
+def test_a_picture_depends_on_no_window_and_where_it_fails_no_run_does(
+    variables: dict[str, str], drawn: bool, bot_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True", "utf-8")
+    program = [sys.executable, "-m", "trainer"]
+    data = ["--data-dir", str(bot_data)]
+    root = str(Path(__file__).parents[1])
+
+    def ended(*arguments: str) -> Any:
+        return subprocess.run(
+            [*program, *arguments],
+            env={**ENVIRONMENT, **variables, "PYTHONPATH": root},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    result = ended("run", "bc_small_cpu", "--tiny", "-m", "1", "-o", "a", *data)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    said = "learning curve: a/curve.png" if drawn else "there is no learning curve: the curves cann"
+    assert said in result.stdout
+    for command, output in (("plot", "b.png"), ("report", "b.html")):
+        other = ended(command, "a", "-o", output)
+        if drawn:
+            assert other.returncode == 0, other.stderr
+        elif other.returncode:  # text of a page is no TeX
+            assert "error: the curves cannot be drawn" in other.stderr
+            assert "Traceback" not in other.stderr
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=4), st.integers(1, 12))
+def test_the_latest_episodes_are_those_of_all_processes_alike(
+    by_rank: list[list[bool]], count: int
+) -> None:
+    # as (rank, place) they can be told apart
+    marked = [[(rank, place) for place in range(len(of))] for rank, of in enumerate(by_rank)]
+    taken = latest(marked)[:count]  # type: ignore[arg-type]
+    assert len(taken) == min(count, sum(map(len, by_rank)))
+    for rank, of in enumerate(marked):
+        mine = [place for owner, place in taken if owner == rank]  # type: ignore[misc]
+        # its own latest ones; and as many as any other has, where it has them
+        assert mine == list(range(len(of)))[::-1][: len(mine)]
+        most = max(sum(owner == other for owner, _ in taken) for other in range(len(by_rank)))  # type: ignore[misc]
+        assert len(mine) >= min(most - 1, len(of))
+
+
+class Widths(SmallNetwork):
+    """Notes how many rollouts or environments it is asked about at once."""
+
+    asked: ClassVar[set[int]] = set()
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        self.asked.add(batch["masks"].shape[1])
+        return super().forward(batch, memory)
+
+
+@pytest.mark.parametrize(("world", "widths"), [(1, {16, 12}), (4, {4, 3})])
+def test_the_cost_is_measured_on_the_share_of_this_process(
+    world: int, widths: set[int], bot_data: Path
+) -> None:
+    settings = read_settings(
+        "bc_and_ppo",
+        [
+            *("run.device=cpu", "model.type=small", "stages.0.off_policy.store=GoToLocal"),
+            *("on_policy.environments=12", "stages.0.off_policy.rollouts=16", "stages.0.losses=[]"),
+        ],
+        tiny=True,
+    )
+    store = open_store(bot_data / "GoToLocal.zarr")
+    Widths.asked.clear()
+    stores = {"GoToLocal": store}
+    expected_cost(settings, Widths(len(WORDS)), WORDS, stores, 1, Team(world - 1, world))
+    assert Widths.asked == widths
 
 
 def test_the_best_checkpoint_by_success_is_kept(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import math
@@ -10,7 +9,7 @@ import os
 import resource
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +147,7 @@ class RunLog:
         line = {"group": group, **where, **finite}
         self._append(json.dumps(line).encode() + b"\n")
         self._written = number + 1
-        self._draw(line, time.time())
+        self._draw([line])
         if self._wandb is not None:
             tagged = {f"{group}/{name}": value for name, value in finite.items()}
             try:
@@ -176,30 +175,35 @@ class RunLog:
             self._board = _new_board(self._folder / BOARD_FOLDER)
         except OSError as error:
             self._stop_drawing(error)
-        ago = lines[-1]["minutes"] if lines else 0.0
-        for line in lines:
-            self._draw(line, time.time() - 60 * (ago - line["minutes"]))
+        self._draw(lines)
         self._written = len(lines)
         return self._written
 
     def _append(self, line: bytes) -> None:
-        before = self.size_bytes()
+        before, rest = self.size_bytes(), memoryview(line)
         try:
-            if self._lines.write(line) != len(line):
-                self._lines.truncate(before)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while rest:
+                rest = rest[self._lines.write(rest) :]
         except OSError as error:
+            self._lines.truncate(before)
             raise from_os_error(error, self._folder / FILE_NAME) from error
 
-    def _draw(self, line: Mapping[str, Any], seconds: float) -> None:
-        """The points of a line; `seconds` is when it was written."""
-        if self._board is None:
+    def _draw(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The points of these lines, the last of which has just been written."""
+        if self._board is None or not lines:
             return
-        step = int(line[_AXES.get(line["group"], self._axis)])
+        begun = time.time() - 60 * lines[-1]["minutes"]
         try:
-            for name in line.keys() - _WHERE:
-                tag = f"{line['group']}/{name}"
-                self._board.add_scalar(tag, line[name], step, walltime=seconds)
+            for line in lines:
+                step = int(line[_AXES.get(line["group"], self._axis)])
+                for name in line.keys() - _WHERE:
+                    self._board.add_scalar(
+                        f"{line['group']}/{name}",
+                        line[name],
+                        step,
+                        walltime=begun + 60 * line["minutes"],
+                    )
+            self._board.flush()
         except OSError as error:  # of the thread that writes
             self._stop_drawing(error)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from demotools.errors import SettingsError
+from demotools.output import open_regular
 from demotools.page import rendered_page
+from trainer.config import parsed_settings
+from trainer.overrides import toml_tree
 from trainer.plot import AgainstWhat, curves, drawing, run_lines, run_names
 from trainer.resolve import setting_leaves
 from trainer.session import SETTINGS_FILE
@@ -139,14 +141,18 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise SettingsError(
             "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
         )
+    with open_regular(file) as stream:
+        content = stream.read()
     try:
-        return setting_leaves(tomllib.loads(file.read_text("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = toml_tree(content.decode("utf-8"), file)
+    except UnicodeDecodeError as error:
         raise SettingsError(
             f"the settings of this run are not valid TOML: {error}",
             path=file,
             fix="correct the file, or leave out this run",
         ) from error
+    parsed_settings(tree, file)
+    return setting_leaves(tree)
 
 
 def compared_settings(
