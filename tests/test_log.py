@@ -113,9 +113,9 @@ def board_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def log_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def log_series(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """What TensorBoard must show: tags, steps and values of `log.jsonl`."""
-    series: dict[str, list[tuple[int, float]]] = {}
+    series: dict[str, list[tuple[int, Any]]] = {}
     for line in read_log(folder):
         axis = "env_steps" if line["group"] in ("onpolicy", "environment") else "demo_steps"
         for name in line.keys() - {"group", *WHERE}:
