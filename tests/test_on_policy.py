@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from demotools.errors import SettingsError
+from trainer.named import build
 from trainer.networks import Output
 from trainer.on_policy import (
     A2C,
@@ -16,12 +18,14 @@ from trainer.on_policy import (
     Imitation,
     clipped_value_loss,
     entropy,
+    explained_variance,
     gae_advantages,
     needs_expert,
     normalised,
     ppo_policy_loss,
 )
 from trainer.rollouts import Batch
+from trainer.streams import LOSSES
 
 T, B = 6, 3
 
@@ -100,7 +104,7 @@ def test_a_cut_off_episode_is_worth_its_last_observation_and_a_finished_one_noth
 def test_ppo_equals_a_numpy_loop() -> None:
     a = drawn()
     clip = 0.2 * 0.75  # a quarter of the decay is over
-    policy, value, bonus, clipped = 0.0, 0.0, 0.0, 0
+    policy, value, bonus, clipped, kl = 0.0, 0.0, 0.0, 0, 0.0
     for t in range(T):
         for b in range(B):
             log_probs = log_softmax(a["logits"][t, b])
@@ -112,15 +116,33 @@ def test_ppo_equals_a_numpy_loop() -> None:
             value += max((v - goal) ** 2, (near - goal) ** 2) / 2
             bonus -= (np.exp(log_probs) * log_probs).sum()
             clipped += abs(ratio - 1) > clip
+            kl += ratio - 1 - np.log(ratio)
     n = T * B
     ours = result(PPO(clip=0.2, clip_decay_steps=1000, value_weight=0.7, entropy_weight=0.03), a)
     np.testing.assert_allclose(ours.loss, (policy + 0.7 * value - 0.03 * bonus) / n, rtol=1e-10)
     np.testing.assert_allclose(ours.scalars["policy"], policy / n, rtol=1e-10)
     np.testing.assert_allclose(ours.scalars["value"], value / n, rtol=1e-10)
     np.testing.assert_allclose(ours.scalars["entropy"], bonus / n, rtol=1e-10)
-    np.testing.assert_allclose(ours.scalars["clipped"], clipped / n, rtol=1e-6)
+    np.testing.assert_allclose(ours.scalars["clip_fraction"], clipped / n, rtol=1e-6)
+    np.testing.assert_allclose(ours.scalars["approximate_kl"], kl / n, rtol=1e-10)
+    unexplained = np.var(a["returns"] - a["value"]) / np.var(a["returns"])
+    np.testing.assert_allclose(ours.scalars["explained_variance"], 1 - unexplained, rtol=1e-10)
     assert ours.steps == n
     assert ours.memory.tolist() == [[1.0]] * B
+
+
+def test_values_explain_all_variance_or_none_and_returns_without_any_count_as_none() -> None:
+    returns = torch.tensor([1.0, 2.0, 4.0])
+    assert explained_variance(returns + 3, returns).item() == 1.0
+    assert explained_variance(torch.ones(3), returns).item() == 0.0
+    assert explained_variance(-returns, returns).item() == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.ones(3)).item() == 0.0
+
+
+@pytest.mark.parametrize("target", [0, -1.0, "much"])
+def test_a_target_of_the_kl_that_is_not_above_0_is_refused(target: Any) -> None:
+    with pytest.raises(SettingsError, match="refuses its settings"):
+        build("loss", "ppo", {"target_kl": target}, LOSSES)
 
 
 def test_a2c_equals_a_numpy_loop() -> None:

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from demotools.errors import SettingsError
 from trainer.config import Named, OptimizerSettings
-from trainer.optimize import build_optimizer, build_schedule, clip_gradients
+from trainer.optimize import build_optimizer, build_schedule, clip_gradients, try_optimizer
 
 
 def rates(schedule: dict[str, Any], updates: int) -> list[float]:
@@ -36,6 +38,59 @@ def test_warmup_rises_to_the_full_rate_and_never_begins_at_zero() -> None:
     seen = rates({"type": "linear", "warmup": 0.4}, 10)
     assert seen[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
     assert seen[-1] == pytest.approx(0.0)
+
+
+@given(
+    shape=st.sampled_from(["linear", "cosine"]),
+    warmup=st.floats(0, 1, exclude_max=True),
+    to=st.floats(0, 1),
+    updates=st.integers(0, 40),
+    steps=st.none() | st.integers(1, 200),
+    stride=st.integers(1, 60),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_rate_never_exceeds_its_peak_and_ends_where_it_should(
+    shape: str, warmup: float, to: float, updates: int, steps: int | None, stride: int
+) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    done = [0]  # environment steps go on by many an update
+    named = {"type": shape, "warmup": warmup, "to": to} | ({"env_steps": steps} if steps else {})
+    schedule = build_schedule(Named.model_validate(named), optimizer, updates, lambda: done[0])
+    seen = [optimizer.param_groups[0]["lr"]]
+    for _ in range(updates):
+        done[0] += stride
+        optimizer.step()
+        schedule.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert all(0 <= rate <= 2.0 for rate in seen)
+    top = seen.index(max(seen))
+    assert seen[:top] == sorted(seen[:top])
+    assert seen[top:] == sorted(seen[top:], reverse=True)
+    if updates and (steps is None or done[0] >= steps):
+        assert seen[-1] == pytest.approx(2.0 * to)
+
+
+def test_trying_an_optimizer_leaves_weights_gradients_and_chance_alone() -> None:
+    model = nn.Linear(3, 3)
+    before, chance = model.weight.detach().clone(), torch.get_rng_state()
+    named = OptimizerSettings.model_validate({"type": "adam", "lr": 0.1, "weight_decay": 0.5})
+    try_optimizer(named, model, 5)
+    assert torch.equal(model.weight, before) and model.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_schedule_is_tried_for_as_many_updates_as_the_run_makes() -> None:
+    one_cycle = {"type": "torch.optim.lr_scheduler:OneCycleLR", "max_lr": 0.1}
+
+    def tried(updates: int, total_steps: int) -> None:
+        schedule = {**one_cycle, "total_steps": total_steps}
+        named = OptimizerSettings.model_validate({"lr": 0.1, "schedule": schedule})
+        try_optimizer(named, nn.Linear(1, 1), updates)
+
+    for updates in (3, 1000, 100_000):
+        tried(updates, updates)
+        with pytest.raises(SettingsError, match="the schedule cannot be used here"):
+            tried(updates, updates - 1)
 
 
 def test_any_torch_scheduler_is_found_by_name() -> None:

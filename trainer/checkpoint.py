@@ -138,8 +138,8 @@ def write_checkpoint(
         raise from_os_error(error, path) from error
 
 
-def keep_checkpoints(folder: Path, count: int, updates: int, *, best: bool) -> None:
-    """Let the newest checkpoint stay as one of the last `count`, and as the best where it is.
+def keep_checkpoints(folder: Path, count: int, updates: int) -> None:
+    """Let the newest checkpoint stay as one of the last `count`.
 
     updates   of the weights so far, the number in the name of the copy
 
@@ -147,8 +147,6 @@ def keep_checkpoints(folder: Path, count: int, updates: int, *, best: bool) -> N
     """
     newest = folder / FILE_NAME
     try:
-        if best:
-            _copy(newest, folder / BEST)
         if count > 1:
             _copy(newest, folder / _COPIES.replace("*", f"{updates:010}"))
             # the newest is there twice, under both names

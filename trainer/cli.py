@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,7 +135,7 @@ def run(
     if dry_run:
         click.echo(dry_run_text(options), nl=False)
         return
-    say = (lambda _line: None) if quiet else click.echo
+    say = (lambda _line: None) if quiet else _say
     signal_number = run_recipe(options, say)
     if signal_number:
         raise SystemExit(128 + signal_number)
@@ -380,6 +381,19 @@ def report(
         click.echo(
             f"made {output}: runs {len(found.runs)}, differing settings {len(found.differing)}"
         )
+
+
+def _say(line: str) -> None:
+    """Print a line; where its reader has gone (`| head`), the run goes on and the rest is lost."""
+    for stream, text in (
+        (sys.stdout, line),
+        (sys.stderr, "nobody reads the output; the run goes on"),
+    ):
+        try:
+            click.echo(text, file=stream)
+            return
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _list_recipes() -> None:

@@ -72,12 +72,14 @@ class Rollout:
 def minibatches(rollout: Rollout, count: int) -> list[tuple[Batch, Tensor]]:
     """The rollout's environments dealt at random into `count` batches, with their memory.
 
-    Whole rows stay together, because memory runs along them.
+    Whole rows stay together, because memory runs along them; the batches differ by at most one.
+
+    count   at most the number of environments, so that no batch is empty
     """
     environments = rollout.batch["masks"].shape[1]
     whole = ("mission_tokens", "stage_steps")
     result = []
-    for rows in torch.randperm(environments).chunk(count):
+    for rows in torch.randperm(environments).tensor_split(count):
         batch = {
             name: values if name in whole else values[:, rows]
             for name, values in rollout.batch.items()

@@ -12,6 +12,7 @@ rollout was collected, all [T, B] unless it says otherwise:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,6 +80,26 @@ def clipped_value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float)
     return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
 
 
+def approximate_kl(log_prob: Tensor, old: Tensor) -> Tensor:
+    """Of the policy from the one that took the actions, in nats: a mean over all steps, never < 0.
+
+    log_prob, old   as in `ppo_policy_loss`
+    source          Schulman 2020, "Approximating KL divergence", the estimator k3
+    """
+    gap = log_prob - old
+    return (gap.exp() - 1 - gap).mean()
+
+
+def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
+    """Share of the variance of the returns that the values foretold: 1 is all of it, 0 none.
+
+    It is below 0 where the values mislead, and 0 where all returns are the same.
+    """
+    spread = returns.var(correction=0)
+    unexplained = (returns - value).var(correction=0)
+    return torch.where(spread > 0, 1 - unexplained / spread, torch.zeros_like(spread))
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Of the policy in nats, a mean over all steps.
 
@@ -120,12 +141,19 @@ class PPO:
 
     clip               the furthest that a ratio counts from 1, and a value from the old one
     clip_decay_steps   environment steps of the stage over which `clip` goes to 0; None: never
+    target_kl          an update whose approximate KL exceeds it is the rollout's last; None: all
+                       are made. The schedule of the learning rate counts those left out too.
     """
 
     clip: float = 0.1
     clip_decay_steps: int | None = None
     value_weight: float = 0.5
     entropy_weight: float = 0.01
+    target_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError("target_kl must be above 0")
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
         """The loss of a batch; see the module for what the batch holds."""
@@ -135,14 +163,16 @@ class PPO:
         policy = ppo_policy_loss(log_prob, batch["log_prob"], batch["advantage"], clip)
         value = clipped_value_loss(output.values, batch["value"], batch["returns"], clip)
         bonus = entropy(output.logits)
-        gap = (log_prob.detach() - batch["log_prob"]).exp() - 1
+        taken, old = log_prob.detach(), batch["log_prob"]
         return LossResult(
             loss=policy + self.value_weight * value - self.entropy_weight * bonus,
             scalars={
                 "policy": policy.detach(),
                 "value": value.detach(),
                 "entropy": bonus.detach(),
-                "clipped": (gap.abs() > clip).float().mean(),
+                "clip_fraction": (((taken - old).exp() - 1).abs() > clip).float().mean(),
+                "approximate_kl": approximate_kl(taken, old),
+                "explained_variance": explained_variance(batch["value"], batch["returns"]),
             },
             memory=output.memory,
             steps=log_prob.numel(),
@@ -191,6 +221,12 @@ class Imitation:
         hits = output.logits.detach().argmax(-1) == batch["expert_action"]
         accuracy = hits.sum() / max(valid, 1)
         return LossResult(loss, {"accuracy": accuracy}, output.memory, valid)
+
+
+def kl_targets(losses: Mapping[str, Loss]) -> dict[str, float]:
+    """The `target_kl` of the losses that have one, by their names."""
+    targets = {name: loss.target_kl for name, loss in losses.items() if isinstance(loss, PPO)}
+    return {name: target for name, target in targets.items() if target is not None}
 
 
 def needs_expert(loss: Loss) -> bool:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from demotools.errors import SettingsError
 from trainer.config import Named, OptimizerSettings
-from trainer.named import build, demand
+from trainer.named import FOREIGN, build, demand, told
+
+_TRIED_STEPS = 1000
+_WANTED = {
+    "optimizer": "one whose step() takes no arguments and dense gradients, as adam or sgd",
+    "schedule": "one whose step() takes no arguments, once an update, for all updates of the run",
+}
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -70,6 +78,43 @@ def build_schedule(
     return demand("schedule", settings.type, built, LRScheduler)
 
 
+def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -> None:
+    """Take a step with a copy of the weights, and the schedule to its end; leaves `model` alone.
+
+    SettingsError  the optimizer or the schedule cannot do what the training loop asks of it
+    """
+    copies = [nn.Parameter(weights.detach().clone()) for weights in model.parameters()]
+    with torch.random.fork_rng():
+        optimizer = build_optimizer(settings, nn.ParameterList(copies))
+        schedule = build_schedule(settings.schedule, optimizer, updates)
+        for weights in copies:
+            weights.grad = torch.zeros_like(weights)
+        with _refused("optimizer", settings.type):
+            optimizer.step()
+        with _refused("schedule", settings.schedule.type):
+            for _ in range(min(updates, _TRIED_STEPS)):
+                schedule.step()
+            if updates > _TRIED_STEPS and type(schedule).__module__.startswith("torch."):
+                # torch's own compute the rate from this count alone
+                schedule.last_epoch = updates - 1
+                schedule.step()
+            rate = max(group["lr"] for group in optimizer.param_groups)
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"the learning rate becomes {rate} within {updates:,} updates")
+
+
+@contextmanager
+def _refused(kind: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except FOREIGN as error:
+        raise SettingsError(
+            f"the {kind} cannot be used here: {told(error)}",
+            path=f"type = {name!r}",
+            fix=f"name {_WANTED[kind]}, or correct the keys beside its type",
+        ) from error
+
+
 def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
     """The norm of all gradients before they are scaled down to at most `largest`."""
     return nn.utils.clip_grad_norm_(parameters, math.inf if largest is None else largest)
@@ -83,7 +128,8 @@ def _decay(
     def factor(update: int) -> float:
         done = min(update / max(updates, 1), 1.0)
         if done < warmup:
-            return (done + 1 / updates) / warmup
-        return to + (1 - to) * shape((done - warmup) / max(1 - warmup, 1e-9))
+            # never 0 at the first update; never above 1, however short the warm-up is
+            return min((done + 1 / max(updates, 1)) / warmup, 1.0)
+        return to + (1 - to) * shape((done - warmup) / (1 - warmup))
 
     return factor

@@ -16,24 +16,22 @@ from typing import get_args
 from torch import Tensor
 
 from demotools.errors import DemotoolsError, SettingsError
-from trainer.checkpoint import FAILED
+from trainer.checkpoint import FILE_NAME
 from trainer.collect import Collector
 from trainer.collected import minibatches
 from trainer.interrupt import StopRequest
-from trainer.log import Axis, Group, resident_mib
+from trainer.log import Group, resident_mib
 from trainer.losses import LossResult, merged_losses
+from trainer.memory import enough_memory
+from trainer.named import FOREIGN, told
+from trainer.on_policy import kl_targets
 from trainer.optimize import clip_gradients
+from trainer.plan import rollout_updates
 from trainer.rollouts import Batch
 from trainer.run import Progress, Run
-from trainer.saving import save, write_state
+from trainer.saving import copied, save, save_best, save_failed, state_of, write_state
 from trainer.stage import Stage, ends_early, open_stage
 from trainer.streams import DemoStream
-
-_AXES: dict[Group, Axis] = {
-    "onpolicy": "env_steps",
-    "offpolicy": "demo_steps",
-    "environment": "env_steps",
-}
 
 
 def train(run: Run, stop: StopRequest) -> None:
@@ -43,10 +41,13 @@ def train(run: Run, stop: StopRequest) -> None:
         with open_stage(run) as stage:
             while progress.in_cycle or not stage.finished(progress):
                 before = Progress(**vars(progress))
-                _cycle(run, stage, stop)
-                if not progress.in_cycle:
-                    progress.stage_over = ends_early(run, stage, stage.settings.early_stopping)
-                _report(run, stage, before)
+                with _saved_first(run, stage), enough_memory():
+                    _cycle(run, stage, stop)
+                    whole = not progress.in_cycle
+                    progress.stage_over = whole and ends_early(run, stage)
+                _report(run, before)
+                if whole and stage.hold_out is not None and progress.in_vain == 0:
+                    save_best(run, stage)
                 ending = run.team.any(bool(stop))
                 if ending or _save_is_due(run, before):
                     save(run, stage)
@@ -69,7 +70,7 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
     """One rollout, and the updates on it where the stage has losses for it."""
     settings = run.settings.on_policy
     assert settings is not None
-    with run.watch.of("environment"), _saved_first(run, stage):
+    with run.watch.of("environment"):
         rollout_len = stage.settings.rollout_len or settings.rollout_len
         rollout = collector.collect(rollout_len, run.progress.stage_env_steps)
     run.progress.add(env_steps=rollout.batch["masks"].numel() * run.team.world)
@@ -81,12 +82,24 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
             normalise=settings.normalise_advantages,
             team=run.team,
         )
-    for _ in range(stage.settings.repeats if stage.losses else 0):
-        for batch, memory in minibatches(rollout, stage.settings.minibatches):
-            with run.watch.of("forward"), _saved_first(run, stage):
-                results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
-            scalars = _update(run, results, stage.settings.losses, batch)
-            run.meter.add("onpolicy", scalars)
+    planned, targets = rollout_updates(stage.settings), kl_targets(stage.losses)
+    dealt = (
+        batch
+        for _ in range(stage.settings.repeats)
+        for batch in minibatches(rollout, stage.settings.minibatches)
+    )
+    for number, (batch, memory) in zip(range(1, planned + 1), dealt, strict=False):
+        with run.watch.of("forward"):
+            results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
+        run.meter.add("onpolicy", _update(run, results, stage.settings.losses, batch))
+        gone = [results[name].scalars["approximate_kl"].item() > targets[name] for name in targets]
+        if gone and run.team.any(any(gone)):
+            # the rate is planned over all updates: it goes on over those left out
+            for _ in range(planned - number):
+                run.schedule.step()
+            break
+    if targets:
+        run.meter.add("onpolicy", {"updates": number})
     stage.advance(run)
 
 
@@ -97,7 +110,7 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
     while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
         with run.watch.of("data"):
             batch = demos.batch()
-        with run.watch.of("forward"), _saved_first(run, stage):
+        with run.watch.of("forward"):
             results = demos.results(run.losses, batch)
         run.meter.add("offpolicy", _update(run, results, settings.losses, batch))
         progress.add(demo_steps=settings.batch_steps)
@@ -108,15 +121,32 @@ def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopReque
         progress.cycle_updates, progress.in_cycle = 0, False
 
 
+class _NotFiniteError(SettingsError):
+    """A loss or a gradient that is not a number; the same weights would give it again."""
+
+
 @contextmanager
 def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
-    """Where an environment, network or loss fails, the checkpoint is written, then it is raised."""
+    """Where anything fails in a cycle, the state at its beginning is saved, then it is raised.
+
+    By then weights, memory and streams may have moved on, each to another place. A run that goes
+    on from there makes the whole cycle again, and ends as if nothing had failed.
+    """
+    # where several processes train together, the others cannot be asked any more
+    before = copied(state_of(run, stage)) if run.team.world == 1 else None
     try:
         yield
-    except DemotoolsError as error:
-        if run.team.world == 1:  # the others cannot be asked any more
-            save(run, stage)
-            error.fix += f"; what was learned is saved, and goes on with --resume: {run.folder}"
+    except _NotFiniteError:
+        raise
+    except Exception as error:
+        if before is not None:
+            try:
+                write_state(run, FILE_NAME, before)
+                kept = f"what was learned is saved, and goes on with --resume: {run.folder}"
+            except (DemotoolsError, MemoryError) as another:
+                kept = f"what was learned could not be saved: {another}"
+            if isinstance(error, DemotoolsError):
+                error.fix += f"; {kept}"
         raise
 
 
@@ -131,15 +161,18 @@ def _update(
         finite = {name: math.isfinite(result.loss.item()) for name, result in results.items()}
         culprits = " and ".join(name for name in finite if not finite[name])
         raise _failure(run, f"the loss {culprits or 'sum'}", value, batch)
-    largest = run.settings.optimizer.max_grad_norm
+    settings = run.settings.optimizer
     with run.watch.of("backward"):
         run.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(run.network.parameters(), largest).item()
+        with _told("the backward pass", f"the losses {', '.join(results)}"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradients(run.network.parameters(), settings.max_grad_norm).item()
         if not math.isfinite(norm):
             raise _failure(run, "the norm of the gradients", norm, batch)
-        run.optimizer.step()
-        run.schedule.step()
+        with _told("the step of the optimizer", f"type = {settings.type!r}"):
+            run.optimizer.step()
+        with _told("the step of the schedule", f"type = {settings.schedule.type!r}"):
+            run.schedule.step()
     run.progress.updates += 1
     scalars = {"loss": value, "gradient_norm": norm}
     for name, result in results.items():
@@ -148,12 +181,26 @@ def _update(
     return scalars
 
 
+@contextmanager
+def _told(what: str, where: str) -> Iterator[None]:
+    """SettingsError where code of the user's fails that torch calls for us."""
+    try:
+        with enough_memory():
+            yield
+    except DemotoolsError:
+        raise
+    except FOREIGN as error:
+        raise SettingsError(
+            f"{what} fails: {told(error)}", path=where, fix="correct that code"
+        ) from error
+
+
 def _failure(run: Run, what: str, value: float, batch: Batch) -> SettingsError:
     """What to raise where something is not a number; all there is to look into is saved."""
     progress = run.progress
     finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
-    path = write_state(run, FAILED, {"batch": dict(batch)}) if run.team.writes else run.folder
-    return SettingsError(
+    path = save_failed(run, batch) if run.team.writes else run.folder
+    return _NotFiniteError(
         f"{what} became {value} at update {progress.updates} "
         f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
         f"are {'' if finite else 'not '}finite)",
@@ -162,7 +209,7 @@ def _failure(run: Run, what: str, value: float, batch: Batch) -> SettingsError:
     )
 
 
-def _report(run: Run, stage: Stage, before: Progress) -> None:
+def _report(run: Run, before: Progress) -> None:
     """The means of a cycle to the log."""
     progress = run.progress
     seconds, shares = run.watch.shares()
@@ -176,8 +223,7 @@ def _report(run: Run, stage: Stage, before: Progress) -> None:
     for group in get_args(Group):
         values = run.team.mean(means.get(group, {}))
         if values and run.log is not None:
-            axis = _AXES.get(group, stage.axis)
-            run.log.write(group, values, axis=axis, where=progress.where())
+            run.log.write(group, values, where=progress.where())
 
 
 def _save_is_due(run: Run, before: Progress) -> bool:

@@ -14,8 +14,10 @@ from torch import nn
 from demotools.store import Store
 from trainer.collect import Collector
 from trainer.config import OnPolicySettings, Settings, StageSettings
+from trainer.distributed import ALONE, Team
 from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
 from trainer.losses import LossStep, merged_losses
+from trainer.memory import enough_memory
 from trainer.networks import parameter_count
 from trainer.policy import NetworkPolicy
 from trainer.streams import DemoStream, build_losses
@@ -75,8 +77,13 @@ def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> Stag
         env_steps=cycles * rollout,
         demo_steps=off_policy * batch,
         off_policy_updates=off_policy,
-        on_policy_updates=cycles * stage.repeats * stage.minibatches if stage.losses else 0,
+        on_policy_updates=cycles * rollout_updates(stage),
     )
+
+
+def rollout_updates(stage: StageSettings) -> int:
+    """Updates that a stage makes on one environment rollout; the training loop counts by it."""
+    return stage.repeats * stage.minibatches if stage.losses else 0
 
 
 @dataclass(frozen=True)
@@ -117,23 +124,30 @@ def expected_cost(
     words: tuple[str, ...],
     stores: dict[str, Store],
     processes: int,
+    team: Team = ALONE,
 ) -> Cost:
-    """The cost of a run; takes a second or so, and leaves the network and all streams alone."""
+    """The cost of a run; takes a second or so, and leaves the network and all streams alone.
+
+    Measured is this process's share of the work, which all others do at the same time.
+
+    SettingsError  the memory is not enough for it
+    """
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), enough_memory():
         for stage, plan in zip(settings.stages, plans, strict=True):
             store = stores[stage.off_policy.store] if stage.off_policy else None
             passes.append(plan.demo_steps / store.steps if store else 0.0)
             if store is not None:
-                stream = DemoStream(settings, stage, store, words, model)
+                stream = DemoStream(settings, stage, store, words, model, team)
                 seconds += plan.off_policy_updates * _update_seconds(stream, model)
             if plan.on_policy_updates:
-                each = _learning_seconds(settings, stage, model, words)
-                seconds += plan.env_steps * stage.repeats * each
+                each = _learning_seconds(settings, stage, model, words, team)
+                seconds += plan.env_steps / team.world * stage.repeats * each
         env_steps = sum(plan.env_steps for plan in plans)
         if env_steps:
-            seconds += env_steps * _step_seconds(settings, model, words, processes)
+            each = _step_seconds(settings, model, words, processes, team)
+            seconds += env_steps / team.world * each
     parameters = parameter_count(model)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
@@ -170,12 +184,13 @@ def _update_seconds(stream: DemoStream, model: nn.Module) -> float:
 
 
 def _learning_seconds(
-    settings: Settings, stage: StageSettings, model: nn.Module, words: tuple[str, ...]
+    settings: Settings, stage: StageSettings, model: nn.Module, words: tuple[str, ...], team: Team
 ) -> float:
     """Seconds to learn once from one step of an environment rollout."""
     assert settings.on_policy is not None
     losses = build_losses(settings, stage.losses)
-    count = min(_MEASURED_ENVIRONMENTS, settings.on_policy.environments)
+    mine = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    count = min(_MEASURED_ENVIRONMENTS, mine)
     kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
     with VectorEnvironment(kind, count) as vector:
         policy = NetworkPolicy(model, words, sample=True)
@@ -190,21 +205,21 @@ def _learning_seconds(
 
 
 def _step_seconds(
-    settings: Settings, model: nn.Module, words: tuple[str, ...], processes: int
+    settings: Settings, model: nn.Module, words: tuple[str, ...], processes: int, team: Team
 ) -> float:
     """Seconds for one step of one environment, the policy's share included."""
     assert settings.on_policy is not None
-    count = min(_MEASURED_ENVIRONMENTS, settings.on_policy.environments)
+    width = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    count = min(_MEASURED_ENVIRONMENTS, width)
     policy = NetworkPolicy(model, words)
-    policy.reset(settings.on_policy.environments)
+    policy.reset(width)
     spent = np.zeros(2)
     kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
     with VectorEnvironment(kind, count) as vector:
         step = vector.reset(seed_streams(range(1_000_000), count))
-        repeats = -(-settings.on_policy.environments // count)
+        repeats = -(-width // count)
         for _ in range(_MEASURED_STEPS):
             start = time.perf_counter()
-            width = settings.on_policy.environments
             action = policy.act(
                 np.tile(step.cells, (repeats, 1, 1))[:width],
                 np.tile(step.direction, repeats)[:width],
@@ -214,6 +229,6 @@ def _step_seconds(
             acted = time.perf_counter()
             step = vector.step(action[:count])
             spent += [acted - start, time.perf_counter() - acted]
-    acting = spent[0] / _MEASURED_STEPS / settings.on_policy.environments
+    acting = spent[0] / _MEASURED_STEPS / width
     cores = max(min(processes, torch.get_num_threads()), 1)
     return float(acting + spent[1] / _MEASURED_STEPS / count / cores)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from demotools.errors import DemotoolsError
 from demotools.output import write_output
 from trainer.log import FILE_NAME, read_log
+from trainer.named import FOREIGN, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +50,47 @@ def plot_runs(
 
     DemotoolsError  a folder holds no run, the picture is there already or cannot be written
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     lines = [run_lines(folder) for folder in folders]
-    figure = curves(list(zip(run_names(folders), lines, strict=True)), against)
     stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
+    with drawing():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = curves(list(zip(run_names(folders), lines, strict=True)), against)
+        FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     write_output(output, stream.getvalue(), overwrite=overwrite)
     return output
+
+
+def drawn_curve(folder: Path) -> str:
+    """Draw the curve of the run in `folder` into it; what to say of it. It fails no run."""
+    try:
+        return f"learning curve: {plot_runs([folder], folder / FILE, overwrite=True)}"
+    except DemotoolsError as error:
+        return f"there is no learning curve: {error.what}; all else of the run is in {folder}"
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib as it is without a window; DemotoolsError where it fails all the same.
+
+    A notebook's MPLBACKEND names a backend of its own, which is no part of this installation.
+    """
+    window = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
+    try:
+        import matplotlib  # noqa: F401 - it reads the variable when it is loaded
+
+        yield
+    except DemotoolsError:
+        raise
+    except FOREIGN as error:
+        raise DemotoolsError(
+            f"the curves cannot be drawn: {told(error)}",
+            path="matplotlib",
+            fix="look at your matplotlibrc, or install matplotlib again",
+        ) from error
+    finally:
+        if window is not None:
+            os.environ["MPLBACKEND"] = window
 
 
 def common_axis(runs: Sequence[Lines]) -> AgainstWhat:
@@ -97,19 +134,12 @@ def curves(runs: Sequence[tuple[str, Lines]], against: AgainstWhat | None = None
 
 
 def run_lines(folder: Path) -> Lines:
-    """The lines of a run's log; DemotoolsError where the folder holds no run."""
+    """The lines of a run's log; DemotoolsError where it holds no run, or a damaged log."""
     if not (folder / FILE_NAME).is_file():
         raise DemotoolsError(
             "this folder holds no run", path=folder, fix="name a folder that `trainer run` wrote"
         )
-    try:
-        return read_log(folder)
-    except ValueError as error:
-        raise DemotoolsError(
-            f"the log is damaged: {error}",
-            path=folder / FILE_NAME,
-            fix="remove its broken lines, or leave out this run",
-        ) from error
+    return read_log(folder)
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

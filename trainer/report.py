@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from demotools.errors import SettingsError
+from demotools.output import open_regular
 from demotools.page import rendered_page
-from trainer.plot import AgainstWhat, curves, run_lines, run_names
+from trainer.config import parsed_settings
+from trainer.overrides import toml_tree
+from trainer.plot import AgainstWhat, curves, drawing, run_lines, run_names
 from trainer.resolve import setting_leaves
 from trainer.session import SETTINGS_FILE
 
@@ -139,14 +141,18 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise SettingsError(
             "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
         )
+    with open_regular(file) as stream:
+        content = stream.read()
     try:
-        return setting_leaves(tomllib.loads(file.read_text("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = toml_tree(content.decode("utf-8"), file)
+    except UnicodeDecodeError as error:
         raise SettingsError(
             f"the settings of this run are not valid TOML: {error}",
             path=file,
             fix="correct the file, or leave out this run",
         ) from error
+    parsed_settings(tree, file)
+    return setting_leaves(tree)
 
 
 def compared_settings(
@@ -182,14 +188,15 @@ def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
 
 def _svg(runs: Sequence[FinishedRun], against: AgainstWhat | None) -> str:
     """The curves as an element of a page, as wide as the page lets it be."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     stream = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = curves([(run.name, run.lines) for run in runs], against)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(stream, metadata=nothing)  # type: ignore[no-untyped-call]
+    with drawing():
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        with matplotlib.rc_context(_STYLE):
+            figure = curves([(run.name, run.lines) for run in runs], against)
+            none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            FigureCanvasSVG(figure).print_svg(stream, metadata=none)  # type: ignore[no-untyped-call]
     text = stream.getvalue().decode()
     text = text[text.index("<svg") :]
     # the page decides on the size; the picture's shape is in its viewBox

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
 
+from demotools.errors import SettingsError
 from demotools.store import Store
 from trainer.config import Settings
 from trainer.distributed import ALONE, Team
@@ -21,7 +23,7 @@ from trainer.log import Meter, RunLog, Stopwatch
 from trainer.losses import LossStep
 from trainer.networks import build_network
 from trainer.networks.compiling import compile_network
-from trainer.optimize import build_optimizer, build_schedule
+from trainer.optimize import build_optimizer, build_schedule, try_optimizer
 from trainer.plan import stage_plan
 from trainer.streams import build_losses
 
@@ -82,6 +84,7 @@ class Run:
     losses      the network with all losses of a batch, as several processes share it
     log         None in a process that does not write
     processes   of environments
+    say         takes a line for the user
     restored    state of the stage that a checkpoint was taken in, until the stage takes it up
     """
 
@@ -98,6 +101,7 @@ class Run:
     log: RunLog | None
     processes: int
     quiet: bool
+    say: Callable[[str], None]
     watch: Stopwatch = field(default_factory=Stopwatch)
     meter: Meter = field(default_factory=Meter)
     restored: Mapping[str, Any] | None = None
@@ -134,9 +138,11 @@ def new_parts(
     if team.rank:
         # the same weights everywhere, but every process draws actions of its own
         torch.manual_seed(settings.run.seed + 1_000_003 * team.rank)
-    for stage in settings.stages:
+    for number, stage in enumerate(settings.stages):
         build_losses(settings, stage.losses)
+        check_minibatches(settings, number, team)
     updates = sum(stage_plan(stage, settings.on_policy).updates for stage in settings.stages)
+    try_optimizer(settings.optimizer, network, updates)
     optimizer = build_optimizer(settings.optimizer, network)
     progress = Progress()
     schedule = build_schedule(
@@ -146,10 +152,52 @@ def new_parts(
     return Parts(settings, stores, words, network, losses, optimizer, schedule, progress, team)
 
 
+def check_minibatches(settings: Settings, number: int, team: Team) -> None:
+    """That every process has a whole environment for each of its minibatches."""
+    stage = settings.stages[number]
+    if not stage.losses or settings.on_policy is None:
+        return
+    mine = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    if stage.minibatches > mine:
+        raise SettingsError(
+            f"there are {stage.minibatches} minibatches of whole environments, of which each of "
+            f"{team.world} processes has only {mine}",
+            path=f"stages.{number}.minibatches",
+            fix=f"give {mine} or less, or more on_policy.environments",
+        )
+
+
 @contextmanager
 def open_run(
-    parts: Parts, folder: Path, *, processes: int = 1, quiet: bool = True
+    parts: Parts,
+    folder: Path,
+    *,
+    processes: int = 1,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Run]:
-    """A run at its beginning, with its log open."""
-    with RunLog(folder, parts.settings.run.wandb) if parts.team.writes else nullcontext() as log:
-        yield Run(**vars(parts), folder=folder, log=log, processes=processes, quiet=quiet)
+    """A run at its beginning, with its log open.
+
+    say   takes a line for the user
+    """
+    settings = parts.settings
+
+    def speak(line: str) -> None:
+        with tqdm.external_write_mode():
+            say(line)
+
+    with ExitStack() as stack:
+        log = None
+        if parts.team.writes:
+            log = RunLog(
+                folder,
+                # a kind of steps that every cycle takes
+                axis="demo_steps" if all(s.off_policy for s in settings.stages) else "env_steps",
+                project=settings.run.wandb,
+                config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
+                say=speak,
+            )
+            stack.enter_context(log)
+        yield Run(
+            **vars(parts), folder=folder, log=log, processes=processes, quiet=quiet, say=speak
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -12,15 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demotools.errors import CheckpointError
 from trainer.checkpoint import (
+    BEST,
+    FAILED,
     FILE_NAME,
     Checkpoint,
     fitting,
     keep_checkpoints,
+    read_checkpoint,
     write_checkpoint,
 )
 from trainer.config import toml_of
 from trainer.run import Progress, Run
-from trainer.stage import Stage
+from trainer.stage import Stage, latest
 
 _FEW_EPISODES = 100
 _STATE = "the state of training in this checkpoint is damaged"
@@ -49,35 +53,90 @@ class _Training(BaseModel):
 
 def save(run: Run, stage: Stage | None = None) -> None:
     """Write the run's checkpoint, by one process for all; what is restored is in `restore`."""
-    recent = stage.recent if stage else []
+    recent = latest(run.team.gathered(stage.recent)) if stage else []
     success = sum(recent) / max(len(recent), 1)
-    best = len(recent) >= _FEW_EPISODES and success > run.progress.best_success
-    if best and run.team.writes:
+    # where a stage has a hold-out store, that says which is best
+    by_success = stage is not None and stage.hold_out is None
+    best = by_success and len(recent) >= _FEW_EPISODES and success > run.progress.best_success
+    if best:
         run.progress.best_success = success
+        # first: last.pt never says of a best one that it is there before it is
+        save_best(run, stage)
+    state = state_of(run, stage)
+    if run.team.writes:
+        write_state(run, FILE_NAME, state)
+        keep_checkpoints(run.folder, run.settings.run.keep, run.progress.updates)
+
+
+def save_best(run: Run, stage: Stage | None) -> None:
+    """Write the run as it stands as its best."""
+    state = state_of(run, stage)
+    if run.team.writes:
+        write_state(run, BEST, state)
+
+
+def load_best(run: Run) -> str:
+    """Give the network the weights of best.pt where the last stage has a hold-out store.
+
+    returns   what to say of it; empty where the last weights are those that count
+    """
+    rule = run.settings.stages[-1].early_stopping
+    if rule is None or rule.hold_out is None:
+        return ""
+    try:
+        best = read_checkpoint(run.folder / BEST)
+        training = _checked(run, best)
+        if training.progress["stage"] != len(run.settings.stages) - 1:
+            raise CheckpointError("it is of an earlier stage", path=best.path, fix="")
+        best.load_weights(run.network)
+    except CheckpointError as error:
+        return f"success is measured with the last weights, not the best: {error.what}"
+    loss, steps = training.progress["best_hold_out"], int(training.progress["demo_steps"])
+    return (
+        f"success is measured with the best weights, {BEST}: "
+        f"hold-out loss {loss:.4f} after {steps:,} demo steps"
+    )
+
+
+def state_of(run: Run, stage: Stage | None) -> dict[str, Any]:
+    """Everything that a checkpoint holds of a run, of all processes; not a copy."""
     mine = {"random": torch.get_rng_state(), "stage": stage.state() if stage else {}}
-    everyone = run.team.gathered(mine)
-    if not run.team.writes:
-        return
-    write_state(run, FILE_NAME, {"processes": everyone})
-    keep_checkpoints(run.folder, run.settings.run.keep, run.progress.updates, best=best)
+    return _state(run, {"processes": run.team.gathered(mine)})
 
 
-def write_state(run: Run, name: str, more: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of everything that is the same in all processes, and `more`."""
-    path = run.folder / name
-    write_checkpoint(
-        path,
-        settings=toml_of(run.settings),
-        words=run.words,
-        model=run.network.state_dict(),
-        training={
+def copied(state: Any) -> Any:
+    """A copy that stays as it is while training goes on, in this machine's own memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(copied, state))
+    return copy.deepcopy(state)
+
+
+def save_failed(run: Run, batch: Mapping[str, Any]) -> Path:
+    """Write the weights, and the batch at which training failed, to be looked into."""
+    return write_state(run, FAILED, _state(run, {"batch": dict(batch)}))
+
+
+def _state(run: Run, more: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": run.network.state_dict(),
+        "training": {
             "optimizer": run.optimizer.state_dict(),
             "schedule": run.schedule.state_dict(),
             "progress": dict(vars(run.progress)),
             "log_bytes": run.log.size_bytes() if run.log is not None else 0,
             **more,
         },
-    )
+    }
+
+
+def write_state(run: Run, name: str, state: Mapping[str, Any]) -> Path:
+    """Write what `state_of` gave as a checkpoint of this name."""
+    path = run.folder / name
+    write_checkpoint(path, settings=toml_of(run.settings), words=run.words, **state)
     return path
 
 

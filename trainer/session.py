@@ -22,25 +22,25 @@ from trainer.config import LEVELS, Settings, read_settings, toml_of
 from trainer.distributed import ALONE, Team, joined_team
 from trainer.evaluate import Evaluation, Policy, RandomPolicy, check_playable, evaluate_policy
 from trainer.interrupt import stop_request
-from trainer.log import BOARD_FOLDER, Axis, weights_and_biases
+from trainer.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
 from trainer.log import FILE_NAME as LOG_FILE
 from trainer.making import made_environment
 from trainer.on_policy import needs_expert
 from trainer.pipeline import train
 from trainer.plan import duration, expected_cost
 from trainer.plot import FILE as PLOT_FILE
-from trainer.plot import plot_runs
+from trainer.plot import drawn_curve
 from trainer.policy import NetworkPolicy
 from trainer.resolve import check_resumed, open_stores, other_levels, resolved, shared_words
 from trainer.run import Parts, Run, new_parts, open_run
-from trainer.saving import restore
+from trainer.saving import load_best, restore
 from trainer.streams import build_losses
 from trainer.symmetries import check_augmentation
 
 SETTINGS_FILE = "settings.toml"
 _FILES = (
     *(SETTINGS_FILE, CHECKPOINT_FILE, BEST, FAILED, "after-*.pt"),
-    *(LOG_FILE, PLOT_FILE, BOARD_FOLDER),
+    *(LOG_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
 )
 
 
@@ -109,7 +109,9 @@ def _run(
         _clear(folder, overwrite=options.overwrite)
     for line in [*reasons, *said, f"folder: {folder}"]:
         say(line)
-    with open_run(parts, folder, processes=options.process_count, quiet=options.quiet) as run:
+    with open_run(
+        parts, folder, processes=options.process_count, quiet=options.quiet, say=say
+    ) as run:
         if checkpoint is not None:
             restore(run, checkpoint)
         if team.writes:
@@ -120,7 +122,7 @@ def _run(
             say(f"trained for {duration(60 * run.progress.minutes)}")
             _evaluate(run, say)
     if team.writes:
-        say(f"learning curve: {plot_runs([folder], folder / PLOT_FILE, overwrite=True)}")
+        say(drawn_curve(folder))
     if stop:
         say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}; this goes on from it:")
         say(f"  {options.command_to_resume()}")
@@ -183,7 +185,7 @@ def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, 
     words = shared_words(list(stores.values()))
     widened = check_augmentation(settings, stores)
     parts = new_parts(settings, stores, words, team)
-    cost = expected_cost(settings, parts.network, words, stores, options.process_count)
+    cost = expected_cost(settings, parts.network, words, stores, options.process_count, team)
     return parts, [*other_levels(settings, stores), *widened, *cost.lines(options.recipe)]
 
 
@@ -254,6 +256,8 @@ def _evaluate(run: Run, say: Callable[[str], None]) -> None:
     """Measure success where the settings ask for it, and note it in the log."""
     if run.settings.evaluation is None or run.log is None:
         return
+    if line := load_best(run):
+        say(line)
     result = evaluate_policy(
         NetworkPolicy(run.network.eval(), run.words),
         run.settings.run.level,
@@ -270,6 +274,5 @@ def _evaluate(run: Run, say: Callable[[str], None]) -> None:
         "episode_length": result.mean_length,
         "episodes": result.episodes,
     }
-    axis: Axis = "demo_steps" if run.progress.demo_steps else "env_steps"
-    run.log.write("evaluation", scalars, axis=axis, where=run.progress.where())
+    run.log.write("evaluation", scalars, where=run.progress.where())
     say(result.text())

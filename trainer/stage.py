@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from trainer.checkpoint import fitting
 from trainer.collect import Collector, Forcing
-from trainer.config import EarlyStopping, OnPolicySettings, StageSettings
+from trainer.config import OnPolicySettings, StageSettings
 from trainer.envs import EnvironmentKind, VectorEnvironment
 from trainer.log import Axis, progress_bar
 from trainer.losses import Loss
@@ -34,11 +35,6 @@ class Stage:
     demos: DemoStream | None
     hold_out: HoldOut | None
     bar: tqdm[NoReturn]
-
-    @property
-    def axis(self) -> Axis:
-        """Whose steps its budget counts."""
-        return _axis(self.settings)
 
     def finished(self, progress: Progress) -> bool:
         """Whether its budget is spent, or its rule of early stopping has ended it."""
@@ -116,21 +112,46 @@ def _collector(
     )
 
 
-def ends_early(run: Run, stage: Stage, rule: EarlyStopping | None) -> bool:
-    """Whether the stage's rule ends it now, after a cycle; the same answer in all processes."""
+def ends_early(run: Run, stage: Stage) -> bool:
+    """Whether the stage's rule ends it now, after a cycle; the same answer in all processes.
+
+    By a hold-out store, `in_vain` is 0 from here on where these weights are the best so far.
+    """
+    rule, progress = stage.settings.early_stopping, run.progress
     if rule is None:
         return False
+    why = ""
     if stage.hold_out is not None:
-        value = stage.hold_out.cross_entropy()
+        # rounding differs from process to process: that of one counts for all
+        value = run.team.gathered(stage.hold_out.cross_entropy())[0]
         run.meter.add("offpolicy", {"hold_out_loss": value})
-        better = value < run.progress.best_hold_out
-        run.progress.best_hold_out = min(value, run.progress.best_hold_out)
-        run.progress.in_vain = 0 if better else run.progress.in_vain + 1
-        return run.team.any(run.progress.in_vain >= (rule.patience or 1))
-    assert rule.success is not None
-    recent = [success for of_rank in run.team.gathered(stage.recent) for success in of_rank]
-    recent = recent[-rule.episodes :]
-    return len(recent) == rule.episodes and sum(recent) >= rule.success * rule.episodes
+        better = value < progress.best_hold_out
+        progress.best_hold_out = min(value, progress.best_hold_out)
+        progress.in_vain = 0 if better else progress.in_vain + 1
+        if progress.in_vain >= (rule.patience or 1):
+            why = (
+                f"in {progress.in_vain} cycles the hold-out loss on {rule.hold_out} was never "
+                f"below {progress.best_hold_out:.4f}"
+            )
+    else:
+        assert rule.success is not None
+        recent = latest(run.team.gathered(stage.recent))[: rule.episodes]
+        if len(recent) == rule.episodes and sum(recent) >= rule.success * rule.episodes:
+            share = sum(recent) / len(recent)
+            why = f"{share:.1%} of the latest {rule.episodes} training episodes succeeded"
+    if why:
+        run.say(f"stage {progress.stage + 1} ends early: {why}")
+    return bool(why)
+
+
+def latest(by_rank: Sequence[Sequence[bool]]) -> list[bool]:
+    """The episodes of all processes, the latest first, in turn one of each process.
+
+    >>> latest([[False, True], [True, True, False]])
+    [True, False, False, True, True]
+    """
+    turns = zip_longest(*(reversed(recent) for recent in by_rank))
+    return [success for turn in turns for success in turn if success is not None]
 
 
 def _budget(stage: StageSettings) -> int:

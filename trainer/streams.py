@@ -13,20 +13,19 @@ from demotools.store import Store
 from trainer.augment import Augmenter, batch_missions
 from trainer.config import Named, Settings, StageSettings
 from trainer.distributed import ALONE, Team
-from trainer.foreign import memory_of
+from trainer.foreign import memory_of, output_of
 from trainer.losses import (
     ForeignLoss,
     Loss,
     LossResult,
-    LossStep,
     expert_cross_entropy,
     merged_losses,
 )
 from trainer.named import build
-from trainer.on_policy import A2C, PPO, Imitation
+from trainer.on_policy import A2C, PPO, Imitation, masked_cross_entropy
 from trainer.rollouts import Batch, ExpertTrajectoryIterator
 
-_HOLD_OUT_ROLLOUTS, _HOLD_OUT_STEPS = 128, 40
+_HOLD_OUT_ROLLOUTS, _HOLD_OUT_LEN, _HOLD_OUT_STEPS = 128, 40, 65_536
 LOSSES: dict[str, Callable[..., Loss]] = {
     "expert_cross_entropy": expert_cross_entropy,
     "ppo": PPO,
@@ -124,21 +123,42 @@ class DemoStream:
 
 
 class HoldOut:
-    """The cross-entropy of a network on the first batch of a store that it does not learn from."""
+    """The cross-entropy of a network on a store that it does not learn from.
+
+    Every step of the store counts once; where the store is larger than `_HOLD_OUT_STEPS`, the same
+    so many of its steps each time.
+    """
 
     def __init__(self, store: Store, network: nn.Module) -> None:
         rollouts = min(_HOLD_OUT_ROLLOUTS, store.episodes)
         iterator = ExpertTrajectoryIterator(
-            store, rollouts=rollouts, rollout_len=_HOLD_OUT_STEPS, layout="native"
+            store, rollouts=rollouts, rollout_len=_HOLD_OUT_LEN, layout="native"
         )
-        self._losses = LossStep(network)
+        left = torch.from_numpy(iterator.epoch_steps(0))  # [B], of every episode once
+        most = -(-_HOLD_OUT_STEPS // (rollouts * _HOLD_OUT_LEN))
+        self._network = network
         self._memory = memory_of(network, rollouts)
-        batch = batch_missions(next(iterator), iterator.mission_tokens)
-        self._batch = {name: values.to(self._memory.device) for name, values in batch.items()}
+        self._batches: list[Batch] = []
+        while left.max() > 0 and len(self._batches) < most:
+            batch = batch_missions(next(iterator), iterator.mission_tokens)
+            counts = torch.arange(_HOLD_OUT_LEN)[:, None] < left
+            # what is not of the first pass is no action to be foretold
+            batch["action"] = batch["action"].long().where(counts, -1)
+            device = self._memory.device
+            self._batches.append({name: values.to(device) for name, values in batch.items()})
+            left = left - _HOLD_OUT_LEN
 
     def cross_entropy(self) -> float:
         """Against the expert's actions, in nats per step."""
-        with torch.no_grad():
-            losses = {"expert_ce": expert_cross_entropy()}
-            results = self._losses(losses, self._batch, {"expert_ce": self._memory})
-        return float(results["expert_ce"].loss.item())
+        total, steps, memory = 0.0, 0, self._memory
+        training = self._network.training
+        self._network.eval()
+        try:
+            with torch.no_grad():
+                for batch in self._batches:
+                    output = output_of(self._network, batch, memory)
+                    loss, valid = masked_cross_entropy(output.logits.float(), batch["action"])
+                    total, steps, memory = total + loss.item() * valid, steps + valid, output.memory
+        finally:
+            self._network.train(training)
+        return total / steps
