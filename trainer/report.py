@@ -12,9 +12,9 @@ from typing import Any
 
 from demotools.errors import SettingsError
 from demotools.page import rendered_page
+from trainer.config import SETTINGS_FILE
+from trainer.overrides import setting_leaves
 from trainer.plot import AgainstWhat, curves, run_lines, run_names
-from trainer.resolve import setting_leaves
-from trainer.session import SETTINGS_FILE
 
 # Runs that differ in nothing else are one experiment, repeated.
 _REPEATED = ("run.seed", "run.name")
