@@ -130,11 +130,11 @@ def _trained(
 ) -> int:
     team = parts.team
     with open_run(parts, folder, processes=options.process_count, quiet=options.quiet) as run:
-        if checkpoint is not None:
-            restore(run, checkpoint)
         if team.writes:
             with written_whole(folder / SETTINGS_FILE) as stream:
                 stream.write(toml_of(parts.settings).encode())
+        if checkpoint is not None:
+            restore(run, checkpoint)
         with stop_request() as stop:
             train(run, stop)
         if not stop and team.writes:
