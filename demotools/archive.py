@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from demotools.chunks import checked_chunks
-from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
 from demotools.metadata import JSON_BYTES_AT_MOST, TEXT_BYTES_AT_MOST, parsed_metadata
 from demotools.output import acquired_lock, open_regular, written_whole
 from demotools.store import (

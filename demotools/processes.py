@@ -34,11 +34,74 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+SPAWN_ADVICE = (
+    'put what the script does under `if __name__ == "__main__":`, in a file of its own, '
+    "or use one process"
+)
+"""What to do where `what_hinders_spawning` says something."""
+
+
 def processor_count() -> int:
-    """The processors that this process may use."""
+    """The processors that this process may use: by its affinity and by its control groups."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(min(count, *_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), count), 1)
+
+
+def _quotas(groups: Path, root: Path) -> Iterator[int]:
+    """The processors, rounded up, that each control group of this process leaves it.
+
+    groups   the kernel's list of them, `number:controllers:path` a line
+    """
+    try:
+        lines = groups.read_text("utf-8").splitlines()
+    except OSError:
+        return  # no such system
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # inside a container the path is often that of the host, and the root is the group itself
+        for folder in [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]:
+            yield from _quota(folder)
+            if folder == root:
+                break
+        if controllers:
+            for base in ("cpu", "cpu,cpuacct"):
+                yield from _quota(root / base / path.lstrip("/"))
+                yield from _quota(root / base)
+
+
+def _quota(folder: Path) -> Iterator[int]:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text("ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text("ascii")
+            period = (folder / "cpu.cfs_period_us").read_text("ascii")
+        if quota != "max" and int(quota) > 0:
+            yield -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return
+
+
+def what_hinders_spawning() -> str:
+    """Why a spawned process cannot import the program that runs; empty where nothing is known."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None:
+        return ""  # an interactive session, which nothing has to import
+    if not Path(file).is_file():
+        return "it must import the program, which comes from standard input"
+    try:
+        guarded = b"__name__" in Path(file).read_bytes()
+    except OSError:
+        return ""
+    return (
+        "" if guarded else 'it imports the script again, which has no `if __name__ == "__main__":`'
+    )
 
 
 def bounded_workers(asked: int, parts: int | None = None) -> int:
@@ -117,6 +180,10 @@ def helped(
         yield begin
         executor.shutdown()
     except BrokenProcessPool as error:
+        if why := what_hinders_spawning():
+            raise DemotoolsError(
+                f"no helper process could be started: {why}", path=path, fix=SPAWN_ADVICE
+            ) from error
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
             path=path,

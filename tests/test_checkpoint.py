@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,11 @@ def rewritten(folder: Path, change: Callable[[Content], object]) -> Path:
     return path
 
 
+def set_line(content: Content, key: str, line: str) -> None:
+    """Another line in the place of a key's in the settings."""
+    content["settings"] = re.sub(rf"(?m)^{key} = .*$", line, content["settings"], count=1)
+
+
 @pytest.mark.parametrize("text", [b"hello", b"", b"PK\x03\x04", b"\x80\x02}.", os.urandom(999)])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "text.pt"
@@ -78,6 +84,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, text: bytes) ->
         (lambda content: content.update(settings="a = "), "its settings: "),
         (lambda content: content.update(settings="a = " + "[" * 5000), "its settings: "),
         (lambda content: content.update(settings="[run]\nname = 3"), "its settings: "),
+        (lambda content: set_line(content, "level", ""), "its settings: "),
+        (lambda content: set_line(content, "seed", f"seed = {10**30}"), "its settings: "),
+        (lambda content: set_line(content, "seed", f"seed{'.a' * 3000} = 1"), "its settings: "),
         (lambda content: content.update(model=5), "`model`"),
         (lambda content: content.update(model={}), "the weights do not fit the network"),
         (lambda content: content["model"].update(more=5), "the weights do not fit the network"),

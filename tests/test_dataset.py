@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -110,3 +111,22 @@ def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: Make
     expected = torch.nn.functional.cross_entropy(table[direction], action)
     assert steps == store.steps
     torch.testing.assert_close(total / steps, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("settings", [{"prefetch": True}, {"shuffle": "windowed"}])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_dataset_that_was_iterated_here_goes_on_in_forked_workers(
+    make_store: MakeStore, settings: dict[str, Any]
+) -> None:
+    store = make_store(lengths=LENGTHS)
+
+    def dataset() -> RolloutDataset:
+        return RolloutDataset(store, **SETTINGS, max_steps=7 * 12, residence="map", **settings)
+
+    wanted = [batch["action"].tolist() for batch in dataset()]
+    forked = dataset()
+    first = next(iter(forked))["action"].tolist()
+    loader = DataLoader(forked, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    rest = [batch["action"].tolist() for batch in loader]
+    assert [first, *rest] == wanted

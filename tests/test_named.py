@@ -67,15 +67,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`attempt("losses.ppo={type='PARTS:x'}", text)` plans a run with the user's module PARTS."""
+    """`attempt("losses.ppo={type='PARTS:x'}", text)` begins a run with the user's module PARTS."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
 
     def run(override: str, text: str = PARTS) -> Result:
         module = f"parts_{next(_numbers)}"  # what was imported once stays
         Path(f"{module}.py").write_text(text, "utf-8")
         override = override.replace("PARTS", module)
-        arguments = ["run", "ppo", "--tiny", "--dry-run", "-m", "1", "--set", override]
+        arguments = ["run", "ppo", "--tiny", "-m", "1", "-q", "-o", "run", "--set", override]
         return CliRunner().invoke(main, [*arguments, "--set", "run.device=cpu"])
 
     return run
@@ -86,6 +85,7 @@ def assert_refused(result: Result, *what: str) -> None:
     assert "Traceback" not in result.output and "next:" in result.output
     for text in what:
         assert text in result.output
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

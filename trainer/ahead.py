@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +21,17 @@ class Ahead(Generic[_Result]):
     def __init__(self, produce: Callable[[], _Result], depth: int) -> None:
         self._produce = produce
         self.depth = depth
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._waiting: deque[Future[_Result]] = deque()
-        self._thread = ThreadPoolExecutor(1, "rollouts") if depth else None
+        self._thread = ThreadPoolExecutor(1, "rollouts") if self.depth else None
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked process, where the thread is missing."""
+        return self._process != os.getpid()
 
     def next(self) -> _Result:
         """The next result; what `produce` raised is raised here."""
@@ -33,6 +43,8 @@ class Ahead(Generic[_Result]):
 
     def forget(self) -> None:
         """Throw away what was computed ahead; returns when `produce` is not running."""
+        if self.forked:
+            self._begin()
         while self._waiting:
             future = self._waiting.popleft()
             if not future.cancel():

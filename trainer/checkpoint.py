@@ -5,27 +5,31 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from demotools.errors import CheckpointError, SettingsError, from_os_error
-from trainer.config import Settings, parsed_settings
-from trainer.networks import build_network
+from demotools.output import open_regular, written_whole
+from trainer.config import Named, Settings, parsed_settings
+from trainer.networks import NETWORKS, build_network
+from trainer.overrides import toml_tree
+from trainer.trust import check_trusted
 
 FORMAT = 1
 FILE_NAME = "last.pt"
 BEST = "best.pt"
 FAILED = "failed.pt"
+REPLACED = ".replaced"
+"""Where the files of a run wait until the run that replaces it has a checkpoint."""
 _COPIES = "after-*.pt"
 
 
@@ -49,7 +53,7 @@ class Checkpoint:
 
     def parsed(self) -> Settings:
         """The settings as an object."""
-        return parsed_settings(tomllib.loads(self.settings), self.path)
+        return parsed_settings(toml_tree(self.settings, self.path), self.path)
 
     def network(self) -> nn.Module:
         """The network with its weights, ready to act.
@@ -57,6 +61,7 @@ class Checkpoint:
         CheckpointError  they do not fit it, or are not finite
         """
         named = self.parsed().model
+        self._check_sizes(named)
         network = build_network(named.type, named.options, len(self.words))
         self.load_weights(network)
         for name, weights in network.named_parameters():
@@ -67,6 +72,28 @@ class Checkpoint:
                     fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
                 )
         return network.eval()
+
+    def _check_sizes(self, named: Named) -> None:
+        """Refuse a network of ours that is larger than the weights there are, before it is built.
+
+        A file of a few bytes could else ask for all memory.
+        """
+        there = {name: getattr(weights, "shape", None) for name, weights in self.model.items()}
+        claimed = sum(w.nbytes for w in self.model.values() if isinstance(w, torch.Tensor))
+        if named.type not in NETWORKS:
+            return
+        with torch.device("meta"), fitting(self.path, f"the network `{named.type}`"):
+            network = build_network(named.type, named.options, len(self.words))
+        wanted = {name: weights.shape for name, weights in network.state_dict().items()}
+        wrong = [key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)]
+        if wrong or claimed > self.path.stat().st_size:
+            name = min(wrong, default="")
+            what = f"`{name}` is {_shape(there.get(name))}, not {_shape(wanted.get(name))}"
+            raise _misfit(
+                self.path,
+                f"the weights do not fit the network `{named.type}`: "
+                + (what if wrong else "they are more than the file holds"),
+            )
 
     def load_weights(self, network: nn.Module) -> None:
         """Give a network the weights; CheckpointError where they do not fit it."""
@@ -97,11 +124,19 @@ def fitting(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except wrong as error:
-        raise CheckpointError(
-            f"{what}: {_first_line(error)}",
-            path=path,
-            fix="use the versions that it was written with, name another checkpoint, or train anew",
-        ) from error
+        raise _misfit(path, f"{what}: {_first_line(error)}") from error
+
+
+def _misfit(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        what,
+        path=path,
+        fix="use the versions that it was written with, name another checkpoint, or train anew",
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))
 
 
 def write_checkpoint(
@@ -126,16 +161,8 @@ def write_checkpoint(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(buffer.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise from_os_error(error, path) from error
+    with written_whole(path) as stream:
+        stream.write(buffer.getbuffer())
 
 
 def keep_checkpoints(folder: Path, count: int, updates: int) -> None:
@@ -166,21 +193,30 @@ def _copy(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     """A checkpoint, by its file or the folder of its run.
 
     Nothing of what is stored in it is run.
 
-    CheckpointError  missing, damaged, without something that it must hold, or of a newer format
+    trust   whether its settings may name code that is not the trainer's, which whoever builds what
+            they name then imports
+
+    CheckpointError  missing, damaged, without something that it must hold, of a newer format, or
+                     it names code and is not trusted
     """
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
+    file = path
+    if path.is_dir():
+        file = path / FILE_NAME
+        replaced = path / REPLACED / FILE_NAME
+        file = replaced if replaced.exists() and not file.exists() else file
+    if not file.exists():
         raise CheckpointError(
             "there is no checkpoint",
             path=file,
             fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
         )
-    raw = _content(file)
+    with open_regular(file) as stream:
+        raw = _content(stream, file)
     form = raw.get("format") if isinstance(raw, dict) else None
     if type(form) is int and form > FORMAT:
         raise CheckpointError(
@@ -190,7 +226,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         content = _Content.model_validate(raw)
-        parsed_settings(tomllib.loads(content.settings), file)
+        settings = parsed_settings(toml_tree(content.settings, file), file)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the whole file"
@@ -198,6 +234,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (SettingsError, ValueError, RecursionError) as error:
         what = error.what if isinstance(error, SettingsError) else _first_line(error)
         raise _not_a_checkpoint(file, f"its settings: {what}") from error
+    check_trusted(settings, file, trust=trust)
     return Checkpoint(
         path=file,
         settings=content.settings,
@@ -208,14 +245,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _content(file: Path) -> Any:
+def _content(stream: IO[bytes], file: Path) -> Any:
     """What torch has stored in a file, its checksums compared."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(stream) as archive:
+            # torch compresses nothing: what announces more than the file holds is not its work
+            announced = sum(member.file_size for member in archive.infolist())
+            if announced > stream.seek(0, os.SEEK_END):
+                raise zipfile.BadZipFile(f"it announces {announced:,} bytes, more than it has")
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
     # what zipfile and torch's unpickler raise on foreign bytes is no closed list: KeyError,
     # struct.error, zlib.error, NotImplementedError, AssertionError, ...
     except Exception as error:

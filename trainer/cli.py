@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from demotools.errors import SettingsError, exit_with_message
+from demotools.errors import exit_with_message
 from demotools.store import data_folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,6 +67,11 @@ _against = click.option(
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
 _level = click.option("--level", help="Level to play [default: the one it was trained on].")
+_trust = click.option(
+    "--trust",
+    is_flag=True,
+    help="Import and run code that the checkpoint names.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
 
@@ -93,6 +97,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     "--force-settings", is_flag=True, help="Resume with changed settings where that is harmless."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a run in the same folder.")
+@click.option(
+    "--trust", is_flag=True, help="Run the code that another run's settings.toml names, too."
+)
 @_processes
 @_data_dir
 @_quiet
@@ -105,6 +112,7 @@ def run(
     resume: bool,
     force_settings: bool,
     overwrite: bool,
+    trust: bool,
     processes: int | None,
     data: Path,
     quiet: bool,
@@ -112,7 +120,8 @@ def run(
     """Train by RECIPE: a TOML file, or the name of one that ships (`trainer recipes`).
 
     The folder gets the resolved settings.toml, last.pt, log.jsonl, tensorboard/ and the
-    learning curve curve.png. Ctrl-C and SIGTERM save the checkpoint before leaving.
+    learning curve curve.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the checkpoint before
+    leaving. A recipe may name code of your own; --dry-run imports none of it.
 
     \b
     Example:
@@ -130,6 +139,7 @@ def run(
         resume=resume,
         force_settings=force_settings,
         overwrite=overwrite,
+        trust=trust,
         quiet=quiet,
     )
     if dry_run:
@@ -156,6 +166,7 @@ def run(
     help="Play a reference instead, on the same level.",
 )
 @_level
+@_trust
 @_json
 @_processes
 @_quiet
@@ -164,6 +175,7 @@ def evaluate(
     episodes: int,
     policy: str | None,
     level: str | None,
+    trust: bool,
     as_json: bool,
     processes: int | None,
     quiet: bool,
@@ -180,10 +192,11 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
+    from demotools.processes import processor_count
     from trainer.session import measured_success
 
-    count = processes or os.cpu_count() or 1
-    result = measured_success(checkpoint, policy, level, episodes, count, quiet=quiet)
+    count = processes or processor_count()
+    result = measured_success(checkpoint, policy, level, episodes, count, trust=trust, quiet=quiet)
     click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
 
 
@@ -217,23 +230,23 @@ def list_recipes() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The file [default: NAME here]."
 )
+@_overwrite
 @_quiet
-def copy(name: str, output: Path | None, quiet: bool) -> None:
+def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
     """Copy the recipe NAME here, to edit.
 
     \b
     Example:
       trainer recipes copy bc_small_cpu.toml -o mine.toml
     """
+    from demotools.output import open_regular, write_output
     from trainer.config import recipe_path
 
     source = recipe_path(name)
     target = output or Path(source.name)
-    if target.exists():
-        raise SettingsError(
-            "the file exists already", path=target, fix="name another with -o, or remove it"
-        )
-    shutil.copyfile(source, target)
+    with open_regular(source) as stream:
+        content = stream.read()
+    write_output(target, content, overwrite=overwrite)
     if not quiet:
         click.echo(f"made {target}; train by it with `trainer run {target}`")
 
@@ -280,6 +293,7 @@ def plot(
 )
 @click.option("--worst", is_flag=True, help="Those that went worst, of a hundred at least.")
 @_level
+@_trust
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -295,6 +309,7 @@ def watch(
     episodes: int,
     worst: bool,
     level: str | None,
+    trust: bool,
     seed: int | None,
     gif: Path | None,
     ansi: bool,
@@ -321,7 +336,13 @@ def watch(
         check_output(gif, overwrite=overwrite)
     first = EVALUATION_SEED if seed is None else seed
     watched = watched_episodes(
-        checkpoint, level=level, episodes=episodes, first_seed=first, worst=worst, quiet=quiet
+        checkpoint,
+        level=level,
+        episodes=episodes,
+        first_seed=first,
+        worst=worst,
+        trust=trust,
+        quiet=quiet,
     )
     if gif:
         write_output(gif, watched_gif(watched, quiet=quiet), overwrite=overwrite)

@@ -26,6 +26,7 @@ from pydantic import (
 from demotools.environment import MOST_EPISODES
 from demotools.errors import SettingsError
 from demotools.manifest import Symmetry
+from demotools.output import open_regular
 from trainer.overrides import check_tree, override, set_key, toml_tree
 
 _MOST_STEPS_AT_ONCE = 2**24
@@ -45,6 +46,8 @@ Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
 Share = Annotated[Finite, Field(ge=0, le=1)]
 Truth = Annotated[bool, Field(strict=True)]
 Device = Literal["auto", "cpu", "cuda"]
+SETTINGS_FILE = "settings.toml"
+"""What a run writes its settings to, in its folder."""
 LEVELS = "demotools.environment:make_environment"
 """What makes the environments of BabyAI's levels, by name."""
 _ON_POLICY, _OFF_POLICY = ("ppo", "a2c", "imitation"), ("expert_cross_entropy",)
@@ -285,7 +288,8 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
     """
     path = recipe_path(recipe)
     try:
-        text = path.read_text("utf-8")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
@@ -358,6 +362,8 @@ def recipe_path(recipe: str) -> Path:
     name = recipe if recipe.endswith(".toml") else f"{recipe}.toml"
     if name in shipped:
         return shipped[name]
+    if Path(recipe).exists():
+        return Path(recipe)  # a folder or a pipe, which is refused where it is opened
     raise SettingsError(
         "there is no such recipe",
         path=recipe,

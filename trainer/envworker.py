@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 import traceback
@@ -11,13 +12,20 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.errors import DemotoolsError
-from demotools.processes import ctrl_c_for_this_process_alone
+from demotools.errors import DemotoolsError, SettingsError
+from demotools.processes import (
+    SPAWN_ADVICE,
+    ctrl_c_for_this_process_alone,
+    what_hinders_spawning,
+)
 from trainer.envgroup import FIELDS, EnvironmentKind, Group
+from trainer.interrupt import stopping_held_back
+from trainer.named import recipe_folders, search_recipe_folders
 
 _SECONDS_TO_END = 5.0
 
@@ -72,11 +80,13 @@ class Worker:
         self.span = span
         self._connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, shared, span), daemon=True
+            target=_serve, args=(theirs, shared, span, recipe_folders()), daemon=True
         )
-        with ctrl_c_for_this_process_alone():
+        with ctrl_c_for_this_process_alone(), stopping_held_back():
             self.process.start()
         theirs.close()
+        self._started = False
+        _workers.add(self)
 
     def send(self, start: Start | None) -> None:
         """Have it begin anew, or take a step."""
@@ -93,7 +103,14 @@ class Worker:
             reply: dict[int, str] | Failure = self._connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(_SECONDS_TO_END)
+            if not self._started and (why := what_hinders_spawning()):
+                raise SettingsError(
+                    f"no environment process could be started: {why}",
+                    path="processes",
+                    fix=SPAWN_ADVICE,
+                ) from error
             raise WorkerLostError(f"died (exit code {self.process.exitcode})") from error
+        self._started = True
         if isinstance(reply, Failure):
             raise reply.error from (RemoteError(reply.cause) if reply.cause else None)
         return reply
@@ -110,9 +127,23 @@ class Worker:
             self.process.join()
 
 
-def _serve(connection: Connection, shared: Shared, span: range) -> None:
-    """A worker's life: one reply for every message, until the other end is closed."""
+_workers: WeakSet[Worker] = WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    # multiprocessing would send SIGTERM, which they do not see, and wait
+    for worker in list(_workers):
+        worker.hang_up()
+
+
+def _serve(connection: Connection, shared: Shared, span: range, folders: list[str]) -> None:
+    """A worker's life: one reply for every message, until the other end is closed.
+
+    folders   see `recipe_folders`
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    search_recipe_folders(folders)
     arrays = {name: array[span.start : span.stop] for name, array in shared.arrays().items()}
     group: Group | None = None
     while True:

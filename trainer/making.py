@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import gymnasium
 
-from demotools.environment import Environment
+from demotools.environment import Environment, make_environment
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from trainer.named import FOREIGN, demand, find, told
+from trainer.config import LEVELS
+from trainer.named import FOREIGN, GYMNASIUM, demand, find, told
+
+_OURS: dict[str, Callable[[str], object]] = {LEVELS: make_environment, GYMNASIUM: gymnasium.make}
 
 
 def made_environment(make: str, level: str) -> Environment:
@@ -19,7 +22,7 @@ def made_environment(make: str, level: str) -> Environment:
     SettingsError  there is no such function, it fails, or gives something else
     LevelError     it knows no such level
     """
-    maker: Callable[[str], object] = find("environment", make, {})
+    maker: Callable[[str], object] = find("environment", make, _OURS)
     try:
         environment = maker(level)
     except DemotoolsError:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.errors import from_os_error
+from demotools.output import open_regular
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -74,7 +75,7 @@ def _map_file_at(address: int, file: Path, size_bytes: int) -> None:
         ctypes.c_long,
     ]
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             flags = mmap.MAP_SHARED | _MAP_FIXED
             got = library.mmap(address, size_bytes, mmap.PROT_READ, flags, stream.fileno(), 0)
             if got != address:

@@ -8,9 +8,12 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from torch.optim import Optimizer, lr_scheduler
 
 from demotools.errors import DemotoolsError, SettingsError
 
@@ -18,7 +21,14 @@ T = TypeVar("T")
 FOREIGN = (Exception, SystemExit)
 """What code that is not ours may raise: anything, and none of it is a bug of the trainer."""
 
+GYMNASIUM = "gymnasium:make"
+"""What makes any environment that gymnasium knows, by its id."""
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_OF_TORCH: dict[str, type] = {
+    "torch.optim": Optimizer,
+    "torch.optim.lr_scheduler": lr_scheduler.LRScheduler,
+}
+_recipe_folders: list[str] = []
 
 
 def build(
@@ -77,24 +87,19 @@ def find(kind: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable
             path=f"type = {name!r}",
             fix=f"{hint}; your own is named as `package.module:Name`",
         )
-    if not re.fullmatch(_DOTTED, module) or not re.fullmatch(_DOTTED, attributes):
+    if not is_importable(name):
         raise SettingsError(
             f"`{name}` names nothing that can be imported",
             path=f"type = {name!r}",
             fix="write it as `package.module:Name`",
         )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # a module that lies where the command is run
     try:
-        found: Any = importlib.import_module(module)
-        for attribute in attributes.split("."):
-            found = getattr(found, attribute)
+        found: Any = torch_class(name) or _imported(module, attributes)
     except FOREIGN as error:
         raise SettingsError(
             f"the {kind} cannot be imported: {told(error)}",
             path=f"type = {name!r}",
-            fix="install the package, run the command in the folder of the module, or correct it",
+            fix="install the package, put the module beside the recipe, or correct the name",
         ) from error
     if not callable(found):
         raise SettingsError(
@@ -104,6 +109,53 @@ def find(kind: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable
         )
     maker: Callable[..., T] = found
     return maker
+
+
+def is_importable(text: str) -> bool:
+    """Whether this has the form `package.module:Name`."""
+    return re.fullmatch(f"{_DOTTED}:{_DOTTED}", text) is not None
+
+
+def torch_class(name: str) -> type | None:
+    """The optimizer or schedule of torch that `name` is, by its public name; else None."""
+    module, _, attribute = name.partition(":")
+    wanted = _OF_TORCH.get(module)
+    found = vars(sys.modules[module]).get(attribute) if wanted is not None else None
+    is_one = wanted is not None and isinstance(found, type) and issubclass(found, wanted)
+    return found if is_one else None
+
+
+def recipe_folders() -> list[str]:
+    """Where modules of the user are looked for, besides the working directory."""
+    return list(_recipe_folders)
+
+
+def search_recipe_folders(folders: list[str]) -> None:
+    """From now on, modules of the user are looked for in these folders too."""
+    _recipe_folders[:] = folders
+
+
+def _imported(module: str, attributes: str) -> Any:
+    with _users_folders_first():
+        found: Any = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+@contextmanager
+def _users_folders_first() -> Iterator[None]:
+    """Inside, the recipe's folder and the working directory come first in the search.
+
+    Only inside: a file that lies there by chance must not stand in for a library's own module.
+    """
+    before = list(sys.path)
+    sys.path[:0] = [*_recipe_folders, str(Path.cwd())]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def demand(kind: str, name: str, thing: object, wanted: type[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def check_tree(tree: dict[str, Any], path: Path | str) -> None:
             path=path,
             fix="look at a shipped recipe: `trainer recipes`",
         )
+
+
+def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """`a.b` and `a.0.b` of a tree to the values there."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    else:
+        return {path: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in items:
+        leaves |= setting_leaves(value, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
 def override(tree: dict[str, Any], text: str) -> None:

@@ -133,10 +133,15 @@ class LoadedPolicy:
         return int(actions[0]) if single else actions
 
 
-def load_policy(checkpoint: Path | str, device: str = "cpu") -> LoadedPolicy:
+def load_policy(
+    checkpoint: Path | str, device: str = "cpu", *, trust: bool = False
+) -> LoadedPolicy:
     """The policy of a checkpoint, or of the folder of a run, ready to act.
 
-    CheckpointError  there is no checkpoint, it is damaged, or of another network
+    trust   whether code that its settings name, such as a network of somebody's own, is run
+
+    CheckpointError  there is no checkpoint, it is damaged, of another network, or it names code
+                     that is not the trainer's and is not trusted
 
     Usage:
 
@@ -153,7 +158,7 @@ def load_policy(checkpoint: Path | str, device: str = "cpu") -> LoadedPolicy:
     """
     from trainer.checkpoint import read_checkpoint
 
-    saved = read_checkpoint(Path(checkpoint))
+    saved = read_checkpoint(Path(checkpoint), trust=trust)
     return LoadedPolicy(saved.network().to(device), saved.words, saved.settings)
 
 

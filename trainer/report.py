@@ -12,11 +12,9 @@ from typing import Any
 from demotools.errors import SettingsError
 from demotools.output import open_regular
 from demotools.page import rendered_page
-from trainer.config import parsed_settings
-from trainer.overrides import toml_tree
+from trainer.config import SETTINGS_FILE, parsed_settings
+from trainer.overrides import setting_leaves, toml_tree
 from trainer.plot import AgainstWhat, curves, drawing, run_lines, run_names
-from trainer.resolve import setting_leaves
-from trainer.session import SETTINGS_FILE
 
 # Runs that differ in nothing else are one experiment, repeated.
 _REPEATED = ("run.seed", "run.name")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from demotools.store import Store, open_store, store_path
 from demotools.vocabulary import WORDS
 from trainer.checkpoint import Checkpoint
 from trainer.config import Device, Settings, StageSettings, toml_of
+from trainer.overrides import setting_leaves
 
 # What changes nothing that the weights are made of.
 _HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
@@ -90,21 +90,6 @@ def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -
             if grave
             else "they change nothing that was learned: add --force-settings, or set them back",
         )
-
-
-def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """`a.b` and `a.0.b` of a tree to the values there."""
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = enumerate(tree)
-    else:
-        return {path: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in items:
-        leaves |= setting_leaves(value, f"{path}.{key}" if path else str(key))
-    return leaves
 
 
 def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:

@@ -175,6 +175,8 @@ class ExpertTrajectoryIterator:
 
     def __next__(self) -> Batch:
         """The next batch; see the class for its arrays."""
+        if self._ahead.forked:
+            self._restart(self._batches, self._caught_up())
         made = self._ahead.next()
         if self._max_steps is not None and made.batches > len(self):
             raise StopIteration
@@ -357,5 +359,6 @@ def _check(
         raise SettingsError(
             "the store holds images, and the network takes packed cells",
             path=path,
-            fix='choose layout = "tutorial" and a network that takes images',
+            fix="name a store of cells: `demotools info` tells which it holds; "
+            'in Python, layout="tutorial" gives images',
         )

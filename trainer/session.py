@@ -5,29 +5,33 @@ Nothing here prints: lines for the user go to the function `say` that the caller
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from demotools.bot import can_play
-from demotools.errors import CheckpointError, SettingsError, from_os_error
+from demotools.errors import CheckpointError, SettingsError, StoreError, from_os_error
+from demotools.output import acquired_lock, written_whole
+from demotools.processes import processor_count
 from demotools.store import data_folder
-from trainer.checkpoint import BEST, FAILED, Checkpoint, read_checkpoint
+from trainer.checkpoint import BEST, FAILED, REPLACED, Checkpoint, read_checkpoint
 from trainer.checkpoint import FILE_NAME as CHECKPOINT_FILE
-from trainer.config import LEVELS, Settings, read_settings, toml_of
+from trainer.config import LEVELS, SETTINGS_FILE, Settings, read_settings, recipe_path, toml_of
 from trainer.distributed import ALONE, Team, joined_team
 from trainer.evaluate import Evaluation, Policy, RandomPolicy, check_playable, evaluate_policy
 from trainer.interrupt import stop_request
 from trainer.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
 from trainer.log import FILE_NAME as LOG_FILE
 from trainer.making import made_environment
+from trainer.named import search_recipe_folders
+from trainer.networks import NETWORKS, build_network, parameter_count
 from trainer.on_policy import needs_expert
 from trainer.pipeline import train
-from trainer.plan import duration, expected_cost
+from trainer.plan import duration, expected_cost, stage_plan
 from trainer.plot import FILE as PLOT_FILE
 from trainer.plot import drawn_curve
 from trainer.policy import NetworkPolicy
@@ -36,10 +40,11 @@ from trainer.run import Parts, Run, new_parts, open_run
 from trainer.saving import load_best, restore
 from trainer.streams import build_losses
 from trainer.symmetries import check_augmentation
+from trainer.trust import check_trusted, foreign_names
 
-SETTINGS_FILE = "settings.toml"
 _FILES = (
-    *(SETTINGS_FILE, CHECKPOINT_FILE, BEST, FAILED, "after-*.pt"),
+    # the checkpoint first: it is the sign that a run has something to lose
+    *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, "after-*.pt"),
     *(LOG_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
 )
 
@@ -51,6 +56,7 @@ class Options:
     data             folder of the demo stores
     processes        of environments; None: one per core, at most one per environment
     force_settings   resume although settings changed, where that is harmless
+    trust            import what the recipe names, though it is the settings.toml of some run
     """
 
     recipe: str
@@ -62,12 +68,13 @@ class Options:
     resume: bool = False
     force_settings: bool = False
     overwrite: bool = False
+    trust: bool = False
     quiet: bool = False
 
     @property
     def process_count(self) -> int:
         """Of environments."""
-        return self.processes or os.cpu_count() or 1
+        return self.processes or processor_count()
 
     def command_to_resume(self) -> str:
         """The command that goes on with the run from its checkpoint, for a shell."""
@@ -82,6 +89,8 @@ class Options:
             words += ["-m", str(self.processes)]
         if self.data != data_folder(None):
             words += ["--data-dir", str(self.data)]
+        if self.trust:
+            words.append("--trust")
         return shlex.join([*words, "--resume"])
 
 
@@ -102,20 +111,32 @@ def _run(
 ) -> int:
     parts, said = _prepared(options, settings, team)
     folder = options.output or Path("runs") / settings.run.name
-    checkpoint = _checkpoint_to_resume(folder) if options.resume else None
-    if checkpoint is not None:
-        check_resumed(checkpoint, settings, forced=options.force_settings)
-    elif team.writes:
-        _clear(folder, overwrite=options.overwrite)
-    for line in [*reasons, *said, f"folder: {folder}"]:
-        say(line)
+    with _locked(folder) if team.writes else nullcontext():
+        checkpoint = _checkpoint_to_resume(folder) if options.resume else None
+        if checkpoint is not None:
+            check_resumed(checkpoint, settings, forced=options.force_settings)
+        with nullcontext() if checkpoint or not team.writes else _emptied(folder, options):
+            for line in [*reasons, *said, f"folder: {folder}"]:
+                say(line)
+            return _trained(options, parts, folder, checkpoint, say)
+
+
+def _trained(
+    options: Options,
+    parts: Parts,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None],
+) -> int:
+    team = parts.team
     with open_run(
         parts, folder, processes=options.process_count, quiet=options.quiet, say=say
     ) as run:
+        if team.writes:
+            with written_whole(folder / SETTINGS_FILE) as stream:
+                stream.write(toml_of(parts.settings).encode())
         if checkpoint is not None:
             restore(run, checkpoint)
-        if team.writes:
-            (folder / SETTINGS_FILE).write_text(toml_of(settings), "utf-8")
         with stop_request() as stop:
             train(run, stop)
         if not stop and team.writes:
@@ -132,7 +153,9 @@ def _run(
 def dry_run_text(options: Options) -> str:
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
     settings, reasons = _resolved(options)
-    _, said = _prepared(options, settings, ALONE)
+    names = foreign_names(settings)
+    said = _planned(options, settings, names) if names else None
+    said = said or _prepared(options, settings, ALONE)[1]
     return "".join(f"# {line}\n" for line in [*reasons, *said]) + toml_of(settings)
 
 
@@ -143,14 +166,16 @@ def measured_success(
     episodes: int,
     processes: int,
     *,
+    trust: bool = False,
     quiet: bool,
 ) -> Evaluation:
     """The success of a checkpoint, or of the reference `bot` or `random` in its place.
 
     checkpoint   None: only with a reference and a level
     level        None: the one that the checkpoint was trained on
+    trust        whether code that the checkpoint's settings name is run
     """
-    saved = read_checkpoint(checkpoint) if checkpoint is not None else None
+    saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
     policy: Policy | Literal["bot"]
     if reference is not None:
         policy = "bot" if reference == "bot" else RandomPolicy()
@@ -170,6 +195,10 @@ def measured_success(
 def _resolved(options: Options) -> tuple[Settings, list[str]]:
     """The settings without any `auto`, and the reasons for what was chosen."""
     settings = read_settings(options.recipe, options.overrides, tiny=options.tiny)
+    path = recipe_path(options.recipe)
+    if path.name == SETTINGS_FILE:
+        check_trusted(settings, path, trust=options.trust)
+    search_recipe_folders([str(path.resolve().parent)])
     return resolved(settings, options.data)
 
 
@@ -187,6 +216,25 @@ def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, 
     parts = new_parts(settings, stores, words, team)
     cost = expected_cost(settings, parts.network, words, stores, options.process_count, team)
     return parts, [*other_levels(settings, stores), *widened, *cost.lines(options.recipe)]
+
+
+def _planned(options: Options, settings: Settings, names: list[str]) -> list[str]:
+    """What there is to know of a run without importing the code that its settings name."""
+    stores = open_stores(settings, options.data)
+    words = shared_words(list(stores.values()))
+    lines = [
+        f"not imported by a dry run: {', '.join(names)}",
+        "time and memory: unknown without them",
+    ]
+    if settings.model.type in NETWORKS:
+        network = build_network(settings.model.type, settings.model.options, len(words))
+        lines.append(f"parameters: {parameter_count(network):,}")
+    for number, stage in enumerate(settings.stages):
+        plan = stage_plan(stage, settings.on_policy)
+        steps = stores[stage.off_policy.store].steps if stage.off_policy else 0
+        text = plan.text(plan.demo_steps / steps if steps else 0.0)
+        lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
+    return [*other_levels(settings, stores), *check_augmentation(settings, stores), *lines]
 
 
 def _environment_of(settings: Settings) -> str:
@@ -229,25 +277,70 @@ def _checkpoint_to_resume(folder: Path) -> Checkpoint:
             if left
             else "drop --resume to begin the run, or name the folder of the run with -o",
         )
-    return read_checkpoint(folder)
+    # what runs is named by the recipe; `check_resumed` refuses a checkpoint that names others
+    return read_checkpoint(folder, trust=True)
 
 
-def _clear(folder: Path, *, overwrite: bool) -> None:
-    """An empty place for a new run; only what a run writes is ever removed."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder of a run, in order, and this process's alone inside the block."""
+    try:
+        lock = acquired_lock(folder / "run")
+    except StoreError as error:
+        raise SettingsError(
+            "another process is training in this folder",
+            path=folder,
+            fix="wait until it has ended, end it, or name another folder with -o",
+        ) from error
+    try:
+        _settle(folder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _emptied(folder: Path, options: Options) -> Iterator[None]:
+    """A place for a new run, where the files of the one before come back if it has no checkpoint.
+
+    Only what a run writes is ever moved or removed.
+    """
     existing = [path for name in _FILES for path in folder.glob(name)]
-    if existing and not overwrite:
+    if existing and not options.overwrite:
         raise SettingsError(
             "there is a run in this folder already",
             path=folder,
             fix="add --resume to go on with it, --overwrite to replace it, or name another with -o",
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in existing:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        try:
+            for path in existing:
+                (folder / REPLACED).mkdir(exist_ok=True)
+                path.rename(folder / REPLACED / path.name)
+        except OSError as error:
+            raise from_os_error(error, folder) from error
+        yield
+    finally:
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Remove a run that has been replaced; where the one in its place has no checkpoint, undo it.
+
+    Whenever this is cut short, doing it again ends as it would have ended.
+    """
+    aside = folder / REPLACED
+    try:
+        if not aside.is_dir():
+            return
+        if not (folder / CHECKPOINT_FILE).exists():
+            # the checkpoint last: where it lies decides
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == CHECKPOINT_FILE):
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
+                if path.name != FAILED or not (folder / FAILED).exists():
+                    path.replace(folder / path.name)  # a message may point at the new failure
+        shutil.rmtree(aside)
     except OSError as error:
         raise from_os_error(error, folder) from error
 

@@ -92,6 +92,7 @@ def watched_episodes(
     episodes: int = 4,
     first_seed: int = EVALUATION_SEED,
     worst: bool = False,
+    trust: bool = False,
     quiet: bool = True,
 ) -> list[Watched]:
     """Episodes that the policy of a checkpoint plays, with its most probable actions.
@@ -100,12 +101,13 @@ def watched_episodes(
     level        None: the one that it was trained on
     first_seed   of the environments: episode e has the seed `first_seed + e`
     worst        of at least a hundred episodes, those that went worst, the worst first
+    trust        whether code that its settings name is run; see `read_checkpoint`
 
     CheckpointError   the checkpoint cannot be read, or has not learned a word of a mission
     LevelError        the level has no environment, or its views do not pack
     """
     check_episodes(episodes)
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint, trust=trust)
     settings = saved.parsed()
     make = LEVELS
     if level is None:

@@ -8,6 +8,7 @@ and the system drops the pages when it needs the room.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from demotools.errors import from_os_error
+from demotools.output import open_regular
 from demotools.store import StepArray, Store, chunk_files
 from trainer.queues import Cursors, Queues
 
@@ -28,6 +30,10 @@ class WindowReader:
         self._store = store
         self._queues = queues
         self._windows = -(-queues.order.episodes // queues.order.window)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._thread = ThreadPoolExecutor(1, "windows")
         self._last = -1
 
@@ -36,6 +42,8 @@ class WindowReader:
 
         cursors  of the rollouts `first_rollout`, `first_rollout` + 1, ...
         """
+        if self._process != os.getpid():
+            self._begin()  # a fork has no threads
         numbers = first_rollout + np.arange(len(cursors.epoch))
         slot = (numbers + cursors.position * self._queues.rollouts) // self._queues.order.window
         foremost = int((cursors.epoch * self._windows + slot).max())
@@ -80,9 +88,8 @@ def _file_ranges(
 
 def _read_through(file: Path, first: int, last: int, block: bytearray) -> None:
     try:
-        with file.open("rb", buffering=0) as stream:
-            stream.seek(first)
-            while stream.tell() < last and stream.readinto(block):
-                pass
+        with open_regular(file) as stream:
+            for begin in range(first, last, len(block)):
+                os.preadv(stream.fileno(), [block], begin)
     except OSError as error:
         raise from_os_error(error, file) from error
