@@ -5,7 +5,7 @@ DEMO_EPISODES ?= 40000
 DEMO := build/demo
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint types layers docs bench clean
+.PHONY: help demo test test-all attack lint types layers docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,9 @@ test: lint types layers  ## lint, types, import layers, doctests, tests
 test-all: lint types layers  ## the same, the slow tests, and demotools on the newest and oldest versions
 	$(BIN)/nox --session newer-python lower-bounds
 	$(BIN)/pytest -m 'slow or not slow'
+
+attack: .venv/installed  ## attack every promise for about an hour: kills, full disks, lies
+	$(BIN)/python -m tests.attack
 
 lint: .venv/installed  ## ruff: lint and format
 	$(BIN)/ruff check .
