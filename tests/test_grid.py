@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -131,6 +133,7 @@ def test_only_views_of_the_whole_room_show_the_agent() -> None:
 
     egocentric = make_environment("GoToObj")
     observation, _ = egocentric.reset(seed=3)
-    whole = FullyObsWrapper(egocentric.unwrapped).observation(dict(observation))["image"]
+    whole_room: Any = FullyObsWrapper
+    whole = whole_room(egocentric.unwrapped).observation(dict(observation))["image"]
     assert not shows_agent(packed_cells(observation["image"]))
     assert shows_agent(packed_cells(whole))

@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from demotools.cli import main
 from demotools.errors import DemotoolsError, StoreError
+from demotools.output import acquired_lock
 from demotools.remove import planned_removals, remove_store
 from demotools.store import Store
-from demotools.writer import acquired_lock
 from tests.test_store import edit_attributes, flip_a_byte
 
 
