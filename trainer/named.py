@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch.optim import Optimizer, lr_scheduler
-
 from demotools.errors import DemotoolsError, SettingsError
 
 T = TypeVar("T")
@@ -24,10 +22,7 @@ FOREIGN = (Exception, SystemExit)
 GYMNASIUM = "gymnasium:make"
 """What makes any environment that gymnasium knows, by its id."""
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
-_OF_TORCH: dict[str, type] = {
-    "torch.optim": Optimizer,
-    "torch.optim.lr_scheduler": lr_scheduler.LRScheduler,
-}
+_OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRScheduler"}
 _recipe_folders: list[str] = []
 
 
@@ -119,9 +114,12 @@ def is_importable(text: str) -> bool:
 def torch_class(name: str) -> type | None:
     """The optimizer or schedule of torch that `name` is, by its public name; else None."""
     module, _, attribute = name.partition(":")
-    wanted = _OF_TORCH.get(module)
-    found = vars(sys.modules[module]).get(attribute) if wanted is not None else None
-    is_one = wanted is not None and isinstance(found, type) and issubclass(found, wanted)
+    if module not in _OF_TORCH:
+        return None
+    # only here: processes of environments do without torch
+    public = vars(importlib.import_module(module))
+    found = public.get(attribute)
+    is_one = isinstance(found, type) and issubclass(found, public[_OF_TORCH[module]])
     return found if is_one else None
 
 
