@@ -381,13 +381,13 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(bot_data: Path, tmp_path
     [
         ({"MPLBACKEND": "module://no_such_notebook"}, True),
         ({"MPLBACKEND": "no such backend"}, True),
-        ({"PATH": "", "MATPLOTLIBRC": "matplotlibrc"}, False),  # TeX is asked for, and not there
+        ({"PATH": "", "MATPLOTLIBRC": "with_tex"}, False),  # TeX is asked for, and not there
     ],
 )
 def test_a_picture_depends_on_no_window_and_where_it_fails_no_run_does(
     variables: dict[str, str], drawn: bool, bot_data: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True", "utf-8")
+    (tmp_path / "with_tex").write_text("text.usetex: True", "utf-8")
     program = [sys.executable, "-m", "trainer"]
     data = ["--data-dir", str(bot_data)]
     root = str(Path(__file__).parents[1])
