@@ -25,6 +25,7 @@ def enough_memory() -> Iterator[None]:
             raise
         raise SettingsError(
             f"the memory is used up: {text or type(error).__name__}",
-            path="stages.N.off_policy, on_policy",
-            fix="lower rollouts, environments or rollout_len, or give more minibatches",
+            path="the batches of this run",
+            fix="lower off_policy.rollouts, on_policy.environments or their rollout_len, "
+            "or give more minibatches",
         ) from error

@@ -68,7 +68,11 @@ def command(
     from demotools.manifest import MANIFESTS_VARIABLE, SPLITS, level_names
 
     if manifests:
-        os.environ[MANIFESTS_VARIABLE] = manifests
+        before = os.environ.get(MANIFESTS_VARIABLE)
+        os.environ[MANIFESTS_VARIABLE] = manifests  # so that helper processes see them too
+        click.get_current_context().call_on_close(
+            lambda: os.environ.update({MANIFESTS_VARIABLE: before or ""})
+        )
     names = level_names() if levels == ("all",) else levels
     chosen = split or ("train" if origin else "all")
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
