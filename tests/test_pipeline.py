@@ -73,7 +73,7 @@ def run(bot_data: Path, tmp_path: Path) -> Callable[..., Result]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return read_checkpoint(folder).model
+    return read_checkpoint(folder, trust=True).model
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -196,7 +196,7 @@ def test_a_stage_ends_early_when_enough_episodes_succeed(
     result = run(*("ppo", "a", *EXACT[:-1], *rule, "--set", "stages.0.max_env_steps=100000"))
     assert result.exit_code == 0
     assert "of the latest 3 training episodes succeeded" in result.output
-    progress = read_checkpoint(tmp_path / "a").training["progress"]
+    progress = read_checkpoint(tmp_path / "a", trust=True).training["progress"]
     assert progress["env_steps"] < 5000
     assert progress["stage"] == 1
 
@@ -222,7 +222,7 @@ def test_the_best_weights_by_the_hold_out_store_stay_and_are_those_evaluated(
     assert result.exit_code == 0, result.output
     seen = [line["hold_out_loss"] for line in of_group(tmp_path / "a", "offpolicy")]
     assert min(seen) == min(seen[:-3]) < seen[-1]
-    best = read_checkpoint(tmp_path / "a/best.pt")
+    best = read_checkpoint(tmp_path / "a/best.pt", trust=True)
     store = open_store(bot_data / "GoToLocal.zarr")
     assert HoldOut(store, best.network()).cross_entropy() == pytest.approx(min(seen), rel=1e-5)
     assert f"in 3 cycles the hold-out loss on GoToLocal was never below {min(seen):.4f}" in (
@@ -230,7 +230,7 @@ def test_the_best_weights_by_the_hold_out_store_stay_and_are_those_evaluated(
     )
     assert f"with the best weights, best.pt: hold-out loss {min(seen):.4f}" in result.output
     # the last weights are what a run goes on from
-    last = read_checkpoint(tmp_path / "a")
+    last = read_checkpoint(tmp_path / "a", trust=True)
     assert HoldOut(store, last.network()).cross_entropy() == pytest.approx(seen[-1], rel=1e-5)
     (tmp_path / "a/best.pt").write_bytes(b"no more")
     again = run(
@@ -329,9 +329,9 @@ def test_the_best_checkpoint_is_there_when_the_last_one_says_so_wherever_a_kill_
     assert ended("whole", 0) == 0
     assert ended("cut", moment) == -signal.SIGKILL
     if (tmp_path / "cut/last.pt").exists():
-        claimed = read_checkpoint(tmp_path / "cut").training["progress"]["best_success"]
+        claimed = read_checkpoint(tmp_path / "cut", trust=True).training["progress"]["best_success"]
         if claimed:
-            best = read_checkpoint(tmp_path / "cut/best.pt").training["progress"]
+            best = read_checkpoint(tmp_path / "cut/best.pt", trust=True).training["progress"]
             assert best["best_success"] >= claimed
     more = ["--resume"] if (tmp_path / "cut/last.pt").exists() else ["--overwrite"]
     assert ended("cut", 0, *more) == 0
@@ -464,8 +464,8 @@ def test_the_best_checkpoint_by_success_is_kept(
     monkeypatch.setattr("trainer.saving._FEW_EPISODES", 1)
     longer = ("--set", "stages.0.max_env_steps=2000", "--set", "on_policy.rollout_len=50")
     assert run("ppo", "a", *EXACT, *longer).exit_code == 0
-    best = read_checkpoint(tmp_path / "a/best.pt").training["progress"]
-    last = read_checkpoint(tmp_path / "a").training["progress"]
+    best = read_checkpoint(tmp_path / "a/best.pt", trust=True).training["progress"]
+    last = read_checkpoint(tmp_path / "a", trust=True).training["progress"]
     assert 0 < best["best_success"] == last["best_success"]
 
 
@@ -492,7 +492,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_it_was(
     assert "the weights before it are finite" in result.output
     # there is no last.pt yet; and with another learning rate no run is resumed
     assert "begin anew" in result.output and "--resume" not in result.output
-    saved = read_checkpoint(tmp_path / "a/failed.pt").training
+    saved = read_checkpoint(tmp_path / "a/failed.pt", trust=True).training
     assert saved["batch"]["cells"].shape[1] == 2
     assert saved["progress"]["updates"] == 2
 
@@ -505,7 +505,9 @@ def test_where_the_environments_fail_the_checkpoint_is_written_first(
     result = run("ppo", "a", "--tiny", "-q", "-m", "2", *fragile, *never)
     assert result.exit_code == 1
     assert "exit code 3" in result.output and "at seed 5" in result.output
-    assert read_checkpoint(tmp_path / "a").training["processes"][0]["stage"]["collector"]
+    assert read_checkpoint(tmp_path / "a", trust=True).training["processes"][0]["stage"][
+        "collector"
+    ]
 
 
 class Breaking(SmallNetwork):
@@ -561,12 +563,12 @@ def test_where_a_part_of_the_users_fails_the_run_is_saved_and_goes_on_once_it_is
     assert what in result.output and "goes on with --resume" in result.output
     told = result.exception.__cause__ if result.exception else None
     assert isinstance(told, DemotoolsError) and isinstance(told.__cause__, ZeroDivisionError)
-    progress = read_checkpoint(tmp_path / "a").training["progress"]
+    progress = read_checkpoint(tmp_path / "a", trust=True).training["progress"]
     assert progress["env_steps"] < 256
     monkeypatch.setenv("BREAK", "0")
     resumed = run("ppo", "a", *line, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert read_checkpoint(tmp_path / "a").training["progress"]["env_steps"] == 256
+    assert read_checkpoint(tmp_path / "a", trust=True).training["progress"]["env_steps"] == 256
 
 
 class Failing:
@@ -726,7 +728,7 @@ def test_a_run_that_a_part_of_the_users_ended_goes_on_as_if_it_had_not(
     assert resumed.exit_code == 0, resumed.output
     folders = undisturbed[name], tmp_path / "cut"
     assert same_weights(*folders)
-    progress = [read_checkpoint(folder).training["progress"] for folder in folders]
+    progress = [read_checkpoint(folder, trust=True).training["progress"] for folder in folders]
     assert progress[0] | {"minutes": 0} == progress[1] | {"minutes": 0}
     shown = ("group", "env_steps", "demo_steps", "loss", "success")
     series = [[[line.get(key) for key in shown] for line in read_log(one)] for one in folders]
@@ -821,7 +823,9 @@ def test_an_update_that_goes_too_far_is_the_last_of_its_rollout_and_the_rate_sti
     )
     assert run("ppo", "free", *settings).exit_code == 0
     assert run("ppo", "held", *settings, "--set", "losses.ppo.target_kl=0.0001").exit_code == 0
-    free, held = (read_checkpoint(tmp_path / name).training for name in ("free", "held"))
+    free, held = (
+        read_checkpoint(tmp_path / name, trust=True).training for name in ("free", "held")
+    )
     lines = of_group(tmp_path / "held", "onpolicy")
     assert held["progress"]["env_steps"] == free["progress"]["env_steps"] == 128
     assert held["progress"]["updates"] == sum(line["updates"] for line in lines)
@@ -998,7 +1002,7 @@ def test_a_run_told_to_end_between_rollout_and_store_ends_with_the_same_weights(
     # the last of them in the last cycle, whose budget of environment steps is spent by then
     for more in ([], ["--resume"], ["--resume"], ["--resume"]):
         assert run("bc_and_ppo", "cut", *line, *more).exit_code == 128 + signal.SIGTERM
-        progress = read_checkpoint(tmp_path / "cut").training["progress"]
+        progress = read_checkpoint(tmp_path / "cut", trust=True).training["progress"]
         assert progress["in_cycle"] and progress["cycle_updates"] == 0
     monkeypatch.setenv("STOP", "0")
     assert run("bc_and_ppo", "cut", *line, "--resume").exit_code == 0

@@ -29,6 +29,7 @@ from demotools.manifest import Manifest, all_level_names, level_names, read_mani
 from demotools.store import Store, open_store
 from demotools.vocabulary import vocabulary_hash
 from tests.conftest import build_store, make_episodes
+from tests.test_store import edit_attributes
 from tests.transformed import first_steps
 from trainer.cli import main
 from trainer.config import Settings, read_settings
@@ -80,12 +81,9 @@ def pack(kind: int) -> int:
 
 def with_words(store: Store, old: str, new: str) -> Store:
     """The store as somebody else would have written it, with another word in its vocabulary."""
-    file = store.path / "zarr.json"
-    group = json.loads(file.read_text("utf-8"))
-    about = group["attributes"]
-    about["vocabulary"] = [new if word == old else word for word in about["vocabulary"]]
-    about["vocabulary_hash"] = vocabulary_hash(about["vocabulary"])
-    file.write_text(json.dumps(group), "utf-8")
+    words = [new if word == old else word for word in store.attributes.vocabulary]
+    about = {"vocabulary": words, "vocabulary_hash": vocabulary_hash(words)}
+    edit_attributes(store.path, lambda attributes: attributes.update(about))
     return open_store(store.path)
 
 

@@ -405,7 +405,7 @@ def test_a_users_own_loss_trains_on_rollouts_and_on_demos_in_one_stage(
     assert lines[0]["own/shift"] == 1.0
     assert lines[-1]["own/loss"] < lines[0]["own/loss"]
     # 20 updates from demos; and 10 rollouts x 2 repeats x 2 minibatches
-    assert read_checkpoint(tmp_path / "a").training["progress"]["updates"] == 20 + 40
+    assert read_checkpoint(tmp_path / "a", trust=True).training["progress"]["updates"] == 20 + 40
 
 
 def test_stages_follow_one_another_with_their_own_losses(

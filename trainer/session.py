@@ -111,6 +111,8 @@ def _run(
 ) -> int:
     parts, said = _prepared(options, settings, team)
     folder = options.output or Path("runs") / settings.run.name
+    if options.resume and not folder.is_dir():
+        _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
     with _locked(folder) if team.writes else nullcontext():
         checkpoint = _checkpoint_to_resume(folder) if options.resume else None
         if checkpoint is not None:
