@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 
-from demotools.manifest import Symmetry
-from demotools.store import Store, data_folder, open_store, store_path
-from trainer.augment import Augmenter
-from trainer.rollouts import Batch, ExpertTrajectoryIterator
+from demotools.babyai.levels import Symmetry
+from demotools.output import data_folder
+from demotools.store.reading import Store, open_store, store_path
+from trainer.batch import Batch
+from trainer.data.augment import Augmenter
+from trainer.data.iterator import ExpertTrajectoryIterator
 
 BATCHES = 20
 CHOICES: dict[str, tuple[Symmetry, ...]] = {

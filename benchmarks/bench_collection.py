@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
-from demotools.environment import Environment, make_environment
-from trainer.envs import EnvironmentKind, VectorEnvironment, seed_streams
+from demotools.recording.environment import Environment, make_environment
+from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
 
 STEPS = 200
 ROUNDS = 5

@@ -32,9 +32,9 @@ import click
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from demotools.archive import archive_store
-from demotools.pickles import write_pickle
-from demotools.store import Episodes, Store, open_store
+from demotools.exchange.archive import archive_store
+from demotools.pickles.writer import write_pickle
+from demotools.store.reading import Episodes, Store, open_store
 
 FOLDER = Path(__file__).parents[1] / "build" / "bench"
 COMMAND = str(Path(sys.executable).with_name("demotools"))
@@ -187,7 +187,7 @@ def peak_memory(command: list[str]) -> int:
 
 
 def show_memory(path: Path) -> None:
-    imports = "import demotools.cli, demotools.convert, time; time.sleep(1)"
+    imports = "import demotools.cli, demotools.pickles.convert, time; time.sleep(1)"
     idle = peak_memory([sys.executable, "-c", imports])
     shutil.rmtree(FOLDER / "out", ignore_errors=True)
     start = time.perf_counter()

@@ -27,7 +27,8 @@ DOWNLOAD = """
 import resource, sys, time
 from pathlib import Path
 from demotools import cli
-from demotools.fetch import FetchOptions, place_named
+from demotools.fetch.plan import FetchOptions
+from demotools.fetch.places import place_named
 from demotools.fetch.part_file import download
 from demotools.fetch.plan import Expected
 began = time.perf_counter()

@@ -17,10 +17,10 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from demotools.bot import Failure, record_episode
-from demotools.environment import make_environment
-from demotools.generate import RATE_AT_LEAST
-from demotools.manifest import all_level_names, level_names, read_manifest
+from demotools.babyai.levels import all_level_names, level_names, read_manifest
+from demotools.recording.bot import Failure, record_episode
+from demotools.recording.environment import make_environment
+from demotools.recording.record import RATE_AT_LEAST
 
 PAGE = Path(__file__).parents[1] / "docs" / "levels.md"
 MARK = "<!-- written by benchmarks/bench_levels.py: do not edit below -->\n"

@@ -25,9 +25,10 @@ from bench_update import batch_of, ours
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from demotools.vocabulary import WORDS
-from trainer.networks import NETWORKS, parameter_count
-from trainer.rollouts import Batch
+from demotools.babyai.vocabulary import WORDS
+from trainer.batch import Batch
+from trainer.learning.building import NETWORKS
+from trainer.learning.networks.base import parameter_count
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 BEGIN = "<!-- written by benchmarks/bench_networks.py: do not edit -->\n"

@@ -22,9 +22,9 @@ import click
 import numpy as np
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from demotools.bot import Episode, record_episode
-from demotools.environment import Environment, make_environment
-from demotools.manifest import level_names, read_manifest
+from demotools.babyai.levels import level_names, read_manifest
+from demotools.recording.bot import Episode, record_episode
+from demotools.recording.environment import Environment, make_environment
 
 LEVELS = {"GoToLocal": (20_000, 400), "BossLevel": (10_000, 20)}
 """Random steps and bot episodes of one run."""

@@ -31,9 +31,9 @@ from peers.torchrl_slices import slice_buffer
 from peers.tutorial_iterator import TutorialIterator
 from synthetic import FOLDER, random_episodes, synthetic_store
 
-from demotools.grid import unpacked_cells
-from demotools.pickle_writer import write_pickle
-from trainer.rollouts import ExpertTrajectoryIterator
+from demotools.babyai.cells import unpacked_cells
+from demotools.pickles.writer import write_pickle
+from trainer.data.iterator import ExpertTrajectoryIterator
 
 B = T = 128
 STEPS = B * T
@@ -45,8 +45,8 @@ Contestant = tuple[str, Callable[[], object], int]
 FIRST_BATCH = """
 import sys, time, torch
 torch.set_num_threads(1)
-from demotools.store import open_store
-from trainer.rollouts import ExpertTrajectoryIterator
+from demotools.store.reading import open_store
+from trainer.data.iterator import ExpertTrajectoryIterator
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon"))
@@ -78,8 +78,8 @@ COLD = """
 import os, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from demotools.store import open_store
-from trainer.rollouts import ExpertTrajectoryIterator
+from demotools.store.reading import open_store
+from trainer.data.iterator import ExpertTrajectoryIterator
 for file in Path(sys.argv[1]).glob("*/c/**/*"):
     if file.is_file():
         number = os.open(file, os.O_RDONLY)

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests import test_big, test_film, test_small
-from tests.test_networks import WORDS, random_batch
-from trainer.losses import LossStep, expert_cross_entropy
-from trainer.networks import NETWORKS
-from trainer.networks.big import BigNetwork
-from trainer.networks.film import FilmNetwork
-from trainer.networks.small import SmallNetwork
-from trainer.rollouts import Batch
+from tests.learning import test_big, test_film, test_small
+from tests.learning.test_networks import WORDS, random_batch
+from trainer.batch import Batch
+from trainer.learning.building import NETWORKS
+from trainer.learning.losses import LossStep, expert_cross_entropy
+from trainer.learning.networks.big import BigNetwork
+from trainer.learning.networks.film import FilmNetwork
+from trainer.learning.networks.small import SmallNetwork
 
 MEAN_RUN = 5.3
 Step = Callable[[nn.Module, Batch], Tensor]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from demotools.grid import COLOURS, EGOCENTRIC_CODES, EMPTY, UNSEEN
-from demotools.store import Episodes, Store, open_store
-from demotools.writer import StoreBuilder, write_part
+from demotools.babyai.cells import COLOURS, EGOCENTRIC_CODES, EMPTY, UNSEEN
+from demotools.store.building import StoreBuilder, write_part
+from demotools.store.reading import Episodes, Store, open_store
 
 FOLDER = Path("build/bench-stores")
 MISSIONS = tuple(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import filelock
+import platformdirs
 
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 
@@ -165,3 +166,34 @@ def _has_locks(folder: Path) -> bool:
         except OSError as error:
             return error.errno not in _NO_LOCKS
     return True
+
+
+DATA_VARIABLE = "DEMOTOOLS_DATA"
+
+
+def data_folder(explicit: Path | None = None) -> Path:
+    """Where stores lie: `--data-dir`, else `$DEMOTOOLS_DATA`, else the user's data folder."""
+    if explicit is not None:
+        return explicit
+    if variable := os.environ.get(DATA_VARIABLE):
+        return Path(variable)
+    return platformdirs.user_data_path("demotools", appauthor=False)
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people, in powers of 1,000.
+
+    >>> size_text(512), size_text(270_048), size_text(281_000_000)
+    ('512 B', '270.0 kB', '281.0 MB')
+    """
+    value, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

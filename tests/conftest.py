@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demotools.grid import EGOCENTRIC_CODES
-from demotools.store import Episodes, Store, open_store
-from demotools.writer import StoreBuilder, write_part
+from demotools.babyai.cells import EGOCENTRIC_CODES
+from demotools.store.building import StoreBuilder, write_part
+from demotools.store.reading import Episodes, Store, open_store
 
 # On a Python without torch (see noxfile.py) the tests of the trainer are left out.
 collect_ignore = [
-    file.name
-    for file in Path(__file__).parent.glob("test_*.py")
+    file.relative_to(Path(__file__).parent).as_posix()
+    for file in Path(__file__).parent.rglob("test_*.py")
     if importlib.util.find_spec("torch") is None
     and re.search(
         r"^(from|import) (torch|trainer)|^    from trainer", file.read_text("utf-8"), re.M
@@ -86,7 +86,7 @@ def real_demos() -> Path:
 @pytest.fixture(scope="session")
 def bot_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store of the bot's first 60 episodes on GoToLocal, only to be read."""
-    from demotools.generate import generate, planned_recording
+    from demotools.recording.record import generate, planned_recording
 
     folder = tmp_path_factory.mktemp("data")
     recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc
 
-from demotools.decode import CELL_VIEW, ViewKind, decoded_part
+from demotools.babyai.cells import EGOCENTRIC_CODES, Encoding
 from demotools.errors import DemotoolsError
-from demotools.grid import EGOCENTRIC_CODES, Encoding
-from demotools.pickles import PickleReader, write_pickle
-from demotools.store import Episodes
+from demotools.pickles.images import CELL_VIEW, ViewKind, decoded_part
+from demotools.pickles.reader import PickleReader
+from demotools.pickles.writer import write_pickle
+from demotools.store.reading import Episodes
 from tests.conftest import make_episodes
 from tests.hostile import HOSTILE
 

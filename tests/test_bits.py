@@ -27,15 +27,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from demotools.babyai.levels import Symmetry
 from demotools.cli import main as demotools_main
-from demotools.manifest import Symmetry
-from demotools.pickle_writer import write_pickle
-from demotools.store import Episodes, open_store
+from demotools.pickles.writer import write_pickle
+from demotools.store.reading import Episodes, open_store
 from tests.conftest import build_store, make_episodes
-from trainer.augment import Augmenter, batch_missions
-from trainer.checkpoint import read_checkpoint
+from trainer.batch import Layout
 from trainer.cli import main as trainer_main
-from trainer.rollouts import ExpertTrajectoryIterator, Layout
+from trainer.data.augment import Augmenter, batch_missions
+from trainer.data.iterator import ExpertTrajectoryIterator
+from trainer.run.checkpoint import read_checkpoint
 
 EXPECTED = Path(__file__).with_name("bits.json")
 # rollouts of 3 to 40 steps, so that batches of 16 steps hold whole episodes and parts of them

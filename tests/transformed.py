@@ -14,9 +14,9 @@ import numpy as np
 from minigrid.core.world_object import Ball, Box, Key
 from numpy.typing import NDArray
 
-from demotools.bot import Episode, Failure, can_play, record_episode
-from demotools.environment import Environment, make_environment, observed_cells
-from demotools.grid import ACTIONS, COLOURS, TYPES
+from demotools.babyai.cells import ACTIONS, COLOURS, TYPES
+from demotools.recording.bot import Episode, Failure, can_play, record_episode
+from demotools.recording.environment import Environment, make_environment, observed_cells
 
 _COLOURED = ("door", "key", "ball", "box")
 _CLASSES = dict(zip(TYPES, (Key, Ball, Box), strict=True))

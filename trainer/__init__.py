@@ -1,19 +1,29 @@
-"""A thin PyTorch trainer for demonstrations: behaviour cloning, PPO, DAgger."""
+"""A thin PyTorch trainer for demonstrations: behaviour cloning, PPO, DAgger.
+
+ExpertTrajectoryIterator   batches out of demo stores, for a training loop of your own
+load_policy                a trained network that acts
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.policy import LoadedPolicy, load_policy
+    from trainer.data.iterator import ExpertTrajectoryIterator
+    from trainer.run.loading import LoadedPolicy, load_policy
 
-__all__ = ["LoadedPolicy", "load_policy"]
+__all__ = ["ExpertTrajectoryIterator", "LoadedPolicy", "load_policy"]
+
+_PLACES = {
+    "ExpertTrajectoryIterator": "trainer.data.iterator",
+    "LoadedPolicy": "trainer.run.loading",
+    "load_policy": "trainer.run.loading",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported only when a policy is loaded: `trainer --help` does not wait for it
-    if name in __all__:
-        from trainer import policy
-
-        return getattr(policy, name)
+    # imported when it is asked for: `trainer --help` does not wait for torch
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from demotools.errors import exit_with_message
-from demotools.store import data_folder
+from demotools.output import data_folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -127,7 +127,8 @@ def run(
     Example:
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
     """
-    from trainer.session import Options, dry_run_text, run_recipe
+    from trainer.report.plot import drawn_curve
+    from trainer.run.session import Options, dry_run_text, run_recipe
 
     options = Options(
         recipe=recipe,
@@ -146,7 +147,7 @@ def run(
         click.echo(dry_run_text(options), nl=False)
         return
     say = (lambda _line: None) if quiet else _say
-    signal_number = run_recipe(options, say)
+    signal_number = run_recipe(options, say, drawn_curve)
     if signal_number:
         raise SystemExit(128 + signal_number)
 
@@ -192,8 +193,8 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
-    from demotools.processes import processor_count
-    from trainer.session import measured_success
+    from demotools.workers.processes import processor_count
+    from trainer.run.session import measured_success
 
     count = processes or processor_count()
     result = measured_success(checkpoint, policy, level, episodes, count, trust=trust, quiet=quiet)
@@ -240,7 +241,7 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
       trainer recipes copy bc_small_cpu.toml -o mine.toml
     """
     from demotools.output import open_regular, write_output
-    from trainer.config import recipe_path
+    from trainer.settings.models import recipe_path
 
     source = recipe_path(name)
     target = output or Path(source.name)
@@ -274,7 +275,7 @@ def plot(
       trainer plot runs/* --against minutes -o curve.png
     """
     from demotools.output import check_output
-    from trainer.plot import plot_runs
+    from trainer.report.plot import plot_runs
 
     check_output(output, overwrite=overwrite)
     path = plot_runs(folders, output, against, overwrite=overwrite)
@@ -327,10 +328,10 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
-    from demotools.environment import EVALUATION_SEED
+    from demotools.babyai.levels import EVALUATION_SEED
+    from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
-    from demotools.terminal import is_interactive, is_plain
-    from trainer.watch import watch_in_terminal, watched_episodes, watched_gif, watched_text
+    from trainer.report.watch import watch_in_terminal, watched_episodes, watched_gif, watched_text
 
     if gif:
         check_output(gif, overwrite=overwrite)
@@ -389,7 +390,7 @@ def report(
       trainer report runs/* -o runs.html
     """
     from demotools.output import check_output, write_output
-    from trainer.report import run_report
+    from trainer.report.page import run_report
 
     if not as_json:
         check_output(output, overwrite=overwrite)
@@ -418,7 +419,7 @@ def _say(line: str) -> None:
 
 
 def _list_recipes() -> None:
-    from trainer.config import recipe_summary, shipped_recipes
+    from trainer.settings.models import recipe_summary, shipped_recipes
 
     shipped = shipped_recipes()
     width = max(map(len, shipped), default=0)

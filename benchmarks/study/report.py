@@ -14,12 +14,12 @@ from running import RESULTS, results
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from demotools.vocabulary import WORDS
-from trainer.config import read_settings, recipe_path
-from trainer.evaluate import wilson_interval
-from trainer.losses import expert_cross_entropy
-from trainer.networks import Model
-from trainer.networks.film import FilmNetwork
+from demotools.babyai.vocabulary import WORDS
+from trainer.acting.evaluate import wilson_interval
+from trainer.learning.losses import expert_cross_entropy
+from trainer.learning.networks.base import Model
+from trainer.learning.networks.film import FilmNetwork
+from trainer.settings.models import read_settings, recipe_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

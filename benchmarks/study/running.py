@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from experiments import Experiment, recorded
 
-from demotools.store import open_store
-from trainer.checkpoint import FILE_NAME, read_checkpoint
-from trainer.evaluate import evaluate_policy
-from trainer.log import read_log
-from trainer.policy import NetworkPolicy
-from trainer.streams import HoldOut
+from demotools.store.reading import open_store
+from trainer.acting.collect import NetworkPolicy
+from trainer.acting.evaluate import evaluate_policy
+from trainer.run.checkpoint import FILE_NAME, read_checkpoint
+from trainer.run.log import read_log
+from trainer.run.state import HoldOut
 
 FOLDER = Path("build/study")
 DATA = FOLDER / "data"

@@ -1,21 +1,7 @@
 """Published files to stores: decide, then transfer, then convert.
 
-job.py is the file to read first: for each file it decides from facts (plan.py), asks one address
-after the other (places.py) or takes the file out of the published archive (tarball.py), converts
-it and keeps a record. transfer.py gets bytes from a server, whatever the network does; part_file.py
-puts them on disk, where a later run finds them, and judges whether they are the file.
+`plan` decides from facts alone what is to be done; `places` knows where a file is asked for;
+`transfer` gets its bytes whatever the network does, `part_file` puts them on the disk, resumed
+and checked; `tarball` takes files out of a published archive as it passes; `job` runs it all;
+`list` shows what there is.
 """
-
-from demotools.fetch.job import fetch_levels, fetch_plans, read_records
-from demotools.fetch.places import place_named
-from demotools.fetch.plan import DOWNLOADS, FetchedRecord, FetchOptions
-
-__all__ = [
-    "DOWNLOADS",
-    "FetchOptions",
-    "FetchedRecord",
-    "fetch_levels",
-    "fetch_plans",
-    "place_named",
-    "read_records",
-]

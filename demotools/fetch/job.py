@@ -17,9 +17,9 @@ import filelock
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from demotools.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
-from demotools.convert import ConvertOptions, convert_files
+from demotools.babyai.levels import PublishedFile, Split, read_archive, read_manifest
 from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
+from demotools.exchange.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
 from demotools.fetch.part_file import Downloaded, checked_file, content_kind, download, part_bytes
 from demotools.fetch.places import RefusedError, UnreachableError, place_named, place_of
 from demotools.fetch.plan import (
@@ -34,10 +34,10 @@ from demotools.fetch.plan import (
     store_name,
 )
 from demotools.fetch.tarball import extract_members
-from demotools.manifest import PublishedFile, Split, read_archive, read_manifest
 from demotools.output import acquired_lock, open_regular, written_whole
-from demotools.store import open_store, store_path
-from demotools.verify import raise_if_damaged, verify_store
+from demotools.pickles.convert import ConvertOptions, convert_files
+from demotools.store.reading import open_store, store_path
+from demotools.store.verify import raise_if_damaged, verify_store
 
 # of many failures: `fetch all` would name 38 files
 _TEXTS_AT_MOST = 4

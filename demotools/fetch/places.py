@@ -17,8 +17,8 @@ from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit
 
 from gdown.download import get_url_from_gdrive_confirmation
 
+from demotools.babyai.levels import Source
 from demotools.errors import FetchError
-from demotools.manifest import Source
 
 _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 _DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{10,}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from demotools.manifest import PublishedFile, Source, Split
+from demotools.babyai.levels import PublishedFile, Source, Split
 
 RECORDS_NAME = "fetched.toml"
 DOWNLOADS = "downloads"

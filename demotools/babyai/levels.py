@@ -1,0 +1,303 @@
+"""Levels: one TOML file each under `manifests/`, shipped inside the wheel.
+
+Levels without published files have no file of their own: `families.toml` lists them by grammar.
+A user's folder of manifests (`--manifests`, `$DEMOTOOLS_MANIFESTS`) adds to them or overrides them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from demotools.errors import ManifestError, from_os_error
+
+MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
+Split = Literal["train", "valid"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
+Symmetry = Literal["recolor", "mirror", "retype"]
+_ARCHIVES = "archives.toml"
+_FAMILIES = "families.toml"
+_LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
+# the longest that BabyAI's grammar makes is under 400; a foreign text must not stall the pattern
+_LONGEST_MISSION = 1000
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class Source(_Frozen):
+    """One place a file can be had from: exactly one of four kinds."""
+
+    gdrive: Annotated[str, StringConstraints(pattern=r"^[\w-]{10,}$")] | None = None
+    """Google Drive file id."""
+    https: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+/\S*$")] | None = None
+    """Address of the file."""
+    hf: Annotated[str, StringConstraints(pattern=r"^[^/\s]+/[^/\s]+/\S+$")] | None = None
+    """Hugging Face dataset: `owner/name/path`, or `owner/name/path@revision`."""
+    archive: str | None = None
+    """Name of an archive of `archives.toml` that holds the file as a member."""
+    member: str | None = None
+    """Of an archive: shell-style pattern of the member's base name; None means the file's name."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = [self.gdrive, self.https, self.hf, self.archive]
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("a source is one of gdrive, https, hf, archive")
+        if self.member is not None and self.archive is None:
+            raise ValueError("only an archive has a member")
+        return self
+
+    def __str__(self) -> str:
+        return next(f"{kind} {place}" for kind, place in self if place is not None)
+
+
+class PublishedFile(_Frozen):
+    """One published file; None means that its size or hash is not published."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
+    sources: tuple[Source, ...]
+    size_bytes: Annotated[int, Field(gt=0)] | None = None
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
+    md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
+
+
+class _Symmetric(_Frozen):
+    """Which symmetries the task has (docs/augmentation.md): only what tests/data/test_augment.py
+    proves.
+
+    An episode that a symmetry changes is an episode of the same task in the equally changed
+    environment: the same views, the same mission, and the expert's actions still solve it.
+    """
+
+    symmetries: tuple[Symmetry, ...] = ()
+    widened_by: tuple[Symmetry, ...] = ()
+    """Those of `symmetries` that make episodes which the level itself never has."""
+    unchanged_words: tuple[Annotated[str, StringConstraints(pattern="^[a-z]+$")], ...] = ()
+    """Mission words beyond BabyAI's that name nothing which the symmetries change."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for values in (self.symmetries, self.widened_by, self.unchanged_words):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{', '.join(values)}: name each once")
+        if extra := set(self.widened_by) - set(self.symmetries):
+            raise ValueError(f"widened_by names {', '.join(extra)}, which symmetries does not")
+        return self
+
+
+class Manifest(_Symmetric):
+    """What is known of a level."""
+
+    level: str
+    environment_id: str | None = None
+    """Gymnasium id; None where today's minigrid has no such environment, see `no_environment`."""
+    no_environment: str | None = None
+    """Why there is no environment."""
+    mission_pattern: str
+    """A regular expression that every mission of the level matches as a whole."""
+    licence: str = "BSD-3-Clause (BabyAI, the package that recorded the demonstrations)"
+    citation: str = (
+        "Chevalier-Boisvert et al., BabyAI: A Platform to Study the Sample Efficiency of "
+        "Grounded Language Learning, ICLR 2019, arXiv:1810.08272"
+    )
+    files: dict[Split, PublishedFile] = Field(default_factory=dict)
+
+    @field_validator("mission_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _environment_or_reason(self) -> Self:
+        if (self.environment_id is None) == (self.no_environment is None):
+            raise ValueError("give either environment_id or no_environment, the reason")
+        return self
+
+    def matches_mission(self, mission: str) -> bool:
+        """Whether this is a mission of the level."""
+        if len(mission) > _LONGEST_MISSION:
+            return False
+        return re.fullmatch(self.mission_pattern, mission) is not None
+
+
+class _Family(_Symmetric):
+    """Environments that share one grammar of missions, and symmetries."""
+
+    environments: tuple[str, ...]
+    like: str | None = None
+    """The level whose manifest holds the grammar; None: it is `mission_pattern`."""
+    mission_pattern: str | None = None
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        if (self.like is None) == (self.mission_pattern is None):
+            raise ValueError("give either like, a level, or mission_pattern")
+        return self
+
+
+class _Families(_Frozen):
+    family: tuple[_Family, ...]
+
+
+def shipped_manifests() -> Path:
+    """The folder of manifests of this installation: in the wheel, or beside a source checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "manifests"
+    return inside if inside.is_dir() else package.parent / "manifests"
+
+
+def manifest_folders(extra: Path | None = None) -> list[Path]:
+    """Where manifests are looked up, the first folder that has a level wins."""
+    user = [extra] if extra else []
+    if not extra and (variable := os.environ.get(MANIFESTS_VARIABLE)):
+        user = [Path(variable)]
+    return [*user, shipped_manifests()]
+
+
+def level_names(extra: Path | None = None) -> list[str]:
+    """The names of all levels that have a manifest of their own."""
+    found = {
+        path.stem
+        for folder in manifest_folders(extra)
+        for path in folder.glob("*.toml")
+        if _LEVEL_NAME.fullmatch(path.stem)
+    }
+    return sorted(found)
+
+
+def all_level_names(extra: Path | None = None) -> list[str]:
+    """The names of all levels: those with a manifest of their own, and those of the families."""
+    families = {
+        level_from_environment_id(environment)
+        for family in _families(extra)
+        for environment in family.environments
+    }
+    return sorted(families.union(level_names(extra)))
+
+
+def read_manifest(level: str, extra: Path | None = None) -> Manifest:
+    """The manifest of a level, by its name (`GoToLocal`) or environment id.
+
+    ManifestError  unknown level (the nearest names are given), or a file that does not parse
+    """
+    name = level_from_environment_id(level)
+    paths = [folder / f"{name}.toml" for folder in manifest_folders(extra)]
+    if _LEVEL_NAME.fullmatch(name):
+        for path in filter(Path.is_file, paths):
+            manifest = _parsed(path, Manifest.model_validate)
+            if manifest.level == name:
+                return manifest
+            what = f"the manifest says that its level is {manifest.level}"
+            raise ManifestError(what, path=path, fix="give file and level the same name")
+    for family in _families(extra):
+        for environment_id in family.environments:
+            if level_from_environment_id(environment_id) == name:
+                return _member(family, environment_id, extra)
+    raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
+
+
+def read_archive(name: str, extra: Path | None = None) -> PublishedFile:
+    """An archive that holds the files of several levels, by its name in `archives.toml`.
+
+    ManifestError  no such archive, or a file that does not parse
+    """
+    for path in (folder / _ARCHIVES for folder in manifest_folders(extra)):
+        if path.is_file():
+            archives = _parsed(path, _ARCHIVES_TABLE.validate_python)
+            if name in archives:
+                return archives[name]
+    raise ManifestError("there is no such archive", path=name, fix=f"describe it in {_ARCHIVES}")
+
+
+def level_from_environment_id(name: str) -> str:
+    """The level's name in an environment id or file name.
+
+    >>> level_from_environment_id("BabyAI-GoToLocal-v0")
+    'GoToLocal'
+    """
+    return re.sub(r"^BabyAI-|-v\d+$", "", name)
+
+
+def _families(extra: Path | None) -> list[_Family]:
+    paths = [folder / _FAMILIES for folder in manifest_folders(extra)]
+    found = [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]
+    return [family for families in found for family in families.family]
+
+
+def _member(family: _Family, environment_id: str, extra: Path | None) -> Manifest:
+    """The manifest of one level of a family."""
+    pattern = family.mission_pattern
+    if family.like is not None:
+        pattern = read_manifest(family.like, extra).mission_pattern
+    return Manifest(
+        level=level_from_environment_id(environment_id),
+        environment_id=environment_id,
+        mission_pattern=pattern or "",
+        symmetries=family.symmetries,
+        widened_by=family.widened_by,
+        unchanged_words=family.unchanged_words,
+    )
+
+
+def _nearest(name: str, extra: Path | None) -> str:
+    folded = {known.lower(): known for known in all_level_names(extra)}
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.4)]
+    return (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else f"the levels are {', '.join(level_names(extra))}"
+    )
+
+
+_ARCHIVES_TABLE = TypeAdapter(dict[str, PublishedFile])
+Parsed = TypeVar("Parsed")
+
+
+def _parsed(path: Path, validate: Callable[[Any], Parsed]) -> Parsed:
+    try:
+        return validate(tomllib.loads(path.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            f"the manifest is not valid TOML: {error}", path=path, fix="correct the file"
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "its top level"
+        raise ManifestError(
+            f"the manifest is wrong at `{key}`: {first['msg']}", path=path, fix="correct that key"
+        ) from error
+
+
+# Source: babyai's make_agent_demos counts train seeds from 0 and valid seeds from 1e9.
+SEEDS: dict[Split, range] = {
+    "train": range(0, 1_000_000_000),
+    "valid": range(1_000_000_000, 2_000_000_000),
+}
+EVALUATION_SEED = 2_000_000_000
+"""First seed of evaluation, [2e9, 2e9 + n): no store may use them."""
+MOST_EPISODES = 10_000_000
+"""The largest n of one evaluation."""

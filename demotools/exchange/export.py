@@ -1,0 +1,323 @@
+"""Hand a store to other programs: a legacy pickle for babyai, a Minari dataset for everybody else.
+
+A Minari episode has one observation more than actions. The last one comes from playing the stored
+actions again, where the seed is known and everything agrees; otherwise the last stored observation
+is repeated, and the dataset says of how many episodes, and of each such episode.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from tqdm import tqdm
+
+from demotools.babyai.cells import ACTIONS
+from demotools.errors import (
+    DemotoolsError,
+    LevelError,
+    ManifestError,
+    SettingsError,
+    StoreError,
+    from_os_error,
+    printable_text,
+)
+from demotools.output import check_output, working_folder
+from demotools.pickles.writer import write_pickle
+from demotools.recording.environment import (
+    Environment,
+    Observation,
+    level_environment_id,
+    make_environment,
+)
+from demotools.recording.replay import reason_against, replayed_episode
+from demotools.store.reading import Episodes, Store
+
+ATTRIBUTES_KEY = "demotools"
+"""Under this key of the dataset's metadata an export keeps the store's attributes."""
+KEPT_ATTRIBUTES = ("level", "split", "source", "parent", "licence", "citation", "fingerprint")
+REPLAYED, REPEATED = "replayed", "repeated"
+_ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+_EPISODES_A_BATCH, _STEPS_A_BATCH = 500, 1 << 15
+# What a success is worth where its reward is not known.
+_REWARD = 1.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export to Minari.
+
+    root                the folder of datasets, for Minari's own variable
+    last_observations   how many of them are `replayed`, how many `repeated`
+    """
+
+    dataset_id: str
+    root: Path
+    episodes: int
+    last_observations: dict[str, int]
+
+    def text(self) -> str:
+        """What was exported, for a person."""
+        counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())
+        return (
+            f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
+            f"  last observations: {counts}\n"
+            f"  load it with {_ROOT_VARIABLE}={printable_text(self.root)}"
+        )
+
+
+def export_pickle(
+    store: Store, path: Path, *, overwrite: bool = False, quiet: bool = False
+) -> Path:
+    """Write a store as a legacy pickle that babyai's own loader reads; seeds have no place in it.
+
+    DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
+    """
+    check_output(path, overwrite=overwrite)
+    bar = tqdm(
+        total=store.episodes,
+        desc=printable_text(path.name),
+        unit=" episodes",
+        disable=quiet or None,
+    )
+
+    def blocks() -> Iterator[Episodes]:
+        for batch in _batches(store):
+            yield store.select(np.arange(batch.start, batch.stop))
+            bar.update(len(batch))
+
+    with bar:
+        write_pickle(path, blocks())
+    return path
+
+
+def pickle_name(store: Store) -> str:
+    """The name that babyai gives such a file, which `demotools convert` understands, too."""
+    about = store.attributes
+    tag = "_valid" if about.split == "valid" else ""
+    return f"{about.environment_id or about.level}_agent{tag}.pkl"
+
+
+def _batches(store: Store) -> Iterator[range]:
+    """All episodes, in batches of few enough episodes and steps."""
+    offset, first = store.episode_offset, 0
+    while first < store.episodes:
+        fits = int(np.searchsorted(offset, offset[first] + _STEPS_A_BATCH, "right")) - 1
+        stop = min(max(fits, first + 1), first + _EPISODES_A_BATCH)
+        yield range(first, stop)
+        first = stop
+
+
+def minari_module() -> ModuleType:
+    """The package `minari`.
+
+    DemotoolsError  it is not installed
+    """
+    try:
+        import h5py  # noqa: F401  Minari's storage, which it does not install by itself
+        import minari
+    except ImportError as error:
+        raise DemotoolsError(
+            f"the package {error.name} is not installed",
+            path=str(error.name),
+            fix="pip install 'demotools[minari]'",
+        ) from error
+    module: ModuleType = minari
+    return module
+
+
+@contextmanager
+def datasets_root(folder: Path) -> Iterator[None]:
+    """Minari's folder of datasets, for a while; its API takes no other way to name it."""
+    before = os.environ.get(_ROOT_VARIABLE)
+    os.environ[_ROOT_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(_ROOT_VARIABLE)
+        if before is not None:
+            os.environ[_ROOT_VARIABLE] = before
+
+
+def export_minari(
+    store: Store,
+    *,
+    root: Path | None = None,
+    dataset_id: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Exported:
+    """Write a store as a Minari dataset (HDF5, views as they are, missions as text).
+
+    root        folder of datasets; None means Minari's own: its variable, else the user's home
+    dataset_id  None means `babyai/NAME-v0`
+
+    SettingsError   the id is not one that Minari takes
+    StoreError      there is such a dataset already and `overwrite` is False
+    DemotoolsError  minari is not installed, the disk is full
+    """
+    minari = minari_module()
+    dataset_id = dataset_id or f"babyai/{store.name}-v0"
+    _refuse_malformed(dataset_id)
+    root = (root or minari.storage.get_dataset_path()).absolute()
+    final = root / dataset_id
+    if final.exists() and not overwrite:
+        raise StoreError(
+            "there is such a dataset already",
+            path=final,
+            fix="add --overwrite to replace it, or choose another --id",
+        )
+    # an id has no dots: no two share this name
+    hidden = root / f".export.{dataset_id.replace('/', '.')}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with working_folder(hidden) as folder:
+            old = root / f"{hidden.name}.old"
+            if old.exists() and not final.exists():
+                old.rename(final)  # an export was killed between its two renames
+            with datasets_root(folder):
+                counts = _write_dataset(minari, store, dataset_id, quiet)
+            _publish(folder / dataset_id, final, old)
+        with datasets_root(root):
+            _name_namespace(minari, dataset_id)
+    except OSError as error:
+        raise from_os_error(error, root) from error
+    return Exported(dataset_id, root, store.episodes, counts)
+
+
+def _refuse_malformed(dataset_id: str) -> None:
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # a TypeError where only the version lacks
+        raise SettingsError(
+            f"{dataset_id!r} is not the id of a Minari dataset",
+            path="--id",
+            fix="spell it as in babyai/GoToLocal-v0",
+        ) from error
+
+
+def _publish(written: Path, final: Path, old: Path) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    written.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _name_namespace(minari: ModuleType, dataset_id: str) -> None:
+    namespace, _, _ = dataset_id.rpartition("/")
+    if namespace and namespace not in minari.namespace.list_local_namespaces():
+        minari.namespace.create_namespace(namespace)
+
+
+def _write_dataset(
+    minari: ModuleType, store: Store, dataset_id: str, quiet: bool
+) -> dict[str, int]:
+    environment = None if reason_against(store) else make_environment(store.attributes.level)
+    counts: Counter[str] = Counter()
+    dataset = None
+    bar = tqdm(total=store.episodes, desc=dataset_id, unit=" episodes", disable=quiet or None)
+    with bar:
+        for batch in _batches(store):
+            written = [_buffer(store, episode, environment) for episode in batch]
+            buffers = [buffer for buffer, _how in written]
+            if dataset is None:
+                dataset = _create_dataset(minari, store, dataset_id, buffers)
+            else:
+                dataset.update_dataset_from_buffer(buffers)
+            how = [{"last_observation": how} for _buffer, how in written]
+            dataset.storage.update_episode_metadata(how, batch)
+            counts.update(how for _buffer, how in written)
+            bar.update(len(batch))
+    assert dataset is not None  # no store is without episodes
+    kept = {key: getattr(store.attributes, key) for key in KEPT_ATTRIBUTES}
+    dataset.storage.update_metadata({ATTRIBUTES_KEY: kept, "last_observations": dict(counts)})
+    return dict(sorted(counts.items()))
+
+
+def _create_dataset(minari: ModuleType, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
+    about = store.attributes
+    recorded = about.source.get("minigrid")
+    with warnings.catch_warnings():
+        # reminders to name an author and the like: that is for who publishes the dataset
+        warnings.simplefilter("ignore", UserWarning)
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            buffers,
+            env=_environment_id(about.level),
+            algorithm_name=about.source.get("bot"),
+            description=f"{about.level}, {about.split} split. Demonstrations: {about.citation}. "
+            f"Licence: {about.licence}.",
+            requirements=[f"minigrid=={recorded}"] if recorded else None,
+            observation_space=_observation_space(store),
+            action_space=spaces.Discrete(len(ACTIONS)),
+            jpeg_encoding=False,
+        )
+
+
+def _environment_id(level: str) -> str | None:
+    try:
+        make_environment(level)  # registers minigrid's environments
+    except (LevelError, ManifestError):
+        return None
+    return level_environment_id(level)
+
+
+def _observation_space(store: Store) -> spaces.Dict:
+    texts = store.mission_text
+    characters = set(string.printable).union(*texts)
+    return spaces.Dict(
+        {
+            "image": spaces.Box(0, 255, store.images(0, 1).shape[1:], np.uint8),
+            "direction": spaces.Discrete(4),
+            "mission": spaces.Text(
+                max_length=max(map(len, texts)),
+                min_length=0,
+                charset="".join(sorted(characters)),
+            ),
+        }
+    )
+
+
+def _buffer(store: Store, episode: int, environment: Environment | None) -> tuple[Any, str]:
+    """One episode as Minari's buffer, and where its last observation comes from."""
+    from minari.data_collector import EpisodeBuffer
+
+    start, stop = (int(step) for step in store.episode_offset[episode : episode + 2])
+    images, directions = store.images(start, stop), store.direction.span(start, stop)
+    last: Observation = {"image": images[-1], "direction": directions[-1]}
+    seed, reward, how = int(store.episode_seed[episode]), _REWARD, REPEATED
+    if environment is not None and seed >= 0:
+        replay = replayed_episode(environment, store, episode)
+        if replay.observation is not None:
+            last, reward, how = replay.observation, replay.reward, REPLAYED
+    length = stop - start
+    mission = store.mission_text[store.episode_mission[episode]]
+    buffer = EpisodeBuffer(
+        seed=seed if seed >= 0 else None,
+        observations={
+            "image": np.concatenate([images, last["image"][None]]),
+            "direction": np.append(directions, last["direction"]).astype(np.int64),
+            "mission": [mission] * (length + 1),
+        },
+        actions=store.action.span(start, stop).astype(np.int64),
+        rewards=[0.0] * (length - 1) + [reward],
+        terminations=[False] * (length - 1) + [True],
+        truncations=[False] * length,
+        infos={},
+    )
+    return buffer, how

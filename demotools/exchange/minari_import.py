@@ -1,0 +1,529 @@
+"""Make a demo store from a Minari dataset, ours or anybody's with minigrid's observations.
+
+Kept are the successes: reward > 0 at the last step. The observation after the last action, which
+a store does not have, is left out. Episodes with a column that is no such column, whose mission is
+not one of the level, or whose seed belongs to the other split, to evaluation or to an earlier
+episode, are left out and counted.
+
+A dataset may come from anybody: its metadata are checked before Minari sees them (it would make
+any environment, by any function that they name), and what Minari, h5py or a codec raise on the
+rest is told as a StoreError.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from demotools.babyai.cells import ACTIONS, fits_cells, packed_cells, shows_agent, unpacked_cells
+from demotools.babyai.levels import (
+    EVALUATION_SEED,
+    SEEDS,
+    Manifest,
+    Split,
+    level_from_environment_id,
+    read_manifest,
+)
+from demotools.babyai.vocabulary import mission_words
+from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
+from demotools.exchange.export import minari_module
+from demotools.output import open_regular
+from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
+from demotools.store.reading import Episodes
+
+_EPISODES_A_PART = 2000
+_PACKED_AXES = 3  # [S, 7, 7]; images have four
+_METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
+_METADATA_BYTES = 1 << 26
+# What one episode may ask for: an HDF5 file of a few kB can announce any size.
+_EPISODE_BYTES = 1 << 30
+_BROKEN = "download or export it again, or name another dataset"
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Ours(_Checked):
+    """What `demotools export` keeps of a store's attributes."""
+
+    level: str
+    split: Split
+    source: dict[str, Any]
+    parent: dict[str, Any] | None
+    licence: str
+    citation: str
+
+
+class _Metadata(_Checked):
+    """What is used of a dataset's metadata.json; without its spaces Minari would make them."""
+
+    dataset_id: str
+    minari_version: str
+    data_format: str
+    total_episodes: _Count
+    total_steps: _Count
+    observation_space: str
+    action_space: str
+    env_spec: str | None = None
+    algorithm_name: str | None = None
+    author: list[str] | None = None
+    code_permalink: str | None = None
+    requirements: list[str] | None = None
+    ours: _Ours | None = Field(None, alias="demotools")  # exchange.ATTRIBUTES_KEY
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A finished import, and the episodes that were left out, by reason."""
+
+    path: Path
+    episodes: int
+    left_out: dict[str, int]
+
+    def text(self) -> str:
+        """What was imported, for a person."""
+        lines = [f"imported {printable_text(self.path)}: {self.episodes:,} episodes"]
+        lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open Minari dataset, and what a store says about it.
+
+    minari      Minari's own object
+    folder      where its data lie
+    metadata    of the dataset; its `ours` is None for a dataset that no store was exported to
+    """
+
+    minari: Any
+    folder: Path
+    metadata: _Metadata
+    level: str
+    split: Split
+
+    @property
+    def store_name(self) -> str:
+        """What the store is called where nobody says otherwise."""
+        return self.level if self.split == "train" else f"{self.level}-{self.split}"
+
+    def job(self) -> dict[str, Any]:
+        """All that the store depends on, JSON values."""
+        files = sorted(self.folder.rglob("*"))
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return {"command": "import", "level": self.level, "split": self.split, "files": stats}
+
+    def source(self) -> dict[str, Any]:
+        """Where the episodes come from."""
+        about = self.metadata
+        through = {"dataset": about.dataset_id, "minari": about.minari_version}
+        if about.ours:
+            return {**about.ours.source, "imported": through}
+        told = about.model_dump(
+            include={"algorithm_name", "author", "code_permalink", "requirements"}
+        )
+        return {"kind": "minari", **through, **{key: told[key] for key in told if told[key]}}
+
+
+def opened_dataset(name: str, *, level: str | None = None, split: Split | None = None) -> Dataset:
+    """A Minari dataset on this machine, by its id or the path of its folder.
+
+    level, split    override what the dataset says of itself; a foreign one says train
+
+    FetchError      there is no such dataset here
+    SettingsError   its level is not known
+    StoreError      it is damaged, of another version of Minari, or its observations or actions are
+                    not those of minigrid
+    """
+    minari = minari_module()
+    folder = _dataset_folder(minari, name)
+    metadata = _read_metadata(folder / _METADATA)
+    if metadata.minari_version not in minari.supported_dataset_versions:
+        raise StoreError(
+            f"the dataset is of Minari {metadata.minari_version}, which the installed Minari "
+            f"{minari.__version__} cannot read",
+            path=folder,
+            fix="install a version of Minari that can, or get the dataset of another version",
+        )
+    _check_files(folder, metadata)
+    with _reading(folder):
+        dataset = minari.MinariDataset(folder)
+        spec = dataset.env_spec
+    ours = metadata.ours
+    level = level or (ours and ours.level) or (spec and level_from_environment_id(spec.id))
+    if level is None:
+        raise SettingsError("the dataset does not say its level", path=name, fix="add --level")
+    with _reading(folder):
+        _refuse_other_spaces(dataset, name)
+    level = read_manifest(level).level
+    return Dataset(dataset, folder, metadata, level, split or (ours.split if ours else "train"))
+
+
+def _dataset_folder(minari: Any, name: str) -> Path:
+    """Where the data of a dataset lie, given its id or its folder."""
+    folder = next(filter(Path.is_dir, (Path(name) / "data", Path(name))), None)
+    if folder is None:
+        with _reading(name):  # it makes the folder of all datasets
+            root = Path(minari.storage.get_dataset_path())
+        folder = root / name / "data"
+    if not folder.is_dir():
+        depths = ("*", "*/*", "*/*/*")
+        known = [place for depth in depths for place in root.glob(f"{depth}/data/{_METADATA}")]
+        ids = [place.parents[1].relative_to(root).as_posix() for place in known]
+        near = difflib.get_close_matches(name, ids, cutoff=0.4)
+        also = f"; there is {', '.join(near)}" if near else ""
+        raise FetchError(
+            "there is no Minari dataset of this name on this machine",
+            path=name,
+            fix=f"name its folder, or download it: minari download {name}{also}",
+        )
+    if not (folder / _METADATA).exists():
+        raise FetchError(
+            f"there is no Minari dataset in this folder: it has no {_METADATA}",
+            path=folder,
+            fix=_BROKEN,
+        )
+    return folder
+
+
+def _read_metadata(file: Path) -> _Metadata:
+    with open_regular(file) as stream:
+        content = stream.read(_METADATA_BYTES + 1)
+    if len(content) > _METADATA_BYTES:
+        raise StoreError("the dataset's metadata are larger than any are", path=file, fix=_BROKEN)
+    try:
+        return _Metadata.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "its top level"
+        raise StoreError(
+            f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}",
+            path=file,
+            fix=_BROKEN,
+        ) from error
+
+
+def _check_files(folder: Path, metadata: _Metadata) -> None:
+    """StoreError where a file is no regular one, or not as many episodes are there as are told."""
+    for file in folder.rglob("*"):
+        if not file.is_dir():
+            open_regular(file).close()
+    if metadata.data_format == "hdf5":
+        file = folder / _HDF5
+        if not file.exists():
+            raise StoreError("the dataset's HDF5 file is missing", path=file, fix=_BROKEN)
+        import h5py
+
+        with _reading(file, "the dataset's HDF5 file is broken"), h5py.File(file, "r") as content:
+            found = len(content)
+    else:
+        found = sum(child.is_dir() and child.name.isdecimal() for child in folder.iterdir())
+    if found != metadata.total_episodes:
+        raise StoreError(
+            f"the dataset's metadata tell of {metadata.total_episodes:,} episodes, and there are "
+            f"{found:,}",
+            path=folder,
+            fix=_BROKEN,
+        )
+
+
+@contextmanager
+def _reading(path: Path | str, what: str = "Minari cannot read this dataset") -> Iterator[None]:
+    """Around calls of Minari and h5py only: all that they raise on foreign data, as a message."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # their texts are of the dataset, too
+            yield
+    except DemotoolsError:
+        raise
+    except ImportError as error:
+        raise DemotoolsError(
+            f"this dataset needs a package that is not installed: {error}",
+            path=path,
+            fix=f"pip install {error.name or 'what it names'}",
+        ) from error
+    except Exception as error:  # their parsers let through whatever a damaged file provokes
+        said = str(error).strip().partition("\n")[0]
+        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise StoreError(
+            f"{what}: {printable_text(reason, 300)}", path=path, fix=_BROKEN
+        ) from error
+
+
+def _refuse_other_spaces(dataset: Any, name: str) -> None:
+    space = dataset.observation_space
+    known = isinstance(space, spaces.Dict) and {"image", "direction", "mission"} <= set(space)
+    if not known or not _is_view(space["image"]) or not isinstance(space["mission"], spaces.Text):
+        raise StoreError(
+            "its observations are not an image, a direction and a mission as text: "
+            + printable_text(space, 300),
+            path=name,
+            fix="export it from the unwrapped environment, or name another dataset",
+        )
+    actions = dataset.action_space
+    if not isinstance(actions, spaces.Discrete) or actions.n != len(ACTIONS) or actions.start:
+        raise StoreError(
+            f"its actions are not minigrid's seven: {printable_text(actions, 300)}",
+            path=name,
+            fix="name another dataset",
+        )
+
+
+def _is_view(space: spaces.Space[Any]) -> bool:
+    """Whether these are images [height, width, channels] of bytes."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) == 3 and 0 not in space.shape
+
+
+def import_minari(
+    dataset: Dataset, path: Path, *, overwrite: bool = False, quiet: bool = False
+) -> Imported:
+    """Make a store of a Minari dataset, going on where an earlier call was ended.
+
+    StoreError  the store exists, the dataset is damaged, shows whole rooms, or no episode can be
+                kept
+    """
+    manifest = read_manifest(dataset.level)
+    about, ours = dataset.metadata, dataset.metadata.ours
+    total = about.total_episodes
+    with StoreBuilder(path, dataset.job(), overwrite=overwrite) as builder:
+        done = set(builder.finished_parts())
+        seeds: set[int] = set()
+        bar = tqdm(
+            total=total, desc=printable_text(path.stem), unit=" episodes", disable=quiet or None
+        )
+        try:
+            for part, first in enumerate(range(0, total, _EPISODES_A_PART)):
+                rows = range(first, min(first + _EPISODES_A_PART, total))
+                if part in done:
+                    seeds.update(read_part(builder.parts, part).seed.tolist())
+                else:
+                    _write_part(dataset, manifest, rows, seeds, builder.parts, part)
+                bar.update(len(rows))
+        except StoreError:
+            builder.discard()
+            raise
+        finally:
+            bar.close()
+        left_out, episodes = _summary(builder)
+        if not episodes:
+            builder.discard()
+            reasons = ", ".join(left_out) or "it is empty"
+            raise StoreError(
+                f"no episode can be kept: {reasons}",
+                path=about.dataset_id,
+                fix="name another dataset, or another --level or --split",
+            )
+        _unpack_mixed_parts(builder)
+        builder.finish(
+            level=dataset.level,
+            split=dataset.split,
+            environment_id=manifest.environment_id,
+            licence=ours.licence if ours else f"see Minari dataset {about.dataset_id}",
+            citation=ours.citation if ours else f"Minari dataset {about.dataset_id}",
+            source={**dataset.source(), **({"left_out": left_out} if left_out else {})},
+            parent=ours.parent if ours else None,
+        )
+    return Imported(path, episodes, left_out)
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """One episode of T steps, each column checked.
+
+    image   uint8 [T, H, W, C]
+    """
+
+    mission: str
+    seed: int
+    image: NDArray[np.uint8]
+    direction: NDArray[np.uint8]
+    action: NDArray[np.uint8]
+
+
+class _UnfitError(Exception):
+    """Why an episode is left out."""
+
+
+def _write_part(
+    dataset: Dataset, manifest: Manifest, rows: range, seeds: set[int], folder: Path, part: int
+) -> None:
+    """Read some episodes of the dataset, write those that are kept as one part.
+
+    seeds   those of earlier episodes; the new ones are added
+    """
+    shape = dataset.minari.observation_space["image"].shape
+    kept: list[_Episode] = []
+    left_out: Counter[str] = Counter()
+    for episode, about in _read_episodes(dataset, rows):
+        try:
+            fit = _checked_episode(episode, about, shape, manifest, dataset.split)
+            if fit.seed in seeds and fit.seed >= 0:
+                raise _UnfitError("its seed is that of an earlier episode")
+        except _UnfitError as reason:
+            left_out[str(reason)] += 1
+        else:
+            kept.append(fit)
+            seeds.add(fit.seed)
+    episodes = _columns(kept, shape)
+    packed = episodes.view.ndim == _PACKED_AXES
+    if packed and shows_agent(episodes.view).any():
+        raise StoreError(
+            "its views show the agent: they are of the whole room, not what the agent sees",
+            path=dataset.folder,
+            fix="record it without FullyObsWrapper, or name another dataset",
+        )
+    write_part(folder, part, episodes, {"left_out": dict(left_out), "packed": packed})
+
+
+def _read_episodes(dataset: Dataset, rows: range) -> Iterator[tuple[Any, Any]]:
+    """Each episode of these rows as Minari gives it, and its metadata."""
+    numbers = dataset.minari.episode_indices[rows.start : rows.stop]
+    if dataset.metadata.data_format == "hdf5":
+        _check_hdf5_episodes(dataset.folder / _HDF5, numbers)
+    storage = dataset.minari.storage
+    episodes, metadata = storage.get_episodes(numbers), storage.get_episode_metadata(numbers)
+    yield from zip(
+        _read_each(episodes, dataset.folder), _read_each(metadata, dataset.folder), strict=True
+    )
+
+
+def _read_each(items: Iterable[Any], folder: Path) -> Iterator[Any]:
+    iterator, end = iter(items), object()
+    while True:
+        with _reading(folder):
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
+    """StoreError for what Minari does not look at: sizes, and seeds that it makes numbers of."""
+    import h5py
+
+    with _reading(file, "the dataset's HDF5 file is broken"), h5py.File(file, "r") as content:
+        for number in numbers:
+            episode, sizes = content[f"episode_{number}"], Counter[str]()
+            episode.visititems(
+                lambda name, item, sizes=sizes: sizes.update({name: getattr(item, "nbytes", 0)})
+            )
+            wrong = ""
+            if sizes.total() > _EPISODE_BYTES:
+                wrong = f"asks for {sizes.total():,} bytes of memory"
+            elif np.asarray(episode.attrs.get("seed", -1)).dtype.kind not in "iu":
+                wrong = "has a seed that is not a whole number"
+            if wrong:
+                what = f"episode {number} of the dataset {wrong}"
+                raise StoreError(what, path=file, fix=_BROKEN)
+
+
+def _checked_episode(
+    episode: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
+) -> _Episode:
+    """The steps of an episode that a store can hold; _UnfitError where it cannot hold them."""
+    seen, rewards = episode["observations"], np.asarray(episode["rewards"])
+    steps = len(rewards) if rewards.ndim == 1 else 0
+    if not steps:
+        raise _UnfitError("no step")
+    if rewards.dtype.kind not in "biuf" or not 0 < float(rewards[-1]) < np.inf:
+        raise _UnfitError("not a success: no reward at its end")
+    missions = seen.get("mission")
+    seed = _seed(about.get("seed"), split)
+    mission = _mission(missions, manifest)
+    if len(missions) not in (steps, steps + 1):
+        raise _UnfitError("observations and actions of different lengths")
+    each = len(missions)
+    image = _whole_numbers(seen.get("image"), (each, *shape), 256, "image")
+    direction = _whole_numbers(seen.get("direction"), (each,), 4, "direction")
+    action = _whole_numbers(episode["actions"], (steps,), len(ACTIONS), "action")
+    return _Episode(mission, seed, image[:steps], direction[:steps], action)
+
+
+def _whole_numbers(values: Any, shape: tuple[int, ...], limit: int, name: str) -> NDArray[np.uint8]:
+    array = np.asarray(values)
+    if array.shape[:1] != shape[:1]:
+        raise _UnfitError("observations and actions of different lengths")
+    if array.dtype.kind not in "iu" or array.shape != shape:
+        raise _UnfitError(f"its {name}s are not whole numbers of the shape that its space says")
+    if not 0 <= int(array.min()) <= int(array.max()) < limit:
+        raise _UnfitError(f"{name}s outside 0..{limit - 1}")
+    return array.astype(np.uint8)
+
+
+def _mission(missions: Any, manifest: Manifest) -> str:
+    if not isinstance(missions, list) or not all(isinstance(text, str) for text in missions):
+        raise _UnfitError("its missions are not texts")
+    if len(set(missions)) != 1:
+        raise _UnfitError("it has not one mission from its first step to its last")
+    mission: str = missions[0]
+    if not mission.isprintable() or not mission_words(mission):
+        raise _UnfitError("its mission has no words, or characters that cannot be printed")
+    if not manifest.matches_mission(mission):
+        raise _UnfitError(f"its mission is not one of {manifest.level}")
+    return mission
+
+
+def _seed(value: Any, split: Split) -> int:
+    """The seed of an episode, -1 where it has none."""
+    if value is None or value == -1:
+        return -1
+    if not isinstance(value, int | np.integer):
+        raise _UnfitError("its seed is not a whole number")
+    if value >= EVALUATION_SEED:
+        raise _UnfitError("its seed belongs to evaluation")
+    if value not in SEEDS[split]:
+        raise _UnfitError(
+            "its seed belongs to the other split" if value >= 0 else "its seed is negative"
+        )
+    return int(value)
+
+
+def _columns(kept: list[_Episode], shape: tuple[int, ...]) -> Episodes:
+    images = np.concatenate([np.zeros((0, *shape), np.uint8), *(one.image for one in kept)])
+    none = np.zeros(0, np.uint8)
+    return Episodes(
+        length=np.array([len(one.action) for one in kept], dtype=np.int64),
+        mission=[one.mission for one in kept],
+        seed=np.array([one.seed for one in kept], dtype=np.int64),
+        view=packed_cells(images) if fits_cells(images) else images,
+        direction=np.concatenate([none, *(one.direction for one in kept)]),
+        action=np.concatenate([none, *(one.action for one in kept)]),
+    )
+
+
+def _summary(builder: StoreBuilder) -> tuple[dict[str, int], int]:
+    """What was left out of all parts, by reason, and how many episodes are in them."""
+    left_out: Counter[str] = Counter()
+    for part in builder.finished_parts():
+        left_out.update(read_notes(builder.parts, part)["left_out"])
+    episodes = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
+    return dict(sorted(left_out.items())), episodes
+
+
+def _unpack_mixed_parts(builder: StoreBuilder) -> None:
+    """Views pack part by part; where those of one part do not, none may be packed."""
+    notes = {part: read_notes(builder.parts, part) for part in builder.finished_parts()}
+    packed = [part for part, note in notes.items() if note["packed"]]
+    if len(packed) == len(notes):
+        return
+    for part in packed:
+        content = read_part(builder.parts, part)
+        images = replace(content, view=unpacked_cells(content.view))
+        write_part(builder.parts, part, images, {**notes[part], "packed": False})

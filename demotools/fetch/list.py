@@ -1,0 +1,146 @@
+"""What `demotools list` shows: of each level its stores, downloads and sources, readable or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from demotools.babyai.levels import SPLITS, level_names, read_manifest
+from demotools.errors import DemotoolsError, printable_values
+from demotools.fetch.job import read_records
+from demotools.fetch.plan import DOWNLOADS, FetchedRecord
+from demotools.output import size_on_disk, size_text
+from demotools.store.reading import SUFFIX, open_store
+
+_ROLES = {"train": "", "valid": "-valid", "small": "-small"}
+_PLACES = {
+    "gdrive": "Google Drive",
+    "https": "a web address",
+    "hf": "Hugging Face",
+    "archive": "the archive of all levels",
+}
+_NEXT = (
+    "next: `demotools fetch LEVEL` downloads and converts, "
+    "`demotools generate LEVEL --episodes 1000` records the bot"
+)
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    """All levels and all stores of a folder, as JSON values.
+
+    Nothing that lies in the folder makes this fail: what cannot be read is listed with the reason.
+    """
+    problem, records = None, {}
+    try:
+        records = read_records(folder)
+    except DemotoolsError as error:
+        problem = error.what
+    names = level_names()
+    known = {f"{name}{suffix}{SUFFIX}" for name in names for suffix in _ROLES.values()}
+    others = sorted({path.name for path in folder.glob(f"*{SUFFIX}")} - known)
+    levels = [_level_entry(name, folder, records) for name in names]
+    strangers = [_store_entry(folder / name) for name in others]
+    stores = [*strangers, *(store for entry in levels for store in entry["stores"].values())]
+    downloads = [size for entry in levels for size in entry["downloads"].values()]
+    return {
+        "folder": str(folder),
+        "size_bytes": sum(store.get("size_bytes", 0) for store in stores) + sum(downloads),
+        "levels": levels,
+        "others": strangers,
+        "problem": problem,
+    }
+
+
+def listing_text(found: Mapping[str, Any]) -> str:
+    """The same as lines of text, one for each level and each other store; then what to do."""
+    found = printable_values(found)
+    lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
+    if found["problem"]:
+        lines.append(f"problem: {found['problem']}")
+    rows = [(entry["level"], "; ".join(_level_texts(entry))) for entry in found["levels"]]
+    for store in found["others"]:
+        rows.append((Path(store["path"]).stem, _store_text(store["split"] or "it", store)))
+    width = max(len(name) for name, _ in rows)
+    lines += [f"  {name:<{width}}  {text}" for name, text in rows]
+    return "\n".join([*lines, _NEXT])
+
+
+def _level_entry(level: str, folder: Path, records: Mapping[str, FetchedRecord]) -> dict[str, Any]:
+    paths = {role: folder / f"{level}{suffix}{SUFFIX}" for role, suffix in _ROLES.items()}
+    entry: dict[str, Any] = {
+        "level": level,
+        "stores": {role: _store_entry(path) for role, path in paths.items() if path.exists()},
+        "unfinished": [
+            role
+            for role, path in paths.items()
+            if path.with_name(f".{path.name}.building").exists()
+        ],
+        "fetched": {
+            record.split: {"file": name, **record.model_dump(exclude={"level", "split"})}
+            for name, record in records.items()
+            if record.level == level
+        },
+        "downloads": {},
+        "sources": {},
+        "problem": None,
+    }
+    try:
+        files = read_manifest(level).files
+    except DemotoolsError as error:
+        return {**entry, "problem": error.what}
+    for split in (split for split in SPLITS if split in files):
+        entry["sources"][split] = [str(source) for source in files[split].sources]
+        entry["downloads"] |= _download_sizes(folder / DOWNLOADS, files[split].name)
+    return entry
+
+
+def _store_entry(path: Path) -> dict[str, Any]:
+    try:
+        about = open_store(path).attributes
+    except DemotoolsError as error:
+        return {"path": str(path), "problem": error.what, "split": None}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return {"path": str(path), "problem": f"it cannot be read: {error}", "split": None}
+    return {
+        "path": str(path),
+        "problem": None,
+        "split": about.split,
+        "episodes": about.episodes,
+        "steps": about.steps,
+        "size_bytes": size_on_disk(path),
+        "kind": about.source.get("kind"),
+        "parent": about.parent and about.parent.get("name"),
+    }
+
+
+def _download_sizes(folder: Path, name: str) -> dict[str, int]:
+    """Whole and unfinished downloads of a file, with their bytes."""
+    found = [folder / name, *sorted(folder.glob(f".{name}.*.part"))]
+    return {path.name: path.stat().st_size for path in found if path.is_file()}
+
+
+def _level_texts(entry: Mapping[str, Any]) -> list[str]:
+    texts = [_store_text(role, store) for role, store in entry["stores"].items()]
+    texts += [f"{role} unfinished" for role in entry["unfinished"]]
+    texts += [f"{split} fetched {about['day']}" for split, about in entry["fetched"].items()]
+    for name, size in entry["downloads"].items():
+        state = "unfinished download" if name.endswith(".part") else "download"
+        texts.append(f"{state} {size_text(size)}")
+    places = dict.fromkeys(
+        _PLACES[source.split()[0]] for sources in entry["sources"].values() for source in sources
+    )
+    if entry["problem"]:
+        texts.append(f"problem: {entry['problem']}")
+    elif places:
+        texts.append(f"from {' or '.join(places)}")
+    return texts if entry["stores"] else ["no store", *texts]
+
+
+def _store_text(role: str, store: Mapping[str, Any]) -> str:
+    if store["problem"]:
+        return f"{role} cannot be opened: {store['problem']}"
+    return (
+        f"{role} {store['episodes']:,} episodes, {store['steps']:,} steps, "
+        f"{size_text(store['size_bytes'])} ({store['kind']})"
+    )

@@ -1,0 +1,286 @@
+"""Minigrid's expert bot, searching fast: its actions, and whole episodes of it.
+
+The bot's own planning may never end on some episodes, so it is cut off: not by a clock, but by
+the number of times that it looks at its plan for one action, so that the same seed gives the same
+result on every machine. Failures are values with a reason: they are counted, never recorded.
+
+Minigrid's bot on a `FastView` level: the same actions, searched for several times as fast.
+
+The bot searches the grid breadth first, many times for one action, and the order in which it
+comes upon cells decides between equal paths. That order does not depend on what is looked for:
+so for one action there is one search, continued as far as any question needs, and each question
+asks its places in order. What is in sight comes from the view that the environment has shown.
+tests/recording/test_fast.py compares every action with stock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any, SupportsIndex
+
+import numpy as np
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+from numpy.typing import NDArray
+
+from demotools.babyai.cells import ACTIONS, DOOR, EMPTY, UNPACKING_TABLE
+from demotools.recording.environment import (
+    BORDER,
+    FORWARD,
+    OPAQUE,
+    Environment,
+    FastView,
+    observed_cells,
+)
+
+# The most that an action of a solved episode took is 8 (docs/log.md).
+REPLANS_AT_MOST = 50
+"""Looks at its plan that the bot may take for one action."""
+
+_DONE = ACTIONS.index("done")
+# What the bot's assertions and its searches that find nothing end in.
+_BOT_ERRORS = (
+    AssertionError,
+    AttributeError,
+    DisappearedBoxError,
+    IndexError,
+    TypeError,
+    ValueError,
+)
+
+
+class BotError(Exception):
+    """The bot has no action: its text is the reason, the same for the same cause."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A solved episode of T steps.
+
+    seed        the environment's seed
+    cells       uint8 [T, 7, 7], packed views before each action
+    direction   uint8 [T], 0 right, 1 down, 2 left, 3 up
+    action      uint8 [T], 0..6
+    """
+
+    mission: str
+    seed: int
+    cells: NDArray[np.uint8]
+    direction: NDArray[np.uint8]
+    action: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An episode that the bot did not solve."""
+
+    seed: int
+    reason: str
+
+
+def can_play(environment: Environment) -> bool:
+    """Whether the bot knows how to play this environment: BabyAI's levels."""
+    return isinstance(environment.unwrapped, RoomGridLevel)
+
+
+class Expert:
+    """The bot for the current episode of one environment, which must have been reset."""
+
+    def __init__(self, environment: Environment) -> None:
+        level: Any = environment.unwrapped
+        kind: Any = FastBot if isinstance(level, FastView) else BabyAIBot
+        self._bot = kind(level)
+        self._plan = self._bot.stack = _CountedPlan(self._bot.stack)
+
+    def action(self, taken: int | None = None) -> int:
+        """The action that the bot advises in the environment's present state, 0..6.
+
+        taken      the action taken since the last call; None: the one that was advised
+
+        BotError   the bot gives up, or its plan does not come to an end
+        """
+        self._plan.looks_left = REPLANS_AT_MOST
+        try:
+            return int(self._bot.replan(taken))
+        except _BOT_ERRORS as error:
+            # an assertion names its cause, other texts may differ between versions of Python
+            cause = f": {error}" if isinstance(error, AssertionError) and str(error) else ""
+            raise BotError(f"{type(error).__name__}{cause}") from error
+
+
+def record_episode(environment: Environment, seed: int) -> Episode | Failure:
+    """The episode that the bot plays from `seed`, or why it did not solve it.
+
+    Solved means reward > 0 within the level's step limit.
+    """
+    observation, _ = environment.reset(seed=seed)
+    mission = str(observation["mission"])
+    images: list[NDArray[np.uint8]] = []
+    directions: list[int] = []
+    actions: list[int] = []
+    expert = Expert(environment)
+    while True:
+        try:
+            action = expert.action()
+        except BotError as error:
+            return Failure(seed, str(error))
+        images.append(observation["image"])
+        directions.append(observation["direction"])
+        actions.append(action)
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        if terminated or truncated:
+            break
+        if action == _DONE:
+            return Failure(seed, "the bot thought that it was done")
+    if float(reward) <= 0:
+        return Failure(seed, "terminated without reward" if terminated else "step limit")
+    return Episode(
+        mission=mission,
+        seed=seed,
+        cells=observed_cells(np.stack(images)),
+        direction=np.array(directions, dtype=np.uint8),
+        action=np.array(actions, dtype=np.uint8),
+    )
+
+
+class _CountedPlan(list[Any]):
+    """The bot's stack of subgoals, which the bot reads once for every time it replans."""
+
+    looks_left = REPLANS_AT_MOST
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        self.looks_left -= 1
+        if self.looks_left < 0:
+            raise BotError("replan limit")
+        return super().__getitem__(index)
+
+
+Position = tuple[int, int]
+Accept = Callable[[Position, Any], Any]
+
+_OPAQUE = np.frombuffer(OPAQUE, np.uint8).astype(np.bool_)
+_KINDS = UNPACKING_TABLE[:, 0]
+# By packed cell: True where the bot does not go on without moving what stands there.
+_BLOCKED = _OPAQUE | ~((_KINDS == EMPTY) | (_KINDS == DOOR))
+
+
+@cache
+def _moves(width: int) -> list[list[tuple[int, int]]]:
+    """By direction: (step in memory, direction) of the four neighbours in the bot's order.
+
+    source   `BabyAIBot._breadth_first_search`: straight on, the two sides, back
+    """
+    number = {vector: direction for direction, vector in enumerate(FORWARD)}
+    orders = [[(di, dj), (dj, di), (-dj, -di), (-di, -dj)] for di, dj in FORWARD]
+    return [[(dj * width + di, number[di, dj]) for di, dj in order] for order in orders]
+
+
+class _Search:
+    """A breadth-first search from several places, each with a direction, continued on demand.
+
+    reached   the places that it has come upon, in order
+    parent    the place that each was reached from; None where the search began
+    """
+
+    def __init__(self, starts: Iterable[tuple[int, int]], closed: bytes, width: int) -> None:
+        self.reached: list[int] = []
+        self._directions = dict(starts)
+        self.parent: dict[int, int | None] = dict.fromkeys(self._directions)
+        self._further = self._reach(closed, _moves(width))
+
+    def _reach(self, closed: bytes, moves: list[list[tuple[int, int]]]) -> Iterator[int]:
+        directions, parent = self._directions, self.parent
+        queue = list(parent)
+        for place in queue:
+            self.reached.append(place)
+            yield place
+            if closed[place]:
+                continue
+            for step, direction in moves[directions[place]]:
+                beside = place + step
+                if beside not in parent:
+                    parent[beside] = place
+                    directions[beside] = direction
+                    queue.append(beside)
+
+    def places(self) -> Iterator[int]:
+        """All places in order; the search goes on as far as they are asked for."""
+        return chain(self.reached, self._further)
+
+    def path(self, place: int) -> list[int]:
+        """The places from `place` back to where the search began."""
+        path = [place]
+        while (before := self.parent[path[-1]]) is not None:
+            path.append(before)
+        return path
+
+
+class FastBot(BabyAIBot):
+    """The bot of one episode of a `FastView` level, which must have been reset.
+
+    vis_mask   bool [columns, rows] of the grid, what the bot has seen: a view of `known`
+    """
+
+    vis_mask: NDArray[np.bool_]
+
+    def __init__(self, level: FastView) -> None:
+        super().__init__(level)  # type: ignore[no-untyped-call]
+        self._level = level
+        self._world = level.current_world()
+        self._layout = self._world.layout
+        self._known = np.zeros(len(self._world.cells), dtype=np.bool_)
+        bordered = self._known.reshape(self._layout.height, self._layout.width)
+        self.vis_mask = bordered[BORDER:-BORDER, BORDER:-BORDER].T
+        self._searches: dict[bool, _Search] = {}
+
+    def _process_obs(self) -> None:
+        """As minigrid's: what the last view showed is known from now on."""
+        self._world = self._level.current_world()
+        self._known[self._level.places[self._level.seen]] = True
+        self._searches = {}
+
+    def _search(self, through_blockers: bool) -> _Search:
+        """The search of the present state; the second one goes on where the first one ended."""
+        if through_blockers not in self._searches:
+            if through_blockers:
+                starts = [(place, 0) for place in self._search(False).reached]
+            else:
+                column, row = (int(number) for number in self._level.agent_pos)
+                starts = [(self._layout.at(column, row), int(self._level.agent_dir))]
+            ends = _OPAQUE if through_blockers else _BLOCKED
+            closed = (ends[self._world.cells] | ~self._known).tobytes()
+            self._searches[through_blockers] = _Search(starts, closed, self._layout.width)
+        return self._searches[through_blockers]
+
+    def _found(self, search: _Search, accept: Accept) -> int | None:
+        cells, columns, positions = (
+            self._level.grid.grid,
+            self._level.grid.width,
+            self._layout.place,
+        )
+        for place in search.places():
+            position = positions[place]
+            if accept(position, cells[position[1] * columns + position[0]]):
+                return place
+        return None
+
+    def _shortest_path(
+        self, accept_fn: Accept, try_with_blockers: bool = False
+    ) -> tuple[list[Position] | None, Position | None, bool]:
+        """As minigrid's: the path without its first place, its last place, through blockers."""
+        first = self._search(False)
+        if (place := self._found(first, accept_fn)) is not None:
+            path, through = first.path(place), False
+        elif not try_with_blockers:
+            return None, None, False
+        else:
+            second, through = self._search(True), True
+            if (place := self._found(second, accept_fn)) is None:
+                return None, None, True
+            path = second.path(place)
+            path += first.path(path[-1])[1:]
+        positions = self._layout.place
+        return [positions[step] for step in path[-2::-1]], positions[place], through

@@ -1,0 +1,411 @@
+"""A level's environment, quiet and without wrappers, with views several times as fast.
+
+Minigrid prints a line to stdout for every level layout that it rejects. `make_environment` gives
+the one module that does so a `print` that says nothing; nobody's stdout is redirected.
+
+Minigrid and gymnasium are imported where an environment is made: others need the seeds only.
+
+Minigrid's levels with views from an encoded grid: the same bits, several times as fast.
+
+Stock minigrid builds each view object by object: it slices the grid, rotates it up to four times,
+walks over it to find what is in sight and encodes what is left. Here the grid is encoded once an
+episode, one byte a cell, with a border of walls as wide as the view reaches. A view is then one
+gather, and what is in sight is seven look-ups, a row of the view at a time. Levels, missions and
+rules stay minigrid's own code. tests/recording/test_fast.py compares every bit with stock.
+"""
+
+from __future__ import annotations
+
+import logging
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.envs.babyai.core.verifier import SeqInstr
+from numpy.typing import NDArray
+
+from demotools.babyai.cells import (
+    AGENT_COLUMN,
+    AGENT_ROW,
+    CLOSED,
+    DOOR,
+    EMPTY,
+    LOCKED,
+    OPEN,
+    UNPACKING_TABLE,
+    VIEW_SIZE,
+    WALL,
+    fits_cells,
+    packed_cells,
+)
+from demotools.babyai.levels import read_manifest
+from demotools.errors import LevelError
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+Observation = dict[str, Any]
+"""`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
+
+Environment: TypeAlias = "gymnasium.Env[Observation, int]"
+
+_log = logging.getLogger(__name__)
+
+
+def make_environment(
+    level: str, manifests: Path | None = None, *, stock: bool = False
+) -> Environment:
+    """The environment of a level, by the level's name or its environment id.
+
+    manifests       a folder of manifests that adds to those that ship
+    stock           minigrid's own views, also where ours are proven to be the same (fastview)
+
+    ManifestError   there is no such level
+    LevelError      the level has no environment in the installed minigrid
+    """
+    environment_id = level_environment_id(level, manifests)
+    import gymnasium
+    from minigrid.envs.babyai.core import roomgrid_level
+
+    # a module's own global is found before the builtin, by this module only
+    vars(roomgrid_level)["print"] = _print_nothing
+    try:
+        spec = _specification(environment_id, stock)
+    except gymnasium.error.Error as error:
+        raise LevelError(
+            f"the installed minigrid has no environment {environment_id}",
+            path=level,
+            fix="install a newer minigrid, or correct the level's manifest",
+        ) from error
+    # the level itself, without the wrappers that check every step
+    environment: Environment = spec.make(disable_env_checker=True).unwrapped
+    return environment
+
+
+@cache
+def _specification(environment_id: str, stock: bool) -> EnvSpec:
+    """How gymnasium makes the environment; with fast views where they are proven."""
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+    from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+
+    spec = copy(gymnasium.spec(environment_id))
+    if stock:
+        return spec
+    maker: Any = spec.entry_point
+    level: Any = load_env_creator(maker) if isinstance(maker, str) else maker
+    is_level = isinstance(level, type) and issubclass(level, RoomGridLevel)
+    proven = is_level and level.__module__.startswith("minigrid.envs.babyai.")
+    if proven and version("minigrid") in PROVEN_VERSIONS:
+        spec.entry_point = with_fast_views(level)
+    else:
+        known = ", ".join(PROVEN_VERSIONS)
+        _log.warning(
+            "%s: stock views, three times as slow; fast ones are proven for BabyAI's levels in "
+            "minigrid %s only",
+            environment_id,
+            known,
+        )
+    return spec
+
+
+def level_environment_id(level: str, manifests: Path | None = None) -> str:
+    """The gymnasium id of a level; ManifestError or LevelError as `make_environment`."""
+    manifest = read_manifest(level, manifests)
+    if manifest.environment_id is None:
+        reason = manifest.no_environment or "minigrid has no environment for it"
+        raise LevelError(
+            f"this level cannot be played: {reason}",
+            path=manifest.level,
+            fix="use the published files: `demotools fetch` or `demotools convert`",
+        )
+    return manifest.environment_id
+
+
+def observed_cells(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Packed cells of images that an environment gave.
+
+    image     uint8 [..., 7, 7, 3]
+    returns   uint8 [..., 7, 7]
+
+    LevelError  the views do not pack: another size, or values outside today's encoding
+    """
+    if not fits_cells(image):
+        raise LevelError(
+            f"the views of this environment do not pack into cells (shape {image.shape[-3:]})",
+            path="observation",
+            fix="use an environment with egocentric 7 x 7 views in minigrid's encoding",
+        )
+    return packed_cells(image)
+
+
+def _print_nothing(*_args: object, **_kwargs: object) -> None:
+    """In the place of `print`."""
+
+
+# The minigrid versions whose every bit was compared (tests/recording/test_fast.py).
+PROVEN_VERSIONS = ("3.2.0",)
+
+BORDER = VIEW_SIZE - 1
+"""Cells of wall around the encoded grid: as far as a view reaches beyond the agent."""
+
+_GREY_WALL = WALL * 18 + COLOR_TO_IDX["grey"] * 3
+_EMPTY_CELL = EMPTY * 18
+# By direction: right, down, left, up. Forward, and to the right hand, as (column, row).
+FORWARD = ((1, 0), (0, 1), (-1, 0), (0, -1))
+_RIGHT_HAND = ((0, 1), (-1, 0), (0, -1), (1, 0))
+_FORWARD_VECTORS = tuple(np.array(vector) for vector in FORWARD)
+_RIGHT_VECTORS = tuple(np.array(vector) for vector in _RIGHT_HAND)
+
+
+def cell_code(thing: Any) -> int:
+    """The packed cell of a minigrid object, or of None: an empty cell."""
+    if thing is None:
+        return _EMPTY_CELL
+    kind: int = OBJECT_TO_IDX[thing.type]
+    state = 0
+    if kind == DOOR:
+        state = OPEN if thing.is_open else LOCKED if thing.is_locked else CLOSED
+    colour: int = COLOR_TO_IDX[thing.color]
+    return kind * 18 + colour * 3 + state
+
+
+def _opaque_codes() -> bytes:
+    kinds, states = UNPACKING_TABLE[:, 0], UNPACKING_TABLE[:, 2]
+    return bytes(((kinds == WALL) | ((kinds == DOOR) & (states != OPEN))).astype(np.uint8))
+
+
+OPAQUE = _opaque_codes()
+"""By packed cell: 1 where sight ends, walls and shut doors."""
+
+
+@cache
+def _reversed_bits() -> list[int]:
+    return [int(f"{bits:07b}"[::-1], 2) for bits in range(128)]
+
+
+@cache
+def _sight_of_a_row() -> list[tuple[int, int]]:
+    """What is seen of a row and of the row ahead, by (clear << 7 | seen so far), 7 bits each.
+
+    source   minigrid's `Grid.process_vis`: sight goes on from a seen, clear cell to the next one
+             in its row, and ahead; first from left to right, then from right to left
+    """
+    index = np.arange(1 << 14)
+    seen, clear = index & 127, index >> 7
+    ahead = np.zeros_like(seen)
+    last = VIEW_SIZE - 1
+    for cell, beside in [
+        *((i, i + 1) for i in range(last)),
+        *((i, i - 1) for i in range(last, 0, -1)),
+    ]:
+        spreads = (seen >> cell) & (clear >> cell) & 1
+        seen = seen | spreads << beside
+        ahead = ahead | spreads << beside | spreads << cell
+    return list(zip(seen.tolist(), ahead.tolist(), strict=True))
+
+
+@cache
+def _row_masks() -> list[bytes]:
+    return [bytes(bits >> column & 1 for column in range(VIEW_SIZE)) for bits in range(128)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a grid of one size lies in memory once it has its border, row by row.
+
+    width     cells in a row, border included
+    view      by direction: int64 [7, 7] ([column, row] of a view), from the agent's place
+    place     by place: (column, row) in minigrid's grid
+    """
+
+    width: int
+    height: int
+    view: tuple[NDArray[np.int64], ...]
+    place: list[tuple[int, int]]
+
+    def at(self, column: int, row: int) -> int:
+        """The place of a cell of minigrid's grid."""
+        return (row + BORDER) * self.width + column + BORDER
+
+
+@cache
+def layout(columns: int, rows: int) -> Layout:
+    """The layout of minigrid grids of this size."""
+    width, height = columns + 2 * BORDER, rows + 2 * BORDER
+    across = np.arange(VIEW_SIZE)[:, None] - AGENT_COLUMN
+    ahead = AGENT_ROW - np.arange(VIEW_SIZE)[None, :]
+    view = tuple(
+        (forward[1] * width + forward[0]) * ahead + (right[1] * width + right[0]) * across
+        for forward, right in zip(FORWARD, _RIGHT_HAND, strict=True)
+    )
+    place = [(at % width - BORDER, at // width - BORDER) for at in range(width * height)]
+    return Layout(width, height, view, place)
+
+
+class World:
+    """The grid of the current episode, one byte a cell, kept up to date by its environment.
+
+    cells   uint8 [height * width], packed cells with the border
+    """
+
+    def __init__(self, grid: Any) -> None:
+        self.layout = layout(grid.width, grid.height)
+        bordered = np.full((self.layout.height, self.layout.width), _GREY_WALL, dtype=np.uint8)
+        codes = np.array([cell_code(thing) for thing in grid.grid], dtype=np.uint8)
+        bordered[BORDER:-BORDER, BORDER:-BORDER] = codes.reshape(grid.height, grid.width)
+        self.cells = bordered.reshape(-1)
+        # one integer a row and a column of the grid, a bit for every cell that one sees through
+        clear = 1 - np.frombuffer(OPAQUE, np.uint8)[bordered]
+        self._rows = _as_integers(clear)
+        self._columns = _as_integers(clear.T)
+
+    def update(self, at: int, code: int) -> None:
+        """Write the packed cell of one place."""
+        if self.cells[at] == code:
+            return
+        self.cells[at] = code
+        row, column = divmod(at, self.layout.width)
+        if OPAQUE[code]:
+            self._rows[row] &= ~(1 << column)
+            self._columns[column] &= ~(1 << row)
+        else:
+            self._rows[row] |= 1 << column
+            self._columns[column] |= 1 << row
+
+    def view(
+        self, column: int, row: int, direction: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+        """Packed cells uint8 [7, 7] of a view with 0 out of sight, their places, and what is seen.
+
+        column, row   the agent's, in minigrid's grid
+        returns       cells, places int64 [7, 7], seen bool [7, 7]
+        """
+        column, row = column + BORDER, row + BORDER
+        upright = direction % 2 == 1
+        lines = self._rows if upright else self._columns
+        start, shift = (row, column - AGENT_COLUMN) if upright else (column, row - AGENT_COLUMN)
+        step = 1 if direction < 2 else -1
+        sight, masks, flip = _sight_of_a_row(), _row_masks(), _reversed_bits()
+        mirrored = direction in (1, 2)
+        seen, rows = 1 << AGENT_COLUMN, []
+        for line in range(start, start + step * VIEW_SIZE, step):
+            clear = lines[line] >> shift & 127
+            if mirrored:
+                clear = flip[clear]
+            now, seen = sight[clear << 7 | seen]
+            rows.append(masks[now])
+        rows.reverse()
+        mask = np.frombuffer(b"".join(rows), np.uint8).reshape(VIEW_SIZE, VIEW_SIZE).T
+        places = self.layout.view[direction] + (row * self.layout.width + column)
+        return self.cells[places] * mask, places, mask.view(np.bool_)
+
+
+def _as_integers(bits: NDArray[np.uint8]) -> list[int]:
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed]
+
+
+class FastView(RoomGridLevel):
+    """Mixed in before a BabyAI level: its views come from a `World`.
+
+    A step changes nothing but the cell in front of the agent, so that one is looked at again
+    before every view. Code outside that changes the grid must call `reset`.
+
+    world    of the current episode; None before the first view of an episode
+    places   int64 [7, 7], places of the last view's cells in `world`
+    seen     bool [7, 7], where the last view was in sight
+    """
+
+    world: World | None = None
+    places: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    instrs: Any
+
+    def reset(self, **kwargs: Any) -> Any:
+        """As minigrid's."""
+        self.world = None
+        result = super().reset(**kwargs)  # type: ignore[no-untyped-call]
+        if _changes_what_reset_made(type(self)):
+            self.world = None
+        return result
+
+    def current_world(self) -> World:
+        """The world that belongs to the last view; makes both where there is none."""
+        if self.world is None:
+            self.gen_obs()
+        assert self.world is not None
+        return self.world
+
+    @property
+    def dir_vec(self) -> NDArray[np.int64]:
+        """As minigrid's."""
+        return _FORWARD_VECTORS[self.agent_dir]
+
+    @property
+    def right_vec(self) -> NDArray[np.int64]:
+        """As minigrid's."""
+        return _RIGHT_VECTORS[self.agent_dir]
+
+    def update_objs_poss(self, instr: Any = None) -> None:
+        """As minigrid's, which walks over the whole grid at each `drop`."""
+        instr = self.instrs if instr is None else instr
+        if isinstance(instr, SeqInstr):
+            self.update_objs_poss(instr.instr_a)
+            self.update_objs_poss(instr.instr_b)
+            return
+        for name in ("desc", "desc_move", "desc_fixed"):
+            if (description := getattr(instr, name, None)) is not None:
+                _find_again(description, self)
+
+    def gen_obs(self) -> dict[str, Any]:
+        """As minigrid's."""
+        world = self.world or World(self.grid)
+        self.world = world
+        column, row = int(self.agent_pos[0]), int(self.agent_pos[1])
+        across, down = FORWARD[self.agent_dir]
+        ahead = self.grid.grid[(row + down) * self.grid.width + column + across]
+        world.update(world.layout.at(column + across, row + down), cell_code(ahead))
+        cells, self.places, self.seen = world.view(column, row, self.agent_dir)
+        # the agent sees what it carries at its own place
+        cells[AGENT_COLUMN, AGENT_ROW] = cell_code(self.carrying)
+        return {
+            "image": UNPACKING_TABLE[cells],
+            "direction": self.agent_dir,
+            "mission": self.mission,
+        }
+
+
+def _find_again(description: Any, level: FastView) -> None:
+    """Where the objects that a description stands for are now, in the order of minigrid's walk."""
+    tracked = description.obj_set
+    if any(thing.cur_pos is None for thing in tracked):
+        # walls do not know where they are
+        description.find_matching_objs(level, use_location=False)
+        return
+    cells, width = level.grid.grid, level.grid.width
+    found = []
+    for thing in tracked:
+        column, row = int(thing.cur_pos[0]), int(thing.cur_pos[1])
+        if column >= 0 and cells[row * width + column] is thing:
+            found.append((column, row))
+    description.obj_poss = sorted(found)
+
+
+def _changes_what_reset_made(level: type) -> bool:
+    """Whether a level changes the grid after minigrid's own reset has shown it."""
+    between = level.__mro__[level.__mro__.index(FastView) + 1 : level.__mro__.index(RoomGridLevel)]
+    return any("reset" in vars(parent) for parent in between)
+
+
+@cache
+def with_fast_views(level: type[RoomGridLevel]) -> type[RoomGridLevel]:
+    """A level of minigrid's that shows the same views sooner."""
+    return type(level.__name__, (FastView, level), {})

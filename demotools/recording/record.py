@@ -1,0 +1,324 @@
+"""Record the expert bot into a demo store: the first N episodes that it solves, in seed order.
+
+Seeds are played in parts of a fixed size, each by one process, which writes it itself. The store
+depends on the parts in their order alone: any number of processes, killed at any moment and
+started again, gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from demotools.babyai.cells import VIEW_SIZE
+from demotools.babyai.levels import SEEDS, Split, read_manifest
+from demotools.errors import LevelError, SettingsError, printable_text
+from demotools.recording.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
+from demotools.recording.environment import level_environment_id, make_environment
+from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
+from demotools.store.reading import Episodes
+from demotools.workers.cluster import Delivered, Errand, adopting, cluster_workers, delivered
+from demotools.workers.processes import bounded_workers, processor_count, submitting
+
+
+def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
+    """Play one part; runs on a worker.
+
+    DemotoolsError  see `refusal`: workers may join after the others were asked
+    """
+    return delivered(errand, part, lambda folder: play_part(recording, part, folder))
+
+
+def cluster_players(
+    address: str, *, return_parts: bool = False
+) -> Callable[[StoreBuilder], AbstractContextManager[Play]]:
+    """What `generate` takes as its players: the workers of the scheduler at `address`.
+
+    return_parts    workers send the parts back: for workers that do not share the store's folder
+
+    DemotoolsError  dask is not installed; no scheduler answers; no worker is there; a worker has
+                    other versions, or does not see the folder; the cluster goes away
+    """
+
+    @contextmanager
+    def players(builder: StoreBuilder) -> Iterator[Play]:
+        with cluster_workers(address, builder, return_parts) as (submit, _slots):
+
+            def play(recording: Recording, part: int, parts: Path) -> Future[int]:
+                return adopting(submit(play_errand, recording, part), parts)
+
+            yield play
+
+    return players
+
+
+# What a cluster's scheduler holds at a time; it hands them to the workers that there are.
+_PARTS_ON_A_CLUSTER = 10_000
+# A level that the bot solves less often than this, seen over this many seeds, is refused.
+RATE_AT_LEAST = 0.05
+_SEEDS_TO_JUDGE = 200
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What determines a store of bot episodes: equal recordings give equal bytes."""
+
+    level: str
+    environment_id: str
+    split: Split
+    episodes: int
+    first_seed: int
+
+    @property
+    def part_seeds(self) -> int:
+        """Seeds in a part: at least some 64 parts, so that processes end together."""
+        return min(max(self.episodes // 64, 16), 500)
+
+    @property
+    def store_name(self) -> str:
+        """What the store is called where nobody says otherwise."""
+        return self.level if self.split == "train" else f"{self.level}-{self.split}"
+
+    def seeds(self, part: int) -> range:
+        """The seeds of one part."""
+        first = self.first_seed + part * self.part_seeds
+        return range(first, first + self.part_seeds)
+
+    def job(self) -> dict[str, Any]:
+        """The recording and all that its bits depend on, JSON values."""
+        packages = {name: version(name) for name in ("minigrid", "numpy")}
+        return {"command": "generate", **asdict(self), **packages, "replans": REPLANS_AT_MOST}
+
+
+Play = Callable[[Recording, int, Path], Future[int]]
+"""Begins to play a part into a folder of parts; gives the number of episodes solved."""
+Players = Callable[[StoreBuilder], AbstractContextManager[Play]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A finished recording: its store, and what became of the seeds."""
+
+    path: Path
+    episodes: int
+    seeds: range
+    failures: dict[str, int]
+    """How many seeds the bot failed on, by reason."""
+
+    def text(self) -> str:
+        """What was recorded, for a person."""
+        lines = [
+            f"recorded {printable_text(self.path)}: {self.episodes:,} episodes, "
+            f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
+        ]
+        for reason, number in self.failures.items():
+            lines.append(f"  left out {number:,} seeds: {reason}")
+        return "\n".join(lines)
+
+
+def planned_recording(
+    level: str, episodes: int, *, split: Split = "train", first_seed: int | None = None
+) -> Recording:
+    """The recording of the first `episodes` solved episodes from `first_seed` on.
+
+    first_seed      None means the split's first
+
+    ManifestError   there is no such level
+    LevelError      the level has no environment
+    SettingsError   no episodes asked for, or the seeds leave those of the split
+    """
+    if episodes < 1:
+        raise SettingsError(
+            f"cannot record {episodes} episodes", path="--episodes", fix="ask for at least one"
+        )
+    allowed = SEEDS[split]
+    first = allowed.start if first_seed is None else first_seed
+    if first not in allowed or first + episodes > allowed.stop:
+        raise SettingsError(
+            f"seeds {first} <= seed < {first + episodes} are not all {split} seeds, "
+            f"{allowed.start} <= seed < {allowed.stop}; the others belong to other splits",
+            path="--seed",
+            fix=f"start at {allowed.start} or a little above",
+        )
+    environment_id = level_environment_id(level)
+    return Recording(read_manifest(level).level, environment_id, split, episodes, first)
+
+
+def generate(
+    recording: Recording,
+    path: Path,
+    *,
+    workers: int | None = None,
+    players: Players | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Recorded:
+    """Record the bot into a store at `path`, going on where an earlier call was ended.
+
+    workers      processes; None means one for every processor, but fewer for little work
+    players      who plays instead of processes of this machine: see `cluster`
+
+    LevelError   the bot cannot solve the level
+    StoreError   the store exists, or another process is making it
+    """
+    with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
+        try:
+            if players is None:
+                parts = -(-recording.episodes // recording.part_seeds)
+                processes = bounded_workers(workers or _enough(recording), parts)
+                begun = submitting(play_part, processes, builder.path)
+                _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
+            else:
+                _record_parts(
+                    recording, builder, players(builder), _PARTS_ON_A_CLUSTER, quiet=quiet
+                )
+        except LevelError:
+            builder.discard()
+            raise
+        seeds, failures = _cut_to_size(recording, builder)
+        manifest = read_manifest(recording.level)
+        builder.finish(
+            level=recording.level,
+            split=recording.split,
+            environment_id=recording.environment_id,
+            licence=manifest.licence,
+            citation=manifest.citation,
+            source=_source(recording, seeds, failures),
+        )
+    return Recorded(path, recording.episodes, seeds, failures)
+
+
+def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dict[str, Any]:
+    job = recording.job()
+    return {
+        "kind": "bot",
+        "bot": "minigrid.utils.baby_ai_bot.BabyAIBot",
+        **{key: job[key] for key in ("minigrid", "numpy", "replans")},
+        "seeds": [seeds.start, seeds.stop],
+        "failures": failures,
+    }
+
+
+def _record_parts(
+    recording: Recording,
+    builder: StoreBuilder,
+    players: AbstractContextManager[Play],
+    at_once: int,
+    *,
+    quiet: bool,
+) -> None:
+    """Play seeds until there are episodes enough, `at_once` parts at a time; all are kept."""
+    solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
+    parts = (part for part in count() if part not in solved)
+    under_way: dict[Future[int], int] = {}
+    bar = tqdm(
+        total=recording.episodes,
+        initial=min(sum(solved.values()), recording.episodes),
+        desc=recording.level,
+        unit=" episodes",
+        disable=True if quiet else None,
+    )
+    with bar, players as play:
+        while (found := sum(solved.values())) < recording.episodes:
+            # no part is begun that may turn out to be one too many
+            hoped = found + len(under_way) * recording.part_seeds
+            if hoped < recording.episodes and len(under_way) < at_once:
+                part = next(parts)
+                under_way[play(recording, part, builder.parts)] = part
+                continue
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                solved[under_way.pop(future)] = future.result()
+            bar.update(min(sum(solved.values()), recording.episodes) - bar.n)
+            _refuse_if_unsolvable(recording, solved)
+
+
+def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
+    # the first seeds alone decide, so that the number of processes does not
+    judged = range(-(-_SEEDS_TO_JUDGE // recording.part_seeds))
+    if not all(part in solved for part in judged):
+        return
+    seeds = len(judged) * recording.part_seeds
+    rate = sum(solved[part] for part in judged) / seeds
+    if rate < RATE_AT_LEAST:
+        raise LevelError(
+            f"the bot cannot solve this level: {rate:.1%} of {seeds} episodes",
+            path=recording.level,
+            fix="record another level, or convert demonstrations of another expert",
+        )
+
+
+def play_part(recording: Recording, part: int, folder: Path) -> int:
+    """Play the seeds of one part, write it into `folder`; the number of episodes solved."""
+    seeds = recording.seeds(part)
+    if seeds.stop > SEEDS[recording.split].stop:
+        raise LevelError(
+            f"the bot fails so often that the {recording.split} seeds are used up",
+            path=recording.level,
+            fix="start at a lower --seed",
+        )
+    # a new environment for every part: nothing can leak from the episodes of another
+    environment = make_environment(recording.level)
+    played = [record_episode(environment, seed) for seed in seeds]
+    episodes = [result for result in played if isinstance(result, Episode)]
+    failures = [(result.seed, result.reason) for result in played if isinstance(result, Failure)]
+    write_part(folder, part, _columns(episodes), {"failures": failures})
+    return len(episodes)
+
+
+def _columns(episodes: list[Episode]) -> Episodes:
+    empty = np.zeros((0, VIEW_SIZE, VIEW_SIZE), dtype=np.uint8)
+    none = np.zeros(0, dtype=np.uint8)
+    return Episodes(
+        length=np.array([len(episode.action) for episode in episodes], dtype=np.int64),
+        mission=[episode.mission for episode in episodes],
+        seed=np.array([episode.seed for episode in episodes], dtype=np.int64),
+        view=np.concatenate([empty, *(episode.cells for episode in episodes)]),
+        direction=np.concatenate([none, *(episode.direction for episode in episodes)]),
+        action=np.concatenate([none, *(episode.action for episode in episodes)]),
+    )
+
+
+def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, dict[str, int]]:
+    """Cut the last part to the episodes asked for: the seeds that were played, and the failures."""
+    wanted = recording.episodes
+    failures: Counter[str] = Counter()
+    stop = recording.first_seed
+    for part in builder.finished_parts():
+        found = read_notes(builder.parts, part)["failures"]
+        episodes = read_part(builder.parts, part)
+        stop = recording.seeds(part).stop
+        if len(episodes.length) >= wanted:
+            stop = int(episodes.seed[wanted - 1]) + 1
+            found = [failure for failure in found if failure[0] < stop]
+            write_part(builder.parts, part, first_episodes(episodes, wanted), {"failures": found})
+        failures.update(reason for _seed, reason in found)
+        wanted -= len(episodes.length)
+    return range(recording.first_seed, stop), dict(sorted(failures.items()))
+
+
+def first_episodes(episodes: Episodes, number: int) -> Episodes:
+    """The first `number` of these episodes."""
+    steps = int(episodes.length[:number].sum())
+    return Episodes(
+        length=episodes.length[:number],
+        mission=episodes.mission[:number],
+        seed=episodes.seed[:number],
+        view=episodes.view[:steps],
+        direction=episodes.direction[:steps],
+        action=episodes.action[:steps],
+    )
+
+
+def _enough(recording: Recording) -> int:
+    """As many processes as there are processors; but starting one costs some 500 episodes."""
+    return min(processor_count(), 1 + recording.episodes // 500)

@@ -1,0 +1,144 @@
+"""Play stored actions again from the stored seeds, and compare with what the store holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demotools.babyai.cells import ACTIONS
+from demotools.errors import LevelError, ManifestError, printable_text
+from demotools.recording.environment import Environment, Observation, make_environment
+from demotools.store.reading import Store
+from demotools.store.verify import Check
+
+
+def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
+    """The check for `verify_store`: at most so many episodes, played again in the environment."""
+    replays = replayed_store(store, episodes, quiet=quiet)
+    problems = () if replays.excused else replays.differences
+    name = "episodes played again in the environment"
+    return Check(name, problems, replays.note, skipped=replays.played == 0)
+
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What became of one episode that was played again.
+
+    difference    the first difference from the store; empty where there is none
+    reward        of the last action played
+    observation   after the last action; None where the episode was not played to its end
+    """
+
+    difference: str
+    reward: float = 0.0
+    observation: Observation | None = None
+
+
+@dataclass(frozen=True)
+class Replays:
+    """What became of the episodes of a store that were played again.
+
+    differences   `episode N, step T: what differs` for the first five that do
+    note          what was played, or why nothing was; and whose fault a difference may be
+    """
+
+    played: int
+    different: int
+    differences: tuple[str, ...]
+    note: str
+    excused: bool
+    """Whether a difference says nothing against the store: it is of another environment."""
+
+
+def replayed_store(store: Store, episodes: int, *, quiet: bool = False) -> Replays:
+    """Play up to `episodes` episodes again, evenly spread over those whose seed is known."""
+    if reason := reason_against(store):
+        return Replays(0, 0, (), f"not played: {reason}", excused=True)
+    known = np.flatnonzero(store.episode_seed >= 0)
+    chosen = evenly_spread(known, episodes)
+    environment = make_environment(store.attributes.level)
+    differences = []
+    bar = tqdm(
+        chosen, desc=printable_text(f"replay {store.name}"), unit=" episodes", disable=quiet or None
+    )
+    for episode in bar:
+        result = replayed_episode(environment, store, int(episode))
+        if result.difference:
+            differences.append(f"episode {episode}, {result.difference}")
+    return _summary(store, len(chosen), differences)
+
+
+def _summary(store: Store, played: int, differences: list[str]) -> Replays:
+    notes = [f"{played:,} of {store.episodes:,} episodes"]
+    unknown = int((store.episode_seed < 0).sum())
+    if unknown:
+        notes.append(f"{unknown:,} have no known seed")
+    recorded, installed = store.attributes.source.get("minigrid"), version("minigrid")
+    excused = recorded != installed
+    if differences and excused:
+        notes.append(
+            f"{len(differences):,} differ, as they may: they were recorded with minigrid "
+            f"{recorded or '(version unknown)'}, installed is {installed}; the first is "
+            f"{differences[0]}"
+        )
+    return Replays(played, len(differences), tuple(differences[:_SHOWN]), "; ".join(notes), excused)
+
+
+def reason_against(store: Store) -> str:
+    """Why the episodes of a store cannot be played again; empty where they can."""
+    if store.attributes.source.get("kind") == "pickle":
+        return "the store is from an old pickle, whose seeds and environment are not known"
+    if not (store.episode_seed >= 0).any():
+        return "no seed of an episode is known"
+    try:
+        make_environment(store.attributes.level)
+    except (LevelError, ManifestError) as error:
+        return error.what
+    return ""
+
+
+def evenly_spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """At most `number` of these rows, evenly spread, the first among them.
+
+    >>> evenly_spread(np.arange(10), 4)
+    array([0, 2, 5, 7])
+    """
+    if len(rows) <= number:
+        return rows
+    return rows[np.arange(number) * len(rows) // number]
+
+
+def replayed_episode(environment: Environment, store: Store, episode: int) -> Replay:
+    """Play one stored episode again, step by step, up to the first difference.
+
+    Compared at every step: view, direction and mission; then that the episode goes on until its
+    last action, and ends there with a reward > 0.
+    """
+    start, stop = (int(step) for step in store.episode_offset[episode : episode + 2])
+    images = store.images(start, stop)
+    directions = store.direction.span(start, stop)
+    actions = store.action.span(start, stop)
+    mission = store.mission_text[store.episode_mission[episode]]
+    observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
+    for step, action in enumerate(actions.tolist()):
+        if not np.array_equal(observation["image"], images[step]):
+            return Replay(f"step {step}: the view differs")
+        if int(observation["direction"]) != directions[step]:
+            found = f"{directions[step]} is stored, {observation['direction']} was played"
+            return Replay(f"step {step}: the direction differs, {found}")
+        if observation["mission"] != mission:
+            found = f"{mission!r} is stored, {observation['mission']!r} was played"
+            return Replay(f"step {step}: the mission differs, {found}")
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        if (terminated or truncated) and step < len(actions) - 1:
+            return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")
+    if float(reward) <= 0:
+        return Replay(f"step {step}: the last action brought no reward")
+    return Replay("", float(reward), observation)

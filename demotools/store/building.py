@@ -1,0 +1,685 @@
+"""Write demo stores: parts first, then one pass that joins them, then one rename.
+
+Every job (convert, generate, shrink, fetch of an archive) hands over numbered parts of whole
+episodes, from any process, in any order. A part is one file that appears under its name only when
+whole and ends with its checksum, so a job that was killed finds its finished parts again, and
+makes those again that were damaged since. `StoreBuilder.finish` joins the
+parts in order into the chunk files, checks what it wrote, writes the attributes last and renames
+the folder. The result depends on the parts alone, never on who wrote them or when.
+
+Begin the arrays of a new store: their zarr.json as zarr spells it, and their chunk files.
+
+zarr itself would do it: but its import costs as much processor time as a tenth of a second of
+work, of every conversion, and what it writes would follow its version. tests/store/test_arrays.py
+compares with zarr, byte for byte.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+import filelock
+import google_crc32c
+import numpy as np
+from numcodecs.vlen import VLenUTF8
+from numcodecs.zstd import Zstd
+from numpy.typing import NDArray
+
+from demotools.babyai.cells import OBJECTS, PACKING, VIEW_SIZE
+from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
+from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.output import acquired_lock, open_regular, written_whole
+from demotools.store.reading import (
+    COPY_BYTES,
+    CRC_BYTES,
+    NO_HASH,
+    SCHEMA,
+    SCHEMA_VERSION,
+    TEXT_BYTES_AT_MOST,
+    TEXTS,
+    Episodes,
+    array_json,
+    array_names,
+    aside_folder,
+    checked_chunks,
+    chunk_files,
+    ends_with_checksum,
+    episode_mask,
+    fingerprint,
+    is_ours,
+    metadata_hash,
+    open_store,
+    present_folder,
+)
+
+
+def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str, Any]) -> None:
+    """Write part `number`, whole or not at all; safe from any process.
+
+    notes   what the job wants to remember of this part, JSON values (skipped episodes, counts)
+    """
+    text = {"mission": episodes.mission, "notes": dict(notes)}
+    final = part_file(folder, number)
+    with written_whole(final, synced=False) as stream:
+        content = _SummedStream(stream, number)
+        # one plain array after another: a zip archive would compute its checksum more slowly
+        for column in (
+            episodes.length,
+            np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
+            episodes.seed,
+            episodes.view,
+            episodes.direction,
+            episodes.action,
+        ):
+            _write_array(content, column)
+        stream.write(content.trailer())
+
+
+class _SummedStream:
+    """A stream with the checksum of what was written to it; the part's number counts as well."""
+
+    def __init__(self, stream: IO[bytes], number: int) -> None:
+        self._stream = stream
+        self._crc = _number_crc(number)
+
+    def write(self, content: bytes) -> int:
+        self._crc = google_crc32c.extend(self._crc, content)
+        return self._stream.write(content)
+
+    def trailer(self) -> bytes:
+        return self._crc.to_bytes(CRC_BYTES, "little")
+
+
+def _write_array(stream: _SummedStream, array: NDArray[Any]) -> None:
+    # as np.save does, which however tells nothing of a disk that is full
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    stream.write(header.getvalue())
+    # the checksum takes nothing but bytes; small copies stay in the cache
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    for start in range(0, len(content), COPY_BYTES):
+        stream.write(bytes(content[start : start + COPY_BYTES]))
+
+
+def read_part(folder: Path, number: int) -> Episodes:
+    """Part `number` as it was written."""
+    with part_file(folder, number).open("rb") as stream:
+        length, text, seed, view, direction, action = (np.load(stream) for _ in range(6))
+    return Episodes(
+        length=length,
+        mission=json.loads(text.tobytes())["mission"],
+        seed=seed,
+        view=view,
+        direction=direction,
+        action=action,
+    )
+
+
+def read_notes(folder: Path, number: int) -> dict[str, Any]:
+    """The notes of part `number`."""
+    with part_file(folder, number).open("rb") as stream:
+        np.load(stream)
+        notes: dict[str, Any] = json.loads(np.load(stream).tobytes())["notes"]
+        return notes
+
+
+def read_lengths(folder: Path, number: int) -> NDArray[np.int64]:
+    """The episode lengths of part `number`, without reading the rest."""
+    with part_file(folder, number).open("rb") as stream:
+        return np.asarray(np.load(stream))
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Where part `number` lies."""
+    return folder / f"part-{number:06d}.npy"
+
+
+class LateParts(Protocol):
+    """Parts that are not written down: they come when the store is written, in order."""
+
+    @property
+    def lengths(self) -> Mapping[int, NDArray[np.int64]]:
+        """Number of the part -> steps of each of its episodes."""
+
+    def take(self, number: int) -> Episodes:
+        """A part, once."""
+
+
+class StoreBuilder:
+    """Builds one store in a sibling folder, `.NAME.building`, under a lock.
+
+    path        the store's final folder
+    job         what determines the content, JSON values: the same job finds its finished parts
+                again after it was killed; another job's parts are thrown away
+    overwrite   replace an existing store, at the very end
+
+    StoreError  the store exists and `overwrite` is False, or another process is building it
+    """
+
+    def __init__(self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        # a store is replaced where it lies: a link to it goes on pointing to it
+        self.path = path.resolve() if path.is_dir() else path
+        self.overwrite = overwrite
+        self.folder = self.path.with_name(f".{self.path.name}.building")
+        self.parts = self.folder / "parts"
+        self._job = json.dumps(job, sort_keys=True).encode()
+        self._lock: filelock.BaseFileLock | None = None
+
+    def __enter__(self) -> Self:
+        self._lock = acquired_lock(self.path)
+        try:
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.finished_parts():
+            error.add_note("what is done is kept: the same command goes on where it was")
+        if type(error) is DemotoolsError:  # the operating system's: a full disk, say
+            self._keep_or_discard(error)
+        if self._lock is not None:
+            self._lock.release()
+
+    def _keep_or_discard(self, error: DemotoolsError) -> None:
+        if not self.finished_parts():
+            self.discard()
+            return
+        error.fix += (
+            f". What is done is kept in {self.folder}: the same command goes on from it, "
+            "or remove that folder"
+        )
+
+    def _prepare(self) -> None:
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise StoreError(
+                "something that is no folder has this name (a file, or a link that leads nowhere)",
+                path=self.path,
+                fix="move it away, or choose another name for the store",
+            )
+        try:
+            recover(self.path)
+            self._check_replaceable()
+            self._prepare_parts()
+        except OSError as error:
+            raise from_os_error(error, self.folder) from error
+
+    def _check_replaceable(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.overwrite:
+            raise StoreError(
+                "the store exists already", path=self.path, fix="add --overwrite to replace it"
+            )
+        if not is_ours(self.path):
+            raise StoreError(
+                "a folder that is not a demo store has this name",
+                path=self.path,
+                fix="move it away, or choose another name for the store",
+            )
+
+    def _prepare_parts(self) -> None:
+        """Keep the whole parts of the same job, and nothing else."""
+        job_file = self.folder / "job.json"
+        mine = all(
+            folder.is_dir() and not folder.is_symlink() for folder in (self.folder, self.parts)
+        )
+        if not mine or not _holds(job_file, self._job):
+            removed(self.folder)
+            self.parts.mkdir(parents=True)
+            with written_whole(job_file, synced=False) as stream:
+                stream.write(self._job)
+            return
+        for entry in self.folder.iterdir():
+            if entry not in (job_file, self.parts):
+                removed(entry)
+        for file in sorted(self.parts.iterdir()):
+            number = file.name.removeprefix("part-").removesuffix(".npy")
+            known = number.isdecimal() and file == part_file(self.parts, int(number))
+            if known and _is_part(file, int(number)):
+                continue
+            removed(file)
+            if known:
+                sys.stderr.write(
+                    f"part {int(number)} of an earlier call was damaged and is made again\n"
+                )
+
+    def finished_parts(self) -> list[int]:
+        """The numbers of the parts that lie there whole, sorted."""
+        return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npy"))
+
+    def discard(self) -> None:
+        """Throw the parts away: for a job that has nothing worth resuming."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(
+        self,
+        *,
+        level: str,
+        split: str,
+        environment_id: str | None,
+        licence: str,
+        citation: str,
+        source: Mapping[str, Any],
+        parent: Mapping[str, Any] | None = None,
+        late: LateParts | None = None,
+    ) -> Path:
+        """Join all parts into the store and give it its final name.
+
+        late   the parts that were not written down
+
+        StoreError     there is no episode, or what was written does not read back
+        DemotoolsError the disk is full
+        """
+        about = {
+            "level": level,
+            "split": split,
+            "environment_id": environment_id,
+            "licence": licence,
+            "citation": citation,
+            "source": dict(source),
+            "parent": None if parent is None else dict(parent),
+        }
+        building = self.folder / self.path.name
+        try:
+            removed(building)
+            self._join(building, about, late)
+            self.publish(building)
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+        return self.path
+
+    def _join(self, building: Path, about: Mapping[str, Any], late: LateParts | None) -> None:
+        lengths = dict(late.lengths) if late else {}
+        written = [number for number in self.finished_parts() if number not in lengths]
+        lengths |= {number: read_lengths(self.parts, number) for number in written}
+        count = sum(map(len, lengths.values()))
+        steps = sum(int(length.sum()) for length in lengths.values())
+        if not count:
+            raise StoreError("there is no episode to store", path=self.path, fix="check the source")
+
+        def parts() -> Iterator[Episodes]:
+            known = set(written)
+            for number in sorted(lengths):
+                if late and number not in known:
+                    yield late.take(number)
+                else:
+                    yield read_part(self.parts, number)
+
+        join_parts(parts(), count, steps, building, about)
+
+    def publish(self, building: Path) -> None:
+        """Check every byte of a whole store that lies in `folder`, then give it its final name.
+
+        StoreError  what was written does not read back
+        """
+        _check_written(building)
+        if self.path.exists():
+            self.path.rename(aside_folder(self.path))
+        building.rename(self.path)
+        recover(self.path)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """End what a killed writer or removal began; for whoever holds the lock of `path`.
+
+    An old store that was set aside comes back where no new one has taken its place.
+    """
+    aside, trash = aside_folder(path), trash_folder(path)
+    removed(trash)
+    if present_folder(path) == aside:
+        aside.rename(path)
+    elif os.path.lexists(aside):
+        aside.rename(trash)
+        removed(trash)
+
+
+def trash_folder(path: Path) -> Path:
+    """Where lies what is being removed; nobody reads it."""
+    return path.with_name(f".{path.name}.removing")
+
+
+def removed(path: Path) -> None:
+    """Remove a folder, a file or a link (not what it points to), if there is one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _is_part(file: Path, number: int) -> bool:
+    """Whether a file is this part as it was written, all of it."""
+    try:
+        with open_regular(file) as stream:
+            return ends_with_checksum(stream, _number_crc(number))
+    except DemotoolsError:
+        return False
+
+
+def _number_crc(number: int) -> int:
+    # a part under another's name is not that part
+    return int(google_crc32c.value(number.to_bytes(8, "little")))
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    try:
+        with open_regular(file) as stream:
+            return stream.read(len(content) + 1) == content
+    except DemotoolsError:
+        return False
+
+
+def _check_written(building: Path) -> None:
+    open_store(building)
+    for _size_bytes, problem in checked_chunks(building):
+        if problem:
+            raise StoreError(
+                f"what was written does not read back: {problem}",
+                path=building,
+                fix="check the disk, then run the command again",
+            )
+
+
+def join_parts(
+    parts: Iterable[Episodes], count: int, steps: int, building: Path, about: Mapping[str, Any]
+) -> None:
+    """Write the episodes of all parts into the new Zarr group `building`.
+
+    count, steps   of all parts together
+    about          the attributes that do not follow from the episodes
+
+    StoreError  some views pack into cells and others do not
+    """
+    building.mkdir()
+    # what is found of it, wherever somebody carries it, is known for what it is
+    (building / "zarr.json").write_bytes(group_json({"schema": SCHEMA, "unfinished": True}))
+    missions = MissionTable(building.with_name("missions.json"))
+    with missions, _EpisodeFiles(building, count) as rows:
+        with _StepFiles(building, steps) as arrays:
+            done = 0
+            for episodes in parts:
+                size = len(episodes.action)
+                arrays.append(episodes, episode_mask(episodes.offset, 0, size))
+                rows.append(done + episodes.offset[:-1], missions.rows(episodes.mission), episodes)
+                done += size
+        rows.end(steps)
+    tokens = missions.tokens()
+    files = raw_array(building, "mission_tokens", tokens.dtype.name, tokens.shape, len(tokens))
+    write_rows(files, tokens)
+    write_texts(building, missions.blocks(TEXTS_A_CHUNK), len(missions))
+    attributes = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        **about,
+        "episodes": count,
+        "steps": steps,
+        "missions": len(missions),
+        "packing": PACKING,
+        "objects": OBJECTS,
+        "vocabulary": missions.words,
+        "vocabulary_version": VERSION,
+        "vocabulary_hash": vocabulary_hash(missions.words),
+        "created_by": f"demotools {version('demotools')}",
+        "fingerprint": fingerprint(building),
+    }
+    unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
+    described = {name: array_json(building, name) for name in array_names(building)}
+    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, described)})
+    (building / "zarr.json").write_bytes(signed)
+
+
+class _EpisodeFiles:
+    """The three arrays with a value an episode, written in one pass, one chunk file each."""
+
+    def __init__(self, folder: Path, episodes: int) -> None:
+        size = episodes + 1
+        self._offset = raw_array(folder, "episode_offset", "int64", [size], size)
+        self._mission = raw_array(folder, "episode_mission", "int32", [episodes], episodes)
+        self._seed = raw_array(folder, "episode_seed", "int64", [episodes], episodes)
+
+    def append(
+        self, offset: NDArray[np.int64], mission: NDArray[np.int32], episodes: Episodes
+    ) -> None:
+        write_rows(self._offset, offset)
+        write_rows(self._mission, mission)
+        write_rows(self._seed, episodes.seed)
+
+    def end(self, steps: int) -> None:
+        """Append the last offset, the number of steps."""
+        write_rows(self._offset, np.array([steps]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for files in (self._offset, self._mission, self._seed):
+            files.close(complete=kind is None)
+
+
+class _StepFiles:
+    """The four step arrays, written as raw chunk files in one pass."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._folder = folder
+        self._steps = steps
+        self._files: dict[str, ChunkFiles] = {}
+
+    def append(self, episodes: Episodes, mask: NDArray[np.uint8]) -> None:
+        packed = episodes.view.shape[1:] == (VIEW_SIZE, VIEW_SIZE)
+        columns = {
+            "cells" if packed else "image": episodes.view,
+            "direction": episodes.direction,
+            "action": episodes.action,
+            "mask": mask,
+        }
+        if not self._files:
+            self._files = {name: self._create(name, rows) for name, rows in columns.items()}
+        if set(self._files) != set(columns):
+            raise StoreError(
+                "some views pack into cells and others do not",
+                path=self._folder,
+                fix="convert the files with different kinds of view one by one",
+            )
+        for name, rows in columns.items():
+            self._files[name].append(rows)
+
+    def _create(self, name: str, rows: NDArray[np.uint8]) -> ChunkFiles:
+        shape = [self._steps, *rows.shape[1:]]
+        return raw_array(self._folder, name, "uint8", shape, chunk_length(self._steps))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for files in self._files.values():
+            files.close(complete=kind is None)
+
+
+TEXTS_A_CHUNK = 1 << 17
+_ZSTD_LEVEL = 3
+
+
+def group_json(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr.json of a group."""
+    return _json({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
+
+
+def raw_array(
+    folder: Path, name: str, dtype: str, shape: Sequence[int], chunk_rows: int
+) -> ChunkFiles:
+    """A new array of the group `folder`, codecs `[bytes, crc32c]`, whose rows are to be appended.
+
+    dtype        uint8, or a longer integer: then little-endian
+    chunk_rows   rows in a chunk; only the first axis is cut
+    """
+    size = np.dtype(dtype).itemsize
+    order = {"configuration": {"endian": "little"}} if size > 1 else {}
+    chunk = [chunk_rows, *shape[1:]]
+    codecs: list[dict[str, Any]] = [{"name": "bytes", **order}, {"name": "crc32c"}]
+    _arrays_write_array(folder, name, dtype, (list(shape), chunk), codecs, fill_value=0)
+    return ChunkFiles(chunk_files(folder, name), int(np.prod(chunk)) * size)
+
+
+def write_rows(files: ChunkFiles, rows: NDArray[Any]) -> None:
+    """Append rows of integers of any byte order."""
+    files.append(rows.astype(rows.dtype.newbyteorder("<")).view(np.uint8))
+
+
+def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
+    """Write `mission_text` of the group `folder`.
+
+    blocks   the texts, TEXTS_A_CHUNK at a time
+    count    of texts
+    """
+    length = min(count, TEXTS_A_CHUNK)
+    zstd = {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}
+    codecs: list[dict[str, Any]] = [
+        {"name": "vlen-utf8", "configuration": {}},
+        zstd,
+        {"name": "crc32c"},
+    ]
+    _arrays_write_array(folder, TEXTS, "string", ([count], [length]), codecs, fill_value="")
+    texts, packed = VLenUTF8(), Zstd(level=_ZSTD_LEVEL, checksum=False)
+    for file, block in zip(chunk_files(folder, TEXTS), blocks, strict=True):
+        # the last chunk is as long as the others
+        whole = block + [""] * (length - len(block))
+        unpacked = texts.encode(np.array(whole, dtype=object))
+        if len(unpacked) > TEXT_BYTES_AT_MOST:
+            raise StoreError(
+                "the missions are too long for a store",
+                path=folder,
+                fix=f"keep {TEXTS_A_CHUNK:,} missions under {TEXT_BYTES_AT_MOST:,} bytes",
+            )
+        content = bytes(packed.encode(unpacked))
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content + google_crc32c.value(content).to_bytes(CRC_BYTES, "little"))
+
+
+def _arrays_write_array(
+    folder: Path,
+    name: str,
+    data_type: str,
+    shapes: tuple[list[int], list[int]],
+    codecs: list[dict[str, Any]],
+    *,
+    fill_value: int | str,
+) -> None:
+    shape, chunk = shapes
+    metadata = {
+        "shape": shape,
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": codecs,
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    (folder / name).mkdir()
+    (folder / name / "zarr.json").write_bytes(_json(metadata))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode()
+
+
+# Chunk length (docs/log.md): about a million steps, so that plain zarr reads 50 MB at a time, but
+# never more than 16 chunk files an array, so that any store stays under a hundred files.
+_CHUNK_STEPS = 1 << 20
+_CHUNKS_AT_MOST = 16
+
+
+def chunk_length(steps: int) -> int:
+    """Steps in a chunk: the store in equal chunks, so that hardly any padding is written.
+
+    >>> chunk_length(5511), chunk_length(5_040_000), chunk_length(84_300_000)
+    (5511, 1011712, 5271552)
+    """
+    chunks = min(-(-steps // _CHUNK_STEPS), _CHUNKS_AT_MOST)
+    if chunks == 1:
+        return steps
+    page = 4096  # whole pages, so that chunk files can also be mapped one behind another
+    return -(-steps // (chunks * page)) * page
+
+
+class ChunkFiles:
+    """Consecutive bytes cut into chunk files, each followed by its CRC-32C (little-endian)."""
+
+    def __init__(self, files: list[Path], size_bytes: int) -> None:
+        self._waiting: Iterator[Path] = iter(files)
+        self._size = size_bytes
+        self._stream: IO[bytes] | None = None
+        self._left = 0
+        self._crc = 0
+
+    def append(self, rows: NDArray[np.uint8]) -> None:
+        """Write the bytes of these rows after those before."""
+        view = np.ascontiguousarray(rows).reshape(-1).data
+        while view:
+            if self._stream is None:
+                self._open()
+            piece = view[: self._left]
+            self._write(piece)
+            view = view[len(piece) :]
+            if not self._left:
+                self._close()
+
+    def _open(self) -> None:
+        file = next(self._waiting)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = file.open("wb")
+        self._left, self._crc = self._size, 0
+
+    def _write(self, piece: memoryview) -> None:
+        assert self._stream is not None
+        self._left -= len(piece)
+        while piece:
+            # the checksum takes nothing but bytes; small copies stay in the cache
+            block, piece = bytes(piece[:COPY_BYTES]), piece[COPY_BYTES:]
+            self._stream.write(block)
+            self._crc = google_crc32c.extend(self._crc, block)
+
+    def _close(self) -> None:
+        assert self._stream is not None
+        self._stream.write(self._crc.to_bytes(CRC_BYTES, "little"))
+        self._stream.close()
+        self._stream = None
+
+    def close(self, *, complete: bool) -> None:
+        """Fill the last chunk with zeros where `complete`; otherwise leave it cut."""
+        if self._stream is None:
+            return
+        if not complete:
+            self._stream.close()
+            return
+        while self._left:
+            self._write(memoryview(bytes(min(self._left, COPY_BYTES))))
+        self._close()

@@ -1,0 +1,917 @@
+"""Open a demo store: check its metadata, map its step arrays, cut episodes out of it.
+
+A store is a Zarr v3 group (docs/format.md). The step arrays are uncompressed chunk files whose
+last four bytes are a CRC-32C, so they are memory-mapped as they lie. Opening costs milliseconds
+whatever the size: the metadata files and the checksums at the ends of the chunk files must give
+the fingerprint that the attributes hold, which finds a store that was cut, mixed or rewritten;
+every byte is checked by `demotools verify`. All files are opened at once: what happens to the
+folder afterwards does not change what an open store gives. This module imports neither torch,
+click nor minigrid.
+
+What the zarr.json of each array of a store may say, checked once, before anything is mapped.
+
+A zarr.json is a text that anybody can edit: sizes, types and codecs are trusted only after they
+were found to be those of the format (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated, Any, Literal
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import from_json
+
+from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cells
+from demotools.babyai.vocabulary import vocabulary_hash
+from demotools.errors import DemotoolsError, SettingsError, StoreError
+from demotools.output import open_regular
+
+SCHEMA = "babyai-demos"
+SCHEMA_VERSION = 1
+SUFFIX = ".zarr"
+NO_HASH = "0" * 64
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Whole episodes in columns: E episodes, S steps.
+
+    length      int64 [E], steps of each episode, at least 1
+    mission     E texts
+    seed        int64 [E], environment seed, -1 where unknown
+    view        uint8 [S, 7, 7] packed cells, or [S, H, W, C] images that do not pack
+    direction   uint8 [S], 0 right, 1 down, 2 left, 3 up
+    action      uint8 [S], expert action 0..6
+    """
+
+    length: NDArray[np.int64]
+    mission: list[str]
+    seed: NDArray[np.int64]
+    view: NDArray[np.uint8]
+    direction: NDArray[np.uint8]
+    action: NDArray[np.uint8]
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """First step of each episode, then S: int64 [E + 1]."""
+        return np.concatenate([[0], np.cumsum(self.length)]).astype(np.int64)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of several parts, one part after another; at least one part."""
+        return cls(
+            mission=[text for part in parts for text in part.mission],
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+        )
+
+    def select(self, episodes: NDArray[np.int64]) -> Episodes:
+        """Copies of the given episodes, in the order given."""
+        index = spans(self.offset[episodes], self.length[episodes])
+        return Episodes(
+            length=self.length[episodes],
+            mission=[self.mission[episode] for episode in episodes],
+            seed=self.seed[episodes],
+            view=self.view[index],
+            direction=self.direction[index],
+            action=self.action[index],
+        )
+
+
+_COLUMNS = ("length", "seed", "view", "direction", "action")
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+class StoreAttributes(BaseModel):
+    """The attributes of the Zarr group, written last: without them a store is unfinished."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, defer_build=True)
+
+    level: str
+    environment_id: str | None
+    split: str
+    episodes: _Count
+    steps: _Count
+    missions: _Count
+    vocabulary: tuple[str, ...]
+    vocabulary_hash: str
+    source: dict[str, Any]
+    """Where the episodes come from: `kind` is pickle, bot, or another store's source."""
+    parent: dict[str, Any] | None = None
+    """Of a shrink: the parent's name, fingerprint, episodes, and the seed."""
+    licence: str
+    citation: str
+    created_by: str
+    fingerprint: _Sha256
+    metadata_hash: _Sha256
+
+
+@dataclass(frozen=True)
+class StepArray:
+    """One step array of a store, mapped chunk file by chunk file, read-only.
+
+    chunks         uint8 [chunk_length, ...] each, the last cut to what is left
+    chunk_length   steps in every chunk but the last
+    """
+
+    chunks: tuple[NDArray[np.uint8], ...]
+    chunk_length: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[S, ...] over all chunks."""
+        return (sum(map(len, self.chunks)), *self.chunks[0].shape[1:])
+
+    def span(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Steps [start, stop), a view of the map where one chunk holds them all.
+
+        start, stop   0 <= start <= stop <= S
+        """
+        first, last = start // self.chunk_length, max(stop - 1, start) // self.chunk_length
+        pieces = [
+            self.chunks[number][
+                max(start - number * self.chunk_length, 0) : stop - number * self.chunk_length
+            ]
+            for number in range(first, min(last + 1, len(self.chunks)))
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def take(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The steps of `index`, copied.
+
+        index     int64 [...], 0 <= index < S
+        returns   uint8 [..., *step shape]
+        """
+        if len(self.chunks) == 1:
+            return np.asarray(np.take(self.chunks[0], index, axis=0))
+        result = np.empty((*index.shape, *self.chunks[0].shape[1:]), dtype=np.uint8)
+        number, row = np.divmod(index, self.chunk_length)
+        for chunk in np.unique(number):
+            chosen = number == chunk
+            result[chosen] = self.chunks[chunk][row[chosen]]
+        return result
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The chunk files of an open store, mapped whole: array -> uint8 [size] each."""
+
+    chunks: Mapping[str, list[NDArray[np.uint8]]]
+
+    def fingerprint(self) -> str:
+        """The sha256 of the names of the arrays, each with the checksums of its chunk files."""
+        digest = hashlib.sha256()
+        for array in sorted(self.chunks):
+            digest.update(array.encode())
+            for chunk in self.chunks[array]:
+                digest.update(chunk[-CRC_BYTES:].tobytes())
+        return digest.hexdigest()
+
+
+Size = Annotated[int, Field(ge=1, le=1 << 53)]
+
+
+class _Checked(BaseModel):
+    # the parts are built with the whole, not once more each
+    model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
+
+
+class _Codec(_Checked):
+    name: str
+    configuration: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class _ChunkShape(_Checked):
+    chunk_shape: tuple[Size, ...]
+
+
+class _ChunkGrid(_Checked):
+    name: Literal["regular"]
+    configuration: _ChunkShape
+
+
+class _Separator(_Checked):
+    separator: Literal["/"]
+
+
+class _ChunkKeys(_Checked):
+    name: Literal["default"]
+    configuration: _Separator
+
+
+class ArrayMetadata(_Checked):
+    """The zarr.json of an array."""
+
+    zarr_format: Literal[3]
+    node_type: Literal["array"]
+    shape: tuple[Size, ...]
+    data_type: str
+    chunk_grid: _ChunkGrid
+    chunk_key_encoding: _ChunkKeys
+    codecs: tuple[_Codec, ...]
+    fill_value: int | str
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of every chunk, the last padded."""
+        return self.chunk_grid.configuration.chunk_shape
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of chunk files; only the first axis is cut."""
+        return -(-self.shape[0] // self.chunk_shape[0])
+
+    @cached_property
+    def raw_chunk_bytes(self) -> int | None:
+        """Size of every chunk file, checksum included; None where chunks are compressed."""
+        if self.data_type == "string":
+            return None
+        return math.prod(self.chunk_shape) * np.dtype(self.data_type).itemsize + CRC_BYTES
+
+    def chunk_files(self, folder: Path) -> list[Path]:
+        """The chunk files in order.
+
+        folder   of the array
+        """
+        others = "/0" * (len(self.shape) - 1)
+        return [folder / f"c/{number}{others}" for number in range(self.chunk_count)]
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open demo store. All arrays are read-only maps of its chunk files.
+
+    path              the folder
+    attributes        see StoreAttributes
+    view              packed cells [S, 7, 7], or images [S, H, W, C] where `packed` is False
+    direction         [S]
+    action            [S]
+    mask              [S], memory mask: 0 on the first step of an episode, else 1
+    episode_offset    int64 [E + 1]
+    episode_mission   int32 [E]
+    episode_seed      int64 [E]
+    mission_tokens    uint8 or uint16 [M, L]
+    metadata          of all arrays
+    """
+
+    path: Path
+    attributes: StoreAttributes
+    packed: bool
+    view: StepArray
+    direction: StepArray
+    action: StepArray
+    mask: StepArray
+    episode_offset: NDArray[np.int64]
+    episode_mission: NDArray[np.int32]
+    episode_seed: NDArray[np.int64]
+    mission_tokens: NDArray[np.uint8] | NDArray[np.uint16]
+    metadata: Mapping[str, ArrayMetadata]
+    _files: _Files
+
+    @property
+    def episodes(self) -> int:
+        """E, the number of episodes."""
+        return len(self.episode_mission)
+
+    @property
+    def steps(self) -> int:
+        """S, the number of steps."""
+        return int(self.episode_offset[-1])
+
+    @property
+    def name(self) -> str:
+        """The folder's name without its suffix."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @cached_property
+    def mission_text(self) -> list[str]:
+        """The M distinct missions; unpacked on first use."""
+        return [text for texts in self.text_chunks() for text in texts]
+
+    def text_chunks(self) -> Iterator[list[str]]:
+        """The distinct missions in order, a chunk file of them at a time.
+
+        StoreError  a chunk file does not unpack to what the metadata announce
+        """
+        texts = self.metadata[TEXTS]
+        for number, file in enumerate(self._files.chunks[TEXTS]):
+            found = _unpacked_texts(file, texts.chunk_shape[0], self.path, number)
+            yield found[: texts.shape[0] - number * texts.chunk_shape[0]]
+
+    def missions(self, rows: Iterable[int]) -> list[str]:
+        """The texts of a few missions, without keeping all of them."""
+        wanted = [int(row) for row in rows]
+        length = self.metadata[TEXTS].chunk_shape[0]
+        files = self._files.chunks[TEXTS]
+        found: dict[int, str] = {}
+        for number in sorted({row // length for row in wanted}):
+            texts = _unpacked_texts(files[number], length, self.path, number)
+            found |= {row: texts[row % length] for row in wanted if row // length == number}
+        return [found[row] for row in wanted]
+
+    def array_bytes(self, array: str) -> int:
+        """What the chunk files of an array take."""
+        return sum(map(len, self._files.chunks[array]))
+
+    def check_unchanged(self) -> None:
+        """StoreError where the files that are open were written to since: after long reading."""
+        if self._files.fingerprint() != self.attributes.fingerprint:
+            raise _replaced(self.path)
+
+    def images(self, start: int, stop: int) -> Image:
+        """The views of steps [start, stop) as images uint8 [stop - start, H, W, C]."""
+        view = self.view.span(start, stop)
+        self.check_values(view=view)
+        return unpacked_cells(view) if self.packed else view
+
+    def check_values(self, **columns: NDArray[np.uint8]) -> None:
+        """StoreError where values of these step arrays are not in their range."""
+        limits = {"action": len(ACTIONS), "direction": 4}
+        if self.packed:
+            limits["view"] = CELL_CODES
+        for name, values in columns.items():
+            if name in limits and values.max(initial=0) >= limits[name]:
+                raise damaged(
+                    self.path, f"a value of {name} is {values.max()}, not below {limits[name]}"
+                )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # to another process a store travels by its path, not by its gigabytes
+        return reopened, (self.path, self.attributes.fingerprint)
+
+    def select(self, episodes: NDArray[np.int64]) -> Episodes:
+        """Copies of the given episodes, in the order given.
+
+        episodes   int64 [E'], 0 <= episode < E
+        """
+        length = np.diff(self.episode_offset)[episodes]
+        index = spans(self.episode_offset[episodes], length)
+        steps = {name: getattr(self, name).take(index) for name in ("view", "direction", "action")}
+        self.check_values(**steps)
+        return Episodes(
+            length=length,
+            mission=[self.mission_text[row] for row in self.episode_mission[episodes]],
+            seed=np.array(self.episode_seed[episodes]),
+            **steps,
+        )
+
+
+def spans(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers of several half-open ranges, one after another.
+
+    start, length   int64 [N]
+    returns         int64 [sum of length]
+
+    >>> spans(np.array([7, 0]), np.array([2, 3]))
+    array([7, 8, 0, 1, 2])
+    """
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+def episode_mask(offset: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8]:
+    """Memory mask of steps [start, stop): 0 where an episode begins, else 1.
+
+    offset   int64 [E + 1], first step of each episode, then the number of steps
+    returns  uint8 [stop - start]
+    source   the tutorial's `masks`: not is_first_observation
+
+    >>> episode_mask(np.array([0, 3, 5]), 2, 5)
+    array([1, 0, 1], dtype=uint8)
+    """
+    mask = np.ones(stop - start, dtype=np.uint8)
+    first = offset[np.searchsorted(offset, start) : np.searchsorted(offset, stop)]
+    mask[first - start] = 0
+    return mask
+
+
+def store_path(name: str, folder: Path) -> Path:
+    """The folder of a store, given its name or its path.
+
+    >>> store_path("GoToLocal-small", Path("data")).as_posix()
+    'data/GoToLocal-small.zarr'
+    >>> store_path("elsewhere/GoTo.zarr", Path("data")).as_posix()
+    'elsewhere/GoTo.zarr'
+    """
+    is_path = "/" in name or os.sep in name or name.endswith(SUFFIX) or name in (".", "..")
+    path = Path(name) if is_path else folder / (name + SUFFIX)
+    # what lies beside a store takes its name, which `.` and `..` do not say
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def new_store_path(name: str, folder: Path) -> Path:
+    """The folder of a store that is to be made: a name, not a path, inside the data folder.
+
+    SettingsError  the name would lie elsewhere or hide itself
+    """
+    plain = name.removesuffix(SUFFIX)
+    if not re.fullmatch(r"\w[\w .+-]*", plain):
+        raise SettingsError(
+            "this cannot be the name of a store",
+            path=f"--name {name!r}",
+            fix="use letters, digits, '-', '_' and '.'; --data-dir chooses the folder",
+        )
+    return folder / (plain + SUFFIX)
+
+
+def open_store(path: Path | str) -> Store:
+    """Map a demo store.
+
+    StoreError  missing, unfinished, of another schema or a newer version, a chunk file missing,
+                short, or not the one that was written
+    """
+    path = Path(path)
+    while True:
+        before = _folder_state(path)
+        try:
+            return _opened(path)
+        except StoreError:
+            if _folder_state(path) == before:
+                raise
+
+            # replaced just now, and opened half from the old store: the new one is there
+
+
+def _folder_state(path: Path) -> tuple[int, int] | None:
+    try:
+        about = present_folder(path).stat()
+    except OSError:
+        return None
+    # numbers of folders are used again; the time is that of the last rename
+    return about.st_ino, about.st_ctime_ns
+
+
+def _opened(path: Path) -> Store:
+    folder = present_folder(path)
+    attributes, root = _read_attributes(folder, path)
+    content = {name: array_json(folder, name) for name in array_names(folder)}
+    arrays = {name: parsed_metadata(content[name], path, name) for name in content}
+    _check_lengths(path, attributes, arrays)
+    chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}
+    files = _Files(chunks)
+    if files.fingerprint() != attributes.fingerprint:
+        raise damaged(path, "its checksums are not the ones that it was written with")
+    if metadata_hash(root, content, attributes.metadata_hash) != attributes.metadata_hash:
+        raise damaged(path, "its metadata are not those that it was written with")
+    packed = "cells" in arrays
+    maps = {name: _array(arrays[name], chunks[name]) for name in arrays if name != TEXTS}
+    store = Store(
+        path=path,
+        attributes=attributes,
+        packed=packed,
+        view=maps["cells" if packed else "image"],
+        direction=maps["direction"],
+        action=maps["action"],
+        mask=maps["mask"],
+        episode_offset=_whole(maps["episode_offset"]),
+        episode_mission=_whole(maps["episode_mission"]),
+        episode_seed=_whole(maps["episode_seed"]),
+        mission_tokens=_whole(maps["mission_tokens"]),
+        metadata=arrays,
+        _files=files,
+    )
+    if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:
+        raise damaged(path, "its vocabulary is not the one that its hash names")
+    _check_rows(store)
+    return store
+
+
+def _check_rows(store: Store) -> None:
+    """StoreError where episodes do not follow each other, or name missions that are not there."""
+    offset, mission = store.episode_offset, store.episode_mission
+    if offset[0] != 0 or offset[-1] != store.attributes.steps:
+        raise damaged(
+            store.path,
+            f"its episodes go from step {offset[0]} to {offset[-1]} of {store.attributes.steps}",
+        )
+    length = np.diff(offset)
+    episode = int(length.argmin())
+    if length[episode] < 1:
+        raise damaged(store.path, f"episode {episode} has {length[episode]} steps")
+    wrong = mission.view(np.uint32).argmax()
+    if not 0 <= mission[wrong] < store.attributes.missions:
+        raise damaged(
+            store.path,
+            f"episode {wrong} names mission {mission[wrong]} of {store.attributes.missions}",
+        )
+
+
+def _check_lengths(
+    path: Path, attributes: StoreAttributes, arrays: Mapping[str, ArrayMetadata]
+) -> None:
+    steps, episodes, missions = attributes.steps, attributes.episodes, attributes.missions
+    lengths = {
+        "cells" if "cells" in arrays else "image": steps,
+        "direction": steps,
+        "action": steps,
+        "mask": steps,
+        "episode_offset": episodes + 1,
+        "episode_mission": episodes,
+        "episode_seed": episodes,
+        TEXTS: missions,
+        "mission_tokens": missions,
+    }
+    if strange := set(arrays) ^ set(lengths):
+        raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
+    for name, length in lengths.items():
+        if arrays[name].shape[0] != length:
+            raise damaged(
+                path, f"{name} has {arrays[name].shape[0]} rows where the attributes say {length}"
+            )
+
+
+def reopened(path: Path, expected: str) -> Store:
+    """The store at `path` with new maps; StoreError where its fingerprint is not the expected."""
+    store = open_store(path)
+    if store.attributes.fingerprint != expected:
+        raise _replaced(path)
+    return store
+
+
+def _replaced(path: Path) -> StoreError:
+    return StoreError(
+        "the store was replaced by another while it was in use",
+        path=path,
+        fix="begin anew with the new store, or put the old one back",
+    )
+
+
+def aside_folder(path: Path) -> Path:
+    """Where the old store lies while a new one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def present_folder(path: Path) -> Path:
+    """The folder of a store: where a writer was killed between two renames, the old one."""
+    if path.name and not os.path.lexists(path) and (aside_folder(path) / "zarr.json").exists():
+        return aside_folder(path)
+    return path
+
+
+def read_attributes(path: Path) -> StoreAttributes:
+    """The attributes of a finished store; StoreError otherwise (see `open_store`)."""
+    return _read_attributes(present_folder(path), path)[0]
+
+
+def _read_attributes(folder: Path, path: Path) -> tuple[StoreAttributes, bytes]:
+    if not folder.exists():
+        raise _missing(path)
+    try:
+        content = read_json_bytes(folder / "zarr.json")
+    except DemotoolsError as error:
+        raise _not_ours(path, f": its zarr.json cannot be read ({error.what})") from error
+    return parsed_attributes(content, path), content
+
+
+def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
+    """The attributes that the zarr.json of a finished store holds.
+
+    path        of the store or the archive, for the message
+
+    StoreError  it is not that of a finished store that this version reads
+    """
+    try:
+        # unlike json.loads it refuses deep nesting, and text that no terminal can print
+        metadata = from_json(content)
+    except ValueError as error:
+        raise _not_ours(path, ", or its zarr.json is damaged") from error
+    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else {}
+    if not isinstance(attributes, dict) or attributes.get("schema") != SCHEMA:
+        raise _not_ours(path)
+    if metadata.get("node_type") != "group":
+        raise damaged(path, "its zarr.json is not that of a group")
+    if attributes.get("unfinished"):
+        raise StoreError(
+            "this store was left unfinished",
+            path=path,
+            fix="remove the folder and run the command that makes it again",
+        )
+    version = attributes.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise StoreError(
+            f"this store has schema version {version}; this demotools reads up to {SCHEMA_VERSION}",
+            path=path,
+            fix="install a newer demotools",
+        )
+    try:
+        return StoreAttributes.model_validate(attributes)
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise damaged(path, f"its attributes are wrong at {keys}") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder says that it is a demo store, finished or not, damaged or not."""
+    try:
+        attributes = from_json(read_json_bytes(path / "zarr.json"))["attributes"]
+        return bool(attributes["schema"] == SCHEMA)
+    except (DemotoolsError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _not_ours(path: Path, detail: str = "") -> StoreError:
+    return StoreError(
+        f"this is not a demo store{detail}", path=path, fix="name a folder that demotools wrote"
+    )
+
+
+def chunk_files(path: Path, array: str) -> list[Path]:
+    """The chunk files of one array, in order; as many as its metadata announce.
+
+    StoreError  its metadata are not those of the format
+    """
+    return array_metadata(path, array).chunk_files(path / array)
+
+
+def expected_entries(path: Path) -> tuple[set[str], set[str]]:
+    """The folders and the files of a store, by their paths inside it.
+
+    StoreError  the metadata of an array are not those of the format
+    """
+    files = {"zarr.json"}
+    for array in array_names(path):
+        files.add(f"{array}/zarr.json")
+        files |= {file.relative_to(path).as_posix() for file in chunk_files(path, array)}
+    folders = {parent.as_posix() for file in files for parent in PurePosixPath(file).parents}
+    return folders - {"."}, files
+
+
+def fingerprint(path: Path) -> str:
+    """The fingerprint of a store in the making; StoreError where a chunk file is missing."""
+    names = array_names(path)
+    return _Files(
+        {name: _chunk_maps(path, path, name, array_metadata(path, name)) for name in names}
+    ).fingerprint()
+
+
+def metadata_hash(root: bytes, arrays: Mapping[str, bytes], stated: str = NO_HASH) -> str:
+    """The sha256 of all metadata files: the group's, then those of the arrays by their names.
+
+    root     the group's zarr.json
+    arrays   array -> its zarr.json
+    stated   the hash that stands in `root`, which counts as 64 zeros
+    """
+    digest = hashlib.sha256(root.replace(stated.encode(), NO_HASH.encode()))
+    for array in sorted(arrays):
+        digest.update(arrays[array])
+    return digest.hexdigest()
+
+
+def _chunk_maps(
+    folder: Path, path: Path, array: str, metadata: ArrayMetadata
+) -> list[NDArray[np.uint8]]:
+    """All chunk files of an array, mapped whole, of the right size."""
+    maps, expected = [], metadata.raw_chunk_bytes
+    for file in metadata.chunk_files(folder / array):
+        name = file.relative_to(folder)
+        try:
+            stream = open_regular(file)
+        except DemotoolsError as error:
+            raise damaged(
+                path, f"chunk file {name} is missing or unreadable: {error.what}"
+            ) from error
+        with stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size <= CRC_BYTES or (expected and size != expected):
+                wanted = f" instead of {expected}" if expected else ""
+                raise damaged(path, f"chunk file {name} is {size} bytes long{wanted}")
+            # a plain array over the map: np.memmap's own subclass slows every slice
+            maps.append(np.asarray(np.memmap(stream, np.uint8, mode="r", shape=(size,))))
+    return maps
+
+
+def _array(metadata: ArrayMetadata, files: list[NDArray[np.uint8]]) -> StepArray:
+    shape, chunk = metadata.shape, metadata.chunk_shape
+    dtype = np.dtype(metadata.data_type).newbyteorder("<")
+    chunks = []
+    for number, file in enumerate(files):
+        rows = min(chunk[0], shape[0] - number * chunk[0])
+        chunks.append(file[:-CRC_BYTES].view(dtype).reshape(chunk)[:rows])
+    return StepArray(chunks=tuple(chunks), chunk_length=chunk[0])
+
+
+def _unpacked_texts(file: NDArray[np.uint8], count: int, path: Path, number: int) -> list[str]:
+    """The texts of one chunk file of missions; nothing in it is believed before it is checked."""
+    from numcodecs.zstd import Zstd
+
+    content = file.tobytes()
+    packed, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+    wrong = damaged(path, f"{TEXTS} cannot be read: chunk {number} is not what the format says")
+    if google_crc32c.value(packed).to_bytes(CRC_BYTES, "little") != crc:
+        raise damaged(path, f"{TEXTS} cannot be read: chunk {number} fails its checksum")
+    if not 4 + 4 * count <= _unpacked_size(packed) <= TEXT_BYTES_AT_MOST:
+        raise wrong
+    try:
+        unpacked = bytes(Zstd().decode(packed))
+        if int.from_bytes(unpacked[:4], "little") != count:
+            raise wrong
+        texts, place = [], 4
+        for _ in range(count):
+            start = place + 4
+            place = start + int.from_bytes(unpacked[place:start], "little")
+            texts.append(unpacked[start:place].decode())
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise wrong from error
+    if place != len(unpacked):
+        raise wrong
+    return texts
+
+
+def _unpacked_size(frame: bytes) -> int:
+    """What a Zstandard frame says that it unpacks to, -1 where it does not (RFC 8878, 3.1.1.1)."""
+    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
+        return -1
+    flags = frame[4]
+    single, kind = flags >> 5 & 1, flags >> 6
+    size = (single, 2, 4, 8)[kind]
+    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+    field = frame[start : start + size]
+    return int.from_bytes(field, "little") + (256 if kind == 1 else 0) if field else -1
+
+
+def _whole(mapped: StepArray) -> NDArray[Any]:
+    return mapped.chunks[0] if len(mapped.chunks) == 1 else np.concatenate(mapped.chunks)
+
+
+def _missing(path: Path) -> StoreError:
+    name = path.name.removesuffix(SUFFIX)
+    level = name.removesuffix("-small").removesuffix("-valid")
+    here = {file.stem.lower(): file.stem for file in path.parent.glob(f"*{SUFFIX}")}
+    near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
+    hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""
+    return StoreError(
+        "there is no such demo store",
+        path=path,
+        fix=f"{hint}make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
+        f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
+        "records the bot",
+    )
+
+
+TEXTS = "mission_text"
+CRC_BYTES = 4
+JSON_BYTES_AT_MOST = 1 << 26
+# A chunk of missions, packed or not: they are texts of some 30 bytes, 2^17 of them a chunk.
+TEXT_BYTES_AT_MOST = 1 << 28
+# A chunk of missions holds 2^17, and int32 rows name at most 2^31 of them; the others have fewer.
+_CHUNKS_AT_MOST = 1 << 14
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the format says of one array; a size of None may be any."""
+
+    data_types: tuple[str, ...]
+    sizes: tuple[int | None, ...] = (None,)
+    codecs: tuple[str, ...] = ("bytes", "crc32c")
+    fill_value: int | str = 0
+
+
+_STEP = _Layout(("uint8",))
+_LAYOUTS = {
+    "cells": _Layout(("uint8",), (None, VIEW_SIZE, VIEW_SIZE)),
+    "image": _Layout(("uint8",), (None, None, None, None)),
+    "direction": _STEP,
+    "action": _STEP,
+    "mask": _STEP,
+    "episode_offset": _Layout(("int64",)),
+    "episode_mission": _Layout(("int32",)),
+    "episode_seed": _Layout(("int64",)),
+    TEXTS: _Layout(("string",), codecs=("vlen-utf8", "zstd", "crc32c"), fill_value=""),
+    "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
+}
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays of a store, sorted."""
+    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
+
+
+def read_json_bytes(file: Path) -> bytes:
+    """The content of a zarr.json.
+
+    DemotoolsError  it is missing, no regular file, or far too long
+    """
+    with open_regular(file) as stream:
+        content = stream.read(JSON_BYTES_AT_MOST + 1)
+    if len(content) > JSON_BYTES_AT_MOST:
+        raise DemotoolsError("the file is far too long", path=file, fix="name another store")
+    return content
+
+
+def array_metadata(path: Path, array: str) -> ArrayMetadata:
+    """What the zarr.json of an array says.
+
+    StoreError  it cannot be read, or says what the format does not
+    """
+    return parsed_metadata(array_json(path, array), path, array)
+
+
+def array_json(path: Path, array: str) -> bytes:
+    """The zarr.json of an array; StoreError where it cannot be read."""
+    try:
+        return read_json_bytes(path / array / "zarr.json")
+    except DemotoolsError as error:
+        raise damaged(path, f"{array}/zarr.json cannot be read: {error.what}") from error
+
+
+def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
+    """What these bytes say of an array.
+
+    path        of the store or the archive, for the message
+
+    StoreError  they say what the format does not
+    """
+    try:
+        metadata = ArrayMetadata.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "its top level"
+        raise damaged(
+            path, f"{array}/zarr.json is wrong at {place}: {first['msg'].lower()}"
+        ) from error
+    if wrong := _difference(array, metadata):
+        raise damaged(path, f"{array}/zarr.json describes no array of a demo store: {wrong}")
+    return metadata
+
+
+def _difference(array: str, metadata: ArrayMetadata) -> str:
+    """What the format does not say of this array; nothing where all is well."""
+    layout = _LAYOUTS.get(array)
+    if layout is None:
+        return "the format has none of this name"
+    shape, chunk = metadata.shape, metadata.chunk_shape
+    if metadata.data_type not in layout.data_types:
+        return f"its type is {metadata.data_type!r} instead of {' or '.join(layout.data_types)}"
+    if len(shape) != len(layout.sizes) or any(
+        wanted not in (None, size) for wanted, size in zip(layout.sizes, shape, strict=True)
+    ):
+        return f"its shape is {list(shape)}"
+    # only the first axis is cut, and a chunk is never longer than the array
+    if chunk[1:] != shape[1:] or not chunk or chunk[0] > shape[0]:
+        return f"its chunks have the shape {list(chunk)}"
+    if metadata.chunk_count > _CHUNKS_AT_MOST:
+        return f"it has {metadata.chunk_count:,} chunks"
+    names = tuple(codec.name for codec in metadata.codecs)
+    order = metadata.codecs[0].configuration.get("endian", "little") if names else None
+    if names != layout.codecs or order != "little":
+        return f"its codecs are {list(names)}, or not little-endian"
+    if metadata.fill_value != layout.fill_value:
+        return f"it is filled with {metadata.fill_value!r}"
+    return ""
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """The error of a store whose files are not those that were written."""
+    return StoreError(
+        f"the store is damaged: {what}",
+        path=path,
+        fix="run the command that makes it again with --overwrite",
+    )
+
+
+COPY_BYTES = 1 << 18
+
+
+def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
+    """Read every byte: (size in bytes, what is wrong or nothing) for each chunk file."""
+    for array in array_names(path):
+        for file in chunk_files(path, array):
+            yield _checked(file, str(file.relative_to(path)))
+
+
+def _checked(file: Path, name: str) -> tuple[int, str]:
+    try:
+        stream = open_regular(file)
+    except DemotoolsError as error:
+        return 0, f"{name} is missing or unreadable: {error.what}"
+    with stream:
+        whole = ends_with_checksum(stream)
+        return os.fstat(stream.fileno()).st_size, "" if whole else f"{name} fails its checksum"
+
+
+def ends_with_checksum(stream: IO[bytes], crc: int = 0) -> bool:
+    """Whether the last bytes of a file are the checksum of those before.
+
+    crc   of what counts as standing before the file
+    """
+    left = os.fstat(stream.fileno()).st_size - CRC_BYTES
+    while left > 0 and (block := stream.read(min(left, COPY_BYTES))):
+        crc = google_crc32c.extend(crc, block)
+        left -= len(block)
+    return stream.read(CRC_BYTES + 1) == crc.to_bytes(CRC_BYTES, "little")

@@ -1,0 +1,228 @@
+"""Check a store: every byte against its checksum, every array against the format and the others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demotools.babyai.cells import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
+from demotools.babyai.levels import SEEDS, read_manifest
+from demotools.babyai.vocabulary import alike, mission_tokens, mission_words
+from demotools.errors import ManifestError, StoreError, printable_text
+from demotools.store.reading import (
+    StepArray,
+    Store,
+    checked_chunks,
+    episode_mask,
+    expected_entries,
+    open_store,
+    present_folder,
+    read_attributes,
+)
+
+_STEPS_A_BLOCK = 1 << 20
+# What file managers put into every folder that they show; it changes nothing that is read.
+_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")
+_LEVEL_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was checked, what is wrong (empty where all is well), or why not checked."""
+
+    name: str
+    problems: tuple[str, ...] = ()
+    note: str = ""
+    skipped: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """The check as JSON values."""
+        return {**asdict(self), "passed": self.passed}
+
+    def text(self) -> str:
+        """The check as a line, its problems below."""
+        note = f" ({printable_text(self.note)})" if self.note else ""
+        word = "skip" if self.skipped else "ok  " if self.passed else "FAIL"
+        lines = [f"{word}  {self.name}{note}"]
+        return "\n".join(lines + [f"      {printable_text(problem)}" for problem in self.problems])
+
+
+def verify_store(
+    path: Path, *, replay: Callable[[Store], Check] | None = None, quiet: bool = False
+) -> list[Check]:
+    """All checks of one store, in order; the first that finds damage to the files ends them.
+
+    replay      a further check, made if all else is well (`recording.replay.replay_check`)
+
+    StoreError  the folder is not a finished store, or what it says of itself is wrong
+    """
+    path = present_folder(path)
+    read_attributes(path)
+    damaged = _damaged_files(path, quiet)
+    checks = [Check("checksums of all chunk files", tuple(damaged)), _files(path)]
+    if damaged:
+        return checks
+    store = open_store(path)
+    checks += [check(store) for check in _CHECKS]
+    if replay and all(check.passed for check in checks):
+        checks.append(replay(store))
+    return checks
+
+
+def raise_if_damaged(path: Path, checks: list[Check]) -> None:
+    """StoreError if any check failed."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise StoreError(
+            f"{len(failed)} of {len(checks)} checks failed: {failed[0].problems[0]}",
+            path=path,
+            fix="run the command that makes it again with --overwrite",
+        )
+
+
+def _damaged_files(path: Path, quiet: bool) -> list[str]:
+    damaged = []
+    with tqdm(
+        unit="B", unit_scale=True, desc=printable_text(f"verify {path.stem}"), disable=quiet or None
+    ) as bar:
+        for size_bytes, problem in checked_chunks(path):
+            bar.update(size_bytes)
+            if problem:
+                damaged.append(problem)
+    return damaged
+
+
+def _files(path: Path) -> Check:
+    """Every entry of the folder is one that the format names; nothing is hidden from this."""
+    folders, files = expected_entries(path)
+    problems, tolerated = [], []
+    for folder in ("", *sorted(folders)):
+        with os.scandir(path / folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                kind = _kind(entry)
+                if (name in files and kind == "file") or (name in folders and kind == "folder"):
+                    continue
+                if entry.name in _DESKTOP and kind == "file":
+                    tolerated.append(name)
+                else:
+                    problems.append(f"the {kind} {name!r} does not belong into a store")
+    note = f"beside them {', '.join(tolerated)}, which desktops put there" if tolerated else ""
+    return Check("files that the format names, and no others", tuple(problems[:5]), note)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    return "file" if entry.is_file() else "folder" if entry.is_dir() else "pipe or device"
+
+
+def _attributes(store: Store) -> Check:
+    about = store.attributes
+    expected = {"packing": PACKING, "objects": list(OBJECTS)}
+    problems = [
+        f"{name} is not {wanted!r}"
+        for name, wanted in expected.items()
+        if (about.model_extra or {}).get(name) != wanted
+    ]
+    if not _LEVEL_NAME.fullmatch(about.level):
+        problems.append(f"the level {about.level!r} is not a name")
+    return Check("attributes that say how to read it", tuple(problems))
+
+
+def _masks(store: Store) -> Check:
+    problems = []
+    for start, mask in _blocks(store.mask):
+        expected = episode_mask(store.episode_offset, start, start + len(mask))
+        wrong = np.not_equal(mask, expected)
+        problems += [f"the mask of step {start + row} is wrong" for row in _rows(wrong)]
+    return Check("masks against the offsets", tuple(problems[:5]))
+
+
+def _ranges(store: Store) -> Check:
+    limits = {"action": len(ACTIONS), "direction": 4} | (
+        {"view": EGOCENTRIC_CODES} if store.packed else {}
+    )
+    problems = []
+    for name, limit in limits.items():
+        for start, values in _blocks(getattr(store, name)):
+            wrong = (values >= limit).reshape(len(values), -1).any(axis=1)
+            problems += [
+                f"the {name} of step {start + row} is not in 0..{limit - 1}" for row in _rows(wrong)
+            ]
+    return Check("actions, directions and cell codes in range", tuple(problems[:5]))
+
+
+def _missions(store: Store) -> Check:
+    words = store.attributes.vocabulary
+    problems = []
+    if pair := alike(store.mission_tokens):
+        problems.append(f"missions {pair[0]} and {pair[1]} have the same tokens")
+    known = set(words)
+    unknown = {w for text in store.mission_text for w in mission_words(text)} - known
+    problems += [f"the word {word!r} is not in the vocabulary" for word in sorted(unknown)[:5]]
+    if not unknown:
+        expected = mission_tokens(store.mission_text, words)
+        same = np.array_equal(expected, store.mission_tokens)
+        problems += [] if same else ["the tokens are not those of the mission texts"]
+    return Check("missions, words and tokens", tuple(problems))
+
+
+def _grammar(store: Store) -> Check:
+    name = "missions against the level's grammar"
+    try:
+        manifest = read_manifest(store.attributes.level)
+    except ManifestError:
+        return Check(name, note="the level has no manifest", skipped=True)
+    foreign = [text for text in store.mission_text if not manifest.matches_mission(text)]
+    return Check(name, tuple(f"not a mission of {manifest.level}: {t!r}" for t in foreign[:5]))
+
+
+def _seeds(store: Store) -> Check:
+    seeds, split = store.episode_seed, store.attributes.split
+    known = seeds != -1
+    allowed = SEEDS["valid" if split == "valid" else "train"]
+    wrong = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
+    problems = [
+        f"seed {seeds[row]} of episode {row} is not one of the {split} split"
+        for row in _rows(wrong)
+    ]
+    distinct = len(np.unique(seeds[known]))
+    if distinct < known.sum():
+        problems.append(f"{known.sum() - distinct} seeds occur more than once")
+    note = "" if known.all() else f"{int((~known).sum()):,} episodes have no known seed"
+    return Check("environment seeds", tuple(problems), note)
+
+
+_CHECKS: tuple[Callable[[Store], Check], ...] = (
+    _attributes,
+    _masks,
+    _ranges,
+    _missions,
+    _grammar,
+    _seeds,
+)
+
+
+def _rows(wrong: NDArray[np.bool_] | np.bool_) -> list[int]:
+    """The first five rows that are wrong."""
+    return [int(row) for row in np.flatnonzero(wrong)[:5]]
+
+
+def _blocks(array: StepArray) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    steps = array.shape[0]
+    for start in range(0, steps, _STEPS_A_BLOCK):
+        yield start, array.span(start, min(start + _STEPS_A_BLOCK, steps))

@@ -1,0 +1,225 @@
+"""Helper processes that end with the process that started them, however it ends.
+
+Spawned, they cost about a second, once, and bring no locks that other threads held (progress bar,
+numeric libraries). Forked, they share what is imported here: they start in milliseconds and cost
+hardly any memory, but their task must need none of the threads that a fork leaves behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from demotools.errors import DemotoolsError
+
+_log = logging.getLogger(__name__)
+
+# More only take memory and each other's time.
+_MOST_A_PROCESSOR = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SPAWN_ADVICE = (
+    'put what the script does under `if __name__ == "__main__":`, in a file of its own, '
+    "or use one process"
+)
+"""What to do where `what_hinders_spawning` says something."""
+
+
+def processor_count() -> int:
+    """The processors that this process may use: by its affinity and by its control groups."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(min(count, *_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), count), 1)
+
+
+def _quotas(groups: Path, root: Path) -> Iterator[int]:
+    """The processors, rounded up, that each control group of this process leaves it.
+
+    groups   the kernel's list of them, `number:controllers:path` a line
+    """
+    try:
+        lines = groups.read_text("utf-8").splitlines()
+    except OSError:
+        return  # no such system
+    for line in lines:
+        _number, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # inside a container the path is often that of the host, and the root is the group itself
+        for folder in [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]:
+            yield from _quota(folder)
+            if folder == root:
+                break
+        if controllers:
+            for base in ("cpu", "cpu,cpuacct"):
+                yield from _quota(root / base / path.lstrip("/"))
+                yield from _quota(root / base)
+
+
+def _quota(folder: Path) -> Iterator[int]:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text("ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text("ascii")
+            period = (folder / "cpu.cfs_period_us").read_text("ascii")
+        if quota != "max" and int(quota) > 0:
+            yield -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return
+
+
+def what_hinders_spawning() -> str:
+    """Why a spawned process cannot import the program that runs; empty where nothing is known."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None:
+        return ""  # an interactive session, which nothing has to import
+    if not Path(file).is_file():
+        return "it must import the program, which comes from standard input"
+    try:
+        guarded = b"__name__" in Path(file).read_bytes()
+    except OSError:
+        return ""
+    return (
+        "" if guarded else 'it imports the script again, which has no `if __name__ == "__main__":`'
+    )
+
+
+def bounded_workers(asked: int, parts: int | None = None) -> int:
+    """As many processes as were asked for, but no more than there are parts, or than help.
+
+    parts   of the work: none has more than one process; None where they are not counted
+    """
+    most = _MOST_A_PROCESSOR * processor_count()
+    wanted = min(asked, parts or asked)
+    if wanted > most:
+        _log.warning(
+            "%d processes instead of %d: more than %d for each processor do not help",
+            *(most, wanted, _MOST_A_PROCESSOR),
+        )
+    return min(wanted, most)
+
+
+@contextmanager
+def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Callable[P, Future[T]]]:
+    """A function that begins the task with its arguments in one of `workers` processes.
+
+    workers   1: no process is started, the task is done at once, here
+    path      what the work is for, named if a process dies
+
+    DemotoolsError  a process died
+    """
+    if workers > 1:
+        with helped(task, workers, path) as begin:
+            yield begin
+        return
+
+    def do(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(task(*args, **kwargs))
+        return future
+
+    yield do
+
+
+@contextmanager
+def helped(
+    task: Callable[P, T], helpers: int, path: Path, *, forked: bool = False
+) -> Iterator[Callable[P, Future[T]]]:
+    """A function that begins the task with its arguments in one of so many helper processes.
+
+    helpers   at least 1; see `bounded_workers`
+    path      what the work is for, named if a process dies
+    forked    where the system forks safely; see the module's text
+
+    DemotoolsError  a process died
+    """
+    forked = forked and sys.platform == "linux"
+    context = multiprocessing.get_context("fork" if forked else "spawn")
+    reader, lifeline = context.Pipe(duplex=False)
+    # a forked helper has the other end too, and would keep itself alive
+    ends = (reader, lifeline) if forked else (reader,)
+    executor = ProcessPoolExecutor(helpers, context, _end_with, ends)
+    if not forked:
+        # multiprocessing starts it on its first use, and unblocks Ctrl-C after that
+        resource_tracker.ensure_running()
+
+    def begin(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        # Ctrl-C would cut the lifeline of the others
+        with _ctrl_c_held_back(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            try:
+                return executor.submit(task, *args, **kwargs)
+            except OSError as error:
+                raise DemotoolsError(
+                    f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
+                    path=path,
+                    fix="run the command again with fewer --workers, it goes on where it was",
+                ) from error
+
+    try:
+        yield begin
+        executor.shutdown()
+    except BrokenProcessPool as error:
+        if why := what_hinders_spawning():
+            raise DemotoolsError(
+                f"no helper process could be started: {why}", path=path, fix=SPAWN_ADVICE
+            ) from error
+        raise DemotoolsError(
+            "a helper process died: killed from outside, or out of memory",
+            path=path,
+            fix="run the command again, it goes on where it was; fewer --workers need less memory",
+        ) from error
+    finally:
+        lifeline.close()
+        executor.shutdown(cancel_futures=True)
+        reader.close()
+
+
+@contextmanager
+def ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Processes that start inside never see Ctrl-C, not even while they import; this one does."""
+    # multiprocessing starts its tracker on its first use, and unblocks the signal after that
+    resource_tracker.ensure_running()
+    with _ctrl_c_held_back():
+        yield
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _end_with(reader: Connection, *others: Connection) -> None:
+    """Make this process end as soon as the other end of `reader` is closed, or its owner dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for end in others:
+        end.close()
+
+    def wait_and_exit() -> None:
+        reader.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait_and_exit, daemon=True).start()

@@ -1,0 +1,176 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from math import comb, isclose
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demotools.babyai.cells import BALL, BOX, KEY, WALL, unpacked_cells
+from demotools.babyai.levels import EVALUATION_SEED
+from demotools.errors import SettingsError
+from demotools.recording.environment import make_environment
+from trainer.acting.evaluate import (
+    Evaluation,
+    Outcome,
+    RandomPolicy,
+    evaluate_policy,
+    evaluation,
+    mission_kind,
+    wilson_interval,
+)
+
+
+class Wanderer:
+    """Goes forward, turns left at a wall or a ball, picks up a key or a box: needs no memory."""
+
+    def reset(self, count: int) -> None:
+        self.count = count
+
+    def act(
+        self, cells: Any, direction: Any, missions: Sequence[str], masks: Any
+    ) -> np.ndarray[Any, np.dtype[np.int64]]:
+        assert cells.shape == (self.count, 7, 7)
+        assert cells.dtype == masks.dtype == direction.dtype == np.uint8
+        assert len(missions) == len(masks) == len(direction) == self.count
+        ahead = unpacked_cells(cells)[:, 3, 5, 0]
+        turns, picks = (ahead == WALL) | (ahead == BALL), (ahead == KEY) | (ahead == BOX)
+        return np.where(turns, 0, np.where(picks, 3, 2)).astype(np.int64)
+
+
+# in the second one, an episode ends without reward when the wrong object is picked up
+@pytest.mark.parametrize("level", ["GoToLocal", "PickupDistDebug"])
+def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds(level: str) -> None:
+    environment = make_environment(level)
+    policy = Wanderer()
+    policy.reset(1)
+    successes, lengths = 0, []
+    for seed in range(2_000_000_000, 2_000_000_040):
+        observation, _ = environment.reset(seed=seed)
+        over, length, reward = False, 0, 0.0
+        while not over:
+            o, c, s = (observation["image"][..., channel] for channel in range(3))
+            cells = (o * 18 + c * 3 + s)[None]
+            action = policy.act(cells, np.zeros(1, np.uint8), [""], np.zeros(1, np.uint8))
+            observation, value, terminated, truncated, _ = environment.step(int(action[0]))
+            over, length, reward = terminated or truncated, length + 1, float(value)
+        successes += reward > 0
+        lengths.append(length)
+    found = evaluate_policy(Wanderer(), level, 40, environments=7)
+    assert found.first_seed == EVALUATION_SEED
+    assert (found.episodes, found.successes) == (40, successes)
+    assert 0 < successes < 40
+    assert isclose(found.mean_length, np.mean(lengths))
+    assert sum(kind.episodes for kind in found.kinds.values()) == 40
+    assert sum(kind.successes for kind in found.kinds.values()) == successes
+
+
+@pytest.mark.parametrize("policy", [RandomPolicy(seed=3), "bot", Wanderer()])
+def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -> None:
+    results = [
+        evaluate_policy(policy, "GoToLocal", 30, environments=environments, processes=processes)
+        for environments, processes in ((1, 1), (64, 1), (7, 2))
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_bot_always_succeeds_and_random_actions_seldom() -> None:
+    assert evaluate_policy("bot", "GoToLocal", 50).success == 1.0
+    low = evaluate_policy(RandomPolicy(), "GoToLocal", 50)
+    assert low.success < 0.5
+    assert low.mean_length > (low.mean_length_of_successes or 0)
+
+
+def test_another_seed_gives_other_random_actions() -> None:
+    first, second = (evaluate_policy(RandomPolicy(seed), "GoToLocal", 20) for seed in (0, 1))
+    assert first.mean_length != second.mean_length
+
+
+@pytest.mark.parametrize(("episodes", "environments"), [(0, 1), (1, 0)])
+def test_nothing_to_play_is_refused(episodes: int, environments: int) -> None:
+    with pytest.raises(SettingsError, match="at least one"):
+        evaluate_policy("bot", "GoToLocal", episodes, environments=environments)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_ends_of_the_interval_are_the_rates_at_which_the_score_test_turns(
+    case: tuple[int, int],
+) -> None:
+    successes, episodes = case
+    rate = successes / episodes
+    low, high = wilson_interval(successes, episodes)
+    assert 0 <= low <= rate + 1e-12
+    assert rate - 1e-12 <= high <= 1
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:
+            score = (rate - end) / (end * (1 - end) / episodes) ** 0.5
+            assert isclose(abs(score), 1.959964, rel_tol=1e-6)
+
+
+def test_the_interval_covers_the_true_rate_about_95_times_in_100() -> None:
+    episodes, rate = 200, 0.9
+    covered = sum(
+        comb(episodes, hits) * rate**hits * (1 - rate) ** (episodes - hits)
+        for hits in range(episodes + 1)
+        if wilson_interval(hits, episodes)[0] <= rate <= wilson_interval(hits, episodes)[1]
+    )
+    assert abs(covered - 0.95) < 0.02  # the interval is approximate
+
+
+@pytest.mark.parametrize(
+    ("mission", "kind"),
+    [
+        ("go to the red ball", "go to ball"),
+        ("pick up a object on your left", "pick up object"),
+        ("open the door in front of you", "open door"),
+        ("put the red ball next to the grey box", "put ball next to box"),
+        ("go to a door and open the red door", "a and b"),
+        ("go to a door, then open the red door", "a, then b"),
+        ("pick up a key and go to a box after you open a door", "a and b after you c"),
+        ("sing", "other"),
+    ],
+)
+def test_missions_are_counted_by_kind(mission: str, kind: str) -> None:
+    assert mission_kind(mission) == kind
+
+
+def small_evaluation() -> Evaluation:
+    outcomes = [
+        Outcome(5, "go to the red ball", success=True, length=4),
+        Outcome(6, "go to the red box", success=False, length=64),
+    ]
+    return evaluation("GoToLocal", 5, outcomes)
+
+
+def test_an_evaluation_is_json_and_text() -> None:
+    found = small_evaluation()
+    assert json.loads(json.dumps(found.as_json())) == {
+        "level": "GoToLocal",
+        "episodes": 2,
+        "first_seed": 5,
+        "successes": 1,
+        "success": 0.5,
+        "interval": pytest.approx([0.0945, 0.9055], abs=1e-4),
+        "mean_length": 34.0,
+        "mean_length_of_successes": 4.0,
+        "kinds": {
+            "go to ball": {"episodes": 1, "successes": 1},
+            "go to box": {"episodes": 1, "successes": 0},
+        },
+    }
+    assert found.text().splitlines() == [
+        "GoToLocal: success 50.0% of 2 episodes (95% interval 9.5% to 90.5%)",
+        "  mean length 34.0 steps, of successes 4.0",
+        "  go to ball  100.0% of 1",
+        "  go to box     0.0% of 1",
+    ]
+
+
+def test_without_any_success_there_is_no_mean_length_of_successes() -> None:
+    failed = replace(Outcome(5, "go to the red ball", success=True, length=4), success=False)
+    found = evaluation("GoToLocal", 5, [failed])
+    assert found.mean_length_of_successes is None
+    assert "of successes" not in found.text()

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trainer
+from demotools.babyai.vocabulary import WORDS
+from demotools.errors import CheckpointError, DemotoolsError, LevelError
+from demotools.recording.environment import make_environment
+from trainer.acting.collect import NetworkPolicy, tokenised
+from trainer.learning.networks.small import SmallNetwork
+from trainer.run.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from trainer.settings.models import read_settings, toml_of
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The folder of a run whose network knows nothing yet."""
+    torch.manual_seed(5)
+    write_checkpoint(
+        tmp_path / FILE_NAME,
+        settings=toml_of(read_settings("bc_small_cpu")),
+        words=WORDS,
+        model=SmallNetwork(len(WORDS)).state_dict(),
+        training={},
+    )
+    return tmp_path
+
+
+def observations(count: int, steps: int) -> list[list[dict[str, Any]]]:
+    """What `count` environments show under a fixed sequence of actions, step by step."""
+    environments = [make_environment("GoToLocal") for _ in range(count)]
+    shown = [[env.reset(seed=seed)[0] for seed, env in enumerate(environments)]]
+    for step in range(steps - 1):
+        shown.append([env.step((step + seed) % 3)[0] for seed, env in enumerate(environments)])
+    return shown
+
+
+def test_one_observation_gives_an_action_and_several_give_the_same_ones(checkpoint: Path) -> None:
+    shown = observations(count=3, steps=5)
+    together, alone = trainer.load_policy(checkpoint), trainer.load_policy(checkpoint / FILE_NAME)
+    batched = [together.act(step) for step in shown]
+    for row in range(3):
+        alone.reset()
+        single = [alone.act(step[row]) for step in shown]
+        assert all(type(action) is int for action in single)
+        assert single == [actions[row] for actions in batched]
+
+
+def test_a_dict_of_arrays_is_a_batch_too(checkpoint: Path) -> None:
+    (step,) = observations(count=2, steps=1)
+    stacked = {
+        "image": np.stack([one["image"] for one in step]),
+        "direction": np.array([one["direction"] for one in step]),
+        "mission": [one["mission"] for one in step],
+    }
+    policy = trainer.load_policy(checkpoint)
+    np.testing.assert_array_equal(policy.act(stacked), trainer.load_policy(checkpoint).act(step))
+
+
+def test_first_makes_one_row_forget_and_no_other(checkpoint: Path) -> None:
+    shown = observations(count=2, steps=4)
+    policy, fresh = trainer.load_policy(checkpoint), trainer.load_policy(checkpoint)
+    kept = trainer.load_policy(checkpoint)
+    for step in shown[:3]:
+        policy.act(step)
+        kept.act(step)
+    policy.act(shown[3], first=[True, False])
+    kept.act(shown[3])
+    fresh.act(shown[3])
+    memory, of_kept, of_fresh = (one._policy.memory for one in (policy, kept, fresh))
+    assert torch.equal(memory[0], of_fresh[0]) and not torch.equal(memory[0], of_kept[0])
+    assert torch.equal(memory[1], of_kept[1]) and not torch.equal(memory[1], of_fresh[1])
+
+
+def test_the_documented_loop_runs(checkpoint: Path) -> None:
+    policy = trainer.load_policy(checkpoint)
+    environment = make_environment("GoToLocal")
+    observation, _ = environment.reset(seed=1)
+    policy.reset()
+    done = False
+    while not done:
+        observation, _reward, terminated, truncated, _ = environment.step(policy.act(observation))
+        done = terminated or truncated
+    assert environment.unwrapped.step_count <= 64  # type: ignore[attr-defined]
+
+
+def test_a_word_that_was_never_learned_is_refused_by_name(checkpoint: Path) -> None:
+    ((observation,),) = observations(count=1, steps=1)
+    with pytest.raises(CheckpointError, match="never learned the word `lamp`") as refusal:
+        trainer.load_policy(checkpoint).act({**observation, "mission": "go to the red lamp"})
+    assert refusal.value.path == "mission `go to the red lamp`"
+
+
+def test_a_view_of_another_size_is_refused(checkpoint: Path) -> None:
+    ((observation,),) = observations(count=1, steps=1)
+    image = np.zeros((5, 5, 3), dtype=np.uint8)
+    with pytest.raises(LevelError, match="do not pack"):
+        trainer.load_policy(checkpoint).act({**observation, "image": image})
+
+
+def test_tokens_of_missions_are_listed_once_and_an_empty_mission_is_all_padding() -> None:
+    row, tokens = tokenised(["go to a box", "", "go to a box"], WORDS)
+    assert row.tolist() == [0, 1, 0]
+    assert tokens.tolist() == [[1, 2, 13, 24], [0, 0, 0, 0]]
+    assert tokenised([""], WORDS)[1].tolist() == [[0]]
+
+
+def test_drawn_actions_follow_the_networks_distribution() -> None:
+    torch.manual_seed(0)
+    network = SmallNetwork(len(WORDS))
+    rows = 4000
+    cells = np.zeros((rows, 7, 7), dtype=np.uint8)
+    zeros = np.zeros(rows, dtype=np.uint8)
+    policy = NetworkPolicy(network, WORDS, sample=True)
+    policy.reset(rows)
+    drawn = np.bincount(policy.act(cells, zeros, ["go to a box"] * rows, zeros), minlength=7)
+    batch = {
+        "cells": torch.zeros(1, 1, 7, 7, dtype=torch.uint8),
+        "masks": torch.zeros(1, 1),
+        "mission": torch.zeros(1, 1, dtype=torch.int64),
+        "mission_tokens": torch.tensor([[1, 2, 13, 24]]),
+    }
+    expected = network(batch, network.initial_memory(1)).logits[0, 0].softmax(0)
+    # four standard deviations of a share of 4,000 draws
+    assert np.abs(drawn / rows - expected.detach().numpy()).max() < 4 * 0.5 / rows**0.5
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.pt"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a checkpoint, or it is damaged"):
+        read_checkpoint(file)
+
+
+def test_a_checkpoint_cut_short_is_refused(checkpoint: Path) -> None:
+    file = checkpoint / FILE_NAME
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(checkpoint)
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("touched"),)
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "model": Evil()}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        read_checkpoint(tmp_path / "x.pt")
+    assert not Path("touched").exists()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    torch.save({"format": 99}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="format 99"):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path / FILE_NAME,
+        settings=toml_of(read_settings("bc_small_cpu", ["model.memory=64"])),
+        words=WORDS,
+        model=SmallNetwork(len(WORDS)).state_dict(),
+        training={},
+    )
+    with pytest.raises(CheckpointError, match="do not fit the network `small`"):
+        trainer.load_policy(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (checkpoint / FILE_NAME).read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DemotoolsError, match="no space left"):
+        write_checkpoint(checkpoint / FILE_NAME, settings="", words=WORDS, model={}, training={})
+    assert (checkpoint / FILE_NAME).read_bytes() == before
+    assert [path.name for path in checkpoint.iterdir()] == [FILE_NAME]

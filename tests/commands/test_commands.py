@@ -1,0 +1,150 @@
+"""The two command lines as a user meets them: help, examples, documentation, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import demotools.cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def command_lines() -> Iterator[tuple[str, click.Group]]:
+    yield "demotools", demotools.cli.main
+    try:
+        import trainer.cli
+    except ModuleNotFoundError:  # a Python without torch, see noxfile.py
+        return
+    yield "trainer", trainer.cli.main
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with its whole name, groups included."""
+    waiting: list[tuple[str, click.Command]] = list(command_lines())
+    while waiting:
+        name, command = waiting.pop(0)
+        yield name, command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for sub in command.list_commands(context):
+                found = command.get_command(context, sub)
+                assert found is not None
+                waiting.append((f"{name} {sub}", found))
+
+
+COMMANDS = dict(commands())
+
+
+def help_text(name: str) -> str:
+    """What `NAME --help` prints at 80 columns."""
+    program, *path = name.split()
+    group = dict(command_lines())[program]
+    result = CliRunner().invoke(
+        group, [*path, "--help"], prog_name=program, terminal_width=80, max_content_width=80
+    )
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def commands_page() -> str:
+    """docs/commands.md, made anew from the commands themselves."""
+    parts = [
+        "# All commands\n\nMade from the commands' own help by "
+        "`python -m tests.commands.test_commands`.\n"
+    ]
+    parts += [f"## {name}\n\n```text\n{help_text(name)}```\n" for name in COMMANDS]
+    return "\n".join(parts)
+
+
+def test_the_page_of_commands_shows_the_real_help() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    for name in COMMANDS:
+        assert f"## {name}\n\n```text\n{help_text(name)}```\n" in page, (
+            f"{name} has changed: run `python -m tests.commands.test_commands`"
+        )
+
+
+def examples(name: str) -> list[str]:
+    block = re.search(r"\n\s+Examples?:\n((?:\s{4,}\S.*\n)+)", help_text(name))
+    return [line.strip() for line in block[1].splitlines()] if block else []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_of_itself(name: str) -> None:
+    lines = [line for line in examples(name) if not line.startswith("#")]
+    assert any(line.startswith(name) for line in lines), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_every_command_has_a_help_text_or_a_default(name: str) -> None:
+    options = [p for p in COMMANDS[name].params if isinstance(p, click.Option)]
+    assert all(option.help or option.show_default for option in options)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name.count(" ") == 1])
+def test_every_command_stands_in_the_readme_or_the_docs(name: str) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [page.read_text("utf-8") for page in pages if page.name != "commands.md"]
+    assert any(f"`{name}" in text or f"$ {name}" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", [name for name, _group in command_lines()])
+def test_a_command_line_says_its_version_and_refuses_wrong_usage_with_2(name: str) -> None:
+    group = dict(command_lines())[name]
+    version = CliRunner().invoke(group, ["--version"])
+    assert re.search(r"\d+\.\d+\.\d+", version.output)
+    assert CliRunner().invoke(group, ["no-such-command"]).exit_code == 2
+
+
+def type_at_shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line with `$PYTHON` as this Python, its standard error in the output."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, _group in command_lines()])
+def test_ctrl_c_during_the_imports_is_answered_without_a_traceback(name: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", name, "--help"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith(b"| numpy") or b"click.exceptions" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert b"Traceback" not in rest
+
+
+def test_streams_that_the_shell_closed_do_no_harm(tmp_path: Path) -> None:
+    line = f"$PYTHON -m demotools generate GoToObj --episodes 3 --data-dir {tmp_path}"
+    assert type_at_shell(f"{line} <&- 2>&- >&-").returncode == 0
+    assert (tmp_path / "GoToObj.zarr").is_dir()
+
+
+def test_a_full_device_under_the_help_is_said_without_a_traceback() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    done = type_at_shell("$PYTHON -m demotools --help > /dev/full")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "commands.md").write_text(commands_page(), "utf-8")

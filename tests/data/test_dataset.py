@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from demotools.errors import SettingsError, StoreError
+from demotools.store.reading import Store
+from trainer.data.dataset import RolloutDataset, one_pass
+from trainer.data.iterator import ExpertTrajectoryIterator
+
+LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+MakeStore = Callable[..., Store]
+SETTINGS: dict[str, Any] = {"rollouts": 4, "rollout_len": 3, "seed": 7, "layout": "native"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "start"),
+    [(0, None), (1, "fork"), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
+)
+def test_a_data_loader_gives_the_same_stream_for_any_number_of_workers(
+    make_store: MakeStore, workers: int, start: str | None
+) -> None:
+    store = make_store(lengths=LENGTHS)
+    expected = list(ExpertTrajectoryIterator(store, **SETTINGS, max_steps=7 * 12))
+    loader = DataLoader(
+        RolloutDataset(store, **SETTINGS, max_steps=7 * 12),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=start,
+    )
+    assert len(loader) == 7
+    got = list(loader)
+    assert len(got) == 7
+    for ours, theirs in zip(expected, got, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_dataset_resumes_with_and_without_workers(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    whole = list(ExpertTrajectoryIterator(store, **SETTINGS, max_steps=9 * 12))
+    first = RolloutDataset(store, **SETTINGS, max_steps=9 * 12)
+    batches = iter(first)
+    for _ in range(3):
+        next(batches)
+    state = json.loads(json.dumps(first.state_dict()))
+    assert first.passes == 36 / sum(LENGTHS)
+    for workers in (0, 2):
+        second = RolloutDataset(store, **SETTINGS, max_steps=9 * 12)
+        second.load_state_dict(state)
+        got = list(DataLoader(second, batch_size=None, num_workers=workers))
+        assert len(got) == 6
+        for ours, theirs in zip(whole[3:], got, strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_dataset_travels_to_another_process_and_goes_on_there(make_store: MakeStore) -> None:
+    here = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
+    next(iter(here))
+    there = pickle.loads(pickle.dumps(here))
+    ours, theirs = next(iter(here)), next(iter(there))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_dataset_refuses_bad_settings_before_any_worker_starts(make_store: MakeStore) -> None:
+    with pytest.raises(SettingsError):
+        RolloutDataset(make_store(lengths=[2, 2]), rollouts=3, rollout_len=3)
+
+
+def test_a_pickled_store_is_opened_again_by_its_path(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    content = pickle.dumps(store)
+    assert len(content) < 1000
+    assert (pickle.loads(content).view.chunks[0] == store.view.chunks[0]).all()
+    make_store(LENGTHS, seed=1)
+    with pytest.raises(StoreError, match="replaced by another"):
+        pickle.loads(content)
+
+
+def test_one_pass_counts_every_step_exactly_once(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    for rollouts, rollout_len in ((1, 4), (4, 3), (4, 50), (100, 2)):
+        counted = []
+        for batch, counts in one_pass(store, rollouts=rollouts, rollout_len=rollout_len):
+            counted.append(batch["cells"][counts])
+        ours = torch.cat(counted).reshape(store.steps, -1).numpy()
+        stored = store.view.chunks[0].reshape(store.steps, -1)
+        assert sorted(ours.tolist()) == sorted(stored.tolist())
+
+
+def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    table = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))  # logits by direction
+    total, steps = torch.zeros(()), 0
+    for batch, counts in one_pass(store, rollouts=3, rollout_len=4):
+        loss = torch.nn.functional.cross_entropy(
+            table[batch["direction"].long()][counts],
+            batch["action"][counts].long(),
+            reduction="sum",
+        )
+        total, steps = total + loss, steps + int(counts.sum())
+    direction = torch.from_numpy(store.direction.chunks[0].astype(np.int64))
+    action = torch.from_numpy(store.action.chunks[0].astype(np.int64))
+    expected = torch.nn.functional.cross_entropy(table[direction], action)
+    assert steps == store.steps
+    torch.testing.assert_close(total / steps, expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("settings", [{"prefetch": True}, {"shuffle": "windowed"}])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_dataset_that_was_iterated_here_goes_on_in_forked_workers(
+    make_store: MakeStore, settings: dict[str, Any]
+) -> None:
+    store = make_store(lengths=LENGTHS)
+
+    def dataset() -> RolloutDataset:
+        return RolloutDataset(store, **SETTINGS, max_steps=7 * 12, residence="map", **settings)
+
+    wanted = [batch["action"].tolist() for batch in dataset()]
+    forked = dataset()
+    first = next(iter(forked))["action"].tolist()
+    loader = DataLoader(forked, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    rest = [batch["action"].tolist() for batch in loader]
+    assert [first, *rest] == wanted

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.learning.test_networks import WORDS, random_batch
+from trainer.batch import Batch
+from trainer.learning.building import build_network
+from trainer.learning.networks.base import parameter_count
+from trainer.learning.networks.big import BigNetwork, present_words
+
+
+def by_steps(network: BigNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, values and memory of the network step by step, with masks: its definition."""
+    hidden, state = memory.detach().chunk(2, dim=1)
+    logits, values = [], []
+    for cells, mission, mask in zip(batch["cells"], batch["mission"], batch["masks"], strict=True):
+        tokens = batch["mission_tokens"][mission]
+        hidden, state = hidden * mask[:, None], state * mask[:, None]
+        words = network.words(tokens)
+        query = network.query(torch.cat([hidden, state], dim=1))
+        score = (words * query[:, None]).sum(2).masked_fill(~present_words(tokens), -torch.inf)
+        instruction = (words * score.softmax(1)[..., None]).sum(1)
+        view = network.seen(cells)
+        for block in network.blocks:
+            view = block(view, instruction)
+        hidden, state = network.cell(view.amax((2, 3)), (hidden, state))
+        logits.append(network.actor(hidden))
+        values.append(network.critic(hidden).squeeze(1))
+    return torch.stack(logits), torch.stack(values), torch.cat([hidden, state], dim=1).detach()
+
+
+def little() -> BigNetwork:
+    torch.manual_seed(0)
+    return BigNetwork(WORDS, memory=24, instruction=16, channels=8)
+
+
+def test_the_big_network_equals_the_loop_over_steps_in_two_batches() -> None:
+    network = little()
+    reference = copy.deepcopy(network)
+    memory = expected_memory = network.initial_memory(4)
+    for number in range(2):
+        batch = random_batch(7, 4, 3, seed=number)
+        output = network(batch, memory)
+        logits, values, expected_memory = by_steps(reference, batch, expected_memory)
+        memory = output.memory
+        torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output.values, values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(memory, expected_memory, rtol=1e-5, atol=1e-5)
+        (output.logits.square().sum() + output.values.sum()).backward()
+        (logits.square().sum() + values.sum()).backward()  # type: ignore[no-untyped-call]
+    for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_words_are_chosen_by_the_memory() -> None:
+    network = little()
+    batch = random_batch(1, 2, 2) | {"masks": torch.ones(1, 2, dtype=torch.uint8)}
+    batch["cells"][:] = 3
+    memory = torch.randn(2, 48)
+    outputs = [network(batch, memory * factor).logits for factor in (1.0, 9.0)]
+    assert not torch.allclose(*outputs)
+    without_words = batch | {"mission_tokens": torch.zeros(2, 5, dtype=torch.int64)}
+    assert torch.isfinite(network(without_words, memory).logits).all()
+
+
+@pytest.mark.slow
+def test_the_big_network_has_about_20_million_parameters_and_is_named_big() -> None:
+    assert 19_500_000 < parameter_count(build_network("big", {}, 60)) < 21_000_000

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from demotools.babyai.cells import ACTIONS
+from demotools.recording.bot import BotError, Episode, Expert, Failure, record_episode
+from demotools.recording.environment import make_environment, observed_cells
+
+TOGGLE = ACTIONS.index("toggle")
+
+
+def recorded(level: str, seed: int) -> Episode:
+    episode = record_episode(make_environment(level), seed)
+    assert isinstance(episode, Episode)
+    return episode
+
+
+def assert_equal(left: Episode, right: Episode) -> None:
+    assert (left.mission, left.seed) == (right.mission, right.seed)
+    for name in ("cells", "direction", "action"):
+        assert np.array_equal(getattr(left, name), getattr(right, name)), name
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "PutNextLocal", "Unlock"])
+@pytest.mark.parametrize("seed", [0, 1, 2_000_000])
+def test_an_episode_replays_from_its_seed(level: str, seed: int) -> None:
+    episode = recorded(level, seed)
+    environment = make_environment(level)
+    observation, _ = environment.reset(seed=seed)
+    reward, terminated = 0.0, False
+    for step, action in enumerate(episode.action.tolist()):
+        assert not terminated
+        assert observation["mission"] == episode.mission
+        assert observation["direction"] == episode.direction[step]
+        assert np.array_equal(observed_cells(observation["image"]), episode.cells[step])
+        observation, value, terminated, _, _ = environment.step(action)
+        reward = float(value)
+    assert terminated
+    assert reward > 0
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "UnblockPickup", "BossLevel"])
+def test_an_episode_does_not_depend_on_those_played_before(level: str) -> None:
+    environment = make_environment(level)
+    for seed in (5, 6, 7):
+        again = record_episode(environment, seed)
+        assert isinstance(again, Episode)
+        assert_equal(again, recorded(level, seed))
+
+
+def test_a_plan_without_end_is_a_failure_after_a_counted_number_of_looks() -> None:
+    # on this seed minigrid's bot plans for ever
+    results = [record_episode(make_environment("GoToImpUnlock"), 6) for _ in range(2)]
+    assert results == [Failure(6, "replan limit")] * 2
+
+
+def test_a_bot_that_gives_up_is_a_failure_with_its_reason() -> None:
+    import gymnasium
+    import minigrid  # noqa: F401  (registers the environments)
+
+    environment = gymnasium.make("BabyAI-PutNextS5N2Carrying-v0").unwrapped
+    failure = record_episode(environment, 0)
+    assert failure == Failure(0, "AssertionError: 0nothing left to explore")
+
+
+def test_the_expert_leads_a_wandering_agent_to_success() -> None:
+    environment = make_environment("GoToLocal")
+    random = np.random.default_rng(0)
+    for seed in range(20):
+        environment.reset(seed=seed)
+        expert = Expert(environment)
+        advice, ended, value = expert.action(), False, 0.0
+        for step in range(60):
+            wanders = step < 6 and random.random() < 0.5
+            action = int(random.integers(0, 3)) if wanders else advice
+            _, reward, terminated, truncated, _ = environment.step(action)
+            value, ended = float(reward), terminated or truncated
+            if ended:
+                break
+            advice = expert.action(action)
+        assert ended
+        assert value > 0
+
+
+def test_the_expert_has_no_advice_once_a_box_was_opened() -> None:
+    environment = make_environment("GoToObj")
+    for seed in range(50):
+        observation, _ = environment.reset(seed=seed)
+        if observation["mission"].endswith("box"):
+            break
+    expert = Expert(environment)
+    # walk to the box: the last step faces it, and the episode ends there
+    action, facing = expert.action(), False
+    world = environment.unwrapped
+    while not facing:
+        environment.step(action)
+        ahead = world.grid.get(*world.front_pos)  # type: ignore[attr-defined]
+        facing = ahead is not None and ahead.type == "box"
+        action = expert.action(action)
+    environment.step(TOGGLE)
+    with pytest.raises(BotError, match="DisappearedBoxError"):
+        expert.action(TOGGLE)

@@ -1,0 +1,272 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demotools.errors import LevelError, ManifestError, SettingsError, StoreError
+from demotools.recording.bot import Episode, Failure, record_episode
+from demotools.recording.environment import make_environment
+from demotools.recording.record import Recording, generate, planned_recording
+from demotools.store.reading import open_store
+from demotools.workers.processes import bounded_workers, processor_count
+
+START = "from demotools.cli import main; main()"
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    files = (file for file in store.rglob("*") if file.is_file())
+    return {str(file.relative_to(store)): file.read_bytes() for file in files}
+
+
+def command(folder: Path, episodes: int, workers: int) -> list[str]:
+    asked = ["generate", "GoToLocal", "--episodes", str(episodes), "--workers", str(workers)]
+    return [sys.executable, "-c", START, *asked, "--data-dir", str(folder)]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder, 600, workers=2),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_parts(folder: Path, number: int) -> None:
+    parts = folder / ".GoToLocal.zarr.building" / "parts"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("*.npy"))) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and stderr, once every process that holds the stderr has ended, workers too."""
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
+    recording = planned_recording("GoToLocal", 150)
+    stores = []
+    for workers in (1, 2, 3):
+        path = tmp_path / str(workers) / "GoToLocal.zarr"
+        generate(recording, path, workers=workers, quiet=True)
+        stores.append(contents(path))
+    assert stores[0]
+    assert stores[0] == stores[1] == stores[2]
+
+
+def test_the_first_solved_seeds_are_recorded_and_the_others_counted(tmp_path: Path) -> None:
+    recorded = generate(
+        planned_recording("GoToImpUnlock", 9), tmp_path / "x.zarr", workers=1, quiet=True
+    )
+    store = open_store(recorded.path)
+    environment = make_environment("GoToImpUnlock")
+    results = [record_episode(environment, seed) for seed in range(recorded.seeds.stop)]
+    solved = [result for result in results if isinstance(result, Episode)]
+    failed = [result for result in results if isinstance(result, Failure)]
+    assert len(solved) == store.episodes == 9
+    assert isinstance(results[-1], Episode)
+    assert store.episode_seed.tolist() == [episode.seed for episode in solved]
+    assert [failure.seed for failure in failed] == [6]
+    assert recorded.failures == {failed[0].reason: 1}
+    assert np.array_equal(
+        store.view.span(0, store.steps), np.concatenate([e.cells for e in solved])
+    )
+    assert np.array_equal(
+        store.action.span(0, store.steps), np.concatenate([e.action for e in solved])
+    )
+
+
+def test_the_store_says_where_it_came_from_and_nothing_of_workers_or_time(tmp_path: Path) -> None:
+    plan = planned_recording("GoToLocal", 3, split="valid")
+    assert plan.store_name == "GoToLocal-valid"
+    recorded = generate(plan, tmp_path / "GoToLocal-valid.zarr", workers=1, quiet=True)
+    attributes = open_store(recorded.path).attributes
+    assert attributes.split == "valid"
+    assert attributes.environment_id == "BabyAI-GoToLocal-v0"
+    assert set(attributes.source) == {
+        *("kind", "bot", "minigrid", "numpy", "replans", "seeds", "failures"),
+    }
+    assert attributes.source["kind"] == "bot"
+    assert attributes.source["seeds"] == [10**9, 10**9 + 3]
+
+
+@pytest.mark.parametrize("episodes", [0, -5])
+def test_no_episodes_are_refused(episodes: int) -> None:
+    with pytest.raises(SettingsError, match="at least one"):
+        planned_recording("GoToLocal", episodes)
+
+
+@pytest.mark.parametrize(
+    ("split", "seed"),
+    [("train", -1), ("train", 10**9 - 5), ("valid", 0), ("valid", 2 * 10**9 - 5)],
+)
+def test_seeds_of_another_split_are_refused(split: str, seed: int) -> None:
+    with pytest.raises(SettingsError, match="belong to other splits"):
+        planned_recording("GoToLocal", 10, split=split, first_seed=seed)  # type: ignore[arg-type]
+
+
+def test_an_unknown_level_and_one_without_environment_are_refused() -> None:
+    with pytest.raises(ManifestError, match="GoToLocal"):
+        planned_recording("GoToLocl", 10)
+    with pytest.raises(LevelError, match="cannot be played"):
+        planned_recording("PutNext", 10)
+
+
+def test_a_level_that_the_bot_cannot_solve_is_refused_with_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "KeyInBox.toml").write_text(
+        'level = "KeyInBox"\nenvironment_id = "BabyAI-KeyInBox-v0"\nmission_pattern = ".*"\n'
+    )
+    monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))
+    folder = tmp_path / "data"
+    with pytest.raises(LevelError, match=r"cannot solve this level: 0\.0% of 208 episodes"):
+        generate(planned_recording("KeyInBox", 10), folder / "KeyInBox.zarr", workers=1, quiet=True)
+    assert [file.name for file in folder.iterdir()] == [".KeyInBox.zarr.lock"]
+
+
+def test_ctrl_c_ends_a_recording_without_workers_at_once(tmp_path: Path) -> None:
+    asked = command(tmp_path, 100_000, workers=1)  # in parts of 500 episodes
+    process = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".GoToLocal.zarr.building" / "job.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, errors = ended(process)
+    assert code == 130
+    assert "Traceback" not in errors
+    assert not list((tmp_path / ".GoToLocal.zarr.building" / "parts").iterdir())
+
+
+def test_recording_needs_no_torch() -> None:
+    code = "import sys, demotools.recording.record; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_existing_store_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "GoToLocal.zarr"
+    generate(planned_recording("GoToLocal", 2), path, workers=1, quiet=True)
+    before = contents(path)
+    with pytest.raises(StoreError, match="--overwrite"):
+        generate(planned_recording("GoToLocal", 3), path, workers=1, quiet=True)
+    assert contents(path) == before
+    generate(planned_recording("GoToLocal", 3), path, workers=1, overwrite=True, quiet=True)
+    assert open_store(path).episodes == 3
+
+
+@pytest.mark.parametrize("episodes", [1, 1000, 10**6])
+def test_parts_cover_the_seeds_without_gap_or_overlap(episodes: int) -> None:
+    recording = Recording("GoToLocal", "BabyAI-GoToLocal-v0", "train", episodes, 7)
+    assert recording.seeds(0).start == 7
+    for part in range(3):
+        assert recording.seeds(part).stop == recording.seeds(part + 1).start
+
+
+def test_ctrl_c_ends_every_process_quietly_and_leaves_no_store(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for_parts(tmp_path, 1)
+    os.killpg(process.pid, signal.SIGINT)  # to the workers as well, as a terminal does
+    code, errors = ended(process)
+    assert code == 130
+    assert "Traceback" not in errors
+    assert not (tmp_path / "GoToLocal.zarr").exists()
+
+
+def finished(folder: Path) -> dict[str, bytes]:
+    """Run the command to its end; the bytes of its store."""
+    if not (folder / "GoToLocal.zarr").exists():
+        subprocess.run(command(folder, 600, workers=2), check=True, capture_output=True)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        ".GoToLocal.zarr.lock",
+        "GoToLocal.zarr",
+    ]
+    return contents(folder / "GoToLocal.zarr")
+
+
+def whole_store(folder: Path) -> dict[str, bytes]:
+    path = folder / "GoToLocal.zarr"
+    generate(planned_recording("GoToLocal", 600), path, workers=1, quiet=True)
+    return contents(path)
+
+
+def test_a_recording_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    for parts in (1, 8):
+        process = start(folder)
+        wait_for_parts(folder, parts)
+        process.kill()
+        assert ended(process)[0] == -signal.SIGKILL
+    assert finished(folder) == whole_store(tmp_path / "whole")
+
+
+def test_a_worker_that_is_killed_ends_the_command_with_what_to_do(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for_parts(tmp_path, 1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list the children of a process")
+    for child in map(int, children.read_text().split()):
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+            break
+    code, errors = ended(process)
+    assert code == 1
+    assert "a helper process died" in errors
+    assert "run the command again" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    whole = finished(tmp_path / "undisturbed")
+    # moments of a whole run on this machine, so that the kills come while it is at work
+    delays = np.random.default_rng().uniform(0.1, 0.7, 20) * (time.monotonic() - begun)
+    print("delays", delays.tolist())  # noqa: T201  (shown where the test fails)
+    killed = 0
+    for number in range(10):
+        folder = tmp_path / str(number)
+        for delay in delays[2 * number : 2 * number + 2]:
+            process = start(folder)
+            time.sleep(delay)
+            process.kill()
+            killed += ended(process)[0] == -signal.SIGKILL
+        assert finished(folder) == whole
+    assert killed >= 10
+
+
+def test_no_more_processes_are_started_than_can_help(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    most = 4 * processor_count()
+    assert bounded_workers(3) == 3
+    assert bounded_workers(100_000, parts=3) == 3
+    assert not caplog.messages
+    assert bounded_workers(100_000) == most
+    assert caplog.messages == [
+        f"{most} processes instead of 100000: more than 4 for each processor do not help"
+    ]
+    # two parts of sixteen seeds: were a thousand processes begun, this would take minutes
+    recorded = generate(
+        planned_recording("GoToLocal", 20), tmp_path / "x.zarr", workers=100_000, quiet=True
+    )
+    assert recorded.episodes == 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of a process")
+def test_a_helper_process_that_cannot_be_started_is_a_message(tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -n 24; exec "$@"', "sh", *command(tmp_path, 600, workers=8)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "too many open files" in done.stderr
+    assert "where: -" not in done.stderr

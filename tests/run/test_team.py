@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from demotools.babyai.cells import CELL_CODES
+from demotools.babyai.vocabulary import WORDS
+from demotools.errors import SettingsError
+from trainer.acting.collect import Rollout
+from trainer.learning.losses import PPO, Imitation, LossStep, merged_losses
+from trainer.learning.networks.small import SmallNetwork
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.log import read_log
+from trainer.team import ALONE, Team, joined_team
+
+UPDATES = 50
+BC = (
+    # the tutorial's learning rate: with a larger one differences of rounding grow faster
+    *("bc_small_cpu", "-q", "-m", "1", "--set", "evaluation=", "--set", "optimizer.lr=2.5e-4"),
+    *("--set", "stages.0.off_policy.rollouts=16", "--set", "stages.0.off_policy.rollout_len=10"),
+    *("--set", "stages.0.off_policy.updates=1"),
+    *("--set", f"stages.0.max_demo_steps={UPDATES * 160}"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def trained(data: Path, folder: Path, *arguments: str, world: int = 2) -> None:
+    """Run `trainer run` as `world` processes that train together."""
+    line = ["-m", "trainer", "run", *arguments, "-o", str(folder), "--data-dir", str(data)]
+    run_together(line, world)
+
+
+def run_together(line: list[str], world: int) -> None:
+    """Run Python with these arguments in `world` processes, as torchrun starts them."""
+    port = free_port()
+    processes = []
+    for rank in range(world):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world),
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+        }
+        processes.append(subprocess.Popen([sys.executable, *line], env=environment))
+    assert [process.wait(100) for process in processes] == [0] * world
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_log(folder) if line["group"] == "offpolicy"]
+
+
+def test_two_processes_have_the_loss_curve_of_one(bot_data: Path, tmp_path: Path) -> None:
+    # cloning leaves the critic alone, so a part of the network has no gradient
+    bare = (*BC, "--set", "on_policy=")
+    trained(bot_data, tmp_path / "one", *bare, world=1)
+    trained(bot_data, tmp_path / "two", *bare)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == UPDATES
+    assert one[-1] < 0.9 * one[0]
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1e-5
+
+
+def fixed_rollout() -> Rollout:
+    """Random steps of 4 environments, whose rewards and advised steps lie unequally."""
+    random = torch.Generator().manual_seed(3)
+    scale = torch.tensor([0.1, 1.0, 5.0, 9.0])
+
+    def drawn(below: int, *more: int) -> Tensor:
+        return torch.randint(below, (6, 4, *more), generator=random)
+
+    def uniform() -> Tensor:
+        return torch.rand(6, 4, generator=random)
+
+    batch = {
+        "cells": drawn(CELL_CODES, 7, 7).byte(),
+        "direction": drawn(4).byte(),
+        "masks": drawn(2).float(),
+        "mission": torch.zeros(6, 4, dtype=torch.int64),
+        "mission_tokens": torch.tensor([[1, 2, 3]]),
+        "action": drawn(7),
+        "expert_action": drawn(7).where(uniform() < scale / 10, -1),
+        "reward": uniform() * scale,
+        "value": uniform(),
+        "next_value": uniform(),
+        "log_prob": uniform() / 10 - 2,
+        "terminated": uniform() < 0.2,
+        "truncated": torch.zeros(6, 4, dtype=torch.bool),
+        "stage_steps": torch.tensor(0),
+    }
+    return Rollout(batch, torch.rand(4, 16, generator=random), np.zeros((0, 2)))
+
+
+def write_gradient(path: str) -> None:
+    """Learn by PPO and imitation from this process's rows of the rollout; write the gradient."""
+    losses = {"ppo": PPO(), "imitation": Imitation()}
+    torch.manual_seed(0)
+    network = SmallNetwork(len(WORDS), embedding=8, features=8, memory=8, instruction=8)
+    whole = fixed_rollout()
+    with joined_team("cpu") as team:
+        share = team.share(4, "environments")
+        rows = slice(share.start, share.stop)
+        batch = {
+            name: values[:, rows] if values.shape[:2] == (6, 4) else values
+            for name, values in whole.batch.items()
+        }
+        mine = Rollout(batch, whole.memory[rows], whole.episodes)
+        mine = mine.with_advantages(0.99, 0.95, normalise=True, team=team)
+        step = team.wrapped(LossStep(network))
+        results = step(losses, mine.batch, dict.fromkeys(losses, mine.memory))
+        merged_losses(results, {"ppo": 1.0, "imitation": 0.5}, team).backward()  # type: ignore[no-untyped-call]
+        if team.writes:
+            torch.save({name: p.grad for name, p in network.named_parameters()}, path)
+
+
+def test_two_processes_learn_from_a_rollout_what_one_does(tmp_path: Path) -> None:
+    gradients = []
+    for world in (1, 2):
+        path = tmp_path / f"{world}.pt"
+        call = f"from tests.run.test_team import *; write_gradient({str(path)!r})"
+        run_together(["-c", call], world)
+        gradients.append(torch.load(path, weights_only=True))
+    for name, one in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], one, rtol=1e-4, atol=1e-6)
+    assert gradients[0]["actor.0.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_share_environments_and_resume_together(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    exact = ("bc_and_ppo", "--tiny", "-q", "-m", "1", "--set", "evaluation=")
+    trained(bot_data, tmp_path / "whole", *exact, "--set", "run.keep=9")
+    progress = read_checkpoint(tmp_path / "whole").training["progress"]
+    assert (progress["env_steps"], progress["demo_steps"]) == (128, 4 * 2 * 32)
+    copies = sorted((tmp_path / "whole").glob("after-*.pt"))
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/last.pt").write_bytes(copies[0].read_bytes())
+    trained(bot_data, tmp_path / "cut", *exact, "--set", "run.keep=9", "--resume")
+    ours, theirs = (read_checkpoint(tmp_path / name).model for name in ("whole", "cut"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_processes_cannot_share_is_refused() -> None:
+    assert Team(1, 2).share(6, "rollouts") == range(3, 6)
+    assert ALONE.share(7, "rollouts") == range(7)
+    with pytest.raises(SettingsError, match="7 cannot be shared out to 2 processes"):
+        Team(0, 2).share(7, "off_policy.rollouts")

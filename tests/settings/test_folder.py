@@ -1,0 +1,242 @@
+"""The folder of a run: one process at a time, and what was there survives what fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trainer.cli import main
+from trainer.run.checkpoint import FILE_NAME, REPLACED, read_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RECIPE = ("run", "ppo", "--tiny", "-m", "1", "-q", "-o", "run", "--set", "run.device=cpu")
+ENDLESS = ("--set", "stages.0.max_env_steps=100000000")
+
+
+@pytest.fixture(scope="module")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    result = CliRunner().invoke(main, [*RECIPE[:-4], "-o", str(folder / "run"), *RECIPE[-2:]])
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+@pytest.fixture
+def before(_finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of a finished run, which lies in the folder `run`."""
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(_finished, "run")
+    return files()
+
+
+def files() -> dict[str, bytes]:
+    paths = [path for path in Path("run").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+def invoked(*arguments: str) -> Result:
+    return CliRunner().invoke(main, [*RECIPE, *arguments])
+
+
+def started(*arguments: str, wait_for: str) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, once a file of its folder is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *RECIPE, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not Path("run", wait_for).exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def test_overwriting_replaces_everything(before: dict[str, bytes]) -> None:
+    Path("run/after-0000000009.pt").write_bytes(b"old")
+    result = invoked("--overwrite", "--set", "run.seed=7")
+    assert result.exit_code == 0, result.output
+    assert "seed = 7" in Path("run/settings.toml").read_text("utf-8")
+    assert len(Path("run/log.jsonl").read_bytes().splitlines()) == len(
+        before["run/log.jsonl"].splitlines()
+    )
+    assert not Path("run", REPLACED).exists() and not Path("run/after-0000000009.pt").exists()
+    assert len(list(Path("run/tensorboard").iterdir())) == 1
+
+
+FAILING = """
+from pathlib import Path
+from demotools.recording.environment import make_environment
+
+def make(level):
+    if Path("run/.replaced").exists():
+        raise OSError("no more of these")
+    return make_environment(level)
+"""
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_gives_the_old_one_back(
+    before: dict[str, bytes],
+) -> None:
+    # fails where the stage begins, after all preparation
+    Path("failing_late.py").write_text(FAILING, "utf-8")
+    result = invoked("--overwrite", "--set", "on_policy.environment=failing_late:make")
+    assert result.exit_code == 1 and "no more of these" in result.output, result.output
+    assert files() == before
+
+
+def test_a_run_under_a_limit_of_file_size_leaves_the_old_one_whole(
+    before: dict[str, bytes],
+) -> None:
+    code = (
+        "import resource, signal\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "from trainer.__main__ import run; run()"
+    )
+    for option in ("--resume", "--overwrite"):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *RECIPE, option],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert result.returncode == 1 and "settings.toml" in result.stderr, result.stderr
+        assert "Traceback" not in result.stderr
+        after = {name: content for name, content in files().items() if "tensorboard" not in name}
+        assert after == {k: v for k, v in before.items() if "tensorboard" not in k}
+
+
+def test_a_killed_run_leaves_the_old_one_readable_and_it_comes_back(
+    before: dict[str, bytes],
+) -> None:
+    process = started("--overwrite", *ENDLESS, "--set", "run.seed=9", wait_for=REPLACED)
+    process.kill()
+    process.wait()
+    assert read_checkpoint(Path("run")).parsed().run.seed != 9
+    result = invoked()
+    assert result.exit_code == 1 and "there is a run in this folder already" in result.output
+    after = files()
+    assert {name: after[name] for name in before} == before
+    assert not Path("run", REPLACED).exists()
+
+
+@pytest.mark.usefixtures("before")
+def test_a_folder_belongs_to_one_run_at_a_time_however_that_ends() -> None:
+    process = started("--overwrite", *ENDLESS, wait_for=REPLACED)
+    try:
+        for option in ("--overwrite", "--resume"):
+            result = invoked(option)
+            assert result.exit_code == 1, result.output
+            assert "another process is training in this folder" in result.output
+            assert "Traceback" not in result.output
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert invoked("--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3, 99])
+def test_wherever_the_moving_aside_is_cut_short_the_old_run_comes_back(
+    before: dict[str, bytes], moved: int
+) -> None:
+    names = [FILE_NAME, "settings.toml", "log.jsonl", "tensorboard", "curve.png"]
+    Path("run", REPLACED).mkdir()
+    for name in names[:moved]:
+        Path("run", name).rename(Path("run", REPLACED, name))
+    assert read_checkpoint(Path("run")).settings
+    if moved == 0:
+        Path("run", REPLACED).rmdir()
+    assert invoked().exit_code == 1
+    assert files() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("to_all", [False, True])
+def test_what_asks_for_the_end_saves_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, to_all: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *RECIPE, "-m", "2", *ENDLESS],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    log = Path("run/log.jsonl")
+    while not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + number, errors
+    assert read_checkpoint(Path("run")).training["progress"]["env_steps"] > 0
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it
+    try:
+        process = started(*ENDLESS, wait_for="settings.toml")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+
+
+def test_a_copied_recipe_is_replaced_only_when_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = ["recipes", "copy", "ppo", "-o", "mine.toml"]
+    Path("mine.toml").write_text("mine", "utf-8")
+    result = CliRunner().invoke(main, copy)
+    assert result.exit_code == 1 and "the file exists already" in result.output
+    assert Path("mine.toml").read_text("utf-8") == "mine"
+    assert CliRunner().invoke(main, [*copy, "--overwrite"]).exit_code == 0
+    assert "[run]" in Path("mine.toml").read_text("utf-8")
+
+
+def test_special_files_are_refused_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.toml")
+    os.mkfifo("pipe.pt")
+    for arguments in (
+        ["run", "pipe.toml"],
+        ["run", "pipe.toml", "--dry-run"],
+        ["recipes", "copy", "pipe.toml", "-o", "copy.toml"],
+        ["evaluate", "pipe.pt"],
+        ["watch", "pipe.pt"],
+        ["watch", "/dev/zero"],
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 1, result.stderr
+        assert "not a regular file" in result.stderr and "Traceback" not in result.stderr

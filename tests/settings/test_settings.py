@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from demotools.errors import SettingsError
+from trainer.settings.models import (
+    parsed_settings,
+    read_settings,
+    recipe_summary,
+    shipped_recipes,
+    toml_of,
+)
+
+RECIPE = "bc_small_cpu.toml"
+LOSSES = ("stages", 0, "off_policy", "losses")
+ENV_BUDGET = ("stages.0.max_demo_steps=", "stages.0.max_env_steps=9")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_says_what_it_is_and_survives_a_round_trip(name: str) -> None:
+    settings = read_settings(name)
+    assert parsed_settings(tomllib.loads(toml_of(settings)), "again") == settings
+    assert len(recipe_summary(shipped_recipes()[name])) > 20
+
+
+def test_the_tutorials_recipe_has_the_tutorials_numbers() -> None:
+    settings = read_settings("bc_offpolicy")
+    (stage,) = settings.stages
+    assert stage.off_policy is not None and settings.on_policy is not None
+    assert (settings.optimizer.type, settings.optimizer.lr) == ("adam", 2.5e-4)
+    assert settings.optimizer.max_grad_norm == 0.5
+    assert stage.max_env_steps == 10_000_000
+    assert (stage.off_policy.rollouts, stage.off_policy.rollout_len) == (128, 128)
+    assert stage.off_policy.updates == 16
+    assert settings.on_policy.rollout_len == 128 // 4
+    assert (settings.on_policy.gamma, settings.on_policy.gae_lambda) == (0.99, 1.0)
+    assert settings.run.save_every_env_steps == 10_000
+    assert stage.losses == {} and stage.off_policy.augment == ()
+
+
+def test_a_path_comes_before_a_shipped_name_and_the_suffix_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shipped_recipes()[RECIPE].read_text("utf-8").replace("GoToLocal", "GoToObj")
+    monkeypatch.chdir(tmp_path)
+    assert read_settings("bc_small_cpu").run.level == "GoToLocal"
+    Path(RECIPE).write_text(text, "utf-8")
+    assert read_settings(RECIPE).run.level == "GoToObj"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("optimizer.lr=1e-3", ("optimizer", "lr"), 1e-3),
+        ("run.level=GoToObj", ("run", "level"), "GoToObj"),
+        ('run.name="two words"', ("run", "name"), "two words"),
+        ("stages.0.max_demo_steps=1_000", ("stages", 0, "max_demo_steps"), 1000),
+        ("stages.0.off_policy.augment=[]", ("stages", 0, "off_policy", "augment"), ()),
+        ("stages.0.off_policy.losses={expert_ce=0.5}", LOSSES, {"expert_ce": 0.5}),
+        ("evaluation=", ("evaluation",), None),
+        ("run.save_every_demo_steps=", ("run", "save_every_demo_steps"), None),
+    ],
+)  # fmt: skip
+def test_an_override_sets_one_key(
+    override: str, path: tuple[str | int, ...], value: object
+) -> None:
+    place: object = read_settings(RECIPE, [override])
+    for part in path:
+        place = place[part] if isinstance(place, tuple) else getattr(place, str(part))  # type: ignore[index]
+    assert place == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "fix"),
+    [
+        (["run.nme=x"], "unknown key `run.nme`", "did you mean name"),
+        (["stages.0.off_policy.rolouts=3"], "`stages.0.off_policy.rolouts`", "rollouts"),
+        (["on_policy.environmnets=3"], "unknown key `on_policy.environmnets`", "environments"),
+        (["sages=3"], "unknown key `sages`", "stages"),
+        (["optimizer.lr=fast"], "optimizer.lr", "correct that key"),
+        (["optimizer.lr=-1"], "optimizer.lr", "correct that key"),
+        (["stages.0.max_env_steps=5"], "exactly one", "correct that key"),
+        (["stages.0.max_demo_steps="], "exactly one", "correct that key"),
+        (["stages.0.off_policy.losses=['expert']"], "did you mean expert_ce", ""),
+        (["stages=[]"], "stages", ""),
+        (["on_policy=", *ENV_BUDGET], "needs the section on_policy", ""),
+        (["stages.0.off_policy.augment=['recolour']"], "augment", ""),
+        (["stages.3.max_demo_steps=1"], "`3` is not an item of this list of 1", "count from 0"),
+        (["stages.first.losses=[]"], "`first` is not an item", "count from 0"),
+        (["run.name.first=1"], "nothing to set inside", "--dry-run"),
+        (["lr"], "not of the form KEY=VALUE", "--set"),
+        (["run.save_every_env_steps=1"], "not both", ""),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused_by_name(overrides: list[str], what: str, fix: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        read_settings(RECIPE, overrides)
+    assert what in refusal.value.what + refusal.value.fix
+    assert fix in refusal.value.fix
+
+
+def test_tiny_is_refused_where_the_recipe_has_no_such_section(tmp_path: Path) -> None:
+    path = tmp_path / "full.toml"
+    path.write_text(shipped_recipes()[RECIPE].read_text("utf-8").partition("[tiny]")[0], "utf-8")
+    assert read_settings(str(path)).run.level == "GoToLocal"
+    with pytest.raises(SettingsError, match="no section \\[tiny\\]") as refusal:
+        read_settings(str(path), tiny=True)
+    assert refusal.value.path == str(path) and "drop --tiny" in refusal.value.fix
+
+
+def test_a_recipe_that_does_not_exist_or_is_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no such recipe") as refusal:
+        read_settings("bc_smal_cpu")
+    assert "bc_small_cpu.toml" in refusal.value.fix
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\n", "utf-8")
+    with pytest.raises(SettingsError, match="not valid TOML"):
+        read_settings(str(broken))

@@ -1,0 +1,93 @@
+"""What is written without zarr is what zarr writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from demotools.babyai.cells import VIEW_SIZE
+from demotools.store.building import group_json, raw_array, write_rows, write_texts
+
+
+def chunk_bytes(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "zarr.json"
+    }
+
+
+def check_equal(ours: Path, theirs: Path, array: str) -> None:
+    """The same chunk files, and to zarr the same metadata (each version spells them its way)."""
+    assert chunk_bytes(ours) == chunk_bytes(theirs) != {}
+    found, expected = (zarr.open_group(folder, mode="r") for folder in (ours, theirs))
+    assert found.metadata == expected.metadata
+    assert found[array].metadata == expected[array].metadata
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "rows"),
+    [
+        ("cells", "uint8", (10, VIEW_SIZE, VIEW_SIZE), 4),
+        ("image", "uint8", (3, 5, 6, 3), 3),
+        ("mask", "uint8", (9,), 3),
+        ("episode_offset", "int64", (5,), 5),
+        ("episode_mission", "int32", (5,), 5),
+        ("mission_tokens", "uint16", (2, 4), 2),
+    ],
+)
+def test_raw_arrays_are_the_bytes_that_zarr_writes(
+    tmp_path: Path, name: str, dtype: str, shape: tuple[int, ...], rows: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    group = zarr.create_group(tmp_path / "zarr", zarr_format=3)
+    array = group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(rows, *shape[1:]),
+        serializer=BytesCodec(),
+        compressors=(Crc32cCodec(),),
+        config={"write_empty_chunks": True},
+    )
+    array[:] = values
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "zarr.json").write_bytes(group_json({}))
+    files = raw_array(ours, name, dtype, shape, rows)
+    write_rows(files, values[:2])
+    write_rows(files, values[2:])
+    files.close(complete=True)
+    check_equal(ours, tmp_path / "zarr", name)
+
+
+def test_texts_and_attributes_are_the_bytes_that_zarr_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["go to the red ball", "gehe zur Tür", "🔑", "", "pick up a key"]
+    attributes: dict[str, Any] = {"é": [1, None, 2.5, {"words": ["a", "ü"]}], "last": True}
+    group = zarr.create_group(tmp_path / "zarr", zarr_format=3)
+    array = group.create_array(
+        "mission_text",
+        shape=(5,),
+        dtype=str,
+        chunks=(2,),
+        compressors=(ZstdCodec(level=3), Crc32cCodec()),
+        config={"write_empty_chunks": True},
+    )
+    array[:] = np.array(texts, dtype=np.dtypes.StringDType())
+    group.attrs.put(attributes)
+    monkeypatch.setattr("demotools.store.building.TEXTS_A_CHUNK", 2)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "zarr.json").write_bytes(group_json({}))
+    write_texts(ours, [texts[:2], texts[2:4], texts[4:]], len(texts))
+    (ours / "zarr.json").write_bytes(group_json(attributes))
+    check_equal(ours, tmp_path / "zarr", "mission_text")
+    read = np.asarray(zarr.open_array(ours / "mission_text", mode="r")[:])
+    assert read.tolist() == texts

@@ -1,0 +1,469 @@
+"""A network that acts in environments, and the rollouts that are collected of it.
+
+Episodes of many environments, counted in the order in which they began.
+
+In any stretch of time the short episodes end first, and those are the successes: what has ended by
+then flatters. So an episode counts only once all that began before it have ended, at most a step
+limit later; how it went has no part in whether it counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from demotools.babyai.vocabulary import mission_tokens, mission_words
+from demotools.errors import CheckpointError, DemotoolsError
+from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
+from trainer.batch import Batch
+from trainer.data.augment import batch_missions
+from trainer.learning.losses import gae_advantages, normalised, taken_log_prob
+from trainer.learning.networks.base import Output, memory_of, output_of
+from trainer.team import ALONE, Team
+
+# Training environments play seeds of the upper half of the train range, which no store of ours
+# reaches, and never those of evaluation.
+_FIRST_SEED, _LAST_SEED = 500_000_000, 1_000_000_000
+_RECENT_EPISODES = 1000
+
+
+@dataclass(frozen=True)
+class Forcing:
+    """Teacher forcing: how probable it is that the expert acts in the policy's place.
+
+    start, stop   the probability at step 0, and from step `steps` on
+    """
+
+    start: float
+    stop: float
+    steps: int
+
+    def probability(self, stage_steps: int) -> float:
+        """After so many environment steps of the stage.
+
+        >>> forcing = Forcing(1.0, 0.0, 10_000)
+        >>> [forcing.probability(steps) for steps in (0, 2500, 10_000, 99_999)]
+        [1.0, 0.75, 0.0, 0.0]
+        """
+        return self.start + (self.stop - self.start) * min(stage_steps / self.steps, 1.0)
+
+
+@dataclass
+class _Record:
+    """What the steps of a rollout leave behind, one entry a step."""
+
+    before: list[EnvironmentStep] = field(default_factory=list)
+    after: list[EnvironmentStep] = field(default_factory=list)
+    action: list[NDArray[np.uint8]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    value: list[Tensor] = field(default_factory=list)
+    cut_value: list[Tensor] = field(default_factory=list)
+    asked: list[float] = field(default_factory=list)
+    applied: list[float] = field(default_factory=list)
+    episodes: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+class Collector:
+    """A policy in environments that go on from one rollout to the next.
+
+    seed         of the run; environment e's episodes follow from it alone
+    first        number of the first environment here among all `everywhere`, which are dealt
+                 out to processes that train together
+    forcing      the expert acts with a probability, drawn for every environment and step
+    bootstrap    whether rollouts hold `next_value`
+    """
+
+    def __init__(
+        self,
+        vector: VectorEnvironment,
+        policy: NetworkPolicy,
+        words: tuple[str, ...],
+        seed: int,
+        *,
+        first: int = 0,
+        everywhere: int | None = None,
+        forcing: Forcing | None = None,
+        bootstrap: bool = False,
+    ) -> None:
+        self._vector = vector
+        self._policy = policy
+        self._words = words
+        self._everywhere = everywhere or vector.count
+        self._forcing = forcing
+        self._bootstrap = bootstrap
+        low = _FIRST_SEED + seed * 1_000_003 % (_LAST_SEED - _FIRST_SEED) // 2
+        streams = seed_streams(range(low, _LAST_SEED), self._everywhere)
+        self._streams = streams[first : first + vector.count]
+        self._tally = Tally(vector.count)
+        self.recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
+        """Whether the latest episodes succeeded, of those that count."""
+        self._step = vector.reset(self._streams)
+        policy.reset(vector.count)
+        self._whole = self._present_state()
+
+    def collect(self, rollout_len: int, stage_steps: int = 0) -> Rollout:
+        """The next `rollout_len` steps of every environment.
+
+        stage_steps      environment steps of the stage so far, everywhere
+
+        DemotoolsError   the environments fail; `state` is then of before this rollout
+        """
+        random = torch.get_rng_state()
+        memory = self._policy.memory
+        record = _Record()
+        try:
+            for number in range(rollout_len):
+                self._advance(record, stage_steps + number * self._everywhere)
+        except DemotoolsError:
+            torch.set_rng_state(random)
+            raise
+        self._whole = self._present_state()
+        forcing = None
+        if self._forcing is not None:
+            forcing = float(np.mean(record.asked)), float(np.mean(record.applied))
+        return Rollout(
+            batch=self._batch(record, stage_steps),
+            memory=memory,
+            episodes=np.concatenate(record.episodes),
+            forcing=forcing,
+        )
+
+    def _advance(self, record: _Record, stage_steps: int) -> None:
+        before, policy = self._step, self._policy
+        action = policy.act(before.cells, before.direction, before.missions, before.mask)
+        if self._forcing is not None:
+            asked = self._forcing.probability(stage_steps)
+            if asked > 0:
+                # not even episodes count in which nothing was forced: those are the short ones
+                self._tally.spoil()
+            drawn = torch.rand(len(action)).numpy() < asked
+            forced = drawn & (before.expert_action >= 0)
+            action = np.where(forced, before.expert_action, action)
+            record.asked.append(asked)
+            record.applied.append(float(forced.mean()))
+        after = self._step = self._vector.step(action)
+        record.before.append(before)
+        record.after.append(after)
+        record.action.append(action.astype(np.uint8))
+        record.logits.append(policy.logits)
+        record.value.append(policy.values)
+        if self._bootstrap:
+            record.cut_value.append(self._cut_value(before, after))
+        episodes = self._tally.note(after.reward, after.terminated | after.truncated)
+        record.episodes.append(episodes)
+        self.recent.extend((episodes[:, 0] > 0).tolist())
+
+    def _cut_value(self, before: EnvironmentStep, after: EnvironmentStep) -> Tensor:
+        """The critic's value of what episodes showed last when they were cut off, else 0: [B]."""
+        value = torch.zeros_like(self._policy.values)
+        rows = np.flatnonzero(after.truncated)
+        if len(rows):
+            output = self._policy.look(
+                after.final_cells[rows],
+                after.final_direction[rows],
+                [before.missions[row] for row in rows.tolist()],
+                np.ones(len(rows), dtype=np.uint8),
+                self._policy.memory[rows],
+            )
+            value[rows] = output.values[0]
+        return value
+
+    def _batch(self, record: _Record, stage_steps: int) -> Batch:
+        before, after, device = record.before, record.after, self._policy.memory.device
+        missions = [text for step in before for text in step.missions]
+        row, tokens = tokenised(missions, self._words)
+        arrays: dict[str, Sequence[NDArray[Any]]] = {
+            "cells": [step.cells for step in before],
+            "direction": [step.direction for step in before],
+            "masks": [step.mask for step in before],
+            "action": record.action,
+            "expert_action": [step.expert_action for step in before],
+            "reward": [step.reward for step in after],
+            "terminated": [step.terminated for step in after],
+            "truncated": [step.truncated for step in after],
+        }
+        batch = {name: _stacked(rows).to(device) for name, rows in arrays.items()}
+        batch["mission"] = row.reshape(batch["masks"].shape).to(device)
+        batch["value"] = torch.stack(record.value)
+        batch["log_prob"] = taken_log_prob(torch.stack(record.logits), batch["action"])
+        batch["next_value"] = torch.zeros_like(batch["value"])
+        batch["stage_steps"] = torch.tensor(stage_steps)
+        if self._bootstrap:
+            cut = batch["truncated"]
+            batch["next_value"] = torch.where(
+                cut, torch.stack(record.cut_value), self._following_values(batch["value"])
+            )
+        return batch_missions(batch, tokens.to(device))
+
+    def _following_values(self, value: Tensor) -> Tensor:
+        """The critic's values one step later: [T, B]."""
+        step, policy = self._step, self._policy
+        last = policy.look(step.cells, step.direction, step.missions, step.mask, policy.memory)
+        return torch.cat([value[1:], last.values])
+
+    def state(self) -> dict[str, Any]:
+        """Where the environments and the memory stood after the last whole rollout."""
+        return self._whole
+
+    def _present_state(self) -> dict[str, Any]:
+        return {
+            **self._vector.state(),
+            "memory": self._policy.memory,
+            "tally": self._tally.state(),
+            "recent": list(self.recent),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken: every episode is played again up to its present step."""
+        streams = [
+            range(seed, stream.stop, stream.step)
+            for seed, stream in zip(state["seed"], self._streams, strict=True)
+        ]
+        self._step = self._vector.reset(streams, state["taken"])
+        self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
+        self._tally.load_state(state["tally"])
+        self.recent.extend(state["recent"])
+        self._whole = self._present_state()
+
+
+def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+class NetworkPolicy:
+    """A network that acts in many environments at once and remembers.
+
+    words    the vocabulary that the network's token ids mean
+    sample   draw actions from the distribution; else take the most probable one
+    """
+
+    def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
+        self._model = model
+        self._words = words
+        self._sample = sample
+        self.memory: Tensor = torch.zeros(0, 0)
+        """[B, memory size] after the last observation."""
+        self.logits: Tensor = torch.zeros(0, 0)
+        """[B, 7] of the last observation; so are"""
+        self.values: Tensor = torch.zeros(0)
+        """[B], the critic's."""
+
+    def reset(self, count: int) -> None:
+        """Forget everything; from now on there are `count` environments."""
+        self.memory = memory_of(self._model, count)
+
+    def act(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+    ) -> NDArray[np.int64]:
+        """Actions for B observations: int64 [B].
+
+        cells            uint8 [B, 7, 7]
+        direction        uint8 [B]
+        missions         B texts
+        masks            uint8 [B], 0 where the observation begins an episode
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
+        output = self.look(cells, direction, missions, masks, self.memory)
+        self.logits, self.values = output.logits[0], output.values[0]
+        if self._sample:
+            action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
+        else:
+            action = self.logits.argmax(1)
+        self.memory = output.memory
+        return cast(NDArray[np.int64], action.cpu().numpy())
+
+    def look(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+        memory: Tensor,
+    ) -> Output:
+        """What the network says of B observations after `memory`; the policy's own is left alone.
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
+        row, tokens = tokenised(missions, self._words)
+        device = memory.device
+        batch = {
+            "cells": torch.from_numpy(cells)[None].to(device),
+            "direction": torch.from_numpy(direction)[None].to(device),
+            "masks": torch.from_numpy(masks)[None].to(device),
+            "mission": row[None].to(device),
+            "mission_tokens": tokens.to(device),
+        }
+        with torch.no_grad():
+            return output_of(self._model, batch, memory)
+
+
+def tokenised(missions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
+
+    CheckpointError  a mission has a word that is not among `words`
+    """
+    rows = {mission: number for number, mission in enumerate(dict.fromkeys(missions))}
+    try:
+        tokens = mission_tokens(list(rows), words)
+    except KeyError as error:
+        unknown = error.args[0]
+        mission = next(text for text in rows if unknown in mission_words(text))
+        raise CheckpointError(
+            f"the network has never learned the word `{unknown}`",
+            path=f"mission `{mission}`",
+            fix="train on a store whose missions have this word, or give another mission",
+        ) from error
+    table = torch.from_numpy(tokens.astype(np.int64))
+    if not table.shape[1]:  # only empty missions: one column of padding
+        table = torch.zeros(len(rows), 1, dtype=torch.int64)
+    return torch.tensor([rows[mission] for mission in missions]), table
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of B environments.
+
+    batch      as a network takes it (see `trainer.learning.building`), what the losses take
+               (`trainer.learning.losses`) but for advantage and returns, `reward` float32 [T, B]
+               and `next_value` float32 [T, B], zeros where not asked for
+    memory     [B, memory size] before the first step
+    episodes   that count now (`trainer.acting.collect`), none in which the expert may have acted:
+               float64 [n, 2], reward and length in steps
+    forcing    teacher forcing as asked and as applied, shares of the steps; None: not in use
+    """
+
+    batch: Batch
+    memory: Tensor
+    episodes: NDArray[np.float64]
+    forcing: tuple[float, float] | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Success, reward and length of the episodes; teacher forcing."""
+        scalars: dict[str, float] = {}
+        if self.forcing is not None:
+            asked, applied = self.forcing
+            scalars |= {"forcing_asked": asked, "forcing_applied": applied}
+        if len(self.episodes):
+            reward, length = self.episodes.T
+            scalars |= {
+                "success": float((reward > 0).mean()),
+                "reward": float(reward.mean()),
+                "episode_length": float(length.mean()),
+                "episodes": len(reward),
+            }
+        return scalars
+
+    def with_advantages(
+        self, gamma: float, gae_lambda: float, *, normalise: bool, team: Team = ALONE
+    ) -> Rollout:
+        """The same with `advantage`, normalised over the team's rollout, and `returns`."""
+        batch = self.batch
+        advantage = gae_advantages(
+            batch["reward"],
+            batch["value"],
+            batch["next_value"],
+            batch["terminated"],
+            batch["truncated"],
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+        more = {
+            "returns": advantage + batch["value"],
+            "advantage": normalised(advantage, team) if normalise else advantage,
+        }
+        return replace(self, batch={**batch, **more})
+
+
+def minibatches(rollout: Rollout, count: int) -> list[tuple[Batch, Tensor]]:
+    """The rollout's environments dealt at random into `count` batches, with their memory.
+
+    Whole rows stay together, because memory runs along them; the batches differ by at most one.
+
+    count   at most the number of environments, so that no batch is empty
+    """
+    environments = rollout.batch["masks"].shape[1]
+    whole = ("mission_tokens", "stage_steps")
+    result = []
+    for rows in torch.randperm(environments).tensor_split(count):
+        batch = {
+            name: values if name in whole else values[:, rows]
+            for name, values in rollout.batch.items()
+        }
+        result.append((batch, rollout.memory[rows]))
+    return result
+
+
+@dataclass
+class _Episode:
+    """Of environment `row`; its length in steps is 0 as long as it goes on."""
+
+    row: int
+    length: int = 0
+    reward: float = 0.0
+    counts: bool = True
+
+
+class Tally:
+    """The episodes of `count` environments that step together, all beginning now."""
+
+    def __init__(self, count: int) -> None:
+        self._steps = np.zeros(count, dtype=np.int64)
+        self._begun: deque[_Episode] = deque()
+        self._present: list[_Episode] = []
+        for row in range(count):
+            self._present.append(self._begin(row))
+
+    def spoil(self) -> None:
+        """Let no episode count that is under way: the expert may act in it."""
+        for episode in self._present:
+            episode.counts = False
+
+    def note(self, reward: NDArray[np.float32], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Note a step of every environment; the episodes that are to be counted now.
+
+        reward    [count], of this step
+        ended     [count], whether the episode did, and the next one has begun
+        returns   float64 [n, 2], reward of the last step and length in steps
+        """
+        self._steps += 1
+        for row in np.flatnonzero(ended).tolist():
+            episode = self._present[row]
+            episode.length, episode.reward = int(self._steps[row]), float(reward[row])
+            self._present[row] = self._begin(row)
+        self._steps[ended] = 0
+        counted = []
+        while self._begun[0].length:
+            episode = self._begun.popleft()
+            if episode.counts:
+                counted.append((episode.reward, episode.length))
+        return np.array(counted, dtype=np.float64).reshape(-1, 2)
+
+    def _begin(self, row: int) -> _Episode:
+        self._begun.append(episode := _Episode(row))
+        return episode
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a resume: plain values."""
+        return {
+            "steps": self._steps.tolist(),
+            "begun": [astuple(episode) for episode in self._begun],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._steps = np.array(state["steps"], dtype=np.int64)
+        self._begun = deque(_Episode(*values) for values in state["begun"])
+        present = {episode.row: episode for episode in self._begun if not episode.length}
+        self._present = [present[row] for row in range(len(self._steps))]

@@ -1,0 +1,397 @@
+"""Three symmetries of the task, applied to whole native batches; and which of them a store allows.
+
+`recolor` permutes the six colours of doors, keys, balls and boxes, `retype` permutes keys, balls
+and boxes themselves, both in the cells and in the mission's words alike; `mirror` exchanges left
+and right in the view, the direction, the actions and the mission's words. Each episode keeps its
+draw from its first step to its last, across batches. A draw is a pure function of the seed, the
+rollout and how many episodes the rollout has begun, so a resumed run draws the same, and so does
+any number of processes.
+
+Which level has which symmetry, and what is refused: `trainer.data.augment`.
+
+Which augmentation a store allows: what its level declares, and what its words can say.
+
+Refused before training starts, so that no network learns from episodes that are wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demotools.babyai.cells import (
+    ACTIONS,
+    AGENT_COLUMN,
+    AGENT_ROW,
+    BALL,
+    BOX,
+    COLOURS,
+    DOOR,
+    KEY,
+    TYPES,
+    UNPACKING_TABLE,
+    VIEW_SIZE,
+)
+from demotools.babyai.levels import MANIFESTS_VARIABLE, Manifest, Symmetry, read_manifest
+from demotools.babyai.vocabulary import WORDS
+from demotools.errors import ManifestError, SettingsError
+from demotools.store.reading import Store
+from trainer.batch import Batch
+from trainer.settings.models import Settings
+
+PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS)))))
+"""int64 [720, 6]: the new colour of each colour; row 0 changes nothing."""
+TYPE_PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(TYPES)))))
+"""int64 [6, 3]: the new type of each of TYPES; row 0 changes nothing."""
+GUISES = len(TYPE_PERMUTATIONS) * len(PERMUTATIONS)
+"""A guise is type permutation * 720 + permutation: what becomes of the things."""
+DRAWS = 2 * GUISES
+"""A draw is guise * 2 + mirrored."""
+MIRRORED_ACTION: NDArray[np.uint8] = np.array([1, 0, 2, 3, 4, 5, 6], dtype=np.uint8)
+MIRRORED_DIRECTION: NDArray[np.uint8] = np.array([2, 1, 0, 3], dtype=np.uint8)
+SIDES = ("left", "right")
+_KINDS = np.array([KEY, BALL, BOX])
+_COLUMN = np.dtype((np.void, VIEW_SIZE))
+
+
+def exchanged_codes() -> NDArray[np.uint8]:
+    """The code of a cell under every guise: uint8 [4320, 256].
+
+    Only doors, keys, balls and boxes change: walls are always grey, and empty and unseen cells
+    have no colour.
+    """
+    kind, colour, state = UNPACKING_TABLE.astype(np.int64).T
+    kinds = np.tile(kind, (len(TYPE_PERMUTATIONS), 1))
+    for number, thing in enumerate(_KINDS):
+        kinds[:, kind == thing] = _KINDS[TYPE_PERMUTATIONS[:, number]][:, None]
+    colours = PERMUTATIONS[:, colour % len(COLOURS)]
+    changed = kinds[:, None] * 18 + colours * 3 + state
+    changes = np.isin(kind, (DOOR, *_KINDS))
+    return np.where(changes, changed, np.arange(256)).astype(np.uint8).reshape(GUISES, 256)
+
+
+def exchanged_words(words: Sequence[str]) -> NDArray[np.uint16]:
+    """The id of a word under every draw: uint16 [8640, N + 1].
+
+    words   the N words of the vocabulary, with all colours or none, all types or none, both sides
+            or none; id 0 is padding
+    """
+    ids = {word: number for number, word in enumerate(words, start=1)}
+    identity = np.arange(len(words) + 1, dtype=np.uint16)
+    table = np.tile(identity, (len(TYPE_PERMUTATIONS), len(PERMUTATIONS), 2, 1))
+    if types := [ids[word] for word in TYPES if word in ids]:
+        table[..., types] = np.array(types)[TYPE_PERMUTATIONS][:, None, None]
+    if colours := [ids[word] for word in COLOURS if word in ids]:
+        table[..., colours] = np.array(colours)[PERMUTATIONS][:, None]
+    if sides := [ids[word] for word in SIDES if word in ids]:
+        table[:, :, 1, sides] = sides[::-1]
+    return table.reshape(DRAWS, len(words) + 1)
+
+
+def episode_draws(
+    seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What is drawn for episodes, 0 <= draw < 8640: int64, of the shape of both arrays.
+
+    rollout   number of the rollout over all processes
+    begun     how many episodes the rollout has begun, this one included
+    """
+    bits = _mixed(
+        _mixed(_mixed(np.uint64(seed)) + rollout.astype(np.uint64)) + begun.astype(np.uint64)
+    )
+    permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
+    types = (bits >> np.uint64(40)) % np.uint64(len(TYPE_PERMUTATIONS))
+    guise = types * np.uint64(len(PERMUTATIONS)) + permutation
+    return (guise * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
+
+
+class Augmenter:
+    """Applies symmetries to the native batches of one iterator, in their order.
+
+    words           of the vocabulary, see `exchanged_words`
+    first_rollout   the number of the first row over all processes
+    """
+
+    def __init__(
+        self,
+        symmetries: Sequence[Symmetry],
+        words: Sequence[str],
+        *,
+        rollouts: int,
+        seed: int,
+        first_rollout: int = 0,
+    ) -> None:
+        self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
+        self._retype = "retype" in symmetries
+        self._codes = torch.from_numpy(exchanged_codes().reshape(-1))
+        self._words = exchanged_words(words)
+        self._seed = seed
+        self._rollout = np.arange(first_rollout, first_rollout + rollouts)
+        self._begun = np.zeros(rollouts, dtype=np.int64)
+
+    def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
+        """The batch under each episode's draw, with the token ids of the missions in it.
+
+        batch     on the CPU; it is left as it is
+        tokens    int64 [M, L]
+        returns   as `batch_missions`
+        """
+        runs = _runs(batch["masks"].numpy())
+        draw = self._draws(batch["masks"].numpy(), runs)
+        of_step = draw[runs.of_step]
+        changed = dict(batch)
+        if self._recolor or self._retype:
+            changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
+        if self._mirror:
+            changed |= _mirrored(changed, of_step % 2 == 1)
+        mission = batch["mission"].numpy().reshape(-1)[runs.first]
+        text = self._words[draw[:, None], tokens.numpy()[mission]]
+        # as bytes the rows are sorted several times faster than by torch.unique
+        _, distinct, place = np.unique(
+            text.astype(">u2").view(f"S{2 * text.shape[1]}")[:, 0],
+            return_index=True,
+            return_inverse=True,
+        )
+        changed["mission"] = torch.from_numpy(place[runs.of_step])
+        changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
+        return changed
+
+    def _exchanged(self, cells: Tensor, guise: NDArray[np.int64]) -> Tensor:
+        row = torch.from_numpy((guise * 256).astype(np.int32))[..., None, None]
+        return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
+
+    def _draws(self, masks: NDArray[np.uint8], runs: _Runs) -> NDArray[np.int64]:
+        """The draw of every run of the batch, without what is switched off: int64 [R]."""
+        begun = self._begun + np.cumsum(masks == 0, axis=0)
+        self._begun = begun[-1]
+        rollout = self._rollout[runs.first % masks.shape[1]]
+        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[runs.first])
+        types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
+        guise = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
+        mirrored = draw % 2 * self._mirror
+        return np.asarray(guise * 2 + mirrored)
+
+    def state(self) -> dict[str, Any]:
+        """Where the draws stand, as a JSON value."""
+        return {"begun": self._begun.tolist()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._begun = np.array(state["begun"], dtype=np.int64)
+
+
+def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
+    """The batch with the distinct missions in it, so that a network reads each only once.
+
+    tokens    int64 [M, L]
+    returns   the batch, `mission` int64 [T, B] now a row of its `mission_tokens` int64 [M', L]
+    """
+    row, place = torch.unique(batch["mission"], return_inverse=True)
+    distinct, again = torch.unique(tokens[row.long()], dim=0, return_inverse=True)
+    return {**batch, "mission": again[place], "mission_tokens": distinct}
+
+
+class _Runs(NamedTuple):
+    """The R stretches of one episode in one rollout of a batch.
+
+    first     int64 [R], the first step, counted over [T, B] time first
+    of_step   int64 [T, B], the run of each step
+    """
+
+    first: NDArray[np.int64]
+    of_step: NDArray[np.int64]
+
+
+def _runs(masks: NDArray[np.uint8]) -> _Runs:
+    begins = np.ascontiguousarray(masks.T) == 0  # [B, T]
+    begins[:, 0] = True
+    rollout, time = np.nonzero(begins)
+    of_step = np.cumsum(begins).reshape(begins.shape) - 1
+    return _Runs(time * len(begins) + rollout, np.ascontiguousarray(of_step.T))
+
+
+def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
+    """Cells, direction and action of a batch, exchanged where `mirrored` [T, B] says so."""
+    cells = batch["cells"].numpy().copy()
+    columns = cells.reshape(-1, VIEW_SIZE * VIEW_SIZE).view(_COLUMN)
+    steps = np.flatnonzero(mirrored)
+    columns[steps] = columns[steps, ::-1]
+    changed = {"cells": torch.from_numpy(cells)}
+    for name, table in (("action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
+        values = batch[name].numpy()
+        changed[name] = torch.from_numpy(np.where(mirrored, table[values], values))
+    return changed
+
+
+def _mixed(values: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
+    """Well-mixed bits of integers. Source: splitmix64 (Steele, Lea and Flood 2014)."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(values) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+_EXCHANGED: Mapping[Symmetry, Sequence[str]] = {
+    "recolor": COLOURS,
+    "mirror": SIDES,
+    "retype": TYPES,
+}
+"""The words that a symmetry exchanges."""
+_SHOWN_WORDS = 8
+_TOGGLE = ACTIONS.index("toggle")
+_STEPS_AT_ONCE = 1 << 24
+
+
+def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
+    """One line for each symmetry of the stages that widens its level, to be said to the user.
+
+    stores   of all stages, by name
+
+    SettingsError, ManifestError  a symmetry is refused, with the reason
+    """
+    lines: dict[str, None] = {}
+    for number, stage in enumerate(settings.stages):
+        if stage.off_policy is None or not stage.off_policy.augment:
+            continue
+        store, symmetries = stores[stage.off_policy.store], stage.off_policy.augment
+        key = f"stages.{number}.off_policy.augment"
+        _check_views(store, key)
+        manifest = _declaring_manifest(store, symmetries, key)
+        _check_words(store, symmetries, manifest, key)
+        if "retype" in symmetries:
+            _check_toggles(store, symmetries, key)
+        for symmetry in symmetries:
+            if symmetry in manifest.widened_by:
+                lines[
+                    f"augment: {symmetry} makes episodes of the task of {manifest.level} that the "
+                    "level itself never has (docs/augmentation.md)"
+                ] = None
+    return list(lines)
+
+
+def _declaring_manifest(store: Store, symmetries: Sequence[Symmetry], key: str) -> Manifest:
+    """The manifest of the store's level, which declares these symmetries."""
+    level = store.attributes.level
+    try:
+        manifest = read_manifest(level)
+    except ManifestError as error:
+        if error.path != level:
+            raise  # a file that does not parse
+        manifest = None
+    missing = [one for one in symmetries if manifest is None or one not in manifest.symmetries]
+    if manifest is not None and not missing:
+        return manifest
+    declared = manifest.symmetries if manifest is not None else ()
+    lines = [f"symmetries = {json.dumps(sorted({*declared, *missing}))}"]
+    if manifest is None:
+        why = f"the level {level} of {store.name} has no manifest that declares it"
+        lines = [f'level = "{level}"', 'environment_id = "…"', 'mission_pattern = "…"', *lines]
+    else:
+        why = f"the manifest of {level} does not declare it a symmetry of the level"
+        if manifest.no_environment is not None:
+            why += ", which has no environment to prove it in"
+    written = ", ".join(f"`{line}`" for line in lines)
+    raise SettingsError(
+        f"{_named(missing)} cannot be used: {why}",
+        path=key,
+        fix=f"{_without(key, symmetries, missing)}. If the task is symmetric, a file {level}.toml "
+        f"with the lines {written} in the folder ${MANIFESTS_VARIABLE} declares it, and "
+        f"`pytest tests/data/test_augment.py -k {level} -m 'slow or not slow'` proves it "
+        "(docs/augmentation.md)",
+    )
+
+
+def _check_views(store: Store, key: str) -> None:
+    if not store.packed:
+        raise SettingsError(
+            "augmentation exchanges packed cells, and this store holds images "
+            f"({' x '.join(map(str, store.view.shape[1:]))}), whose colours it cannot tell",
+            path=store.path,
+            fix=f"train without augmentation: --set {key}=[]",
+        )
+
+
+def _check_words(
+    store: Store, symmetries: Sequence[Symmetry], manifest: Manifest, key: str
+) -> None:
+    """That every word of the store's missions is exchanged, or known to stay as it is."""
+    all_exchanged = {word for words in _EXCHANGED.values() for word in words}
+    clash = [word for word in manifest.unchanged_words if word in all_exchanged]
+    if clash:
+        raise ManifestError(
+            f"unchanged_words names {_listed(clash)}, which augmentation exchanges",
+            path=manifest.level,
+            fix="name only words that name no colour, no side and no type of thing",
+        )
+    words = store.attributes.vocabulary
+    for symmetry in symmetries:
+        exchanged = _EXCHANGED[symmetry]
+        lacking = [word for word in exchanged if word not in words]
+        if lacking and len(lacking) < len(exchanged):
+            known = [word for word in exchanged if word in words]
+            raise SettingsError(
+                f"{symmetry} cannot be used: the store's vocabulary has {_listed(known)} but not "
+                f"{_listed(lacking)}, so missions could not be exchanged",
+                path=store.path,
+                fix=_without(key, symmetries, [symmetry]),
+            )
+    unknown = [word for word in words if word not in WORDS and word not in manifest.unchanged_words]
+    if unknown:
+        raise SettingsError(
+            f"{_named(symmetries)} cannot be used: missions of this store hold "
+            f"{_listed(unknown)}, and whether that names a colour, a side or a type of thing is "
+            "not known",
+            path=store.path,
+            fix=f"{_without(key, symmetries, symmetries)}; or, if none of them does, list all of "
+            f"them in the manifest of {manifest.level}, as in unchanged_words = "
+            f"{json.dumps(unknown[:_SHOWN_WORDS])}",
+        )
+
+
+def toggles_thing(cells: NDArray[np.uint8], action: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which steps toggle a key, ball or box ahead: bool [N]. Only the box opens, and is gone.
+
+    cells    [N, 7, 7], packed views
+    action   [N]
+    """
+    ahead = UNPACKING_TABLE[cells[:, AGENT_COLUMN, AGENT_ROW - 1], 0]
+    return np.asarray((action == _TOGGLE) & np.isin(ahead, (KEY, BALL, BOX)))
+
+
+def _check_toggles(store: Store, symmetries: Sequence[Symmetry], key: str) -> None:
+    for start in range(0, store.steps, _STEPS_AT_ONCE):
+        stop = min(start + _STEPS_AT_ONCE, store.steps)
+        toggled = start + np.flatnonzero(store.action.span(start, stop) == _TOGGLE)
+        of_thing = toggles_thing(store.view.take(toggled), store.action.take(toggled))
+        if of_thing.any():
+            first = toggled[of_thing.argmax()]
+            episode = int(np.searchsorted(store.episode_offset, first, side="right")) - 1
+            raise SettingsError(
+                f"retype cannot be used: episode {episode} toggles a key, a ball or a box, of "
+                "which only the box opens",
+                path=store.path,
+                fix=_without(key, symmetries, ["retype"]),
+            )
+
+
+def _without(key: str, symmetries: Iterable[Symmetry], refused: Iterable[Symmetry]) -> str:
+    left = [symmetry for symmetry in symmetries if symmetry not in set(refused)]
+    return f"train without it: --set '{key}={json.dumps(left)}'"
+
+
+def _named(symmetries: Sequence[Symmetry]) -> str:
+    return " and ".join(symmetries)
+
+
+def _listed(words: Sequence[str]) -> str:
+    shown = [f"`{word}`" for word in words[:_SHOWN_WORDS]]
+    more = len(words) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,122 @@
+"""Rollouts as PyTorch's data loaders expect them, and a single pass over a store for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from demotools.store.reading import Store
+from trainer.batch import Batch, Layout
+from trainer.data.iterator import ExpertTrajectoryIterator, Source
+
+
+class RolloutDataset(IterableDataset[Batch]):
+    """Rollouts as an iterable dataset, for `DataLoader(dataset, batch_size=None)`.
+
+    stores    as for ExpertTrajectoryIterator
+    settings  the other arguments of ExpertTrajectoryIterator
+
+    With workers the loader gives the same batches in the same order as without: of W workers,
+    number w makes batches w, w + W, ... and only counts the others. Stores travel to the workers
+    by path. Every iteration goes on where the last one in this process stopped.
+    """
+
+    def __init__(self, stores: Store | Source | Sequence[Store | Source], **settings: Any) -> None:
+        super().__init__()
+        self._stores = stores
+        self._settings = settings
+        self._resumed: dict[str, Any] | None = None
+        self._first_batch = 0
+        # made here already, so that bad settings are refused before any worker starts
+        self._rollouts: ExpertTrajectoryIterator | None = self._made()
+
+    def __iter__(self) -> Iterator[Batch]:
+        rollouts = self._opened()
+        worker = get_worker_info()
+        if worker is not None:
+            begin = (self._resumed or {}).get("first_batch", rollouts.batches)
+            rollouts.take_turns(begin + worker.id, worker.num_workers)
+            self._first_batch = begin
+        return rollouts
+
+    def __len__(self) -> int:
+        """Batches until `max_steps`; TypeError where the stream is endless."""
+        return len(self._opened())
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that every rollout has finished, as far as this process has played them."""
+        return self._opened().epoch
+
+    @property
+    def passes(self) -> float:
+        """Passes over everything that is played, as far as this process has played it."""
+        return self._opened().passes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, a JSON value. Without workers, or called inside a worker.
+
+        torchdata's StatefulDataLoader calls it inside the workers. With a plain DataLoader that
+        has workers, this process's own copy of the dataset never moves.
+        """
+        state = self._opened().state()
+        if get_worker_info() is not None:
+            state["first_batch"] = self._first_batch
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; see ExpertTrajectoryIterator.load_state."""
+        self._opened().load_state(state)
+        self._resumed = state
+
+    def __getstate__(self) -> dict[str, Any]:
+        # open files and threads stay behind; the other process makes its own
+        return {**self.__dict__, "_rollouts": None, "_resumed": self.state_dict()}
+
+    def _opened(self) -> ExpertTrajectoryIterator:
+        if self._rollouts is None:
+            self._rollouts = self._made()
+            if self._resumed is not None:
+                self._rollouts.load_state(self._resumed)
+        return self._rollouts
+
+    def _made(self) -> ExpertTrajectoryIterator:
+        return ExpertTrajectoryIterator(self._stores, **self._settings)
+
+
+def one_pass(
+    store: Store | Source,
+    *,
+    rollouts: int,
+    rollout_len: int,
+    layout: Layout = "native",
+    device: torch.device | str = "cpu",
+    instruction_len: int | None = None,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Every step of a store exactly once, for cross-entropy and accuracy on held-out episodes.
+
+    rollouts   B; fewer where the store has fewer episodes
+    yields     a batch, and which of its steps count: bool [T, B]. A rollout that has played all
+               its episodes goes on while others have not, and that does not count.
+
+    Memory is carried from batch to batch as in training. The figure over the whole store is the
+    sum over the steps that count, divided by their number.
+    """
+    source = store if isinstance(store, Source) else Source(store)
+    batches = ExpertTrajectoryIterator(
+        source,
+        rollouts=min(rollouts, source.count),
+        rollout_len=rollout_len,
+        layout=layout,
+        device=device,
+        instruction_len=instruction_len,
+    )
+    left = torch.from_numpy(batches.epoch_steps(0)).to(device)
+    time = torch.arange(rollout_len, device=device)[:, None]
+    while bool((left > 0).any()):
+        yield next(batches), time < left
+        left = left - rollout_len

@@ -1,0 +1,383 @@
+"""Losses: functions of a network, a batch and the memory before it; PPO's advantages among them.
+
+A loss is any callable `(model, batch, memory) -> LossResult`. Ours are built by name; a user's own
+is `type = "package.module:Name"`, a class or function that takes the keys beside `type` and gives
+such a callable (docs/training.md has one). The loop carries `LossResult.memory` on to the next
+batch; it comes without gradient, so back-propagation stops at the border of the batch.
+
+On-policy losses: PPO, A2C and imitation of the expert, and the advantages that they need.
+
+The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
+`type`. Beside what every batch holds (`trainer.learning.building`), theirs hold what was true when
+the rollout was collected, all [T, B] unless it says otherwise:
+
+    action           uint8, the action taken          advantage    float32, normalised if so set
+    expert_action    int64, -1 where there is none    returns      float32, advantage + value
+    log_prob         float32, of `action`             stage_steps  int64 [], of the stage so far
+    value            float32, the critic's            terminated, truncated   bool
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from demotools.errors import DemotoolsError, SettingsError
+from trainer.batch import Batch
+from trainer.learning.networks.base import Model, Output, output_of
+from trainer.settings.user_code import FOREIGN, demand, told
+from trainer.team import ALONE, Team
+
+
+class LossResult(NamedTuple):
+    """What a loss gives: T x B steps.
+
+    loss      scalar with a gradient, a mean over the steps
+    scalars   what the log shows, scalars without gradient
+    memory    [B, memory size] after the batch, without gradient
+    steps     number of steps that the loss is a mean of
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor]
+    memory: Tensor
+    steps: int
+
+
+class Loss(Protocol):
+    """The one interface of all losses, off-policy and on-policy."""
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module and `Model` for what a batch holds."""
+
+
+@dataclass(frozen=True)
+class ForeignLoss:
+    """A user's own loss; where it fails, or gives what is no result, that is a SettingsError.
+
+    type   by which the settings name it
+    """
+
+    type: str
+    loss: Loss
+
+    @property
+    def needs_expert(self) -> bool:
+        """Whether it takes `expert_action` from rollouts."""
+        return bool(getattr(self.loss, "needs_expert", False))
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The result of the user's loss."""
+        try:
+            result = self.loss(model, batch, memory)
+        except DemotoolsError:
+            raise
+        except FOREIGN as error:
+            raise self._wrong(f"fails: {told(error)}") from error
+        demand("loss", self.type, result, LossResult)
+        for name, tensor in {"loss": result.loss, **result.scalars}.items():
+            if not isinstance(tensor, Tensor) or tensor.numel() != 1:
+                raise self._wrong(f"gives a `{name}` that is not a tensor of one number")
+        if torch.is_grad_enabled() and not result.loss.requires_grad:
+            raise self._wrong("gives a value without a gradient")
+        if not isinstance(result.memory, Tensor) or result.memory.shape != memory.shape:
+            raise self._wrong("gives a memory that is not like the one it was given")
+        return result
+
+    def _wrong(self, what: str) -> SettingsError:
+        return SettingsError(
+            f"the loss {what}", path=f"type = {self.type!r}", fix="correct that function"
+        )
+
+
+def expert_cross_entropy() -> Loss:
+    """Cross-entropy of the policy against the expert's actions, a mean over all steps.
+
+    Takes `action` [T, B] of the batch as the expert's. Scalar: accuracy, the share of steps at
+    which the most probable action is the expert's.
+    """
+
+    def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        output = model(batch, memory)
+        action = batch["action"].long().flatten()
+        logits = output.logits.flatten(0, 1)
+        accuracy = (logits.detach().argmax(1) == action).float().mean()
+        return LossResult(
+            loss=nn.functional.cross_entropy(logits, action),
+            scalars={"accuracy": accuracy},
+            memory=output.memory,
+            steps=len(action),
+        )
+
+    return loss
+
+
+def merged_losses(
+    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
+) -> Tensor:
+    """The weighted sum of losses: a scalar.
+
+    Its mean over a team is that of means over the steps of all, however unequally these lie.
+    """
+    losses = [weights[name] * result.loss for name, result in results.items()]
+    if team.world > 1:
+        steps = losses[0].new_tensor([result.steps for result in results.values()])
+        shares = steps * team.world / team.total(steps).clamp(min=1)
+        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
+    return torch.stack(losses).sum()
+
+
+class LossStep(nn.Module):
+    """All losses of a batch in one call: what processes that train together wrap.
+
+    Seen from outside, only weights that a loss really uses are used. Losses that ask for the same
+    batch after the same memory share one pass through the network.
+
+    bfloat16   whether the network computes in bfloat16 where that is safe; losses never do
+    """
+
+    def __init__(self, network: nn.Module, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self._bfloat16 = bfloat16
+
+    def forward(
+        self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
+    ) -> dict[str, LossResult]:
+        """The result of each loss, by its name; `memories` before the batch by the same names."""
+        model = cast(Model, _Once(self.network, self._bfloat16))
+        return {name: loss(model, batch, memories[name]) for name, loss in losses.items()}
+
+
+class _Once:
+    """A network that computes the same thing once; in all else it is the network."""
+
+    def __init__(self, network: nn.Module, bfloat16: bool) -> None:
+        self._network = network
+        self._bfloat16 = bfloat16
+        self._asked: tuple[Batch, Tensor] | None = None
+
+    def __call__(self, batch: Batch, memory: Tensor) -> Output:
+        if self._asked is None or self._asked[0] is not batch or self._asked[1] is not memory:
+            self._asked = (batch, memory)
+            with torch.autocast(memory.device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits, values, after = output_of(self._network, batch, memory)
+            dtype = memory.dtype
+            self._output = Output(logits.to(dtype), values.to(dtype), after.to(dtype))
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+
+def gae_advantages(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantages of T x B steps: float [T, B].
+
+    value        [T, B], of the observation that each action answered
+    next_value   [T, B], of the observation that followed it; where an episode was cut off at its
+                 step limit that is its last observation, never the first of the next episode
+    terminated   bool [T, B]: nothing comes after, the value there is 0
+    truncated    bool [T, B]: more would have come, `next_value` stands for it
+    source       Schulman et al. 2016, equations 11 and 16
+    """
+    surprise = reward + gamma * next_value * ~terminated - value
+    carried = gamma * gae_lambda * (~(terminated | truncated)).to(value.dtype)
+    advantage = torch.zeros_like(surprise)
+    after = torch.zeros_like(surprise[0])
+    for step in reversed(range(len(surprise))):
+        after = surprise[step] + carried[step] * after
+        advantage[step] = after
+    return advantage
+
+
+def normalised(advantage: Tensor, team: Team = ALONE) -> Tensor:
+    """With mean 0 and standard deviation 1 over all steps, those of the whole team."""
+    exact = advantage.double()
+    count = team.total(exact.new_tensor(exact.numel()))
+    mean = team.total(exact.sum()) / count
+    deviation = (team.total(((exact - mean) ** 2).sum()) / count).sqrt()
+    return ((exact - mean) / (deviation + 1e-5)).to(advantage.dtype)
+
+
+def ppo_policy_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate, a mean over all steps.
+
+    log_prob, old   of the actions taken, by the present network and by the one that took them
+    source          Schulman et al. 2017, equation 7
+    """
+    ratio = (log_prob - old).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratio * advantage, clipped * advantage).mean()
+
+
+def clipped_value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error, the worse of the value and the value at most `clip` from the old."""
+    clipped = old + (value - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).mean()
+
+
+def approximate_kl(log_prob: Tensor, old: Tensor) -> Tensor:
+    """Of the policy from the one that took the actions, in nats: a mean over all steps, never < 0.
+
+    log_prob, old   as in `ppo_policy_loss`
+    source          Schulman 2020, "Approximating KL divergence", the estimator k3
+    """
+    gap = log_prob - old
+    return (gap.exp() - 1 - gap).mean()
+
+
+def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
+    """Share of the variance of the returns that the values foretold: 1 is all of it, 0 none.
+
+    It is below 0 where the values mislead, and 0 where all returns are the same.
+    """
+    spread = returns.var(correction=0)
+    unexplained = (returns - value).var(correction=0)
+    return torch.where(spread > 0, 1 - unexplained / spread, torch.zeros_like(spread))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the policy in nats, a mean over all steps.
+
+    >>> f"{entropy(torch.zeros(2, 3, 7)):.4f}"  # log 7
+    '1.9459'
+    """
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1).mean()
+
+
+def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy against the actions that are valid, a mean over these; and how many they are.
+
+    action   int64, -1 where it is not valid; the mean of none is 0
+    """
+    flat, target = logits.flatten(0, -2), action.flatten()
+    valid = int((target >= 0).sum())
+    total = nn.functional.cross_entropy(flat, target, ignore_index=-1, reduction="sum")
+    return total / max(valid, 1), valid
+
+
+def taken_log_prob(logits: Tensor, action: Tensor) -> Tensor:
+    """Log-probability of the actions taken, in the shape of `action`."""
+    return logits.log_softmax(-1).gather(-1, action.long()[..., None]).squeeze(-1)
+
+
+def linear_decay(steps: int | Tensor, over: int | None) -> float:
+    """From 1 at step 0 to 0 at step `over`, and 0 from then on; always 1 where `over` is None.
+
+    >>> linear_decay(250, 1000), linear_decay(2000, 1000), linear_decay(9, None)
+    (0.75, 0.0, 1.0)
+    """
+    return 1.0 if over is None else max(1.0 - float(steps) / over, 0.0)
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimization: clipped ratio, clipped value loss, entropy bonus.
+
+    clip               the furthest that a ratio counts from 1, and a value from the old one
+    clip_decay_steps   environment steps of the stage over which `clip` goes to 0; None: never
+    target_kl          an update whose approximate KL exceeds it is the rollout's last; None: all
+                       are made. The schedule of the learning rate counts those left out too.
+    """
+
+    clip: float = 0.1
+    clip_decay_steps: int | None = None
+    value_weight: float = 0.5
+    entropy_weight: float = 0.01
+    target_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError("target_kl must be above 0")
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output = model(batch, memory)
+        clip = self.clip * linear_decay(batch["stage_steps"], self.clip_decay_steps)
+        log_prob = taken_log_prob(output.logits, batch["action"])
+        policy = ppo_policy_loss(log_prob, batch["log_prob"], batch["advantage"], clip)
+        value = clipped_value_loss(output.values, batch["value"], batch["returns"], clip)
+        bonus = entropy(output.logits)
+        taken, old = log_prob.detach(), batch["log_prob"]
+        return LossResult(
+            loss=policy + self.value_weight * value - self.entropy_weight * bonus,
+            scalars={
+                "policy": policy.detach(),
+                "value": value.detach(),
+                "entropy": bonus.detach(),
+                "clip_fraction": (((taken - old).exp() - 1).abs() > clip).float().mean(),
+                "approximate_kl": approximate_kl(taken, old),
+                "explained_variance": explained_variance(batch["value"], batch["returns"]),
+            },
+            memory=output.memory,
+            steps=log_prob.numel(),
+        )
+
+
+@dataclass(frozen=True)
+class A2C:
+    """Advantage actor-critic. Source: Mnih et al. 2016, with generalised advantages."""
+
+    value_weight: float = 0.5
+    entropy_weight: float = 0.01
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output = model(batch, memory)
+        log_prob = taken_log_prob(output.logits, batch["action"])
+        policy = -(log_prob * batch["advantage"]).mean()
+        value = 0.5 * ((output.values - batch["returns"]) ** 2).mean()
+        bonus = entropy(output.logits)
+        return LossResult(
+            loss=policy + self.value_weight * value - self.entropy_weight * bonus,
+            scalars={
+                "policy": policy.detach(),
+                "value": value.detach(),
+                "entropy": bonus.detach(),
+            },
+            memory=output.memory,
+            steps=log_prob.numel(),
+        )
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """Cross-entropy against what the expert advises where the policy goes (DAgger).
+
+    Ross et al. 2011. Steps at which the expert has no advice do not count.
+    """
+
+    needs_expert: ClassVar[bool] = True
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see the module for what the batch holds."""
+        output: Output = model(batch, memory)
+        loss, valid = masked_cross_entropy(output.logits, batch["expert_action"])
+        hits = output.logits.detach().argmax(-1) == batch["expert_action"]
+        accuracy = hits.sum() / max(valid, 1)
+        return LossResult(loss, {"accuracy": accuracy}, output.memory, valid)
+
+
+def kl_targets(losses: Mapping[str, Loss]) -> dict[str, float]:
+    """The `target_kl` of the losses that have one, by their names."""
+    targets = {name: loss.target_kl for name, loss in losses.items() if isinstance(loss, PPO)}
+    return {name: target for name, target in targets.items() if target is not None}
+
+
+def needs_expert(loss: Loss) -> bool:
+    """Whether a loss takes `expert_action` from rollouts: it says so by `needs_expert = True`."""
+    return bool(getattr(loss, "needs_expert", False))

@@ -1,0 +1,371 @@
+"""What the networks share: what they give, how they are asked, their parts, and the LSTM.
+
+An LSTM over a batch of rollouts whose memory restarts where the masks say so.
+
+A batch of T steps x B rollouts is cut into runs: stretches of one rollout over which memory is
+carried. Sorted by length, the runs that are still going at step k are a prefix, so step k is one
+product over them (`Runs`), and the weights' gradient is one product over all steps. On a CPU this
+is several times faster than `nn.LSTM` on a PackedSequence and faster than T steps over all B
+rollouts (docs/log.md has the figures); `lstm_by_steps`, the plain loop, is what it must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from demotools.babyai.cells import ACTIONS
+from demotools.errors import DemotoolsError, SettingsError
+from trainer.batch import Batch
+from trainer.settings.user_code import FOREIGN, told
+
+LARGEST = 8192
+_HEAD = 64
+_GROUP = 8
+
+
+class Output(NamedTuple):
+    """What a network says of every step.
+
+    logits   [T, B, 7], unnormalised log-probabilities of the actions
+    values   [T, B], the critic's
+    memory   [B, memory size] after the last step, without gradient
+    """
+
+    logits: Tensor
+    values: Tensor
+    memory: Tensor
+
+
+class Model(Protocol):
+    """What a network offers beside being a `torch.nn.Module`."""
+
+    def __call__(self, batch: Batch, memory: Tensor) -> Output:
+        """The output of every step of a batch."""
+
+    def initial_memory(self, rollouts: int) -> Tensor:
+        """Memory before the first step: zeros [B, memory size]."""
+
+
+class InstructionEncoder(nn.Module):
+    """Vectors of missions, [M, L] token ids to [M, size]: a GRU read up to the last word."""
+
+    def __init__(self, vocabulary_size: int, size: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary_size + 1, size, padding_idx=0)
+        self.gru = nn.GRU(size, size, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[M, size]; a mission without any word gives what the first state gives."""
+        states, _last = self.gru(self.words(tokens))
+        final = ((tokens != 0).sum(1) - 1).clamp(min=0)
+        return cast(Tensor, states[torch.arange(len(tokens), device=tokens.device), final])
+
+
+class FilmBlock(nn.Module):
+    """Two convolutions, the second scaled and shifted by an instruction, beside a shortcut.
+
+    Source: Perez et al. 2018.
+
+    normed   whether the first and what is scaled and shifted are normalised by `step_norm`
+    """
+
+    def __init__(self, channels: int, instruction: int, *, normed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(instruction, 2 * channels)
+        self.norm_first = step_norm(channels) if normed else nn.Identity()
+        self.norm_film = step_norm(channels) if normed else nn.Identity()
+
+    def forward(self, view: Tensor, instruction: Tensor) -> Tensor:
+        """[n, channels, h, w] of the same."""
+        scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
+        inner = self.second(torch.relu(self.norm_first(self.first(view))))
+        return view + torch.relu(self.norm_film(inner * (1 + scale) + shift))
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError where a size of a layer is none, or one that no machine has memory for."""
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 < size <= LARGEST:
+            raise ValueError(f"{name} must be from 1 to {LARGEST}")
+
+
+def step_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation of each step by itself, in groups of 8 channels (Wu and He 2018).
+
+    ValueError  the channels are no multiple of 8
+    """
+    if channels % _GROUP:
+        raise ValueError(f"channels must be a multiple of {_GROUP}")
+    return nn.GroupNorm(channels // _GROUP, channels)
+
+
+def head(memory: int, outputs: int) -> nn.Sequential:
+    """An actor or a critic on an LSTM's hidden state: [n, memory] to [n, outputs]."""
+    return nn.Sequential(nn.Linear(memory, _HEAD), nn.Tanh(), nn.Linear(_HEAD, outputs))
+
+
+def empty_memory(cell: nn.LSTMCell, rollouts: int) -> Tensor:
+    """Zeros [B, 2 * memory]: hidden and cell state."""
+    return cell.weight_hh.new_zeros(rollouts, 2 * cell.hidden_size)
+
+
+def in_order(values: Tensor, runs: Runs) -> Tensor:
+    """[N, ...] in the order of the runs, of [T, B, ...]."""
+    return values.flatten(0, 1)[runs.order]
+
+
+def output_of_runs(
+    actor: nn.Module, critic: nn.Module, hidden: Tensor, after: Tensor, runs: Runs
+) -> Output:
+    """What actor and critic say of every step.
+
+    hidden   [N, memory], in the order of the runs
+    after    [B, 2 * memory], memory after the batch
+    """
+    rollouts = len(after)
+    logits = actor(hidden)[runs.inverse].unflatten(0, (-1, rollouts))
+    values = critic(hidden)[runs.inverse].reshape(-1, rollouts)
+    return Output(logits, values, after)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The number of weights that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+T = TypeVar("T")
+
+
+def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
+    """The output of every step; SettingsError where the user's network fails or gives another."""
+    output = _asked(network, lambda model: model(batch, memory))
+    if not _is_ours(network):
+        _check(network, output, tuple(batch["masks"].shape), tuple(memory.shape))
+    return Output(*output)
+
+
+def memory_of(network: nn.Module, rollouts: int) -> Tensor:
+    """Memory before the first step; SettingsError where the user's network gives none."""
+    memory = _asked(network, lambda model: model.initial_memory(rollouts))
+    if not isinstance(memory, Tensor) or memory.dim() != 2 or len(memory) != rollouts:
+        what = tuple(memory.shape) if isinstance(memory, Tensor) else type(memory).__name__
+        raise _wrong(network, f"begins with the memory {what}, not with zeros ({rollouts}, size)")
+    return memory
+
+
+def _asked(network: nn.Module, question: Callable[[Model], T]) -> T:
+    if _is_ours(network):
+        return question(cast(Model, network))
+    try:
+        return question(cast(Model, network))
+    except DemotoolsError:
+        raise
+    except FOREIGN as error:
+        raise _wrong(network, f"fails: {told(error)}") from error
+
+
+def _check(
+    network: nn.Module, output: Any, steps: tuple[int, ...], memory: tuple[int, ...]
+) -> None:
+    """SettingsError where this is no output of so many steps."""
+    if not isinstance(output, tuple) or len(output) != len(Output._fields):
+        raise _wrong(network, f"gives {type(output).__name__}, not logits, values and memory")
+    wanted = {"logits": (*steps, len(ACTIONS)), "values": steps, "memory": memory}
+    for (name, shape), tensor in zip(wanted.items(), output, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+            what = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise _wrong(network, f"gives the {name} {what}, not {shape}")
+    if not output[0].isfinite().all():
+        raise _wrong(network, "gives logits that are not finite")
+
+
+def _is_ours(network: nn.Module) -> bool:
+    return type(network).__module__.startswith("trainer.")
+
+
+def _wrong(network: nn.Module, what: str) -> SettingsError:
+    kind = type(network)
+    return SettingsError(
+        f"the network {what}",
+        path=f"type = '{kind.__module__}:{kind.__qualname__}'",
+        fix="correct that class",
+    )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How the T x B steps of a batch are laid out run by run; N = T * B, R runs.
+
+    order      int64 [N], flat index t * B + b of each step in the order of computation
+    inverse    int64 [N], place in that order of each flat index
+    sizes      runs that are still going at step 0, 1, ... of a run; sum N, sizes[0] = R
+    before     int64 [N], row of the state that each step continues, in [R initial; N steps]
+    rollout    int64 [R], the rollout of each run
+    carried    bool [R], whether the run continues the memory of the batch before
+    last       int64 [B], place in `order` of each rollout's last step
+    """
+
+    order: Tensor
+    inverse: Tensor
+    sizes: list[int]
+    before: Tensor
+    rollout: Tensor
+    carried: Tensor
+    last: Tensor
+
+
+def runs_of(masks: Tensor) -> Runs:
+    """The runs of a batch.
+
+    masks   [T, B], 0 where memory restarts
+    """
+    T, B = masks.shape
+    by_rollout = masks.t() != 0  # [B, T]
+    begins = ~by_rollout
+    begins[:, 0] = True
+    start = begins.reshape(-1).nonzero().squeeze(1)  # flat index b * T + t
+    length = torch.diff(start, append=start.new_tensor([B * T]))
+    length, rank = torch.sort(length, descending=True, stable=True)
+    start = start[rank]
+    longest = int(length[0])
+    # sizes[k] = number of runs longer than k
+    ended = torch.bincount(length, minlength=longest + 1).cumsum(0)
+    going = len(length) - ended[:longest]
+    first = going.cumsum(0) - going  # place of step k's first row
+    step = torch.repeat_interleave(torch.arange(longest, device=masks.device), going)
+    place = torch.arange(B * T, device=masks.device)
+    row = place - first[step]
+    flat = start[row] + step
+    order = flat % T * B + flat // T
+    inverse = torch.empty_like(order)
+    inverse[order] = place
+    previous = len(length) + first[step - 1] + row
+    return Runs(
+        order=order,
+        inverse=inverse,
+        sizes=going.tolist(),
+        before=torch.where(step == 0, row, previous),
+        rollout=start // T,
+        carried=(start % T == 0) & by_rollout.reshape(-1)[start],
+        last=inverse[(T - 1) * B + torch.arange(B, device=masks.device)],
+    )
+
+
+def lstm_by_runs(
+    cell: nn.LSTMCell, inputs: Tensor, runs: Runs, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden states of every step, in the order of the runs, and the memory after the batch.
+
+    inputs    [N, I], in the order of the runs
+    memory    [B, 2H], hidden and cell state of every rollout before the batch
+    returns   [N, H], and memory [B, 2H] without gradient
+    """
+    projected = nn.functional.linear(inputs, cell.weight_ih, cell.bias_ih + cell.bias_hh)
+    initial = memory.detach()[runs.rollout] * runs.carried[:, None]
+    hidden, state = _LSTMOverRuns.apply(  # type: ignore[no-untyped-call]
+        projected, cell.weight_hh.to(projected.dtype), initial.to(projected.dtype), runs
+    )
+    after = torch.cat([hidden.detach()[runs.last], state[runs.last]], dim=1)
+    return hidden, after
+
+
+def lstm_by_steps(
+    cell: nn.LSTMCell, inputs: Tensor, masks: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same step by step, with masks: the definition that `lstm_by_runs` must equal.
+
+    inputs    [T, B, I]
+    masks     [T, B]
+    memory    [B, 2H]
+    returns   [T, B, H], and memory [B, 2H] without gradient
+    """
+    hidden, state = memory.detach().chunk(2, dim=1)
+    outputs = []
+    for step, mask in zip(inputs, masks.to(inputs.dtype), strict=True):
+        hidden, state = cell(step, (hidden * mask[:, None], state * mask[:, None]))
+        outputs.append(hidden)
+    return torch.stack(outputs), torch.cat([hidden, state], dim=1).detach()
+
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward
+_tanh_backward = torch.ops.aten.tanh_backward
+
+
+class _LSTMOverRuns(torch.autograd.Function):
+    """LSTM (Hochreiter and Schmidhuber 1997, gates as in torch.nn.LSTMCell: i, f, g, o)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, weight: Tensor, initial: Tensor, runs: Runs
+    ) -> tuple[Tensor, Tensor]:
+        size = weight.shape[1]
+        count = runs.sizes[0]
+        gates = torch.empty_like(projected)
+        # rows [0, R) hold the initial states, row R + n that of step n
+        hidden = projected.new_empty(count + len(projected), size)
+        state = torch.empty_like(hidden)
+        hidden[:count], state[:count] = initial.chunk(2, dim=1)
+        start, previous = 0, 0
+        transposed = weight.t()
+        for going in runs.sizes:
+            gate = gates[start : start + going]
+            torch.addmm(
+                projected[start : start + going],
+                hidden[previous : previous + going],
+                transposed,
+                out=gate,
+            )
+            gate[:, : 2 * size].sigmoid_()
+            gate[:, 2 * size : 3 * size].tanh_()
+            gate[:, 3 * size :].sigmoid_()
+            i, f, g, o = gate.chunk(4, dim=1)
+            here = slice(count + start, count + start + going)
+            torch.mul(f, state[previous : previous + going], out=state[here])
+            state[here].addcmul_(i, g)
+            torch.tanh(state[here], out=hidden[here])
+            hidden[here].mul_(o)
+            previous, start = count + start, start + going
+        ctx.save_for_backward(weight, gates, hidden, state)
+        ctx.runs = runs
+        ctx.mark_non_differentiable(after := state[count:])
+        return hidden[count:], after
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weight, gates, hidden, state = ctx.saved_tensors
+        runs: Runs = ctx.runs
+        count, size = runs.sizes[0], weight.shape[1]
+        by_gates = torch.empty_like(gates)
+        by_hidden = gradients[0].clone()
+        by_state = state.new_zeros(count, size)
+        previous = state[runs.before]
+        stop = len(gates)
+        for earlier, going in zip([0, *runs.sizes[:-1]][::-1], runs.sizes[::-1], strict=True):
+            start = stop - going
+            here = slice(start, stop)
+            i, f, g, o = gates[here].chunk(4, dim=1)
+            squashed = state[count + start : count + stop].tanh()
+            dh, dc = by_hidden[here], by_state[:going]
+            dc += _tanh_backward(dh * o, squashed)
+            by_gates[here] = torch.cat(
+                [
+                    _sigmoid_backward(dc * g, i),
+                    _sigmoid_backward(dc * previous[here], f),
+                    _tanh_backward(dc * i, g),
+                    _sigmoid_backward(dh * squashed, o),
+                ],
+                dim=1,
+            )
+            dc *= f
+            if earlier:
+                rows = by_hidden[start - earlier : start - earlier + going]
+                rows.addmm_(by_gates[here], weight)
+            stop = start
+        return by_gates, by_gates.t() @ hidden[runs.before], None, None

@@ -1,0 +1,200 @@
+"""One HTML file about one or several runs: curves, success, cost, settings. It needs no network."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demotools.errors import SettingsError
+from demotools.look.report import rendered_page
+from demotools.output import open_regular
+from trainer.report.plot import AgainstWhat, curves, drawing, run_lines, run_names
+from trainer.settings.models import SETTINGS_FILE, parsed_settings, setting_leaves, toml_tree
+
+# Runs that differ in nothing else are one experiment, repeated.
+_REPEATED = ("run.seed", "run.name")
+_GREY = "#808080"
+_STYLE: dict[Any, object] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "trainer",
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), _GREY),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), _GREY),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    "legend.framealpha": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the folder of a run tells.
+
+    settings   values by key, as in `stages.0.off_policy.rollouts`
+    lines      of its log
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The measurements of success, the first one first."""
+        return [line for line in self.lines if line["group"] == "evaluation"]
+
+    @property
+    def experiment(self) -> tuple[tuple[str, str], ...]:
+        """What is equal for runs that differ in their seeds only."""
+        items = sorted(self.settings.items())
+        return tuple((key, str(value)) for key, value in items if key not in _REPEATED)
+
+    def cost(self) -> dict[str, Any]:
+        """Steps, minutes and device, up to the last line of the log."""
+        last = self.lines[-1] if self.lines else {}
+        steps = {axis: int(last.get(axis, 0)) for axis in ("demo_steps", "env_steps")}
+        minutes = float(last.get("minutes", 0.0))
+        return {
+            **steps,
+            "minutes": minutes,
+            "steps_per_second": sum(steps.values()) / (60 * minutes) if minutes else None,
+            "device": self.settings.get("run.device"),
+            "network": self.settings.get("model.type"),
+        }
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The last measurements of runs that differ in their seeds only: their mean and the worst."""
+
+    names: list[str]
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the folders tell, and the page that shows it.
+
+    differing, equal   settings by key: one text for each run, empty where a run has no such key
+    """
+
+    runs: list[FinishedRun]
+    repeated: list[Repeated]
+    differing: dict[str, list[str]]
+    equal: dict[str, list[str]]
+    html: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "runs": [
+                {
+                    "name": run.name,
+                    "folder": str(run.folder),
+                    "evaluations": run.evaluations,
+                    "cost": run.cost(),
+                    "settings": run.settings,
+                }
+                for run in self.runs
+            ],
+            "repeated": [vars(group) for group in self.repeated],
+            "differing": self.differing,
+        }
+
+
+def run_report(folders: Sequence[Path], against: AgainstWhat | None = None) -> RunReport:
+    """The report of some runs.
+
+    against   what the curves are drawn against; None: the steps that all runs took, else minutes
+
+    DemotoolsError  a folder holds no run, or its log is damaged
+    SettingsError   its settings are damaged
+    """
+    runs = [
+        FinishedRun(name, folder, _settings(folder), run_lines(folder))
+        for name, folder in zip(run_names(folders), folders, strict=True)
+    ]
+    differing, equal = compared_settings([run.settings for run in runs])
+    repeated = _repeated(runs)
+    html = rendered_page(
+        "report.html",
+        "trainer",
+        runs=runs,
+        curves=_svg(runs, against),
+        repeated=repeated,
+        differing=differing,
+        equal=equal,
+    )
+    return RunReport(runs, repeated, differing, equal, html)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        raise SettingsError(
+            "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
+        )
+    with open_regular(file) as stream:
+        content = stream.read()
+    try:
+        tree = toml_tree(content.decode("utf-8"), file)
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"the settings of this run are not valid TOML: {error}",
+            path=file,
+            fix="correct the file, or leave out this run",
+        ) from error
+    parsed_settings(tree, file)
+    return setting_leaves(tree)
+
+
+def compared_settings(
+    settings: Sequence[dict[str, Any]],
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The keys in which runs differ and those in which they are equal, with each run's value.
+
+    >>> compared_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": True}])
+    ({'b': ['2', '3'], 'c': ['', 'True']}, {'a': ['1', '1']})
+    """
+    differing: dict[str, list[str]] = {}
+    equal: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for one in settings for key in one):
+        values = [str(one[key]) if key in one else "" for one in settings]
+        same = len(set(values)) == 1
+        (equal if same else differing)[key] = values
+    return differing, equal
+
+
+def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
+    groups: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
+    for run in runs:
+        if run.evaluations:
+            groups.setdefault(run.experiment, []).append(run)
+    result = []
+    for group in groups.values():
+        success = [run.evaluations[-1]["success"] for run in group]
+        if len(group) > 1:
+            names = [run.name for run in group]
+            result.append(Repeated(names, sum(success) / len(success), min(success)))
+    return result
+
+
+def _svg(runs: Sequence[FinishedRun], against: AgainstWhat | None) -> str:
+    """The curves as an element of a page, as wide as the page lets it be."""
+    stream = io.BytesIO()
+    with drawing():
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        with matplotlib.rc_context(_STYLE):
+            figure = curves([(run.name, run.lines) for run in runs], against)
+            none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            FigureCanvasSVG(figure).print_svg(stream, metadata=none)  # type: ignore[no-untyped-call]
+    text = stream.getvalue().decode()
+    text = text[text.index("<svg") :]
+    # the page decides on the size; the picture's shape is in its viewBox
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", text, count=2)

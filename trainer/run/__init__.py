@@ -1,0 +1,6 @@
+"""A training run. Read `loop` first: the whole of training, top to bottom.
+
+`state` is what a run and its present stage hold; `session` goes from a recipe to a finished run;
+`checkpoint` is the file, `resume` writes it and takes a run up from it, `loading` makes a policy
+of it; `cost` is worked out beforehand; `log` is what a run says.
+"""

@@ -1,0 +1,277 @@
+"""Checkpoints: one file, written whole or not at all, read without running anything in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from demotools.errors import CheckpointError, SettingsError, from_os_error
+from demotools.output import open_regular, written_whole
+from trainer.learning.building import NETWORKS, build_network
+from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
+from trainer.settings.user_code import check_trusted
+
+FORMAT = 1
+FILE_NAME = "last.pt"
+BEST = "best.pt"
+FAILED = "failed.pt"
+REPLACED = ".replaced"
+"""Where the files of a run wait until the run that replaces it has a checkpoint."""
+_COPIES = "after-*.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: tensors and plain values.
+
+    settings   resolved TOML, which runs again as it is
+    words      the vocabulary, in the order of the token ids
+    model      state of the network
+    training   state of everything else: optimizer, schedule, progress, streams, random generators
+    versions   of the packages that wrote it
+    """
+
+    path: Path
+    settings: str
+    words: tuple[str, ...]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    versions: dict[str, str]
+
+    def parsed(self) -> Settings:
+        """The settings as an object."""
+        return parsed_settings(toml_tree(self.settings, self.path), self.path)
+
+    def network(self) -> nn.Module:
+        """The network with its weights, ready to act.
+
+        CheckpointError  they do not fit it, or are not finite
+        """
+        named = self.parsed().model
+        self._check_sizes(named)
+        network = build_network(named.type, named.options, len(self.words))
+        self.load_weights(network)
+        for name, weights in network.named_parameters():
+            if not weights.isfinite().all():
+                raise CheckpointError(
+                    f"the weights `{name}` are not finite",
+                    path=self.path,
+                    fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
+                )
+        return network.eval()
+
+    def _check_sizes(self, named: Named) -> None:
+        """Refuse a network of ours that is larger than the weights there are, before it is built.
+
+        A file of a few bytes could else ask for all memory.
+        """
+        there = {name: getattr(weights, "shape", None) for name, weights in self.model.items()}
+        claimed = sum(w.nbytes for w in self.model.values() if isinstance(w, torch.Tensor))
+        if named.type not in NETWORKS:
+            return
+        with torch.device("meta"), fitting(self.path, f"the network `{named.type}`"):
+            network = build_network(named.type, named.options, len(self.words))
+        wanted = {name: weights.shape for name, weights in network.state_dict().items()}
+        wrong = [key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)]
+        if wrong or claimed > self.path.stat().st_size:
+            name = min(wrong, default="")
+            what = f"`{name}` is {_shape(there.get(name))}, not {_shape(wanted.get(name))}"
+            raise _misfit(
+                self.path,
+                f"the weights do not fit the network `{named.type}`: "
+                + (what if wrong else "they are more than the file holds"),
+            )
+
+    def load_weights(self, network: nn.Module) -> None:
+        """Give a network the weights; CheckpointError where they do not fit it."""
+        with fitting(self.path, f"the weights do not fit the network `{self.parsed().model.type}`"):
+            network.load_state_dict(self.model)
+
+
+class _Content(BaseModel):
+    """What the file of a checkpoint must hold."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Annotated[int, Field(ge=1)]
+    versions: dict[str, str]
+    settings: str
+    words: Annotated[list[str], Field(min_length=1)]
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+@contextmanager
+def fitting(path: Path, what: str) -> Iterator[None]:
+    """CheckpointError, saying `what`, where state of a checkpoint does not fit what it is put into.
+
+    These are the errors that torch's and our own `load_state` meet in state of another shape.
+    """
+    wrong = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
+    try:
+        yield
+    except wrong as error:
+        raise _misfit(path, f"{what}: {_first_line(error)}") from error
+
+
+def _misfit(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        what,
+        path=path,
+        fix="use the versions that it was written with, name another checkpoint, or train anew",
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(tuple(shape))
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    settings: str,
+    words: tuple[str, ...],
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint under its name only when whole; the one before stays until then.
+
+    DemotoolsError  the disk is full or cannot be written
+    """
+    content = {
+        "format": FORMAT,
+        "versions": {name: version(name) for name in ("demotools", "torch", "minigrid", "numpy")},
+        "settings": settings,
+        "words": list(words),
+        "model": dict(model),
+        "training": dict(training),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with written_whole(path) as stream:
+        stream.write(buffer.getbuffer())
+
+
+def keep_checkpoints(folder: Path, count: int, updates: int) -> None:
+    """Let the newest checkpoint stay as one of the last `count`.
+
+    updates   of the weights so far, the number in the name of the copy
+
+    DemotoolsError  the disk is full or cannot be written
+    """
+    newest = folder / FILE_NAME
+    try:
+        if count > 1:
+            _copy(newest, folder / _COPIES.replace("*", f"{updates:010}"))
+            # the newest is there twice, under both names
+            for old in sorted(folder.glob(_COPIES))[:-count]:
+                old.unlink()
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)  # the source is replaced, never written into
+    except OSError:
+        shutil.copyfile(source, temporary)  # a file system without links
+    temporary.replace(target)
+
+
+def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
+    """A checkpoint, by its file or the folder of its run.
+
+    Nothing of what is stored in it is run.
+
+    trust   whether its settings may name code that is not the trainer's, which whoever builds what
+            they name then imports
+
+    CheckpointError  missing, damaged, without something that it must hold, of a newer format, or
+                     it names code and is not trusted
+    """
+    file = path
+    if path.is_dir():
+        file = path / FILE_NAME
+        replaced = path / REPLACED / FILE_NAME
+        file = replaced if replaced.exists() and not file.exists() else file
+    if not file.exists():
+        raise CheckpointError(
+            "there is no checkpoint",
+            path=file,
+            fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
+        )
+    with open_regular(file) as stream:
+        raw = _content(stream, file)
+    form = raw.get("format") if isinstance(raw, dict) else None
+    if type(form) is int and form > FORMAT:
+        raise CheckpointError(
+            f"the checkpoint has format {form}; this trainer reads up to {FORMAT}",
+            path=file,
+            fix="install a newer trainer, or name a file that `trainer run` wrote",
+        )
+    try:
+        content = _Content.model_validate(raw)
+        settings = parsed_settings(toml_tree(content.settings, file), file)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the whole file"
+        raise _not_a_checkpoint(file, f"{problem['msg']} at `{place}`") from error
+    except (SettingsError, ValueError, RecursionError) as error:
+        what = error.what if isinstance(error, SettingsError) else _first_line(error)
+        raise _not_a_checkpoint(file, f"its settings: {what}") from error
+    check_trusted(settings, file, trust=trust)
+    return Checkpoint(
+        path=file,
+        settings=content.settings,
+        words=tuple(content.words),
+        model=content.model,
+        training=content.training,
+        versions=content.versions,
+    )
+
+
+def _content(stream: IO[bytes], file: Path) -> Any:
+    """What torch has stored in a file, its checksums compared."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            # torch compresses nothing: what announces more than the file holds is not its work
+            announced = sum(member.file_size for member in archive.infolist())
+            if announced > stream.seek(0, os.SEEK_END):
+                raise zipfile.BadZipFile(f"it announces {announced:,} bytes, more than it has")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
+    # what zipfile and torch's unpickler raise on foreign bytes is no closed list: KeyError,
+    # struct.error, zlib.error, NotImplementedError, AssertionError, ...
+    except Exception as error:
+        raise _not_a_checkpoint(file, _first_line(error)) from error
+
+
+def _not_a_checkpoint(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"this is not a checkpoint, or it is damaged: {why}",
+        path=file,
+        fix="name another checkpoint, or train again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The class of an error, and how its text begins."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

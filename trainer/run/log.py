@@ -1,0 +1,341 @@
+"""What a run says while it runs: TensorBoard scalars, the same numbers as JSON lines, one bar."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import resource
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args
+
+from tqdm import tqdm
+
+from demotools.errors import DemotoolsError, SettingsError, from_os_error
+from demotools.output import open_regular, written_whole
+from trainer.settings.user_code import FOREIGN, told
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation"]
+Axis = Literal["env_steps", "demo_steps"]
+Activity = Literal["data", "environment", "forward", "backward"]
+FILE_NAME = "log.jsonl"
+BOARD_FOLDER = "tensorboard"
+WANDB_ID = "wandb-id.txt"
+
+_WHERE = {"group", "minutes", "env_steps", "demo_steps"}
+_AXES: dict[Group, Axis] = {
+    "onpolicy": "env_steps",
+    "offpolicy": "demo_steps",
+    "environment": "env_steps",
+}
+_LARGEST = 1e300
+_RANGES = dict.fromkeys(("minutes", "env_steps", "demo_steps"), (0.0, 1e18))
+_EPISODES = {"success": (0.0, 1.0), "episodes": (1.0, 1e18)}
+_EVALUATION = {
+    **_EPISODES,
+    **dict.fromkeys(("interval_low", "interval_high"), (0.0, 1.0)),
+    "episode_length": (0.0, 1e18),
+}
+
+
+class Stopwatch:
+    """Where the time goes: seconds by activity since the last `shares`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def of(self, activity: Activity) -> Iterator[None]:
+        """Counts the time inside the block."""
+        start = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start
+        self._seconds[activity] = self._seconds.get(activity, 0.0) + elapsed
+
+    def shares(self) -> tuple[float, dict[str, float]]:
+        """Seconds since the last call, and `share_ACTIVITY` of them; then counts anew."""
+        elapsed = time.perf_counter() - self._since
+        shares = {f"share_{name}": value / elapsed for name, value in self._seconds.items()}
+        self._seconds, self._since = {}, time.perf_counter()
+        return elapsed, shares
+
+
+class Meter:
+    """Scalars of the present cycle by group, and the latest ones for the bar."""
+
+    def __init__(self) -> None:
+        self._values: dict[Group, dict[str, list[float]]] = {}
+        self._latest: dict[str, float] = {}
+
+    def add(self, group: Group, scalars: Mapping[str, float]) -> None:
+        """Note one value of each scalar."""
+        of_group = self._values.setdefault(group, {})
+        for name, value in scalars.items():
+            of_group.setdefault(name, []).append(value)
+            self._latest[name.rpartition("/")[2] if group != "train" else name] = value
+
+    def means(self) -> dict[Group, dict[str, float]]:
+        """The means since the last call, by group; then begins anew."""
+        values, self._values = self._values, {}
+        return {
+            group: {name: sum(many) / len(many) for name, many in of_group.items()}
+            for group, of_group in values.items()
+            if of_group
+        }
+
+    def shown(self) -> dict[str, str]:
+        """What the bar shows."""
+        names = ("loss", "accuracy", "success")
+        return {name: f"{self._latest[name]:.3f}" for name in names if name in self._latest}
+
+
+class RunLog:
+    """The log of one run, in its folder; a context manager.
+
+    A line of `log.jsonl` is `{"group", "minutes", "env_steps", "demo_steps", NAME: value, ...}`.
+    It alone is what a run goes on from: the curves of TensorBoard, whose tags are GROUP/NAME, are
+    drawn anew from it at every resume, and Weights & Biases gets line n as step n, which it takes
+    only once. Values that are not finite are left out of all three.
+
+    axis      of curves that are not of one kind of steps alone
+    project   of Weights & Biases; None: it is left alone
+    config    the settings, for Weights & Biases
+    say       takes a line for the user
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        axis: Axis = "demo_steps",
+        project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._folder, self._axis, self._say = folder, axis, say
+        self._board: SummaryWriter | None = None
+        self._written: int | None = None
+        try:
+            # without a buffer: what was written is in the file, whatever becomes of the process
+            self._lines = (folder / FILE_NAME).open("ab", buffering=0)
+        except OSError as error:
+            raise from_os_error(error, folder / FILE_NAME) from error
+        self._wandb = _wandb_run(folder, project, config) if project is not None else None
+
+    def write(
+        self, group: Group, values: Mapping[str, float], *, where: Mapping[str, float]
+    ) -> None:
+        """One line, and one point of every curve of the group.
+
+        where   `minutes`, `env_steps` and `demo_steps` so far
+
+        DemotoolsError  the disk is full or cannot be written
+        """
+        number = self._begin()
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"group": group, **where, **finite}
+        self._append(json.dumps(line).encode() + b"\n")
+        self._written = number + 1
+        self._draw([line])
+        if self._wandb is not None:
+            tagged = {f"{group}/{name}": value for name, value in finite.items()}
+            try:
+                self._wandb.log({**where, **tagged}, step=number)
+            except FOREIGN as error:
+                self._wandb = None
+                self._say(f"Weights & Biases gets no more numbers of this run: {told(error)}")
+
+    def size_bytes(self) -> int:
+        """Of the lines so far."""
+        return os.fstat(self._lines.fileno()).st_size
+
+    def cut(self, size_bytes: int) -> None:
+        """Forget the lines after these, in all logs: they were written after the checkpoint."""
+        whole = (self._folder / FILE_NAME).read_bytes()[:size_bytes]
+        self._lines.truncate(whole.rfind(b"\n") + 1)
+        self._begin()
+
+    def _begin(self) -> int:
+        """Open the board, with all that is in the log so far; how many lines that are."""
+        if self._written is not None:
+            return self._written
+        lines = read_log(self._folder)
+        try:
+            self._board = _new_board(self._folder / BOARD_FOLDER)
+        except OSError as error:
+            self._stop_drawing(error)
+        self._draw(lines)
+        self._written = len(lines)
+        return self._written
+
+    def _append(self, line: bytes) -> None:
+        before, rest = self.size_bytes(), memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._lines.write(rest) :]
+        except OSError as error:
+            self._lines.truncate(before)
+            raise from_os_error(error, self._folder / FILE_NAME) from error
+
+    def _draw(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The points of these lines, the last of which has just been written."""
+        if self._board is None or not lines:
+            return
+        begun = time.time() - 60 * lines[-1]["minutes"]
+        try:
+            for line in lines:
+                step = int(line[_AXES.get(line["group"], self._axis)])
+                for name in line.keys() - _WHERE:
+                    self._board.add_scalar(
+                        f"{line['group']}/{name}",
+                        line[name],
+                        step,
+                        walltime=begun + 60 * line["minutes"],
+                    )
+            self._board.flush()
+        except OSError as error:  # of the thread that writes
+            self._stop_drawing(error)
+
+    def _stop_drawing(self, error: OSError) -> None:
+        self._board = None
+        why = (error.strerror or str(error)).lower()
+        self._say(
+            f"TensorBoard's curves are no longer written ({why}); {FILE_NAME} has all numbers, "
+            "and --resume draws them anew"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        if self._board is not None:
+            try:
+                self._board.close()
+            except OSError as failed:
+                self._stop_drawing(failed)
+        if self._wandb is not None:
+            try:
+                self._wandb.finish(exit_code=int(kind is not None))
+            except FOREIGN as failed:
+                self._say(f"Weights & Biases did not finish this run: {told(failed)}")
+
+
+def resident_mib() -> dict[str, float]:
+    """`resident_mib`: the memory that this process holds now; empty where no system file tells."""
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        return {}
+    pages = int(status.read_text("ascii").split()[1])
+    return {"resident_mib": pages * resource.getpagesize() / 2**20}
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that was cut by a kill is left out.
+
+    DemotoolsError  a line is not one that a run writes, or the file cannot be read
+    """
+    with open_regular(folder / FILE_NAME) as stream:
+        lines = stream.read().split(b"\n")[:-1]
+    return [_parsed(line, number, folder) for number, line in enumerate(lines, start=1)]
+
+
+def _parsed(line: bytes, number: int, folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(line.decode("utf-8"))
+        if not isinstance(content, dict) or content.get("group") not in get_args(Group):
+            raise ValueError("it names no group of numbers that a run logs")
+        ranges = _RANGES | (_EVALUATION if content["group"] == "evaluation" else {})
+        if content["group"] == "environment" and "success" in content:
+            ranges |= _EPISODES
+        for name in ranges.keys() | content.keys() - {"group"}:
+            low, high = ranges.get(name, (-_LARGEST, _LARGEST))
+            value = content.get(name)
+            # exactly these: true is an int too, and NaN lies in no range
+            if not (type(value) is int or type(value) is float) or not low <= value <= high:
+                raise ValueError(f"`{name}` is not a number from {low:g} to {high:g}")
+    except (ValueError, RecursionError) as error:
+        raise DemotoolsError(
+            f"the log is damaged: line {number} is not one that a run writes: {error}",
+            path=folder / FILE_NAME,
+            fix="remove that line, or leave out this run",
+        ) from error
+    return content
+
+
+def progress_bar(stage: str, axis: Axis, *, total: int, done: int, quiet: bool) -> tqdm[NoReturn]:
+    """The bar of a stage, counting the steps of its budget; not shown where nobody looks."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=stage,
+        unit=f" {axis.replace('_', ' ')}",
+        unit_scale=True,
+        disable=True if quiet else None,
+    )
+
+
+def _new_board(folder: Path) -> SummaryWriter:
+    """An empty one: a reader that has seen earlier points of this run throws them away."""
+    from torch.utils.tensorboard.writer import SummaryWriter  # half a second: only runs need it
+
+    for earlier in folder.glob("events.out.tfevents.*"):
+        earlier.unlink()
+    return SummaryWriter(str(folder), purge_step=0)
+
+
+def _wandb_run(folder: Path, project: str, config: Mapping[str, Any] | None) -> Any:
+    """This run there, under the id that it was begun with."""
+    file = folder / WANDB_ID
+    package = weights_and_biases()
+    try:
+        if not file.exists():
+            with written_whole(file) as stream:
+                stream.write(secrets.token_hex(8).encode())
+        name = folder.resolve().name
+        return package.init(
+            project=project,
+            name=name,
+            id=file.read_text("ascii").strip(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config or {}),
+        )
+    except DemotoolsError:
+        raise
+    except FOREIGN as error:
+        raise SettingsError(
+            f"Weights & Biases does not begin: {told(error)}",
+            path="run.wandb",
+            fix="log in with `wandb login`, set WANDB_MODE=offline, or remove the setting",
+        ) from error
+
+
+def weights_and_biases() -> Any:
+    """Its package; SettingsError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise SettingsError(
+            "Weights & Biases is not installed",
+            path="run.wandb",
+            fix="pip install 'demotools[wandb]', or remove the setting",
+        ) from error
+
+
+CURVE_FILE = "curve.png"

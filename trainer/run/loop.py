@@ -1,0 +1,241 @@
+"""The training loop: stages in sequence, each of cycles until its budget is spent.
+
+A cycle is one rollout from the environments, `repeats` x `minibatches` updates on it with the
+on-policy losses, then `updates` batches from a demo store with the off-policy losses. Either half
+may be absent: without a section `on_policy` no environment is made; without losses of its own the
+rollout only tracks success; without a section `off_policy` no store is opened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import get_args
+
+from torch import Tensor
+
+from demotools.errors import DemotoolsError, SettingsError
+from trainer.acting.collect import Collector, minibatches
+from trainer.batch import Batch
+from trainer.learning.building import clip_gradients
+from trainer.learning.losses import LossResult, kl_targets, merged_losses
+from trainer.run.checkpoint import FILE_NAME
+from trainer.run.log import Group, resident_mib
+from trainer.run.resume import copied, save, save_best, save_failed, state_of, write_state
+from trainer.run.state import (
+    DemoStream,
+    Progress,
+    Run,
+    Stage,
+    ends_early,
+    enough_memory,
+    open_stage,
+    rollout_updates,
+)
+from trainer.settings.user_code import FOREIGN, told
+from trainer.team import StopRequest
+
+
+def train(run: Run, stop: StopRequest) -> None:
+    """Run all stages; save at every interval, at the end, and when asked to stop."""
+    progress = run.progress
+    while progress.stage < len(run.settings.stages):
+        with open_stage(run) as stage:
+            while progress.in_cycle or not stage.finished(progress):
+                before = Progress(**vars(progress))
+                with _saved_first(run, stage), enough_memory():
+                    _cycle(run, stage, stop)
+                    whole = not progress.in_cycle
+                    progress.stage_over = whole and ends_early(run, stage)
+                _report(run, before)
+                if whole and stage.hold_out is not None and progress.in_vain == 0:
+                    save_best(run, stage)
+                ending = run.team.any(bool(stop))
+                if ending or _save_is_due(run, before):
+                    save(run, stage)
+                if ending:
+                    return
+        progress.next_stage()
+        save(run)
+
+
+def _cycle(run: Run, stage: Stage, stop: StopRequest) -> None:
+    # a run that was stopped inside a cycle has taken this cycle's rollout already
+    if stage.collector is not None and not run.progress.in_cycle:
+        _learn_from_environments(run, stage, stage.collector)
+    if stage.demos is not None:
+        run.progress.in_cycle = True
+        _learn_from_demos(run, stage, stage.demos, stop)
+
+
+def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> None:
+    """One rollout, and the updates on it where the stage has losses for it."""
+    settings = run.settings.on_policy
+    assert settings is not None
+    with run.watch.of("environment"):
+        rollout_len = stage.settings.rollout_len or settings.rollout_len
+        rollout = collector.collect(rollout_len, run.progress.stage_env_steps)
+    run.progress.add(env_steps=rollout.batch["masks"].numel() * run.team.world)
+    run.meter.add("environment", rollout.scalars())
+    if stage.losses:
+        rollout = rollout.with_advantages(
+            settings.gamma,
+            settings.gae_lambda,
+            normalise=settings.normalise_advantages,
+            team=run.team,
+        )
+    planned, targets = rollout_updates(stage.settings), kl_targets(stage.losses)
+    dealt = (
+        batch
+        for _ in range(stage.settings.repeats)
+        for batch in minibatches(rollout, stage.settings.minibatches)
+    )
+    for number, (batch, memory) in zip(range(1, planned + 1), dealt, strict=False):
+        with run.watch.of("forward"):
+            results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
+        run.meter.add("onpolicy", _update(run, results, stage.settings.losses, batch))
+        gone = [results[name].scalars["approximate_kl"].item() > targets[name] for name in targets]
+        if gone and run.team.any(any(gone)):
+            # the rate is planned over all updates: it goes on over those left out
+            for _ in range(planned - number):
+                run.schedule.step()
+            break
+    if targets:
+        run.meter.add("onpolicy", {"updates": number})
+    stage.advance(run)
+
+
+def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopRequest) -> None:
+    """Updates on batches from the store, up to the end of the cycle or of the budget."""
+    progress, settings = run.progress, demos.settings
+    spent = False
+    while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
+        with run.watch.of("data"):
+            batch = demos.batch()
+        with run.watch.of("forward"):
+            results = demos.results(run.losses, batch)
+        run.meter.add("offpolicy", _update(run, results, settings.losses, batch))
+        progress.add(demo_steps=settings.batch_steps)
+        progress.cycle_updates += 1
+        stage.advance(run)
+        spent = bool(stage.settings.max_demo_steps) and stage.finished(progress)
+    if progress.cycle_updates == settings.updates or spent:
+        progress.cycle_updates, progress.in_cycle = 0, False
+
+
+class _NotFiniteError(SettingsError):
+    """A loss or a gradient that is not a number; the same weights would give it again."""
+
+
+@contextmanager
+def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
+    """Where anything fails in a cycle, the state at its beginning is saved, then it is raised.
+
+    By then weights, memory and streams may have moved on, each to another place. A run that goes
+    on from there makes the whole cycle again, and ends as if nothing had failed.
+    """
+    # where several processes train together, the others cannot be asked any more
+    before = copied(state_of(run, stage)) if run.team.world == 1 else None
+    try:
+        yield
+    except _NotFiniteError:
+        raise
+    except Exception as error:
+        if before is not None:
+            try:
+                write_state(run, FILE_NAME, before)
+                kept = f"what was learned is saved, and goes on with --resume: {run.folder}"
+            except (DemotoolsError, MemoryError) as another:
+                kept = f"what was learned could not be saved: {another}"
+            if isinstance(error, DemotoolsError):
+                error.fix += f"; {kept}"
+        raise
+
+
+def _update(
+    run: Run, results: Mapping[str, LossResult], weights: Mapping[str, float], batch: Batch
+) -> dict[str, float]:
+    """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
+    with run.watch.of("forward"):
+        loss = merged_losses(results, weights, run.team)
+        value = loss.item()
+    if not math.isfinite(value):
+        finite = {name: math.isfinite(result.loss.item()) for name, result in results.items()}
+        culprits = " and ".join(name for name in finite if not finite[name])
+        raise _failure(run, f"the loss {culprits or 'sum'}", value, batch)
+    settings = run.settings.optimizer
+    with run.watch.of("backward"):
+        run.optimizer.zero_grad()
+        with _told("the backward pass", f"the losses {', '.join(results)}"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradients(run.network.parameters(), settings.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise _failure(run, "the norm of the gradients", norm, batch)
+        with _told("the step of the optimizer", f"type = {settings.type!r}"):
+            run.optimizer.step()
+        with _told("the step of the schedule", f"type = {settings.schedule.type!r}"):
+            run.schedule.step()
+    run.progress.updates += 1
+    scalars = {"loss": value, "gradient_norm": norm}
+    for name, result in results.items():
+        of_loss: dict[str, Tensor] = {"loss": result.loss, **result.scalars}
+        scalars |= {f"{name}/{key}": tensor.item() for key, tensor in of_loss.items()}
+    return scalars
+
+
+@contextmanager
+def _told(what: str, where: str) -> Iterator[None]:
+    """SettingsError where code of the user's fails that torch calls for us."""
+    try:
+        with enough_memory():
+            yield
+    except DemotoolsError:
+        raise
+    except FOREIGN as error:
+        raise SettingsError(
+            f"{what} fails: {told(error)}", path=where, fix="correct that code"
+        ) from error
+
+
+def _failure(run: Run, what: str, value: float, batch: Batch) -> SettingsError:
+    """What to raise where something is not a number; all there is to look into is saved."""
+    progress = run.progress
+    finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
+    path = save_failed(run, batch) if run.team.writes else run.folder
+    return _NotFiniteError(
+        f"{what} became {value} at update {progress.updates} "
+        f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
+        f"are {'' if finite else 'not '}finite)",
+        path=path,
+        fix="look into the batch saved there, or begin anew with --overwrite and a lower lr",
+    )
+
+
+def _report(run: Run, before: Progress) -> None:
+    """The means of a cycle to the log."""
+    progress = run.progress
+    seconds, shares = run.watch.shares()
+    progress.minutes += seconds / 60
+    demo_speed = (progress.demo_steps - before.demo_steps) / seconds
+    env_speed = (progress.env_steps - before.env_steps) / seconds
+    lr = float(run.schedule.get_last_lr()[0])
+    speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
+    run.meter.add("train", {"lr": lr, **speeds, **shares, **resident_mib()})
+    means = run.meter.means()
+    for group in get_args(Group):
+        values = run.team.mean(means.get(group, {}))
+        if values and run.log is not None:
+            run.log.write(group, values, where=progress.where())
+
+
+def _save_is_due(run: Run, before: Progress) -> bool:
+    """Whether the last cycle went past a multiple of the interval of saving."""
+    settings, progress = run.settings.run, run.progress
+    return any(
+        every is not None and now // every > then // every
+        for every, now, then in (
+            (settings.save_every_env_steps, progress.env_steps, before.env_steps),
+            (settings.save_every_demo_steps, progress.demo_steps, before.demo_steps),
+        )
+    )

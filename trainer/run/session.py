@@ -1,0 +1,494 @@
+"""From a recipe to a finished run, and from a checkpoint to its success; the commands call these.
+
+Nothing here prints: lines for the user go to the function `say` that the caller hands over.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from demotools.babyai.vocabulary import WORDS
+from demotools.errors import CheckpointError, SettingsError, StoreError, from_os_error
+from demotools.output import acquired_lock, data_folder, written_whole
+from demotools.recording.bot import can_play
+from demotools.store.reading import Store, open_store, store_path
+from demotools.workers.processes import processor_count
+from trainer.acting.collect import NetworkPolicy
+from trainer.acting.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
+from trainer.acting.vector import check_playable
+from trainer.data.augment import check_augmentation
+from trainer.learning.building import NETWORKS, build_losses, build_network
+from trainer.learning.losses import needs_expert
+from trainer.learning.networks.base import parameter_count
+from trainer.run.checkpoint import BEST, FAILED, REPLACED, Checkpoint, read_checkpoint
+from trainer.run.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from trainer.run.cost import duration, expected_cost
+from trainer.run.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
+from trainer.run.log import CURVE_FILE as PLOT_FILE
+from trainer.run.log import FILE_NAME as LOG_FILE
+from trainer.run.loop import train
+from trainer.run.resume import check_resumed, load_best, restore
+from trainer.run.state import Parts, Run, new_parts, open_run, stage_plan
+from trainer.settings.models import (
+    LEVELS,
+    SETTINGS_FILE,
+    Device,
+    Settings,
+    StageSettings,
+    read_settings,
+    recipe_path,
+    toml_of,
+)
+from trainer.settings.user_code import (
+    check_trusted,
+    foreign_names,
+    made_environment,
+    search_recipe_folders,
+)
+from trainer.team import ALONE, Team, joined_team, stop_request
+
+_FILES = (
+    # the checkpoint first: it is the sign that a run has something to lose
+    *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, "after-*.pt"),
+    *(LOG_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `trainer run` says.
+
+    data             folder of the demo stores
+    processes        of environments; None: one per core, at most one per environment
+    force_settings   resume although settings changed, where that is harmless
+    trust            import what the recipe names, though it is the settings.toml of some run
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    output: Path | None
+    data: Path
+    processes: int | None = None
+    tiny: bool = False
+    resume: bool = False
+    force_settings: bool = False
+    overwrite: bool = False
+    trust: bool = False
+    quiet: bool = False
+
+    @property
+    def process_count(self) -> int:
+        """Of environments."""
+        return self.processes or processor_count()
+
+    def command_to_resume(self) -> str:
+        """The command that goes on with the run from its checkpoint, for a shell."""
+        words = ["trainer", "run", self.recipe]
+        for override in self.overrides:
+            words += ["--set", override]
+        if self.tiny:
+            words.append("--tiny")
+        if self.output is not None:
+            words += ["-o", str(self.output)]
+        if self.processes is not None:
+            words += ["-m", str(self.processes)]
+        if self.data != data_folder(None):
+            words += ["--data-dir", str(self.data)]
+        if self.trust:
+            words.append("--trust")
+        return shlex.join([*words, "--resume"])
+
+
+def run_recipe(
+    options: Options, say: Callable[[str], None], draw: Callable[[Path], str] | None = None
+) -> int:
+    """Train by a recipe; the number of the signal that ended it early, else 0.
+
+    draw   draws the learning curve of the folder of a run, and gives what to say of it
+
+    SettingsError, StoreError, CheckpointError  before anything is written
+    """
+    settings, reasons = _resolved(options)
+    with joined_team(settings.run.device) as team:
+        if team.writes:
+            return _run(options, settings, reasons, team, say, draw)
+        return _run(options, settings, reasons, team, lambda _line: None, draw)
+
+
+def _run(
+    options: Options,
+    settings: Settings,
+    reasons: list[str],
+    team: Team,
+    say: Callable[[str], None],
+    draw: Callable[[Path], str] | None,
+) -> int:
+    parts, said = _prepared(options, settings, team)
+    folder = options.output or Path("runs") / settings.run.name
+    if options.resume and not folder.is_dir():
+        _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
+    with _locked(folder) if team.writes else nullcontext():
+        checkpoint = _checkpoint_to_resume(folder) if options.resume else None
+        if checkpoint is not None:
+            check_resumed(checkpoint, settings, forced=options.force_settings)
+        with nullcontext() if checkpoint or not team.writes else _emptied(folder, options):
+            for line in [*reasons, *said, f"folder: {folder}"]:
+                say(line)
+            return _trained(options, parts, folder, checkpoint, say, draw)
+
+
+def _trained(
+    options: Options,
+    parts: Parts,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    say: Callable[[str], None],
+    draw: Callable[[Path], str] | None,
+) -> int:
+    team = parts.team
+    with open_run(
+        parts, folder, processes=options.process_count, quiet=options.quiet, say=say
+    ) as run:
+        if team.writes:
+            with written_whole(folder / SETTINGS_FILE) as stream:
+                stream.write(toml_of(parts.settings).encode())
+        if checkpoint is not None:
+            restore(run, checkpoint)
+        with stop_request() as stop:
+            train(run, stop)
+        if not stop and team.writes:
+            say(f"trained for {duration(60 * run.progress.minutes)}")
+            _evaluate(run, say)
+    if team.writes and draw is not None:
+        say(draw(folder))
+    if stop:
+        say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}; this goes on from it:")
+        say(f"  {options.command_to_resume()}")
+    return stop.signal
+
+
+def dry_run_text(options: Options) -> str:
+    """The resolved settings as TOML that runs again as it is; the cost in its comments."""
+    settings, reasons = _resolved(options)
+    names = foreign_names(settings)
+    said = _planned(options, settings, names) if names else None
+    said = said or _prepared(options, settings, ALONE)[1]
+    return "".join(f"# {line}\n" for line in [*reasons, *said]) + toml_of(settings)
+
+
+def measured_success(
+    checkpoint: Path | None,
+    reference: str | None,
+    level: str | None,
+    episodes: int,
+    processes: int,
+    *,
+    trust: bool = False,
+    quiet: bool,
+) -> Evaluation:
+    """The success of a checkpoint, or of the reference `bot` or `random` in its place.
+
+    checkpoint   None: only with a reference and a level
+    level        None: the one that the checkpoint was trained on
+    trust        whether code that the checkpoint's settings name is run
+    """
+    saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
+    policy: Policy | Literal["bot"]
+    if reference is not None:
+        policy = "bot" if reference == "bot" else RandomPolicy()
+    else:
+        assert saved is not None
+        policy = NetworkPolicy(saved.network(), saved.words)
+    make = LEVELS
+    if level is None:
+        assert saved is not None
+        settings = saved.parsed()
+        level, make = settings.run.level, _environment_of(settings)
+    if make == LEVELS:
+        check_playable(level)
+    return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
+
+
+def _resolved(options: Options) -> tuple[Settings, list[str]]:
+    """The settings without any `auto`, and the reasons for what was chosen."""
+    settings = read_settings(options.recipe, options.overrides, tiny=options.tiny)
+    path = recipe_path(options.recipe)
+    if path.name == SETTINGS_FILE:
+        check_trusted(settings, path, trust=options.trust)
+    search_recipe_folders([str(path.resolve().parent)])
+    return resolved(settings, options.data)
+
+
+def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, list[str]]:
+    """The parts of the run, and what the user should know of it before the first step."""
+    if settings.on_policy is not None:
+        _check_environments(settings, options.processes, team)
+    elif settings.evaluation is not None:
+        check_playable(settings.run.level)
+    if settings.run.wandb is not None:
+        weights_and_biases()
+    stores = open_stores(settings, options.data)
+    words = shared_words(list(stores.values()))
+    widened = check_augmentation(settings, stores) if stores else []
+    parts = new_parts(settings, stores, words, team)
+    cost = expected_cost(settings, parts.network, words, stores, options.process_count, team)
+    return parts, [*other_levels(settings, stores), *widened, *cost.lines(options.recipe)]
+
+
+def _planned(options: Options, settings: Settings, names: list[str]) -> list[str]:
+    """What there is to know of a run without importing the code that its settings name."""
+    stores = open_stores(settings, options.data)
+    words = shared_words(list(stores.values()))
+    lines = [
+        f"not imported by a dry run: {', '.join(names)}",
+        "time and memory: unknown without them",
+    ]
+    if settings.model.type in NETWORKS:
+        network = build_network(settings.model.type, settings.model.options, len(words))
+        lines.append(f"parameters: {parameter_count(network):,}")
+    for number, stage in enumerate(settings.stages):
+        plan = stage_plan(stage, settings.on_policy)
+        steps = stores[stage.off_policy.store].steps if stage.off_policy else 0
+        text = plan.text(plan.demo_steps / steps if steps else 0.0)
+        lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
+    return [*other_levels(settings, stores), *check_augmentation(settings, stores), *lines]
+
+
+def _environment_of(settings: Settings) -> str:
+    return settings.on_policy.environment if settings.on_policy is not None else LEVELS
+
+
+def _check_environments(settings: Settings, processes: int | None, team: Team) -> None:
+    """That the level has an environment, the bot plays it where asked to, and there are enough."""
+    assert settings.on_policy is not None
+    maker = settings.on_policy.environment
+    count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    if processes is not None and processes > count:
+        raise SettingsError(
+            f"there are more processes than environments: {processes} for {count}",
+            path="--processes",
+            fix=f"give -m {count} or less, or set on_policy.environments to {processes} or more",
+        )
+    if maker == LEVELS:
+        check_playable(settings.run.level)
+    environment = made_environment(maker, settings.run.level)
+    for number, stage in enumerate(settings.stages):
+        advised = any(map(needs_expert, build_losses(settings, stage.losses).values()))
+        if (advised or stage.teacher_forcing) and not can_play(environment):
+            what = "imitation" if advised else "teacher forcing"
+            raise SettingsError(
+                f"{what} needs an expert, and the bot plays BabyAI's levels only",
+                path=f"stages.{number}",
+                fix="remove it, or name a BabyAI level",
+            )
+    environment.close()
+
+
+def _checkpoint_to_resume(folder: Path) -> Checkpoint:
+    if not (folder / CHECKPOINT_FILE).is_file():
+        left = any(True for name in _FILES for _path in folder.glob(name))
+        raise CheckpointError(
+            "there is no checkpoint to go on from",
+            path=folder / CHECKPOINT_FILE,
+            fix="give --overwrite in place of --resume: the run ended before its first checkpoint"
+            if left
+            else "drop --resume to begin the run, or name the folder of the run with -o",
+        )
+    # what runs is named by the recipe; `check_resumed` refuses a checkpoint that names others
+    return read_checkpoint(folder, trust=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder of a run, in order, and this process's alone inside the block."""
+    try:
+        lock = acquired_lock(folder / "run")
+    except StoreError as error:
+        raise SettingsError(
+            "another process is training in this folder",
+            path=folder,
+            fix="wait until it has ended, end it, or name another folder with -o",
+        ) from error
+    try:
+        _settle(folder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _emptied(folder: Path, options: Options) -> Iterator[None]:
+    """A place for a new run, where the files of the one before come back if it has no checkpoint.
+
+    Only what a run writes is ever moved or removed.
+    """
+    existing = [path for name in _FILES for path in folder.glob(name)]
+    if existing and not options.overwrite:
+        raise SettingsError(
+            "there is a run in this folder already",
+            path=folder,
+            fix="add --resume to go on with it, --overwrite to replace it, or name another with -o",
+        )
+    try:
+        try:
+            for path in existing:
+                (folder / REPLACED).mkdir(exist_ok=True)
+                path.rename(folder / REPLACED / path.name)
+        except OSError as error:
+            raise from_os_error(error, folder) from error
+        yield
+    finally:
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Remove a run that has been replaced; where the one in its place has no checkpoint, undo it.
+
+    Whenever this is cut short, doing it again ends as it would have ended.
+    """
+    aside = folder / REPLACED
+    try:
+        if not aside.is_dir():
+            return
+        if not (folder / CHECKPOINT_FILE).exists():
+            # the checkpoint last: where it lies decides
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == CHECKPOINT_FILE):
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
+                if path.name != FAILED or not (folder / FAILED).exists():
+                    path.replace(folder / path.name)  # a message may point at the new failure
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+
+
+def _evaluate(run: Run, say: Callable[[str], None]) -> None:
+    """Measure success where the settings ask for it, and note it in the log."""
+    if run.settings.evaluation is None or run.log is None:
+        return
+    if line := load_best(run):
+        say(line)
+    result = evaluate_policy(
+        NetworkPolicy(run.network.eval(), run.words),
+        run.settings.run.level,
+        run.settings.evaluation.episodes,
+        make=_environment_of(run.settings),
+        processes=run.processes,
+        quiet=run.quiet,
+    )
+    low, high = result.interval
+    scalars = {
+        "success": result.success,
+        "interval_low": low,
+        "interval_high": high,
+        "episode_length": result.mean_length,
+        "episodes": result.episodes,
+    }
+    run.log.write("evaluation", scalars, where=run.progress.where())
+    say(result.text())
+
+
+_NETWORKS = {
+    "cpu": ("small", "the 0.6 M-parameter one that is made for CPUs"),
+    "cuda": ("big", "the tutorial's 20 M-parameter one, because there is a GPU"),
+}
+
+
+def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
+    """The settings without any `auto`, and one line for each choice that was made.
+
+    folder   of the demo stores
+    """
+    device, reasons = _device(settings.run.device)
+    model = settings.model
+    if model.type == "auto":
+        kind, what = _NETWORKS[device]
+        model = model.model_copy(update={"type": kind})
+        reasons.append(f"network: {kind}, {what} (device: {device})")
+    stages, said = [], set()
+    for stage in settings.stages:
+        stage, reason = _with_store(stage, settings.run.level, folder, device)
+        stages.append(stage)
+        if reason and reason not in said:
+            reasons.append(reason)
+            said.add(reason)
+    run = settings.run.model_copy(update={"device": device})
+    update = {"run": run, "model": model, "stages": tuple(stages)}
+    return settings.model_copy(update=update), reasons
+
+
+def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
+    """The stores of all stages, by name; StoreError where one is missing or damaged."""
+    names = [stage.off_policy.store for stage in settings.stages if stage.off_policy]
+    for stage in settings.stages:
+        if stage.early_stopping and stage.early_stopping.hold_out:
+            names.append(stage.early_stopping.hold_out)
+    return {name: open_store(store_path(name, folder)) for name in dict.fromkeys(names)}
+
+
+def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
+    """One line for each store whose demonstrations are of another level than the run's.
+
+    That is a choice; missions with words that the run has not learned are refused where they are
+    played.
+    """
+    level = settings.run.level
+    return [
+        f"another level: the store {name} shows {store.attributes.level}, but success is measured "
+        f"on {level}; run.level={store.attributes.level} measures it on the same"
+        for name, store in stores.items()
+        if level not in (store.attributes.level, store.attributes.environment_id)
+    ]
+
+
+def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
+    """The vocabulary of all stores: the longest, which the others must be beginnings of.
+
+    SettingsError  two stores give different words the same id
+    """
+    longest = max((store.attributes.vocabulary for store in stores), key=len, default=WORDS)
+    for store in stores:
+        words = store.attributes.vocabulary
+        if words != longest[: len(words)]:
+            raise SettingsError(
+                "the stores of this run have different vocabularies",
+                path=store.path,
+                fix="train on stores of one origin, or in separate runs",
+            )
+    return longest
+
+
+def _device(wanted: Device) -> tuple[Device, list[str]]:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "this torch finds no GPU", path="run.device", fix='set it to "cpu" or "auto"'
+        )
+    if wanted != "auto":
+        return wanted, []
+    found: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    why = "torch finds a GPU" if found == "cuda" else "torch finds no GPU"
+    return found, [f"device: {found}, because {why}"]
+
+
+def _with_store(
+    stage: StageSettings, level: str, folder: Path, device: Device
+) -> tuple[StageSettings, str]:
+    if stage.off_policy is None or stage.off_policy.store != "auto":
+        return stage, ""
+    small = f"{level}-small"
+    name, why = level, f"the full one, because there is no {small}"
+    if device == "cuda":
+        why = "the full one, because there is a GPU"
+    elif store_path(small, folder).exists():
+        name, why = small, f"because there is no GPU; --set stages.0.off_policy.store={level} "
+        why += "takes the full one"
+    off_policy = stage.off_policy.model_copy(update={"store": name})
+    return stage.model_copy(update={"off_policy": off_policy}), f"store: {name}, {why}"

@@ -1,0 +1,565 @@
+"""What a run and its present stage hold, and how far they have come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from demotools.errors import SettingsError
+from demotools.store.reading import Store
+from trainer.acting.collect import Collector, Forcing, NetworkPolicy
+from trainer.acting.vector import EnvironmentKind, VectorEnvironment
+from trainer.batch import Batch
+from trainer.data.augment import Augmenter, batch_missions
+from trainer.data.iterator import ExpertTrajectoryIterator
+from trainer.learning.building import (
+    build_losses,
+    build_network,
+    build_optimizer,
+    build_schedule,
+    compile_network,
+    try_optimizer,
+)
+from trainer.learning.losses import (
+    Loss,
+    LossResult,
+    LossStep,
+    masked_cross_entropy,
+    merged_losses,
+    needs_expert,
+)
+from trainer.learning.networks.base import memory_of, output_of
+from trainer.run.checkpoint import fitting
+from trainer.run.log import Axis, Meter, RunLog, Stopwatch, progress_bar
+from trainer.settings.models import OnPolicySettings, Settings, StageSettings
+from trainer.team import ALONE, Team
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    in_cycle        whether a cycle is under way, its rollout taken
+    cycle_updates   off-policy updates done in it
+    minutes         of training, over all sessions of the run
+    stage_over      whether the stage's rule of early stopping has ended it
+    best_hold_out   the least cross-entropy on the stage's hold-out store, and for how many
+    in_vain         cycles there was no better one
+    best_success    of training episodes, at any checkpoint
+    """
+
+    stage: int = 0
+    env_steps: int = 0
+    demo_steps: int = 0
+    stage_env_steps: int = 0
+    stage_demo_steps: int = 0
+    in_cycle: bool = False
+    cycle_updates: int = 0
+    updates: int = 0
+    minutes: float = 0.0
+    stage_over: bool = False
+    best_hold_out: float = math.inf
+    in_vain: int = 0
+    best_success: float = 0.0
+
+    def add(self, *, env_steps: int = 0, demo_steps: int = 0) -> None:
+        """Count steps, of the run and of the stage."""
+        self.env_steps += env_steps
+        self.stage_env_steps += env_steps
+        self.demo_steps += demo_steps
+        self.stage_demo_steps += demo_steps
+
+    def next_stage(self) -> None:
+        """The stage is done."""
+        self.stage += 1
+        self.stage_env_steps = self.stage_demo_steps = self.cycle_updates = 0
+        self.stage_over, self.best_hold_out, self.in_vain = False, math.inf, 0
+
+    def where(self) -> dict[str, float]:
+        """Where a line of the log stands."""
+        return {
+            "minutes": self.minutes,
+            "env_steps": self.env_steps,
+            "demo_steps": self.demo_steps,
+        }
+
+
+@dataclass
+class Run:
+    """All that a run holds from its first step to its last.
+
+    losses      the network with all losses of a batch, as several processes share it
+    log         None in a process that does not write
+    processes   of environments
+    say         takes a line for the user
+    restored    state of the stage that a checkpoint was taken in, until the stage takes it up
+    """
+
+    settings: Settings
+    folder: Path
+    stores: dict[str, Store]
+    words: tuple[str, ...]
+    network: nn.Module
+    losses: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    progress: Progress
+    team: Team
+    log: RunLog | None
+    processes: int
+    quiet: bool
+    say: Callable[[str], None]
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    meter: Meter = field(default_factory=Meter)
+    restored: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before anything of it is written."""
+
+    settings: Settings
+    stores: dict[str, Store]
+    words: tuple[str, ...]
+    network: nn.Module
+    losses: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    progress: Progress
+    team: Team
+
+
+def new_parts(
+    settings: Settings, stores: dict[str, Store], words: tuple[str, ...], team: Team = ALONE
+) -> Parts:
+    """The parts of a new run, weights drawn by the run's seed, on the run's device.
+
+    SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys
+    """
+    torch.use_deterministic_algorithms(settings.run.deterministic)
+    torch.manual_seed(settings.run.seed)
+    network = build_network(settings.model.type, settings.model.options, len(words))
+    network.to(settings.run.device)
+    if settings.run.compile:
+        compile_network(network, settings.model.type)
+    if team.rank:
+        # the same weights everywhere, but every process draws actions of its own
+        torch.manual_seed(settings.run.seed + 1_000_003 * team.rank)
+    for number, stage in enumerate(settings.stages):
+        build_losses(settings, stage.losses)
+        check_minibatches(settings, number, team)
+    updates = sum(stage_plan(stage, settings.on_policy).updates for stage in settings.stages)
+    try_optimizer(settings.optimizer, network, updates)
+    optimizer = build_optimizer(settings.optimizer, network)
+    progress = Progress()
+    schedule = build_schedule(
+        settings.optimizer.schedule, optimizer, updates, lambda: progress.env_steps
+    )
+    losses = team.wrapped(LossStep(network, bfloat16=settings.run.precision == "bfloat16"))
+    return Parts(settings, stores, words, network, losses, optimizer, schedule, progress, team)
+
+
+def check_minibatches(settings: Settings, number: int, team: Team) -> None:
+    """That every process has a whole environment for each of its minibatches."""
+    stage = settings.stages[number]
+    if not stage.losses or settings.on_policy is None:
+        return
+    mine = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+    if stage.minibatches > mine:
+        raise SettingsError(
+            f"there are {stage.minibatches} minibatches of whole environments, of which each of "
+            f"{team.world} processes has only {mine}",
+            path=f"stages.{number}.minibatches",
+            fix=f"give {mine} or less, or more on_policy.environments",
+        )
+
+
+@contextmanager
+def open_run(
+    parts: Parts,
+    folder: Path,
+    *,
+    processes: int = 1,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Iterator[Run]:
+    """A run at its beginning, with its log open.
+
+    say   takes a line for the user
+    """
+    settings = parts.settings
+
+    def speak(line: str) -> None:
+        with tqdm.external_write_mode():
+            say(line)
+
+    with ExitStack() as stack:
+        log = None
+        if parts.team.writes:
+            log = RunLog(
+                folder,
+                # a kind of steps that every cycle takes
+                axis="demo_steps" if all(s.off_policy for s in settings.stages) else "env_steps",
+                project=settings.run.wandb,
+                config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
+                say=speak,
+            )
+            stack.enter_context(log)
+        yield Run(
+            **vars(parts), folder=folder, log=log, processes=processes, quiet=quiet, say=speak
+        )
+
+
+_STATE = "the state of this stage in the checkpoint is damaged"
+
+
+class DemoStream:
+    """The off-policy half of a stage, and all that must survive a resume of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stage: StageSettings,
+        store: Store,
+        words: tuple[str, ...],
+        model: nn.Module,
+        team: Team = ALONE,
+    ) -> None:
+        assert stage.off_policy is not None
+        self.settings = stage.off_policy
+        share = team.share(self.settings.rollouts, "off_policy.rollouts")
+        self._losses = build_losses(settings, stage.off_policy.losses)
+        self._iterator = ExpertTrajectoryIterator(
+            store,
+            rollouts=self.settings.rollouts,
+            rollout_len=self.settings.rollout_len,
+            seed=settings.run.seed,
+            layout="native",
+            rank=team.rank,
+            world=team.world,
+        )
+        self._augmenter = Augmenter(
+            self.settings.augment,
+            words,
+            rollouts=len(share),
+            seed=settings.run.seed,
+            first_rollout=share.start,
+        )
+        self._memory = dict.fromkeys(self._losses, memory_of(model, len(share)))
+
+    def batch(self) -> Batch:
+        """The next batch, on the device of the network."""
+        batch = self._augmenter(next(self._iterator), self._iterator.mission_tokens)
+        device = next(iter(self._memory.values())).device
+        return {name: values.to(device) for name, values in batch.items()}
+
+    def results(self, step: nn.Module, batch: Batch) -> dict[str, LossResult]:
+        """Every loss of a batch, by a `LossStep`; memory is carried on."""
+        results: dict[str, LossResult] = step(self._losses, batch, self._memory)
+        self._memory = {name: result.memory.detach() for name, result in results.items()}
+        return results
+
+    def merged(self, results: dict[str, LossResult]) -> Tensor:
+        """The weighted sum of the losses."""
+        return merged_losses(results, self.settings.losses)
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands: plain values and tensors."""
+        return {
+            "iterator": self._iterator.state(),
+            "augmenter": self._augmenter.state(),
+            "memory": dict(self._memory),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; CheckpointError where it belongs to another store."""
+        self._iterator.load_state(state["iterator"])
+        self._augmenter.load_state(state["augmenter"])
+        device = next(iter(self._memory.values())).device
+        self._memory = {
+            name: torch.as_tensor(memory).to(device) for name, memory in state["memory"].items()
+        }
+
+
+class HoldOut:
+    """The cross-entropy of a network on a store that it does not learn from.
+
+    Every step of the store counts once; where the store is larger than `_HOLD_OUT_STEPS`, the same
+    so many of its steps each time.
+    """
+
+    def __init__(self, store: Store, network: nn.Module) -> None:
+        rollouts = min(_HOLD_OUT_ROLLOUTS, store.episodes)
+        iterator = ExpertTrajectoryIterator(
+            store, rollouts=rollouts, rollout_len=_HOLD_OUT_LEN, layout="native"
+        )
+        left = torch.from_numpy(iterator.epoch_steps(0))  # [B], of every episode once
+        most = -(-_HOLD_OUT_STEPS // (rollouts * _HOLD_OUT_LEN))
+        self._network = network
+        self._memory = memory_of(network, rollouts)
+        self._batches: list[Batch] = []
+        while left.max() > 0 and len(self._batches) < most:
+            batch = batch_missions(next(iterator), iterator.mission_tokens)
+            counts = torch.arange(_HOLD_OUT_LEN)[:, None] < left
+            # what is not of the first pass is no action to be foretold
+            batch["action"] = batch["action"].long().where(counts, -1)
+            device = self._memory.device
+            self._batches.append({name: values.to(device) for name, values in batch.items()})
+            left = left - _HOLD_OUT_LEN
+
+    def cross_entropy(self) -> float:
+        """Against the expert's actions, in nats per step."""
+        total, steps, memory = 0.0, 0, self._memory
+        training = self._network.training
+        self._network.eval()
+        try:
+            with torch.no_grad():
+                for batch in self._batches:
+                    output = output_of(self._network, batch, memory)
+                    loss, valid = masked_cross_entropy(output.logits.float(), batch["action"])
+                    total, steps, memory = total + loss.item() * valid, steps + valid, output.memory
+        finally:
+            self._network.train(training)
+        return total / steps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage holds open; either half may be absent."""
+
+    settings: StageSettings
+    losses: dict[str, Loss]
+    collector: Collector | None
+    demos: DemoStream | None
+    hold_out: HoldOut | None
+    bar: tqdm[NoReturn]
+
+    def finished(self, progress: Progress) -> bool:
+        """Whether its budget is spent, or its rule of early stopping has ended it."""
+        return progress.stage_over or _steps_of(self.settings, progress) >= _budget(self.settings)
+
+    @property
+    def recent(self) -> list[bool]:
+        """Which of the latest training episodes here succeeded."""
+        return list(self.collector.recent) if self.collector is not None else []
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        halves = {"collector": self.collector, "demos": self.demos}
+        return {name: half.state() for name, half in halves.items() if half is not None}
+
+    def advance(self, run: Run) -> None:
+        """Move the bar to where the run is."""
+        self.bar.set_postfix(run.meter.shown(), refresh=False)
+        self.bar.update(_steps_of(self.settings, run.progress) - self.bar.n)
+
+
+@contextmanager
+def open_stage(run: Run) -> Iterator[Stage]:
+    """The present stage, its environments and its store open, where the progress says."""
+    number = run.progress.stage
+    settings, stage = run.settings, run.settings.stages[number]
+    losses = build_losses(settings, stage.losses)
+    with ExitStack() as stack:
+        collector, demos, hold_out = None, None, None
+        if settings.on_policy is not None:
+            collector = _collector(run, stage, losses, stack)
+            if run.restored is not None:
+                with fitting(run.folder, _STATE):
+                    collector.load_state(run.restored["collector"])
+        if stage.off_policy is not None:
+            store = run.stores[stage.off_policy.store]
+            demos = DemoStream(settings, stage, store, run.words, run.network, run.team)
+            if run.restored is not None:
+                with fitting(run.folder, _STATE):
+                    demos.load_state(run.restored["demos"])
+        if stage.early_stopping is not None and stage.early_stopping.hold_out is not None:
+            hold_out = HoldOut(run.stores[stage.early_stopping.hold_out], run.network)
+        run.restored = None
+        bar = progress_bar(
+            f"stage {number + 1} of {len(settings.stages)}",
+            _axis(stage),
+            total=_planned(stage, settings.on_policy),
+            done=_steps_of(stage, run.progress),
+            quiet=run.quiet or not run.team.writes,
+        )
+        yield Stage(stage, losses, collector, demos, hold_out, stack.enter_context(bar))
+
+
+def _collector(
+    run: Run, stage: StageSettings, losses: Mapping[str, Loss], stack: ExitStack
+) -> Collector:
+    """The stage's environments, this process's share of them, and the policy in them."""
+    on_policy = run.settings.on_policy
+    assert on_policy is not None
+    expert = stage.teacher_forcing is not None or any(map(needs_expert, losses.values()))
+    kind = EnvironmentKind(run.settings.run.level, on_policy.environment, expert=expert)
+    share = run.team.share(on_policy.environments, "on_policy.environments")
+    vector = VectorEnvironment(kind, len(share), processes=run.processes)
+    forcing = stage.teacher_forcing
+    return Collector(
+        stack.enter_context(vector),
+        # without losses of its own the rollout only tracks success, as evaluation does
+        NetworkPolicy(run.network, run.words, sample=bool(losses)),
+        run.words,
+        run.settings.run.seed + run.progress.stage,
+        first=share.start,
+        everywhere=on_policy.environments,
+        forcing=Forcing(forcing.start, forcing.stop, forcing.steps) if forcing else None,
+        bootstrap=bool(losses),
+    )
+
+
+def ends_early(run: Run, stage: Stage) -> bool:
+    """Whether the stage's rule ends it now, after a cycle; the same answer in all processes.
+
+    By a hold-out store, `in_vain` is 0 from here on where these weights are the best so far.
+    """
+    rule, progress = stage.settings.early_stopping, run.progress
+    if rule is None:
+        return False
+    why = ""
+    if stage.hold_out is not None:
+        # rounding differs from process to process: that of one counts for all
+        value = run.team.gathered(stage.hold_out.cross_entropy())[0]
+        run.meter.add("offpolicy", {"hold_out_loss": value})
+        better = value < progress.best_hold_out
+        progress.best_hold_out = min(value, progress.best_hold_out)
+        progress.in_vain = 0 if better else progress.in_vain + 1
+        if progress.in_vain >= (rule.patience or 1):
+            why = (
+                f"in {progress.in_vain} cycles the hold-out loss on {rule.hold_out} was never "
+                f"below {progress.best_hold_out:.4f}"
+            )
+    else:
+        assert rule.success is not None
+        recent = latest(run.team.gathered(stage.recent))[: rule.episodes]
+        if len(recent) == rule.episodes and sum(recent) >= rule.success * rule.episodes:
+            share = sum(recent) / len(recent)
+            why = f"{share:.1%} of the latest {rule.episodes} training episodes succeeded"
+    if why:
+        run.say(f"stage {progress.stage + 1} ends early: {why}")
+    return bool(why)
+
+
+def latest(by_rank: Sequence[Sequence[bool]]) -> list[bool]:
+    """The episodes of all processes, the latest first, in turn one of each process.
+
+    >>> latest([[False, True], [True, True, False]])
+    [True, False, False, True, True]
+    """
+    turns = zip_longest(*(reversed(recent) for recent in by_rank))
+    return [success for turn in turns for success in turn if success is not None]
+
+
+def _budget(stage: StageSettings) -> int:
+    budget = stage.max_env_steps or stage.max_demo_steps
+    assert budget is not None
+    return budget
+
+
+def _planned(stage: StageSettings, on_policy: OnPolicySettings | None) -> int:
+    """Steps of its budget's kind that it takes: whole rollouts or batches, often some more."""
+    plan = stage_plan(stage, on_policy)
+    return plan.env_steps if stage.max_env_steps else plan.demo_steps
+
+
+def _axis(stage: StageSettings) -> Axis:
+    return "env_steps" if stage.max_env_steps else "demo_steps"
+
+
+def _steps_of(stage: StageSettings, progress: Progress) -> int:
+    """Steps of the stage's budget that are done."""
+    return progress.stage_env_steps if stage.max_env_steps else progress.stage_demo_steps
+
+
+_HOLD_OUT_ROLLOUTS, _HOLD_OUT_LEN, _HOLD_OUT_STEPS = 128, 40, 65_536
+
+_SAID_BY_TORCH = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """SettingsError, naming the settings that lower it, where the memory is used up."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).partition("\n")[0]
+        # on the CPU torch raises no class of its own
+        spent = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not spent and not any(said in text for said in _SAID_BY_TORCH):
+            raise
+        raise SettingsError(
+            f"the memory is used up: {text or type(error).__name__}",
+            path="the batches of this run",
+            fix="lower off_policy.rollouts, on_policy.environments or their rollout_len, "
+            "or give more minibatches",
+        ) from error
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How much of everything a stage does; a cycle is one environment rollout and what follows.
+
+    updates   of the weights, by both kinds of loss
+    """
+
+    cycles: int
+    env_steps: int
+    demo_steps: int
+    off_policy_updates: int
+    on_policy_updates: int
+
+    @property
+    def updates(self) -> int:
+        """Of the weights, by both kinds of loss."""
+        return self.off_policy_updates + self.on_policy_updates
+
+    def text(self, passes: float) -> str:
+        """All that there is of it, for a person.
+
+        passes   over the store
+        """
+        shown = [f"{self.env_steps:,} env steps"] if self.env_steps else []
+        if self.demo_steps:
+            shown.append(f"{self.demo_steps:,} demo steps ({passes:.1f} passes over the store)")
+        return ", ".join([*shown, f"{self.updates:,} updates"])
+
+
+def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> StagePlan:
+    """What a stage does until its budget is spent."""
+    rollout = 0
+    if on_policy:
+        rollout = on_policy.environments * (stage.rollout_len or on_policy.rollout_len)
+    batch, updates = 0, 0
+    if stage.off_policy:
+        batch, updates = stage.off_policy.batch_steps, stage.off_policy.updates
+    if stage.max_env_steps:
+        cycles = -(-stage.max_env_steps // rollout)
+        off_policy = cycles * updates
+    else:
+        off_policy = -(-(stage.max_demo_steps or 0) // batch)
+        cycles = -(-off_policy // updates)
+    return StagePlan(
+        cycles=cycles,
+        env_steps=cycles * rollout,
+        demo_steps=off_policy * batch,
+        off_policy_updates=off_policy,
+        on_policy_updates=cycles * rollout_updates(stage),
+    )
+
+
+def rollout_updates(stage: StageSettings) -> int:
+    """Updates that a stage makes on one environment rollout; the training loop counts by it."""
+    return stage.repeats * stage.minibatches if stage.losses else 0

@@ -1,0 +1,532 @@
+"""Settings: a TOML file becomes frozen, typed objects here and nowhere else (docs/training.md).
+
+A `type` is one of ours or `package.module:Name` of the user's; the keys beside it are the
+arguments that it is built with (`trainer.settings.user_code`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from demotools.babyai.levels import MOST_EPISODES, Symmetry
+from demotools.errors import SettingsError
+from demotools.output import open_regular
+
+_MOST_STEPS_AT_ONCE = 2**24
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("it must be a number")
+    return value
+
+
+Number = BeforeValidator(_no_truth)
+Steps = Annotated[int, Number, Field(gt=0, le=10**15)]
+"""A budget, or an interval of one."""
+Count = Annotated[int, Number, Field(gt=0, le=1_000_000)]
+Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
+Share = Annotated[Finite, Field(ge=0, le=1)]
+Truth = Annotated[bool, Field(strict=True)]
+Device = Literal["auto", "cpu", "cuda"]
+SETTINGS_FILE = "settings.toml"
+"""What a run writes its settings to, in its folder."""
+LEVELS = "demotools.recording.environment:make_environment"
+"""What makes the environments of BabyAI's levels, by name."""
+_ON_POLICY, _OFF_POLICY = ("ppo", "a2c", "imitation"), ("expert_cross_entropy",)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(BaseModel):
+    """Something that is built by its `type`, with the other keys as arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys beside `type`."""
+        return dict(self.model_extra or {})
+
+
+def _plain(name: str) -> str:
+    """The name of a run, which is that of its folder."""
+    strange = not name.isprintable() or name != name.strip() or set(name) & set("/\\")
+    if strange or name in ("", ".", "..") or len(name.encode()) > 200:
+        raise ValueError("it must be a plain name, short and without slashes")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+
+
+def _check_size(what: str, rows: int, steps: int) -> None:
+    if rows * steps > _MOST_STEPS_AT_ONCE:
+        raise ValueError(
+            f"{what} x rollout_len are {rows * steps:,} steps at once; "
+            f"at most {_MOST_STEPS_AT_ONCE:,} can be"
+        )
+
+
+class RunSettings(_Frozen):
+    """What is trained, and how often it is saved."""
+
+    name: PlainName
+    level: str
+    seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
+    device: Device = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: Truth = False
+    deterministic: Truth = False
+    save_every_env_steps: Steps | None = None
+    save_every_demo_steps: Steps | None = None
+    keep: Count = 1
+    wandb: str | None = None
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if self.save_every_env_steps and self.save_every_demo_steps:
+            raise ValueError("give save_every_env_steps or save_every_demo_steps, not both")
+        return self
+
+
+class OptimizerSettings(Named):
+    """A torch optimizer, the schedule of its learning rate, and the largest gradient norm."""
+
+    type: str = "adam"
+    lr: Annotated[Finite, Field(gt=0, le=1000)]
+    max_grad_norm: Annotated[Finite, Field(gt=0)] | None = None
+    schedule: Named = Named(type="constant")
+
+
+class OnPolicySettings(_Frozen):
+    """Environment rollouts, which track success and feed the on-policy losses.
+
+    environment   `package.module:make`, called with the level
+    """
+
+    environments: Annotated[Count, Field(le=10_000)]
+    rollout_len: Count
+    gamma: Share = 0.99
+    gae_lambda: Share = 1.0
+    normalise_advantages: Truth = True
+    environment: str = LEVELS
+
+
+def _weights(value: object) -> object:
+    """A list of names is each with weight 1."""
+    if not isinstance(value, list):
+        return value
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError('it must be names of losses, as in `["ppo"]` or `{ppo = 1.0}`')
+    return dict.fromkeys(value, 1.0)
+
+
+Weights = Annotated[dict[str, Finite], BeforeValidator(_weights)]
+"""Weight of each loss by its name; a list gives each the weight 1."""
+
+
+class OffPolicySettings(_Frozen):
+    """Batches from a demo store."""
+
+    store: str = "auto"
+    rollouts: Count
+    rollout_len: Count
+    updates: Count = 16
+    losses: Annotated[Weights, Field(min_length=1)]
+    augment: tuple[Symmetry, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        _check_size("rollouts", self.rollouts, self.rollout_len)
+        return self
+
+    @property
+    def batch_steps(self) -> int:
+        """Steps of one batch."""
+        return self.rollouts * self.rollout_len
+
+
+class TeacherForcing(_Frozen):
+    """How probable it is that the expert acts in the policy's place, over steps of the stage."""
+
+    start: Annotated[Share, Field(alias="from")] = 1.0
+    stop: Annotated[Share, Field(alias="to")] = 0.0
+    steps: Steps
+
+
+class EarlyStopping(_Frozen):
+    """When a stage ends before its budget: by success, or by patience.
+
+    success    of the last `episodes` episodes of training
+    patience   cycles without a better cross-entropy on the store `hold_out`
+    """
+
+    success: Annotated[Share, Field(gt=0)] | None = None
+    episodes: Annotated[Count, Field(le=1000)] = 500
+    patience: Count | None = None
+    hold_out: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.success is None) == (self.patience is None):
+            raise ValueError("give exactly one of success and patience")
+        if (self.patience is None) != (self.hold_out is None):
+            raise ValueError("patience and hold_out, the store that it watches, go together")
+        return self
+
+
+class StageSettings(_Frozen):
+    """A stage of training, up to its budget.
+
+    rollout_len   of this stage's environment rollouts; None: that of the section on_policy
+    """
+
+    max_env_steps: Steps | None = None
+    max_demo_steps: Steps | None = None
+    losses: Weights = Field(default_factory=dict)
+    rollout_len: Count | None = None
+    repeats: Count = 1
+    minibatches: Count = 1
+    teacher_forcing: TeacherForcing | None = None
+    early_stopping: EarlyStopping | None = None
+    off_policy: OffPolicySettings | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.max_env_steps is None) == (self.max_demo_steps is None):
+            raise ValueError("give exactly one of max_env_steps and max_demo_steps")
+        if self.max_demo_steps and self.off_policy is None:
+            raise ValueError("max_demo_steps needs a section off_policy, which shows them")
+        return self
+
+
+class EvaluationSettings(_Frozen):
+    """The measurement of success after the last stage."""
+
+    episodes: Annotated[int, Number, Field(gt=0, le=MOST_EPISODES)] = 1000
+
+
+class Settings(_Frozen):
+    """A whole training file."""
+
+    run: RunSettings
+    model: Named = Named(type="auto")
+    optimizer: OptimizerSettings
+    on_policy: OnPolicySettings | None = None
+    losses: dict[str, Named] = Field(default_factory=dict)
+    stages: Annotated[tuple[StageSettings, ...], Field(min_length=1)]
+    evaluation: EvaluationSettings | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            used = [*stage.losses, *(stage.off_policy.losses if stage.off_policy else ())]
+            for name in used:
+                if name not in self.losses:
+                    raise ValueError(
+                        f"stages.{number} uses the loss `{name}`, which is not defined"
+                        f"{_nearest(name, self.losses, 'the losses are')}"
+                    )
+            tracks = stage.early_stopping and stage.early_stopping.success
+            needs = stage.losses or stage.max_env_steps or stage.teacher_forcing or tracks
+            if needs and self.on_policy is None:
+                raise ValueError(f"stages.{number} needs the section on_policy")
+            self._right_half(number, stage.losses, _OFF_POLICY, "off_policy.losses")
+            off_policy = stage.off_policy.losses if stage.off_policy else {}
+            self._right_half(number, off_policy, _ON_POLICY, "losses")
+            rows = self.on_policy.environments if self.on_policy else 0
+            if self.on_policy:
+                steps = stage.rollout_len or self.on_policy.rollout_len
+                _check_size("on_policy.environments", rows, steps)
+            if stage.losses and stage.minibatches > rows:
+                raise ValueError(
+                    f"stages.{number}.minibatches are dealt whole environments, of which "
+                    f"on_policy.environments has only {rows}"
+                )
+        return self
+
+    def _right_half(
+        self, number: int, names: Iterable[str], wrong: Sequence[str], right: str
+    ) -> None:
+        for name in names:
+            if self.losses[name].type in wrong:
+                raise ValueError(
+                    f"the loss `{name}` of type {self.losses[name].type} belongs into "
+                    f"stages.{number}.{right}"
+                )
+
+
+def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = False) -> Settings:
+    """The settings of a recipe: a path, else the name of one that ships.
+
+    overrides      `a.b=value` each; `stages.0.x=1` reaches into a list, `a.b=` removes a key
+    tiny           whether the recipe's own overrides in `[tiny]` come first
+
+    SettingsError  there is no such recipe, it is not TOML, a key is unknown, a value is wrong
+    """
+    path = recipe_path(recipe)
+    try:
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
+        ) from error
+    tree = toml_tree(text, path)
+    small = tree.pop("tiny", {})
+    if not isinstance(small, dict):
+        raise SettingsError(
+            "`tiny` is not a section", path=path, fix="write it as `[tiny]`, with keys below"
+        )
+    if tiny and not small:
+        raise SettingsError(
+            "this recipe has no section [tiny], so --tiny would train in full",
+            path=path,
+            fix='add one, as in `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
+        )
+    for key, value in small.items() if tiny else ():
+        set_key(tree, key, value)
+    for text in overrides:
+        override(tree, text)
+    return parsed_settings(tree, path)
+
+
+def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
+    """Settings of parsed TOML; SettingsError names the key and, where unknown, the nearest."""
+    check_tree(tree, path)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        location = [str(part) for part in problem["loc"]]
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            known = _keys_beside(location)
+            raise SettingsError(
+                f"unknown key `{key}`",
+                path=path,
+                fix=f"remove it{_nearest(location[-1], known, 'the keys there are')}",
+            ) from error
+        what = problem["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"the settings are wrong at `{key or 'the whole file'}`: {what}",
+            path=path,
+            fix="correct that key in the file, or with --set",
+        ) from error
+
+
+def toml_of(settings: Settings) -> str:
+    """The settings as a TOML file that runs again as it is."""
+    return tomli_w.dumps(settings.model_dump(exclude_none=True, mode="json", by_alias=True))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship, by file name."""
+    folder = Path(str(files("trainer") / "recipes"))
+    return {path.name: path for path in sorted(folder.glob("*.toml"))}
+
+
+def recipe_summary(path: Path) -> str:
+    """The first line of a recipe's header comment."""
+    first = path.read_text("utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: a path, else the name of one that ships; SettingsError otherwise."""
+    if Path(recipe).is_file():
+        return Path(recipe)
+    shipped = shipped_recipes()
+    name = recipe if recipe.endswith(".toml") else f"{recipe}.toml"
+    if name in shipped:
+        return shipped[name]
+    if Path(recipe).exists():
+        return Path(recipe)  # a folder or a pipe, which is refused where it is opened
+    raise SettingsError(
+        "there is no such recipe",
+        path=recipe,
+        fix=f"give a path, or a name that `trainer recipes` lists"
+        f"{_nearest(name, shipped, 'they are')}",
+    )
+
+
+def _keys_beside(location: Sequence[str]) -> list[str]:
+    """The keys of the section that a wrong key stands in."""
+    section: type[BaseModel] = Settings
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        if field is not None:
+            section = next(iter(_models(field.annotation)), section)
+    return list(section.model_fields)
+
+
+def _models(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; {otherwise} {', '.join(names)}" if names else ""
+
+
+_DEEPEST = 16
+
+
+def toml_tree(text: str, path: Path | str) -> dict[str, Any]:
+    """What a TOML file says; SettingsError where it is not TOML, or no file of settings could be.
+
+    path   of the file, for the message
+    """
+    try:
+        tree = tomllib.loads(text)
+    # besides its own, tomllib lets through what int() says of thousands of digits
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
+        ) from error
+    check_tree(tree, path)
+    return tree
+
+
+def check_tree(tree: dict[str, Any], path: Path | str) -> None:
+    """SettingsError where a value can be no setting: nested too deep, NaN, text that is no text."""
+    level: list[tuple[str, Any]] = list(tree.items())
+    for _ in range(_DEEPEST):
+        deeper: list[tuple[str, Any]] = []
+        for key, value in level:
+            if isinstance(value, dict):
+                deeper += [(f"{key}.{name}", item) for name, item in value.items()]
+            elif isinstance(value, list):
+                deeper += [(f"{key}.{number}", item) for number, item in enumerate(value)]
+            elif wrong := _wrong(key) or _wrong(value):
+                raise SettingsError(
+                    f"the settings are wrong at `{_shown(key)}`: {wrong}",
+                    path=path,
+                    fix="correct that key in the file, or with --set",
+                )
+        level = deeper
+    if level:
+        raise SettingsError(
+            f"the settings are nested more than {_DEEPEST} deep at `{_shown(level[0][0])}`",
+            path=path,
+            fix="look at a shipped recipe: `trainer recipes`",
+        )
+
+
+def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """`a.b` and `a.0.b` of a tree to the values there."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    else:
+        return {path: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in items:
+        leaves |= setting_leaves(value, f"{path}.{key}" if path else str(key))
+    return leaves
+
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Set in `tree` what `a.b=value` says; SettingsError where it is not of that form."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise SettingsError(
+            "an override is not of the form KEY=VALUE",
+            path=f"--set {_shown(text)}",
+            fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
+        )
+    set_key(tree, key, _toml_value(key, value) if value else None)
+
+
+def set_key(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set what `a.b` or `stages.0.x` or `stages.0` names; None removes it."""
+    *parents, last = key.split(".")
+    place: Any = tree
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else _item(place, part, key)
+    if isinstance(place, list):
+        _item(place, last, key)  # that there is one
+        place[int(last) : int(last) + 1] = [] if value is None else [value]
+        return
+    if not isinstance(place, dict):
+        raise SettingsError(
+            f"there is nothing to set inside `{_shown('.'.join(parents))}`",
+            path=f"--set {_shown(key)}",
+            fix="look at the keys with --dry-run",
+        )
+    if value is not None:
+        place[last] = value
+    else:
+        place.pop(last, None)
+
+
+def _item(place: Any, part: str, key: str) -> Any:
+    count = len(place) if isinstance(place, list) else 0
+    if re.fullmatch(r"[0-9]{1,9}", part) and int(part) < count:
+        return place[int(part)]
+    raise SettingsError(
+        f"`{_shown(part)}` is not an item of this list of {count}",
+        path=f"--set {_shown(key)}",
+        fix="count from 0, as in `--set stages.0.max_demo_steps=1000`",
+    )
+
+
+def _toml_value(key: str, text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, as a shell would have it
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"the value is no setting: {error}", path=f"--set {_shown(key)}", fix="correct it"
+        ) from error
+
+
+def _wrong(value: object) -> str:
+    """What is wrong with a single value, if anything is."""
+    if isinstance(value, float) and math.isnan(value):
+        return "it is not a number"
+    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+        return "the text has a NUL or bytes that are not UTF-8"
+    return ""
+
+
+def _is_unicode(text: str) -> bool:
+    return text == text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(text: str) -> str:
+    """A key for a message: short, and printable everywhere."""
+    short = text if len(text) <= 80 else f"{text[:80]}..."
+    return short.encode("utf-8", "backslashreplace").decode("utf-8")

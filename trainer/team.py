@@ -1,0 +1,169 @@
+"""Processes that train one network together, as `torchrun` starts them, and how they are
+stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from demotools.errors import SettingsError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that train together; a run on its own is a team of one."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int, what: str) -> range:
+        """The part of `count` things that is this process's.
+
+        SettingsError  the processes do not divide them
+        """
+        if count % self.world:
+            raise SettingsError(
+                f"{count} cannot be shared out to {self.world} processes",
+                path=what,
+                fix=f"give a multiple of {self.world}, or another --nproc-per-node",
+            )
+        return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
+
+    def any(self, wish: bool) -> bool:
+        """Whether it is the wish of any process; the same answer in all."""
+        if self.world == 1:
+            return wish
+        flag = torch.tensor([float(wish)])
+        if dist.get_backend() == "nccl":
+            flag = flag.cuda()
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, element by element."""
+        if self.world == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean(self, scalars: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each scalar over the processes that have it."""
+        columns: dict[str, list[float]] = {}
+        for one in self.gathered(dict(scalars)):
+            for name, value in one.items():
+                columns.setdefault(name, []).append(value)
+        return {name: sum(many) / len(many) for name, many in columns.items()}
+
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over all processes.
+
+        A loss may leave a part of the network alone: cloning does not train the critic.
+        """
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+ALONE = Team()
+
+
+@contextmanager
+def joined_team(device: str) -> Iterator[Team]:
+    """The team that `torchrun` announces in the environment; alone where it does not."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+STOPPING = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)  # Windows has the first two
+]
+"""Ctrl-C, a scheduler's end of the job, a closed terminal, a scheduler's warning before it."""
+
+
+class StopRequest:
+    """Whether somebody wants the run to end.
+
+    signal   the number of the signal that came, 0 before
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Notes the first signal that asks for the end; a second Ctrl-C interrupts at once.
+
+    What was ignored when the program was started (`nohup`) stays ignored.
+    """
+    request = StopRequest()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if request and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping_held_back() -> Iterator[None]:
+    """Processes that start inside never see the signals that ask for the end; this one does.
+
+    A terminal or a scheduler sends them to every process of the run, and the loop needs its
+    helpers until its state is whole.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
