@@ -22,7 +22,7 @@ from demotools.errors import StoreError, exit_with_message, from_os_error, print
 _MODULES = {
     "get": ("fetch", "generate", "convert", "import"),
     "shape": ("shrink", "remove"),
-    "look": ("list", "info", "show", "report", "diff", "verify"),
+    "look": ("list", "info", "show", "report", "verify"),
     "share": ("export", "archive", "unarchive", "card", "push"),
 }
 """The modules of `commands`, and the commands in each: `NAME_command`."""

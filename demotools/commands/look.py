@@ -1,4 +1,4 @@
-"""Commands that show and check stores: list, info, show, report, diff, verify."""
+"""Commands that show and check stores: list, info, show, report, verify."""
 
 from __future__ import annotations
 
@@ -154,8 +154,9 @@ def report_command(
     """Write one HTML file about the given stores: figures, pictures, findings.
 
     The findings are duplicate episodes and seeds within the stores and between them (train and
-    valid, say), missions out of grammar or cut, unbalanced actions. With --json, they are printed
-    and no file is written.
+    valid, say), missions out of grammar or cut, unbalanced actions; and of every two stores what
+    they have in common: attributes, missions, episodes. With --json, they are printed and no file
+    is written.
 
     \b
     Example:
@@ -179,31 +180,6 @@ def report_command(
         say(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
     if not quiet:
         say(f"made {output}: {size_text(len(content))}")
-
-
-@click.command("diff")
-@click.argument("first", metavar="STORE")
-@click.argument("second", metavar="STORE")
-@json_output
-@common
-def diff_command(first: str, second: str, as_json: bool, folder: Path, quiet: bool) -> None:
-    """Compare two stores: attributes, missions, and episodes wherever they stand.
-
-    Episodes are the same where the agent saw, did and was told the same.
-
-    \b
-    Example:
-      demotools diff GoToLocal GoToLocal-small
-    """
-    from demotools.look.diff import store_difference
-    from demotools.store.reading import store_path
-
-    paths = [store_path(store, folder) for store in (first, second)]
-    found = store_difference(*paths, quiet=quiet)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        say(*found.text().split("\n"))
 
 
 @click.command("verify")

@@ -1,12 +1,8 @@
 """One HTML file about one or several stores: figures, pictures, and what is striking in them.
 
-What a look at one or several stores finds: things that make figures look better than they are.
-
-Nothing here says that a store is damaged; that is `demotools verify`.
-
-HTML pages for people to look at: one file each, which loads nothing.
-
-Texts are escaped, and the pages' content policy lets a browser load nothing but the pictures
+The findings are of each store, and of each pair of stores: what they have in common and what not.
+They name what makes figures look better than they are; that a store is damaged says `verify`.
+Texts are escaped, and the page's content policy lets a browser load nothing but the pictures
 inside the file.
 """
 
@@ -22,7 +18,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import (
     ACTIONS,
@@ -37,12 +32,12 @@ from demotools.babyai.cells import (
     OPEN,
     STATES,
 )
-from demotools.babyai.levels import EVALUATION_SEED, read_manifest
-from demotools.errors import ManifestError, printable_text
+from demotools.look.info import flat_texts
 from demotools.look.pictures import animation, panel, view_picture
-from demotools.look.survey import Survey, mission_pieces, store_survey
-from demotools.output import size_text
+from demotools.look.statistics import StoreStatistics, store_statistics
+from demotools.output import progress_bar, size_text
 from demotools.store.reading import Store, open_store
+from demotools.store.verify import missions_out_of_grammar, seed_faults
 
 _TILE = 14
 _PICTURES = 8
@@ -89,14 +84,14 @@ class Finding:
 class Report:
     """What was found in the stores, and the page that shows it."""
 
-    surveys: list[Survey]
+    stores: list[StoreStatistics]
     findings: list[Finding]
     html: str
 
     def as_json(self) -> dict[str, Any]:
         """The figures and findings as JSON values."""
         return {
-            "stores": [survey.as_json() for survey in self.surveys],
+            "stores": [one.as_json() for one in self.stores],
             "findings": [finding.as_json() for finding in self.findings],
         }
 
@@ -110,35 +105,35 @@ def store_report(
 
     StoreError  see `open_store`
     """
-    surveys = [store_survey(open_store(path), quiet=quiet) for path in paths]
-    findings = store_findings(surveys, instruction_len, quiet=quiet)
+    stores = [store_statistics(open_store(path), quiet=quiet) for path in paths]
+    findings = store_findings(stores, instruction_len, quiet=quiet)
     html = rendered_page(
         "report.html",
-        title=", ".join(survey.name for survey in surveys),
-        stores=[_page(survey, quiet=quiet) for survey in surveys],
+        title=", ".join(one.name for one in stores),
+        stores=[_page(one, quiet=quiet) for one in stores],
         findings=sorted(findings, key=lambda finding: not finding.alarm),
         alarms=sum(finding.alarm for finding in findings),
     )
-    return Report(surveys, findings, html)
+    return Report(stores, findings, html)
 
 
-def _page(survey: Survey, *, quiet: bool) -> dict[str, Any]:
+def _page(one: StoreStatistics, *, quiet: bool) -> dict[str, Any]:
     """What the template shows of one store."""
-    store = survey.store
-    frequent = np.argsort(-survey.mission_episodes, kind="stable")[:_ROWS_AT_MOST]
-    counts = survey.mission_episodes[frequent].tolist()
-    missions = zip(survey.missions(frequent), counts, strict=True)
-    words = zip(store.attributes.vocabulary, survey.word_episodes.tolist(), strict=True)
+    store = one.store
+    frequent = np.argsort(-one.mission_episodes, kind="stable")[:_ROWS_AT_MOST]
+    counts = one.mission_episodes[frequent].tolist()
+    missions = zip(one.store.missions(frequent), counts, strict=True)
+    words = zip(store.attributes.vocabulary, one.word_episodes.tolist(), strict=True)
     return {
-        "info": survey.info,
-        "provenance": _provenance(survey.info),
-        "lengths": length_bars(survey.length),
-        "actions": bars(zip(ACTIONS, survey.action_steps.tolist(), strict=True), keep_order=True),
+        "info": one.info,
+        "provenance": _provenance(one.info),
+        "lengths": length_bars(one.length),
+        "actions": bars(zip(ACTIONS, one.action_steps.tolist(), strict=True), keep_order=True),
         "missions": bars(missions, total=store.episodes),
         "words": bars(words, total=store.episodes),
-        "objects": None if survey.cell_counts is None else object_table(survey.cell_counts),
+        "objects": None if one.cell_counts is None else object_table(one.cell_counts),
         "colours": COLOURS,
-        "gallery": gallery(survey, quiet=quiet),
+        "gallery": gallery(one, quiet=quiet),
     }
 
 
@@ -213,16 +208,13 @@ def gallery_episodes(length: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[places.round().astype(np.int64)]
 
 
-def gallery(survey: Survey, *, quiet: bool) -> list[dict[str, Any]]:
+def gallery(one: StoreStatistics, *, quiet: bool) -> list[dict[str, Any]]:
     """Eight episodes as small animations: the first hundred steps of each."""
-    store, length = survey.store, survey.length
+    store, length = one.store, one.length
     chosen = gallery_episodes(length)
-    missions = survey.missions(store.episode_mission[chosen])
-    bar = tqdm(
-        chosen.tolist(),
-        printable_text(f"draw {store.name}"),
-        unit=" episodes",
-        disable=quiet or None,
+    missions = one.store.missions(store.episode_mission[chosen])
+    bar = progress_bar(
+        len(chosen), f"draw {store.name}", "episodes", quiet=quiet, items=chosen.tolist()
     )
     return [
         {
@@ -251,116 +243,190 @@ _SHOWN = 5
 # An action this frequent is right so often that it can be learnt instead of the task.
 _FREQUENT = 0.8
 _RARE = 0.01
+_ATTRIBUTES_SAID_ELSEWHERE = (
+    *("fingerprint", "metadata_hash", "vocabulary", "episodes", "steps", "missions"),
+)
 
 
 def store_findings(
-    surveys: list[Survey], instruction_len: int | None, *, quiet: bool = True
+    stores: list[StoreStatistics], instruction_len: int | None, *, quiet: bool = True
 ) -> list[Finding]:
     """All findings: of each store, then of each pair of stores.
 
     instruction_len   tokens that a network reads of a mission; None: nothing is cut
     """
     found = []
-    for survey in surveys:
+    for one in stores:
         found += [
-            _duplicates_within(survey),
-            _seeds_within(survey),
-            _foreign_missions(survey, quiet=quiet),
-            _cut_missions(survey, instruction_len),
-            _unbalanced_actions(survey),
+            _repeated_episodes(one),
+            _seeds(one),
+            _grammar(one, quiet=quiet),
+            _cut_missions(one, instruction_len),
+            _unbalanced_actions(one),
         ]
-    for one, other in combinations(surveys, 2):
-        found += [_duplicates_between(one, other), _seeds_between(one, other)]
+    for first, second in combinations(stores, 2):
+        found += [
+            _shared_episodes(first, second),
+            _shared_missions(first, second),
+            _attributes(first, second),
+            _shared_seeds(first, second),
+        ]
     return found
 
 
-def _duplicates_within(survey: Survey) -> Finding:
-    order = np.argsort(survey.digest, kind="stable")
-    ranked = survey.digest[order]
+def _repeated_episodes(one: StoreStatistics) -> Finding:
+    order = np.argsort(one.episode_hash, kind="stable")
+    ranked = one.episode_hash[order]
     again = np.flatnonzero(ranked[1:] == ranked[:-1])
     first, second = order[again], order[again + 1]
-    seed = survey.store.episode_seed
+    seed = one.store.episode_seed
     same_seed = int(((seed[first] == seed[second]) & (seed[first] >= 0)).sum())
     text = "no episode occurs twice"
     if len(again):
         text = f"{_share(len(again), len(order))} repeat another episode step by step"
         text += f", {same_seed:,} of them with the same seed" if same_seed else ""
+    pairs = list(zip(first[:_SHOWN].tolist(), second[:_SHOWN].tolist(), strict=True))
     return Finding(
         name="duplicates within the store",
-        stores=(survey.name,),
+        stores=(one.name,),
         alarm=same_seed > 0 or len(again) > 0.01 * len(order),
         text=text,
         figures={"repeated": len(again), "same_seed": same_seed},
-        details=tuple(
-            f"episodes {a} and {b}: {_mission(survey, b)}"
-            for a, b in list(zip(first.tolist(), second.tolist(), strict=True))[:_SHOWN]
-        ),
+        details=tuple(f"episodes {a} and {b}: {_mission(one, b)}" for a, b in pairs),
     )
 
 
-def _duplicates_between(one: Survey, other: Survey) -> Finding:
-    order = np.argsort(one.digest, kind="stable")
-    ranked = one.digest[order]
-    place = np.minimum(np.searchsorted(ranked, other.digest), len(ranked) - 1)
-    rows = np.flatnonzero(ranked[place] == other.digest)
-    twins = order[place[rows]]
+def _shared_episodes(first: StoreStatistics, second: StoreStatistics) -> Finding:
+    hashes, others = first.episode_hash, second.episode_hash
+    order = np.argsort(hashes, kind="stable")
+    place = np.minimum(np.searchsorted(hashes, others, sorter=order), len(order) - 1)
+    rows = np.flatnonzero(hashes[order[place]] == others)
+    both = common(hashes, others)
+    same_order = np.array_equal(hashes, others)
     text = "no episode is in both"
     if len(rows):
-        text = f"{_share(len(rows), len(other.digest))} of {other.name} are also in {one.name}"
+        text = f"{_share(len(rows), len(others))} of {second.name} are also in {first.name}"
+    if both == len(hashes) == len(others):
+        text += f", and no others, in {'the same' if same_order else 'another'} order"
+    details = [
+        f"episode {order[place[row]]} of {first.name} is episode {row} of {second.name}: "
+        f"{_mission(second, row)}"
+        for row in rows[:_SHOWN].tolist()
+    ]
+    for one, missing in ((first, ~np.isin(hashes, others)), (second, ~np.isin(others, hashes))):
+        details += [
+            f"episode {row} is only in {one.name}: {_mission(one, row)}"
+            for row in np.flatnonzero(missing)[:_SHOWN].tolist()
+        ]
     return Finding(
         name="duplicates between stores",
-        stores=(one.name, other.name),
+        stores=(first.name, second.name),
         alarm=len(rows) > 0,
         text=text,
-        figures={"shared": len(rows), "share": len(rows) / len(other.digest)},
-        details=tuple(
-            f"episode {a} of {one.name} is episode {b} of {other.name}: {_mission(other, b)}"
-            for a, b in list(zip(twins.tolist(), rows.tolist(), strict=True))[:_SHOWN]
-        ),
+        figures={
+            "shared": len(rows),
+            "share": len(rows) / len(others),
+            **_sides(both, len(hashes), len(others)),
+            "same_order": same_order,
+        },
+        details=tuple(details),
     )
 
 
-def _seeds_within(survey: Survey) -> Finding:
-    seed = survey.store.episode_seed
-    known = seed[seed >= 0]
-    repeated = len(known) - len(np.unique(known))
-    evaluation = int((known >= EVALUATION_SEED).sum())
+def common(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> int:
+    """How many numbers are in both; each repetition counts.
+
+    >>> common(np.array([7, 7, 7, 5]), np.array([7, 9, 7]))
+    2
+    """
+    numbers, counts = np.unique(first, return_counts=True)
+    others, other_counts = np.unique(second, return_counts=True)
+    _both, here, there = np.intersect1d(numbers, others, assume_unique=True, return_indices=True)
+    return int(np.minimum(counts[here], other_counts[there]).sum())
+
+
+def _sides(both: int, first: int, second: int) -> dict[str, int]:
+    return {"both": both, "only_first": first - both, "only_second": second - both}
+
+
+def _shared_missions(first: StoreStatistics, second: StoreStatistics) -> Finding:
+    hashes, others = first.mission_hash, second.mission_hash
+    figures = _sides(common(hashes, others), len(hashes), len(others))
+    details = [
+        f"only in {one.name}: {text}"
+        for one, missing in ((first, ~np.isin(hashes, others)), (second, ~np.isin(others, hashes)))
+        for text in one.store.missions(np.flatnonzero(missing)[:_SHOWN])
+    ]
+    text = (
+        f"{figures['both']:,} in both, {figures['only_first']:,} only in {first.name}, "
+        f"{figures['only_second']:,} only in {second.name}"
+    )
+    names = (first.name, second.name)
+    return Finding("missions of two stores", names, False, text, figures, tuple(details))
+
+
+def _attributes(first: StoreStatistics, second: StoreStatistics) -> Finding:
+    """What the stores say of themselves, tables key by key: those that differ."""
+    one, other = (each.store.attributes.model_dump(mode="json") for each in (first, second))
+    names = [
+        name
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name) and name not in _ATTRIBUTES_SAID_ELSEWHERE
+    ]
+    sides = [
+        dict(text.split(": ", 1) for name in names for text in flat_texts(each.get(name), name))
+        for each in (one, other)
+    ]
+    details = [
+        f"{key}: {sides[0].get(key, '-')} | {sides[1].get(key, '-')}"
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+        if sides[0].get(key) != sides[1].get(key)
+    ]
+    return Finding(
+        name="attributes of two stores",
+        stores=(first.name, second.name),
+        alarm=False,
+        text=f"they differ in {', '.join(names)}" if names else "all the same",
+        figures={name: [one.get(name), other.get(name)] for name in names},
+        details=tuple(details),
+    )
+
+
+def _seeds(one: StoreStatistics) -> Finding:
+    seed, split = one.store.episode_seed, one.store.attributes.split
+    unknown, repeated, outside = seed_faults(one.store)
+    known = seed[seed != -1]
     parts = []
-    if len(known) < len(seed):
-        parts.append(f"{_share(len(seed) - len(known), len(seed))} have no known seed")
+    if unknown:
+        parts.append(f"{_share(unknown, len(seed))} have no known seed")
     if len(known):
         parts.append(f"known seeds from {known.min()} to {known.max()}")
     if repeated:
         parts.append(f"{repeated:,} seeds occur again")
-    if evaluation:
-        parts.append(f"{evaluation:,} seeds are of those that evaluation keeps to itself")
+    if len(outside):
+        parts.append(f"{len(outside):,} seeds are not of the {split} split")
     return Finding(
         name="seeds",
-        stores=(survey.name,),
-        alarm=repeated > 0 or evaluation > 0,
+        stores=(one.name,),
+        alarm=repeated > 0 or len(outside) > 0,
         text="; ".join(parts),
-        figures={
-            "unknown": len(seed) - len(known),
-            "repeated": repeated,
-            "of_evaluation": evaluation,
-        },
+        figures={"unknown": unknown, "repeated": repeated, "outside_split": len(outside)},
     )
 
 
-def _seeds_between(one: Survey, other: Survey) -> Finding:
-    levels = {survey.store.attributes.level for survey in (one, other)}
-    first, second = (s.store.episode_seed[s.store.episode_seed >= 0] for s in (one, other))
-    shared = np.intersect1d(first, second)
-    if len(levels) > 1:
+def _shared_seeds(first: StoreStatistics, second: StoreStatistics) -> Finding:
+    stores = (first.store, second.store)
+    known, others = (store.episode_seed[store.episode_seed >= 0] for store in stores)
+    shared = np.intersect1d(known, others)
+    text = f"{len(shared):,} seeds are in both" if len(shared) else "no seed is in both"
+    if stores[0].attributes.level != stores[1].attributes.level:
         text = "not compared: a seed means something else on another level"
         shared = shared[:0]
-    elif not len(first) or not len(second):
+    elif not len(known) or not len(others):
         text = "not compared: the seeds of one of them are not known"
-    else:
-        text = f"{len(shared):,} seeds are in both" if len(shared) else "no seed is in both"
     return Finding(
         name="seed overlap",
-        stores=(one.name, other.name),
+        stores=(first.name, second.name),
         alarm=len(shared) > 0,
         text=text,
         figures={"shared": len(shared)},
@@ -368,63 +434,55 @@ def _seeds_between(one: Survey, other: Survey) -> Finding:
     )
 
 
-def _foreign_missions(survey: Survey, *, quiet: bool) -> Finding:
-    name, level = "missions against the level's grammar", survey.store.attributes.level
-    try:
-        manifest = read_manifest(level)
-    except ManifestError:
+def _grammar(one: StoreStatistics, *, quiet: bool) -> Finding:
+    name, level = "missions against the level's grammar", one.store.attributes.level
+    rows = missions_out_of_grammar(one.store, quiet=quiet)
+    if rows is None:
         text = f"not checked: the level {level} has no manifest"
-        return Finding(name, (survey.name,), False, text, {"checked": False})
-    foreign: list[int] = []
-    with tqdm(desc=name, total=survey.info["missions"], disable=quiet or None) as bar:
-        for start, texts in mission_pieces(survey.store):
-            for row, text in enumerate(texts, start):
-                if not manifest.matches_mission(text):
-                    foreign.append(row)
-            bar.update(len(texts))
-    episodes, missions = int(survey.mission_episodes[foreign].sum()), survey.info["missions"]
+        return Finding(name, (one.name,), False, text, {"checked": False})
+    episodes, missions = int(one.mission_episodes[rows].sum()), one.info["missions"]
     text = f"all {missions:,} missions are of the grammar of {level}"
-    if foreign:
+    if rows:
         text = (
-            f"{len(foreign):,} of {missions:,} missions are none of {level}, those of "
-            f"{_share(episodes, survey.store.episodes)}"
+            f"{len(rows):,} of {missions:,} missions are none of {level}, those of "
+            f"{_share(episodes, one.store.episodes)}"
         )
     return Finding(
         name=name,
-        stores=(survey.name,),
-        alarm=bool(foreign),
+        stores=(one.name,),
+        alarm=bool(rows),
         text=text,
-        figures={"checked": True, "missions": len(foreign), "episodes": episodes},
-        details=tuple(map(repr, survey.missions(foreign[:_SHOWN]))),
+        figures={"checked": True, "missions": len(rows), "episodes": episodes},
+        details=tuple(map(repr, one.store.missions(rows[:_SHOWN]))),
     )
 
 
-def _cut_missions(survey: Survey, instruction_len: int | None) -> Finding:
-    name, longest = "missions cut by the instruction length", int(survey.mission_length.max())
+def _cut_missions(one: StoreStatistics, instruction_len: int | None) -> Finding:
+    name, longest = "missions cut by the instruction length", int(one.mission_length.max())
     if instruction_len is None:
         text = f"not asked (--instruction-len); the longest mission has {longest} words"
-        return Finding(name, (survey.name,), False, text, {"longest": longest})
-    cut = survey.mission_length > instruction_len
-    episodes = int(survey.mission_episodes[cut].sum())
+        return Finding(name, (one.name,), False, text, {"longest": longest})
+    cut = one.mission_length > instruction_len
+    episodes = int(one.mission_episodes[cut].sum())
     text = f"no mission has more than {instruction_len} words, the longest has {longest}"
     if episodes:
         text = (
-            f"{_share(episodes, survey.store.episodes)} have missions of more than "
+            f"{_share(episodes, one.store.episodes)} have missions of more than "
             f"{instruction_len} words, the longest has {longest}"
         )
     rows = np.flatnonzero(cut)[:_SHOWN]
     return Finding(
         name=name,
-        stores=(survey.name,),
+        stores=(one.name,),
         alarm=episodes > 0,
         text=text,
         figures={"longest": longest, "episodes": episodes},
-        details=tuple(map(repr, survey.missions(rows))),
+        details=tuple(map(repr, one.store.missions(rows))),
     )
 
 
-def _unbalanced_actions(survey: Survey) -> Finding:
-    share: NDArray[np.float64] = survey.action_steps / survey.action_steps.sum()
+def _unbalanced_actions(one: StoreStatistics) -> Finding:
+    share: NDArray[np.float64] = one.action_steps / one.action_steps.sum()
     most = int(share.argmax())
     rare = [ACTIONS[n] for n in np.flatnonzero((share > 0) & (share < _RARE))]
     never = [ACTIONS[n] for n in np.flatnonzero(share == 0)]
@@ -433,15 +491,15 @@ def _unbalanced_actions(survey: Survey) -> Finding:
     text += f"; never: {', '.join(never)}" if never else ""
     return Finding(
         name="balance of actions",
-        stores=(survey.name,),
+        stores=(one.name,),
         alarm=bool(share[most] > _FREQUENT),
         text=text,
         figures={"shares": dict(zip(ACTIONS, share.tolist(), strict=True))},
     )
 
 
-def _mission(survey: Survey, episode: int) -> str:
-    return survey.missions([survey.store.episode_mission[episode]])[0]
+def _mission(one: StoreStatistics, episode: int) -> str:
+    return one.store.missions([one.store.episode_mission[episode]])[0]
 
 
 def _share(part: int, whole: int) -> str:

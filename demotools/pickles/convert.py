@@ -24,11 +24,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import Encoding
 from demotools.babyai.levels import SEEDS, Manifest, level_from_environment_id, read_manifest
 from demotools.errors import PickleError, StoreError, printable_text
+from demotools.output import progress_bar
 from demotools.pickles.encoding import (
     DemoFile,
     OnError,
@@ -310,13 +310,8 @@ def _read(
 ) -> tuple[dict[str, Any], LateParts | None]:
     """Have the missing parts decoded: what the store says of its source, and the late parts."""
     finished = set(builder.finished_parts())
-    bar = tqdm(
-        total=sum(file.content_bytes for file in files),
-        desc=builder.path.name,
-        unit="B",
-        unit_scale=True,
-        disable=True if options.quiet else None,
-    )
+    total = sum(file.content_bytes for file in files)
+    bar = progress_bar(total, builder.path.name, "B", quiet=options.quiet)
     readers, parts, number = [], [], 0
     seeds = _Seeds(split)
     with bar:

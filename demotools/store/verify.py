@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.babyai.levels import SEEDS, read_manifest
 from demotools.babyai.vocabulary import alike, mission_tokens, mission_words
 from demotools.errors import ManifestError, StoreError, printable_text
+from demotools.output import progress_bar
 from demotools.store.reading import (
     StepArray,
     Store,
@@ -95,9 +95,7 @@ def raise_if_damaged(path: Path, checks: list[Check]) -> None:
 
 def _damaged_files(path: Path, quiet: bool) -> list[str]:
     damaged = []
-    with tqdm(
-        unit="B", unit_scale=True, desc=printable_text(f"verify {path.stem}"), disable=quiet or None
-    ) as bar:
+    with progress_bar(None, f"verify {path.stem}", "B", quiet=quiet) as bar:
         for size_bytes, problem in checked_chunks(path):
             bar.update(size_bytes)
             if problem:
@@ -181,29 +179,50 @@ def _missions(store: Store) -> Check:
     return Check("missions, words and tokens", tuple(problems))
 
 
-def _grammar(store: Store) -> Check:
-    name = "missions against the level's grammar"
+def missions_out_of_grammar(store: Store, *, quiet: bool = True) -> list[int] | None:
+    """The rows of the missions that the level does not have; None where it has no manifest."""
     try:
         manifest = read_manifest(store.attributes.level)
     except ManifestError:
+        return None
+    found, missions = [], store.attributes.missions
+    texts = (text for chunk in store.text_chunks() for text in chunk)
+    name = f"missions of {store.name}"
+    bar = progress_bar(missions, name, "missions", quiet=quiet, items=enumerate(texts))
+    for row, text in bar:
+        if not manifest.matches_mission(text):
+            found.append(row)
+    return found
+
+
+def _grammar(store: Store) -> Check:
+    name, level = "missions against the level's grammar", store.attributes.level
+    rows = missions_out_of_grammar(store)
+    if rows is None:
         return Check(name, note="the level has no manifest", skipped=True)
-    foreign = [text for text in store.mission_text if not manifest.matches_mission(text)]
-    return Check(name, tuple(f"not a mission of {manifest.level}: {t!r}" for t in foreign[:5]))
+    return Check(name, tuple(f"not a mission of {level}: {t!r}" for t in store.missions(rows[:5])))
+
+
+def seed_faults(store: Store) -> tuple[int, int, list[int]]:
+    """Episodes without a known seed, seeds that occur again, episodes with another split's seed."""
+    seeds = store.episode_seed
+    known = seeds != -1
+    allowed = SEEDS["valid" if store.attributes.split == "valid" else "train"]
+    outside = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
+    repeated = int(known.sum()) - len(np.unique(seeds[known]))
+    return int((~known).sum()), repeated, np.flatnonzero(outside).tolist()
 
 
 def _seeds(store: Store) -> Check:
-    seeds, split = store.episode_seed, store.attributes.split
-    known = seeds != -1
-    allowed = SEEDS["valid" if split == "valid" else "train"]
-    wrong = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
+    unknown, repeated, outside = seed_faults(store)
     problems = [
-        f"seed {seeds[row]} of episode {row} is not one of the {split} split"
-        for row in _rows(wrong)
+        f"seed {store.episode_seed[row]} of episode {row} is not one of the "
+        f"{store.attributes.split} split"
+        for row in outside[:5]
     ]
-    distinct = len(np.unique(seeds[known]))
-    if distinct < known.sum():
-        problems.append(f"{known.sum() - distinct} seeds occur more than once")
-    note = "" if known.all() else f"{int((~known).sum()):,} episodes have no known seed"
+    if repeated:
+        problems.append(f"{repeated} seeds occur more than once")
+    note = f"{unknown:,} episodes have no known seed" if unknown else ""
     return Check("environment seeds", tuple(problems), note)
 
 

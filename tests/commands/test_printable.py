@@ -82,8 +82,8 @@ READING = [
     ["info"],
     ["info", "--json"],
     ["card"],
-    ["diff", "other"],
-    ["diff", "--json", "other"],
+    ["report", "other"],
+    ["report", "--json", "other"],
     ["show", "--ansi"],
     ["show", "--json"],
     ["show", "--mission", "no such mission"],
@@ -193,7 +193,9 @@ def test_a_recursion_in_the_users_own_code_keeps_its_traceback() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-@pytest.mark.parametrize("words", [["verify"], ["diff"], ["archive"], ["export", "--to", "pickle"]])
+@pytest.mark.parametrize(
+    "words", [["verify"], ["report", "--json"], ["archive"], ["export", "--to", "pickle"]]
+)
 def test_a_progress_bar_shows_no_escape_sequence_of_a_name(
     strange_store: Path, words: list[str]
 ) -> None:
@@ -203,7 +205,7 @@ def test_a_progress_bar_shows_no_escape_sequence_of_a_name(
 
     own, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 400, 0, 0))
-    stores = [str(strange_store)] * (2 if words == ["diff"] else 1)
+    stores = [str(strange_store)]
     with subprocess.Popen(
         [sys.executable, "-m", "demotools", *words, *stores], stdout=theirs, stderr=theirs
     ) as process:

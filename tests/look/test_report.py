@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,32 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import demotools.look.survey
+import demotools.look.statistics
 from demotools.babyai.cells import ACTIONS
 from demotools.cli import main
 from demotools.errors import StoreError
-from demotools.look.report import Finding, store_findings, store_report
-from demotools.look.survey import Block, block_digests, episode_digests, store_survey, text_digests
-from demotools.store.reading import Episodes, Store
+from demotools.look.report import Finding, common, store_findings, store_report
+from demotools.look.statistics import episode_hashes, hashes, store_statistics
+from demotools.store.reading import Episodes, Store, open_store
+from demotools.store.shrink import shrink_stores
 from tests.browser import colours_of_page, needs_chromium
 from tests.conftest import MISSIONS, build_store, make_episodes
 
 
-def joined(*parts: Episodes) -> Episodes:
-    return Episodes(
-        length=np.concatenate([part.length for part in parts]),
-        mission=[mission for part in parts for mission in part.mission],
-        seed=np.concatenate([part.seed for part in parts]),
-        view=np.concatenate([part.view for part in parts]),
-        direction=np.concatenate([part.direction for part in parts]),
-        action=np.concatenate([part.action for part in parts]),
-    )
-
-
 def finding(stores: list[Store], name: str, instruction_len: int | None = None) -> Finding:
     """The last finding of that name: of the last store or pair."""
-    surveys = [store_survey(store, quiet=True) for store in stores]
-    return [one for one in store_findings(surveys, instruction_len) if one.name == name][-1]
+    statistics = [store_statistics(store, quiet=True) for store in stores]
+    return [one for one in store_findings(statistics, instruction_len) if one.name == name][-1]
 
 
 @pytest.fixture
@@ -52,7 +43,9 @@ def train_and_valid(make_store: Callable[..., Store], tmp_path: Path) -> tuple[S
     train = make_store(lengths=[3, 2, 4, 1])
     planted = replace(train.select(np.array([2])), seed=np.array([1_000_000_003]))
     own = replace(make_episodes([5, 2, 3], seed=7), seed=np.arange(1_000_000_000, 1_000_000_003))
-    valid = build_store(tmp_path / "GoToLocal-valid.zarr", joined(own, planted), split="valid")
+    valid = build_store(
+        tmp_path / "GoToLocal-valid.zarr", Episodes.concatenated([own, planted]), split="valid"
+    )
     return train, valid
 
 
@@ -61,9 +54,10 @@ def test_a_planted_duplicate_between_train_and_valid_is_found(
 ) -> None:
     found = finding(list(train_and_valid), "duplicates between stores")
     assert found.alarm
-    assert found.figures == {"shared": 1, "share": 0.25}
-    (detail,) = found.details
-    assert detail.startswith("episode 2 of GoToLocal is episode 3 of GoToLocal-valid: go to")
+    assert (found.figures["shared"], found.figures["share"]) == (1, 0.25)
+    assert found.details[0].startswith(
+        "episode 2 of GoToLocal is episode 3 of GoToLocal-valid: go to"
+    )
 
 
 def test_stores_without_a_common_episode_or_seed_are_fine(
@@ -75,10 +69,10 @@ def test_stores_without_a_common_episode_or_seed_are_fine(
     assert finding(stores, "seed overlap").text == "no seed is in both"
 
 
-def digest(episodes: Episodes) -> int:
-    """The digest of a single episode."""
-    block = Block(range(1), episodes.length, episodes.view, episodes.action)
-    return int(block_digests(block, text_digests(episodes.mission))[0])
+def episode_hash(one: Episodes) -> int:
+    """The hash of a single episode."""
+    mission = hashes(text.encode() for text in one.mission)
+    return int(episode_hashes(mission, one.offset, one.view, one.action)[0])
 
 
 @given(
@@ -87,7 +81,7 @@ def digest(episodes: Episodes) -> int:
     cell=st.integers(0, 48),
     by=st.integers(1, 6),
 )
-def test_an_episode_changed_anywhere_in_what_counts_has_another_digest(
+def test_an_episode_changed_anywhere_in_what_counts_has_another_hash(
     change: str, step: int, cell: int, by: int
 ) -> None:
     before = make_episodes([9])
@@ -103,34 +97,34 @@ def test_an_episode_changed_anywhere_in_what_counts_has_another_digest(
         after = replace(
             after, length=np.array([9 - by]), view=after.view[kept], action=after.action[kept]
         )
-    assert digest(before) != digest(after)
+    assert episode_hash(before) != episode_hash(after)
 
 
-def test_seeds_and_directions_do_not_change_the_digest(tmp_path: Path) -> None:
+def test_seeds_and_directions_do_not_change_the_hash(tmp_path: Path) -> None:
     before = make_episodes([3, 2])
     after = replace(before, seed=before.seed + 5, direction=(before.direction + 1) % 4)
     one, other = (
-        episode_digests(build_store(tmp_path / f"{name}.zarr", episodes), quiet=True)
+        store_statistics(build_store(tmp_path / f"{name}.zarr", episodes), quiet=True).episode_hash
         for name, episodes in (("a", before), ("b", after))
     )
     assert np.array_equal(one, other)
 
 
-def test_two_steps_that_change_places_change_the_digest() -> None:
+def test_two_steps_that_change_places_change_the_hash() -> None:
     before = make_episodes([2])
     after = replace(before, view=before.view[::-1], action=before.action[::-1])
-    assert digest(before) != digest(after)
+    assert episode_hash(before) != episode_hash(after)
 
 
-def test_digests_and_counts_do_not_depend_on_how_the_store_is_cut_into_blocks(
+def test_hashes_and_counts_do_not_depend_on_how_the_store_is_cut_into_blocks(
     make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(lengths=[3, 2, 40, 1, 1, 7, 5])
-    whole = store_survey(store, quiet=True)
-    monkeypatch.setattr(demotools.look.survey, "_BLOCK_BYTES", 5 * 49)
-    monkeypatch.setattr(demotools.look.survey, "_MAPPED_BYTES", 100)
-    cut = store_survey(store, quiet=True)
-    assert np.array_equal(whole.digest, cut.digest)
+    whole = store_statistics(store, quiet=True)
+    monkeypatch.setattr(demotools.look.statistics, "_BLOCK_BYTES", 5 * 49)
+    monkeypatch.setattr(demotools.look.statistics, "_MAPPED_BYTES", 100)
+    cut = store_statistics(store, quiet=True)
+    assert np.array_equal(whole.episode_hash, cut.episode_hash)
     assert np.array_equal(whole.cell_counts, cut.cell_counts)  # type: ignore[arg-type]
     assert np.array_equal(whole.action_steps, cut.action_steps)
 
@@ -141,21 +135,21 @@ def test_a_store_replaced_while_it_is_read_is_refused(
     store = make_store(lengths=[3, 2])
     make_store(lengths=[3, 2], seed=5)
     with pytest.raises(StoreError, match="replaced by another while it was in use"):
-        episode_digests(store, quiet=True)
+        store_statistics(store, quiet=True)
 
 
 def test_cells_actions_and_words_are_counted_as_a_plain_loop_counts_them(
     make_store: Callable[..., Store],
 ) -> None:
     store = make_store(lengths=[3, 2, 4, 1])
-    survey = store_survey(store, quiet=True)
-    assert survey.cell_counts is not None
+    found = store_statistics(store, quiet=True)
+    assert found.cell_counts is not None
     codes = [int(code) for code in store.view.span(0, 10).ravel()]
-    assert survey.cell_counts[4, 2, 1] == codes.count(4 * 18 + 2 * 3 + 1)
-    assert survey.cell_counts.sum() == len(codes)
+    assert found.cell_counts[4, 2, 1] == codes.count(4 * 18 + 2 * 3 + 1)
+    assert found.cell_counts.sum() == len(codes)
     actions = store.action.span(0, 10).tolist()
-    assert survey.action_steps.tolist() == [actions.count(n) for n in range(len(ACTIONS))]
-    words = survey.as_json()["word_episodes"]
+    assert found.action_steps.tolist() == [actions.count(n) for n in range(len(ACTIONS))]
+    words = found.as_json()["word_episodes"]
     missions = [MISSIONS[0], MISSIONS[1], MISSIONS[2], MISSIONS[0]]
     assert words == {word: sum(word in mission.split() for mission in missions) for word in words}
     assert set(words) == {word for mission in missions for word in mission.split()}
@@ -163,13 +157,13 @@ def test_cells_actions_and_words_are_counted_as_a_plain_loop_counts_them(
 
 def test_a_word_that_stands_twice_in_a_mission_counts_one_episode(tmp_path: Path) -> None:
     episodes = replace(make_episodes([2]), mission=["go to the red ball then go to the red key"])
-    words = store_survey(build_store(tmp_path / "a.zarr", episodes), quiet=True).as_json()
+    words = store_statistics(build_store(tmp_path / "a.zarr", episodes), quiet=True).as_json()
     assert set(words["word_episodes"].values()) == {1}
 
 
 def test_repeated_episodes_and_seeds_within_a_store_are_found(tmp_path: Path) -> None:
     episodes = make_episodes([3, 2])
-    store = build_store(tmp_path / "GoToLocal.zarr", joined(episodes, episodes))
+    store = build_store(tmp_path / "GoToLocal.zarr", Episodes.concatenated([episodes, episodes]))
     found = finding([store], "duplicates within the store")
     assert found.alarm
     assert found.figures == {"repeated": 2, "same_seed": 2}
@@ -196,7 +190,7 @@ def test_seeds_that_two_stores_of_a_level_share_are_found(
 def test_seeds_that_evaluation_keeps_to_itself_are_found(tmp_path: Path) -> None:
     episodes = replace(make_episodes([2]), seed=np.array([2_000_000_005]))
     found = finding([build_store(tmp_path / "a.zarr", episodes)], "seeds")
-    assert (found.alarm, found.figures["of_evaluation"]) == (True, 1)
+    assert (found.alarm, found.figures["outside_split"]) == (True, 1)
 
 
 def test_missions_out_of_grammar_are_found_with_their_episodes(tmp_path: Path) -> None:
@@ -230,6 +224,71 @@ def test_one_action_in_nearly_all_steps_is_an_alarm(tmp_path: Path) -> None:
     assert found.alarm
     assert "forward is 90.0% of the steps" in found.text
     assert "never: right, pickup, drop, toggle, done" in found.text
+
+
+def compared(one: Store, other: Store) -> tuple[Finding, Finding, Finding]:
+    """What is found of the episodes, the missions and the attributes of two stores."""
+    names = ("duplicates between stores", "missions of two stores", "attributes of two stores")
+    episodes, missions, attributes = (finding([one, other], name) for name in names)
+    return episodes, missions, attributes
+
+
+def sides(found: Finding) -> tuple[int, int, int]:
+    """How many are in both stores, only in the first, only in the second."""
+    return found.figures["both"], found.figures["only_first"], found.figures["only_second"]
+
+
+def test_a_store_and_its_copy_differ_in_nothing(make_store: Callable[..., Store]) -> None:
+    one, other = make_store(lengths=[3, 2]), make_store(lengths=[3, 2], name="Copy")
+    episodes, missions, attributes = compared(one, other)
+    # the test's own stores name themselves nowhere
+    assert attributes.figures == {}
+    assert attributes.text == "all the same"
+    assert (sides(episodes), sides(missions)) == ((2, 0, 0), (2, 0, 0))
+    assert episodes.figures["same_order"]
+    assert episodes.text.endswith("and no others, in the same order")
+
+
+def test_a_small_twin_is_a_part_of_its_parent(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    parent = make_store(lengths=[3, 2, 4, 1, 6, 2])
+    (made,) = shrink_stores([parent.path], tmp_path, episodes=4, seed=0, quiet=True)
+    episodes, _missions, attributes = compared(parent, open_store(made.path))
+    assert sides(episodes) == (4, 2, 0)
+    assert "parent" in attributes.figures
+    assert not episodes.figures["same_order"]
+
+
+def test_episodes_in_another_order_are_the_same_and_it_is_said(tmp_path: Path) -> None:
+    one = build_store(tmp_path / "a.zarr", make_episodes([3, 2]))
+    other = build_store(tmp_path / "b.zarr", one.select(np.array([1, 0])))
+    episodes, _missions, _attributes = compared(one, other)
+    assert sides(episodes) == (2, 0, 0)
+    assert "in another order" in episodes.text
+
+
+def test_what_is_in_one_store_only_is_shown_with_its_mission(tmp_path: Path) -> None:
+    one = build_store(tmp_path / "a.zarr", make_episodes([3, 2]))
+    changed = replace(make_episodes([3, 2]), mission=[MISSIONS[0], "go to the lamp"])
+    other = build_store(tmp_path / "b.zarr", changed, split="valid")
+    episodes, missions, attributes = compared(one, other)
+    assert attributes.figures["split"] == ["train", "valid"]
+    assert "split: train | valid" in attributes.details
+    assert missions.details == (f"only in a: {MISSIONS[1]}", "only in b: go to the lamp")
+    assert missions.text == "1 in both, 1 only in a, 1 only in b"
+    assert episodes.details[1:] == (
+        f"episode 1 is only in a: {MISSIONS[1]}",
+        "episode 1 is only in b: go to the lamp",
+    )
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
+def test_repeated_episodes_are_counted_as_a_multiset_counts_them(
+    first: list[int], second: list[int]
+) -> None:
+    found = common(np.array(first, dtype=np.uint64), np.array(second, dtype=np.uint64))
+    assert found == (Counter(first) & Counter(second)).total()
 
 
 class Page(HTMLParser):
@@ -324,9 +383,8 @@ def test_json_tells_figures_and_findings_and_writes_no_file(
     result = run_report(tmp_path, *(store.name for store in train_and_valid), "--json", "-q")
     found = json.loads(result.output)
     assert [store["episodes"] for store in found["stores"]] == [4, 4]
-    assert [one["figures"] for one in found["findings"] if one["alarm"]] == [
-        {"shared": 1, "share": 0.25}
-    ]
+    (shared,) = [one["figures"] for one in found["findings"] if one["alarm"]]
+    assert (shared["shared"], shared["share"]) == (1, 0.25)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -21,7 +21,6 @@ READERS = (
     ["show", "--ansi"],
     ["archive"],
     ["shrink", "--episodes", "1"],
-    ["diff", "Other"],
     ["card"],
     ["report", "--json"],
     ["export", "--to", "pickle"],

@@ -170,7 +170,7 @@ def test_what_others_made_is_never_told_to_be_removed(kind: str, tmp_path: Path)
         ["archive"],
         ["remove", "--yes"],
     ]
-    commands += [["export", "--to", "pickle"], ["show"], ["card"], ["diff", str(path)]]
+    commands += [["export", "--to", "pickle"], ["show"], ["card"]]
     for command, *options in commands:
         result = CliRunner().invoke(main, [command, str(path), *options])
         assert result.exit_code == 1, (command, result.exception)
@@ -266,7 +266,6 @@ READERS = (
     ["verify"],
     ["show", "--mission", "red"],
     ["shrink", "--episodes", "3"],
-    ["diff", "Other"],
     ["report", "--json"],
     ["export", "--to", "pickle"],
 )
@@ -283,9 +282,9 @@ READERS = (
         ("episode_mission", 1, -1, ()),
         ("cells", (0, 0, 0), 255, ()),
         ("action", 0, 255, ()),
-        ("direction", 0, 255, ("diff", "report")),
-        ("mission_tokens", (0, 0), 255, ("show", "shrink", "diff", "export")),
-        ("mask", 0, 255, ("show", "shrink", "diff", "report", "export")),
+        ("direction", 0, 255, ("report",)),
+        ("mission_tokens", (0, 0), 255, ("show", "shrink", "export")),
+        ("mask", 0, 255, ("show", "shrink", "report", "export")),
     ],
 )
 def test_arrays_are_not_believed_because_their_checksums_are_right(
