@@ -23,6 +23,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -414,7 +415,7 @@ class EpisodeMatcher:
         at, group = text.end(), text.lastindex or 0
         value = int.from_bytes(text[group], "little")
         if group >= _FROM_MEMO:
-            mission = self._machine.fetched_text(value)
+            mission = self._kept_text(value)
         elif value <= MAX_TEXT:
             mission = self._mission(window.buffer[at : at + value])
             at += value
@@ -443,6 +444,12 @@ class EpisodeMatcher:
         part.add(number, mission, (window.base + start, size, holds), direction, action)
         window.at = lists.end()
         return True
+
+    def _kept_text(self, slot: int) -> str | None:
+        with suppress(KeyError):
+            value = self._machine.kept(slot)
+            return value if type(value) is str else None
+        return None
 
     def _mission(self, text: bytes) -> str | None:
         """The mission of these bytes; None where it is no line of text."""
