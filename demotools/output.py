@@ -14,15 +14,18 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 import platformdirs
 
-from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -166,6 +169,35 @@ def _has_locks(folder: Path) -> bool:
         except OSError as error:
             return error.errno not in _NO_LOCKS
     return True
+
+
+def progress_bar(
+    total: int | None,
+    description: str,
+    unit: str,
+    *,
+    quiet: bool,
+    done: int = 0,
+    items: Iterable[Any] | None = None,
+) -> tqdm[Any]:
+    """A bar on stderr, shown on a terminal only.
+
+    total   None: not known
+    unit    a noun in the plural, or B for bytes; bytes and steps are shown in thousands
+    done    of `total`, by an earlier call
+    items   the bar iterates over them
+    """
+    from tqdm import tqdm  # many commands show none
+
+    return tqdm(
+        items,
+        total=total,
+        initial=done,
+        desc=printable_text(description),
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=unit == "B" or unit.endswith("steps"),
+        disable=True if quiet else None,  # None: where stderr is no terminal
+    )
 
 
 DATA_VARIABLE = "DEMOTOOLS_DATA"

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import (
@@ -33,7 +32,7 @@ from demotools.errors import (
     from_os_error,
     printable_text,
 )
-from demotools.output import check_output, working_folder
+from demotools.output import check_output, progress_bar, working_folder
 from demotools.pickles.writer import write_pickle
 from demotools.recording.environment import (
     Environment,
@@ -85,12 +84,7 @@ def export_pickle(
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
     check_output(path, overwrite=overwrite)
-    bar = tqdm(
-        total=store.episodes,
-        desc=printable_text(path.name),
-        unit=" episodes",
-        disable=quiet or None,
-    )
+    bar = progress_bar(store.episodes, path.name, "episodes", quiet=quiet)
 
     def blocks() -> Iterator[Episodes]:
         for batch in _batches(store):
@@ -230,8 +224,7 @@ def _write_dataset(
     environment = None if reason_against(store) else make_environment(store.attributes.level)
     counts: Counter[str] = Counter()
     dataset = None
-    bar = tqdm(total=store.episodes, desc=dataset_id, unit=" episodes", disable=quiet or None)
-    with bar:
+    with progress_bar(store.episodes, dataset_id, "episodes", quiet=quiet) as bar:
         for batch in _batches(store):
             written = [_buffer(store, episode, environment) for episode in batch]
             buffers = [buffer for buffer, _how in written]

@@ -25,7 +25,6 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, fits_cells, packed_cells, shows_agent, unpacked_cells
 from demotools.babyai.levels import (
@@ -39,12 +38,11 @@ from demotools.babyai.levels import (
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
 from demotools.exchange.export import minari_module
-from demotools.output import open_regular
+from demotools.output import open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
-_PACKED_AXES = 3  # [S, 7, 7]; images have four
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
 _METADATA_BYTES = 1 << 26
 # What one episode may ask for: an HDF5 file of a few kB can announce any size.
@@ -305,9 +303,7 @@ def import_minari(
     with StoreBuilder(path, dataset.job(), overwrite=overwrite) as builder:
         done = set(builder.finished_parts())
         seeds: set[int] = set()
-        bar = tqdm(
-            total=total, desc=printable_text(path.stem), unit=" episodes", disable=quiet or None
-        )
+        bar = progress_bar(total, path.stem, "episodes", quiet=quiet)
         try:
             for part, first in enumerate(range(0, total, _EPISODES_A_PART)):
                 rows = range(first, min(first + _EPISODES_A_PART, total))
@@ -343,20 +339,6 @@ def import_minari(
     return Imported(path, episodes, left_out)
 
 
-@dataclass(frozen=True)
-class _Episode:
-    """One episode of T steps, each column checked.
-
-    image   uint8 [T, H, W, C]
-    """
-
-    mission: str
-    seed: int
-    image: NDArray[np.uint8]
-    direction: NDArray[np.uint8]
-    action: NDArray[np.uint8]
-
-
 class _UnfitError(Exception):
     """Why an episode is left out."""
 
@@ -369,20 +351,22 @@ def _write_part(
     seeds   those of earlier episodes; the new ones are added
     """
     shape = dataset.minari.observation_space["image"].shape
-    kept: list[_Episode] = []
+    kept: list[Episodes] = []
     left_out: Counter[str] = Counter()
     for episode, about in _read_episodes(dataset, rows):
         try:
             fit = _checked_episode(episode, about, shape, manifest, dataset.split)
-            if fit.seed in seeds and fit.seed >= 0:
+            seed = int(fit.seed[0])
+            if seed in seeds and seed >= 0:
                 raise _UnfitError("its seed is that of an earlier episode")
         except _UnfitError as reason:
             left_out[str(reason)] += 1
         else:
             kept.append(fit)
-            seeds.add(fit.seed)
-    episodes = _columns(kept, shape)
-    packed = episodes.view.ndim == _PACKED_AXES
+            seeds.add(seed)
+    episodes = Episodes.concatenated([Episodes.none(shape), *kept])
+    if packed := fits_cells(episodes.view):
+        episodes = replace(episodes, view=packed_cells(episodes.view))
     if packed and shows_agent(episodes.view).any():
         raise StoreError(
             "its views show the agent: they are of the whole room, not what the agent sees",
@@ -436,7 +420,7 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
 
 def _checked_episode(
     episode: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
-) -> _Episode:
+) -> Episodes:
     """The steps of an episode that a store can hold; _UnfitError where it cannot hold them."""
     seen, rewards = episode["observations"], np.asarray(episode["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
@@ -453,7 +437,7 @@ def _checked_episode(
     image = _whole_numbers(seen.get("image"), (each, *shape), 256, "image")
     direction = _whole_numbers(seen.get("direction"), (each,), 4, "direction")
     action = _whole_numbers(episode["actions"], (steps,), len(ACTIONS), "action")
-    return _Episode(mission, seed, image[:steps], direction[:steps], action)
+    return Episodes.one(mission, seed, image[:steps], direction[:steps], action)
 
 
 def _whole_numbers(values: Any, shape: tuple[int, ...], limit: int, name: str) -> NDArray[np.uint8]:
@@ -493,19 +477,6 @@ def _seed(value: Any, split: Split) -> int:
             "its seed belongs to the other split" if value >= 0 else "its seed is negative"
         )
     return int(value)
-
-
-def _columns(kept: list[_Episode], shape: tuple[int, ...]) -> Episodes:
-    images = np.concatenate([np.zeros((0, *shape), np.uint8), *(one.image for one in kept)])
-    none = np.zeros(0, np.uint8)
-    return Episodes(
-        length=np.array([len(one.action) for one in kept], dtype=np.int64),
-        mission=[one.mission for one in kept],
-        seed=np.array([one.seed for one in kept], dtype=np.int64),
-        view=packed_cells(images) if fits_cells(images) else images,
-        direction=np.concatenate([none, *(one.direction for one in kept)]),
-        action=np.concatenate([none, *(one.action for one in kept)]),
-    )
 
 
 def _summary(builder: StoreBuilder) -> tuple[dict[str, int], int]:

@@ -23,7 +23,7 @@ from demotools.errors import FetchError, printable_text
 from demotools.fetch.places import Place, RefusedError, WrongFileError, hub_file, page_problem
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
-from demotools.output import open_regular, written_whole
+from demotools.output import open_regular, progress_bar, written_whole
 
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 512
@@ -152,9 +152,7 @@ def _part_path(final: Path, source: str) -> Path:
 
 def download_bar(name: str, options: FetchOptions, initial: int = 0) -> tqdm[Any]:
     """A bar of bytes on stderr, shown on a terminal only."""
-    hidden = True if options.quiet else None  # None: where stderr is no terminal
-    desc = printable_text(name)
-    return tqdm(desc=desc, initial=initial, unit="B", unit_scale=True, disable=hidden)
+    return progress_bar(None, name, "B", quiet=options.quiet, done=initial)
 
 
 def show_waiting(bar: tqdm[Any], name: str, text: str, options: FetchOptions) -> None:

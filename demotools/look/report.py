@@ -22,7 +22,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import (
     ACTIONS,
@@ -38,10 +37,10 @@ from demotools.babyai.cells import (
     STATES,
 )
 from demotools.babyai.levels import EVALUATION_SEED, read_manifest
-from demotools.errors import ManifestError, printable_text
+from demotools.errors import ManifestError
 from demotools.look.pictures import animation, panel, view_picture
 from demotools.look.survey import Survey, mission_pieces, store_survey
-from demotools.output import size_text
+from demotools.output import progress_bar, size_text
 from demotools.store.reading import Store, open_store
 
 _TILE = 14
@@ -218,11 +217,8 @@ def gallery(survey: Survey, *, quiet: bool) -> list[dict[str, Any]]:
     store, length = survey.store, survey.length
     chosen = gallery_episodes(length)
     missions = survey.missions(store.episode_mission[chosen])
-    bar = tqdm(
-        chosen.tolist(),
-        printable_text(f"draw {store.name}"),
-        unit=" episodes",
-        disable=quiet or None,
+    bar = progress_bar(
+        len(chosen), f"draw {store.name}", "episodes", quiet=quiet, items=chosen.tolist()
     )
     return [
         {
@@ -376,7 +372,7 @@ def _foreign_missions(survey: Survey, *, quiet: bool) -> Finding:
         text = f"not checked: the level {level} has no manifest"
         return Finding(name, (survey.name,), False, text, {"checked": False})
     foreign: list[int] = []
-    with tqdm(desc=name, total=survey.info["missions"], disable=quiet or None) as bar:
+    with progress_bar(survey.info["missions"], name, "missions", quiet=quiet) as bar:
         for start, texts in mission_pieces(survey.store):
             for row, text in enumerate(texts, start):
                 if not manifest.matches_mission(text):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, packed_cells
 from demotools.errors import StoreError
@@ -29,6 +28,7 @@ from demotools.look.pictures import (
     wrapped,
 )
 from demotools.look.terminal import Scene, page_lines, step_through
+from demotools.output import progress_bar
 from demotools.recording.environment import Environment, make_environment
 from demotools.recording.replay import reason_against, replayed_episode
 from demotools.store.reading import Store
@@ -197,7 +197,7 @@ def step_pictures(shown: Shown, tile: int, *, quiet: bool = True) -> Iterator[li
 
     tile   pixels of a cell's side in the view; rooms are drawn about as large as the view
     """
-    bar = tqdm(_played(shown), "draw", len(shown.action), unit=" steps", disable=quiet or None)
+    bar = progress_bar(len(shown.action), "draw", "pictures", quiet=quiet, items=_played(shown))
     for view, environment in zip(shown.view, bar, strict=True):
         pictures = [view_picture(view, tile)]
         if environment is not None:

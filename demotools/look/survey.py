@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES
-from demotools.errors import printable_text
 from demotools.look.info import store_info
+from demotools.output import progress_bar
 from demotools.store.reading import Store, damaged, reopened
 
 _CELL_SHAPE = (len(OBJECTS), len(COLOURS), len(STATES))
@@ -167,12 +166,7 @@ def blocks(store: Store, *, quiet: bool = False) -> Iterator[Block]:
     offset = store.episode_offset
     step_bytes = int(np.prod(store.view.shape[1:]))
     steps = max(1, _BLOCK_BYTES // step_bytes)
-    with tqdm(
-        desc=printable_text(f"read {store.name}"),
-        total=store.steps,
-        unit=" steps",
-        disable=quiet or None,
-    ) as bar:
+    with progress_bar(store.steps, f"read {store.name}", "steps", quiet=quiet) as bar:
         first, mapped = 0, _MAPPED_BYTES
         while first < store.episodes:
             if mapped >= _MAPPED_BYTES:

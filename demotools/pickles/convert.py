@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from demotools.babyai.cells import Encoding
 from demotools.babyai.levels import SEEDS, Manifest, level_from_environment_id, read_manifest
 from demotools.errors import PickleError, StoreError, printable_text
+from demotools.output import progress_bar
 from demotools.pickles.encoding import (
     DemoFile,
     OnError,
@@ -222,13 +222,7 @@ def _decoded(
     finished = set(builder.finished_parts())
     total = sum(file.content_bytes for file in files)
     count = bounded_workers(options.workers or processor_count(), -(-total // _PART_FILE_BYTES))
-    bar = tqdm(
-        total=total,
-        desc=builder.path.name,
-        unit="B",
-        unit_scale=True,
-        disable=True if options.quiet else None,
-    )
+    bar = progress_bar(total, builder.path.name, "B", quiet=options.quiet)
     readers, parts, number = [], [], 0
     seeds = _Seeds(split)
     _keep_freed_memory()

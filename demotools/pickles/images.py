@@ -359,12 +359,4 @@ def _without_impossible(
             "stores such views)"
         )
         skipped.append((part.number[kept[place]], reason))
-    good_step = np.repeat(~bad, episodes.length)
-    return Episodes(
-        length=episodes.length[~bad],
-        mission=[text for text, left in zip(episodes.mission, bad, strict=True) if not left],
-        seed=episodes.seed[~bad],
-        view=episodes.view[good_step],
-        direction=episodes.direction[good_step],
-        action=episodes.action[good_step],
-    )
+    return episodes.select(np.flatnonzero(~bad))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import SEEDS, Split, read_manifest
 from demotools.errors import LevelError, SettingsError, printable_text
+from demotools.output import progress_bar
 from demotools.recording.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
 from demotools.recording.environment import level_environment_id, make_environment
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
@@ -174,13 +174,8 @@ def _record_parts(
     solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
     parts = (part for part in count() if part not in solved)
     under_way: dict[Future[int], int] = {}
-    bar = tqdm(
-        total=recording.episodes,
-        initial=min(sum(solved.values()), recording.episodes),
-        desc=recording.level,
-        unit=" episodes",
-        disable=True if quiet else None,
-    )
+    done = min(sum(solved.values()), recording.episodes)
+    bar = progress_bar(recording.episodes, recording.level, "episodes", quiet=quiet, done=done)
     with bar:
         while (found := sum(solved.values())) < recording.episodes:
             # no part is begun that may turn out to be one too many
@@ -222,23 +217,15 @@ def play_part(folder: Path, recording: Recording, part: int) -> int:
     # a new environment for every part: nothing can leak from the episodes of another
     environment = make_environment(recording.level)
     played = [record_episode(environment, seed) for seed in seeds]
-    episodes = [result for result in played if isinstance(result, Episode)]
+    solved = [
+        Episodes.one(one.mission, one.seed, one.cells, one.direction, one.action)
+        for one in played
+        if isinstance(one, Episode)
+    ]
     failures = [(result.seed, result.reason) for result in played if isinstance(result, Failure)]
-    write_part(folder, part, _columns(episodes), {"failures": failures})
-    return len(episodes)
-
-
-def _columns(episodes: list[Episode]) -> Episodes:
-    empty = np.zeros((0, VIEW_SIZE, VIEW_SIZE), dtype=np.uint8)
-    none = np.zeros(0, dtype=np.uint8)
-    return Episodes(
-        length=np.array([len(episode.action) for episode in episodes], dtype=np.int64),
-        mission=[episode.mission for episode in episodes],
-        seed=np.array([episode.seed for episode in episodes], dtype=np.int64),
-        view=np.concatenate([empty, *(episode.cells for episode in episodes)]),
-        direction=np.concatenate([none, *(episode.direction for episode in episodes)]),
-        action=np.concatenate([none, *(episode.action for episode in episodes)]),
-    )
+    episodes = Episodes.concatenated([Episodes.none((VIEW_SIZE, VIEW_SIZE)), *solved])
+    write_part(folder, part, episodes, {"failures": failures})
+    return len(solved)
 
 
 def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, dict[str, int]]:
@@ -253,23 +240,10 @@ def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, di
         if len(episodes.length) >= wanted:
             stop = int(episodes.seed[wanted - 1]) + 1
             found = [failure for failure in found if failure[0] < stop]
-            write_part(builder.parts, part, first_episodes(episodes, wanted), {"failures": found})
+            write_part(builder.parts, part, episodes.select(np.arange(wanted)), {"failures": found})
         failures.update(reason for _seed, reason in found)
         wanted -= len(episodes.length)
     return range(recording.first_seed, stop), dict(sorted(failures.items()))
-
-
-def first_episodes(episodes: Episodes, number: int) -> Episodes:
-    """The first `number` of these episodes."""
-    steps = int(episodes.length[:number].sum())
-    return Episodes(
-        length=episodes.length[:number],
-        mission=episodes.mission[:number],
-        seed=episodes.seed[:number],
-        view=episodes.view[:steps],
-        direction=episodes.direction[:steps],
-        action=episodes.action[:steps],
-    )
 
 
 def _enough(recording: Recording) -> int:

@@ -7,10 +7,10 @@ from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS
-from demotools.errors import LevelError, ManifestError, printable_text
+from demotools.errors import LevelError, ManifestError
+from demotools.output import progress_bar
 from demotools.recording.environment import Environment, Observation, make_environment
 from demotools.store.reading import Store
 from demotools.store.verify import Check
@@ -65,10 +65,8 @@ def replayed_store(store: Store, episodes: int, *, quiet: bool = False) -> Repla
     chosen = evenly_spread(known, episodes)
     environment = make_environment(store.attributes.level)
     differences = []
-    bar = tqdm(
-        chosen, desc=printable_text(f"replay {store.name}"), unit=" episodes", disable=quiet or None
-    )
-    for episode in bar:
+    name = f"replay {store.name}"
+    for episode in progress_bar(len(chosen), name, "episodes", quiet=quiet, items=chosen):
         result = replayed_episode(environment, store, int(episode))
         if result.difference:
             differences.append(f"episode {episode}, {result.difference}")

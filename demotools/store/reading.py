@@ -71,6 +71,24 @@ class Episodes:
         return np.concatenate([[0], np.cumsum(self.length)]).astype(np.int64)
 
     @classmethod
+    def one(
+        cls,
+        mission: str,
+        seed: int,
+        view: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        action: NDArray[np.uint8],
+    ) -> Episodes:
+        """A single episode."""
+        return cls(np.array([len(action)]), [mission], np.array([seed]), view, direction, action)
+
+    @classmethod
+    def none(cls, view_shape: Sequence[int]) -> Episodes:
+        """No episode, of views of this shape."""
+        whole, byte = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+        return cls(whole, [], whole, np.zeros((0, *view_shape), np.uint8), byte, byte)
+
+    @classmethod
     def concatenated(cls, parts: Sequence[Episodes]) -> Episodes:
         """The episodes of several parts, one part after another; at least one part."""
         return cls(

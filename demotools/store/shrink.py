@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from demotools.errors import StoreError, printable_text
+from demotools.errors import StoreError
+from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.reading import SUFFIX, Store, open_store, read_attributes
 
@@ -149,12 +149,7 @@ def _blocks(
     store: Store, episodes: int, seed: int, quiet: bool
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     chosen = chosen_episodes(store.episodes, episodes, seed)
-    with tqdm(
-        total=episodes,
-        unit="episode",
-        desc=printable_text(f"shrink {store.name}"),
-        disable=quiet or None,
-    ) as bar:
+    with progress_bar(episodes, f"shrink {store.name}", "episodes", quiet=quiet) as bar:
         for number, start in enumerate(range(0, episodes, _EPISODES_A_PART)):
             rows = chosen[start : start + _EPISODES_A_PART]
             yield number, rows

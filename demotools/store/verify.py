@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.babyai.levels import SEEDS, read_manifest
 from demotools.babyai.vocabulary import alike, mission_tokens, mission_words
 from demotools.errors import ManifestError, StoreError, printable_text
+from demotools.output import progress_bar
 from demotools.store.reading import (
     StepArray,
     Store,
@@ -95,9 +95,7 @@ def raise_if_damaged(path: Path, checks: list[Check]) -> None:
 
 def _damaged_files(path: Path, quiet: bool) -> list[str]:
     damaged = []
-    with tqdm(
-        unit="B", unit_scale=True, desc=printable_text(f"verify {path.stem}"), disable=quiet or None
-    ) as bar:
+    with progress_bar(None, f"verify {path.stem}", "B", quiet=quiet) as bar:
         for size_bytes, problem in checked_chunks(path):
             bar.update(size_bytes)
             if problem:

@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
+from demotools.output import progress_bar
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
@@ -169,9 +169,7 @@ def evaluate_policy(
     outcomes: list[Outcome] = []
     with (
         VectorEnvironment(kind, count, processes=processes) as vector,
-        tqdm(
-            total=episodes, desc="evaluation", unit=" episodes", disable=True if quiet else None
-        ) as bar,
+        progress_bar(episodes, "evaluation", "episodes", quiet=quiet) as bar,
     ):
         if not isinstance(policy, str):
             policy.reset(count)

@@ -15,13 +15,13 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import EVALUATION_SEED
 from demotools.look.pictures import animation, bar_picture, equally_large, panel, wrapped
 from demotools.look.show import Shown, scenes, step_pictures
 from demotools.look.terminal import Scene, page_lines, step_through
+from demotools.output import progress_bar
 from demotools.recording.environment import Environment, observed_cells
 from trainer.acting.collect import NetworkPolicy
 from trainer.acting.evaluate import check_episodes
@@ -121,7 +121,7 @@ def watched_episodes(
     policy = NetworkPolicy(saved.network(), saved.words)
     critic = _has_critic(settings)
     count = max(episodes, CANDIDATES) if worst else episodes
-    bar = tqdm(range(count), "play", unit=" episodes", disable=quiet or None)
+    bar = progress_bar(count, "play", "episodes", quiet=quiet, items=range(count))
     played = [
         _played(policy, environment, level, number, first_seed + number, critic=critic)
         for number in bar

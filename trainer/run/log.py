@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from demotools.errors import DemotoolsError, SettingsError, from_os_error
 from demotools.output import open_regular, written_whole
@@ -276,18 +274,6 @@ def _parsed(line: bytes, number: int, folder: Path) -> dict[str, Any]:
             fix="remove that line, or leave out this run",
         ) from error
     return content
-
-
-def progress_bar(stage: str, axis: Axis, *, total: int, done: int, quiet: bool) -> tqdm[NoReturn]:
-    """The bar of a stage, counting the steps of its budget; not shown where nobody looks."""
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=stage,
-        unit=f" {axis.replace('_', ' ')}",
-        unit_scale=True,
-        disable=True if quiet else None,
-    )
 
 
 def _new_board(folder: Path) -> SummaryWriter:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from demotools.errors import SettingsError
+from demotools.output import progress_bar
 from demotools.store.reading import Store
 from trainer.acting.collect import Collector, Forcing, NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment
@@ -41,7 +42,7 @@ from trainer.learning.losses import (
 )
 from trainer.learning.networks.base import memory_of, output_of
 from trainer.run.checkpoint import fitting
-from trainer.run.log import Axis, Meter, RunLog, Stopwatch, progress_bar
+from trainer.run.log import Axis, Meter, RunLog, Stopwatch
 from trainer.settings.models import OnPolicySettings, Settings, StageSettings
 from trainer.team import ALONE, Team
 
@@ -388,11 +389,11 @@ def open_stage(run: Run) -> Iterator[Stage]:
             hold_out = HoldOut(run.stores[stage.early_stopping.hold_out], run.network)
         run.restored = None
         bar = progress_bar(
+            _planned(stage, settings.on_policy),
             f"stage {number + 1} of {len(settings.stages)}",
-            _axis(stage),
-            total=_planned(stage, settings.on_policy),
-            done=_steps_of(stage, run.progress),
+            _axis(stage).replace("_", " "),
             quiet=run.quiet or not run.team.writes,
+            done=_steps_of(stage, run.progress),
         )
         yield Stage(stage, losses, collector, demos, hold_out, stack.enter_context(bar))
 
