@@ -6,6 +6,7 @@ that numpy has written since 2018 are matched as a whole first, which is fifty t
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
@@ -140,7 +141,7 @@ def _sizes(opcodes: bytes) -> tuple[int, ViewShape, int]:
 
 def _unpickled_images(raw: bytes, path: Path | str) -> tuple[int, bytes, ViewShape]:
     """The images by way of the machine: any spelling."""
-    machine = Machine(Window(None, buffer=raw), path, ARRAY_NAMES)
+    machine = Machine(Window(io.BytesIO(raw)), path, ARRAY_NAMES)
     try:
         while not machine.stopped:
             machine.step()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Machine:
         self.memo_size = 0
         self.protocol = 0
         self.stopped = False
-        self.fallback: Callable[[int], Any] = {}.__getitem__
+        self.fallback: Callable[[int], Any] = dict[int, Any]().__getitem__
         self._kept_bytes = 0
         self._allowed = allowed
 
@@ -353,20 +353,18 @@ class TruncatedError(Exception):
     """The file ends in the middle of the pickle."""
 
 
-class Digest(Protocol):
-    """What is told every byte of the file, in order."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take the next bytes."""
-
-
 class Window:
-    """A sliding part of a pickle: `buffer[at:]` is what comes next."""
+    """A sliding part of a pickle: `buffer[at:]` is what comes next.
+
+    digest   is given every byte that is read, in order
+    """
 
     def __init__(
-        self, stream: IO[bytes] | None, digest: Digest | None = None, buffer: bytes = b""
+        self,
+        stream: IO[bytes],
+        digest: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
-        self.buffer = buffer
+        self.buffer = b""
         self.at = 0
         self.base = 0
         self._stream = stream
@@ -381,14 +379,8 @@ class Window:
         """Whether `size` bytes are in the buffer, after reading on if need be."""
         if len(self.buffer) - self.at >= size:
             return True
-        if self._stream is None:
-            return False
-        wanted = max(size, _BLOCK_BYTES)
-        more = self._stream.read(wanted)
-        if not more:
-            self._stream = None
-        elif self._digest is not None:
-            self._digest.update(more)
+        more = self._stream.read(max(size, _BLOCK_BYTES))
+        self._digest(more)
         self.base += self.at
         self.buffer = self.buffer[self.at :] + more
         self.at = 0
