@@ -172,7 +172,6 @@ def generate_command(
 @common
 def convert_command(
     files: tuple[Path, ...],
-    encoding: str,
     folder: Path,
     quiet: bool,
     **choices: Any,
@@ -187,9 +186,9 @@ def convert_command(
       demotools convert BabyAI-GoToLocal-v0.pkl
     """
     with lasting_imports():
-        from demotools.pickles.convert import ConvertOptions, convert_files, known_encoding
+        from demotools.pickles.convert import ConvertOptions, convert_files
 
-    options = ConvertOptions(encoding=known_encoding(encoding), quiet=quiet, **choices)
+    options = ConvertOptions(quiet=quiet, **choices)
     check_dask(options.dask, options.workers)
     converted = convert_files(files, folder, options)
     if not quiet:

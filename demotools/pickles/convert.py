@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,9 @@ _PART_FILE_BYTES = 1 << 21
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the user asks for; None means: told from the file.
+    """What the user asks for; None means: found in the file.
 
-    encoding   an object encoding; "image" stores the views as they are
+    encoding   a value of `Encoding`; "auto": found in the file; "image": the views as they are
     on_error   "skip" leaves out episodes that are not well formed, "stop" refuses the file
     salvage    take what is whole of a file that was cut short
     workers    processes; None means one for every processor
@@ -51,7 +51,7 @@ class ConvertOptions:
 
     level: str | None = None
     split: str | None = None
-    encoding: Encoding | Literal["image"] | None = None
+    encoding: str = "auto"
     name: str | None = None
     workers: int | None = None
     dask: str | None = None
@@ -59,17 +59,6 @@ class ConvertOptions:
     salvage: bool = False
     overwrite: bool = False
     quiet: bool = False
-
-
-def known_encoding(name: str) -> Encoding | Literal["image"] | None:
-    """What the option `--encoding` says: None for "auto".
-
-    >>> known_encoding("2018-11-16") is Encoding.SECOND
-    True
-    """
-    if name == "auto":
-        return None
-    return "image" if name == "image" else Encoding(name)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Machine:
 
     path      the file, for error messages
     allowed   the stand-ins that may be named
-    fallback  gives the values of memo slots that `keep` was not told of, or KeyError
+    fallback  gives the values of memo slots that `keep` did not fill, or KeyError
     """
 
     def __init__(self, window: Window, path: Path | str, allowed: frozenset[Named | int]) -> None:
