@@ -1,7 +1,7 @@
 """Read legacy demonstration pickles: episodes come out in parts as the file is read.
 
-What matches the usual spelling is taken an episode at a time (`episodes`), all else opcode by
-opcode on a machine that cannot do anything (`machine`). The frames of images stay in the file: a
+What is pickled as usual is taken an episode at a time (`episodes`), all else opcode by opcode on
+a machine that runs nothing (`machine`). The frames of images stay in the file: a
 part says where they lie, so that other processes can decode them. Memory does not grow with the
 file.
 
