@@ -86,9 +86,6 @@ json_output = click.option(
 dask_address = click.option(
     "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
 )
-return_parts_option = click.option(
-    "--return-parts", is_flag=True, help="With --dask: workers do not share the folder."
-)
 overwrite_store = click.option(
     "--overwrite", is_flag=True, help="Replace a store of the same name."
 )
@@ -108,13 +105,10 @@ def lasting_imports() -> Iterator[None]:
         gc.enable()
 
 
-def is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) -> bool:
-    """Whether a cluster does the work; click's own error for options that do not go together."""
+def check_dask(dask: str | None, workers: int | None) -> None:
+    """Click's own error for options that do not go together."""
     if dask and workers:
         raise click.UsageError("--workers goes without --dask")
-    if return_parts and not dask:
-        raise click.UsageError("--return-parts goes with --dask")
-    return dask is not None
 
 
 def confirmed(question: str, path: Path) -> bool:

@@ -41,12 +41,12 @@ FORBIDDEN = ("import", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "e
 
 
 def legal_files(folder: Path) -> list[bytes]:
-    """One small file of every layout and spelling."""
+    """One small file of every layout and pickler."""
     blocks = [make_episodes([3, 1, 12, 2])]
     files = []
-    for number, (spelling, enum) in enumerate([("3.6", True), ("3.8", True), ("3.8", False)]):
+    for number, (python, enum) in enumerate([("3.6", True), ("3.8", True), ("3.8", False)]):
         path = folder / f"legal{number}.pkl"
-        write_pickle(path, blocks, spelling=spelling, enum_actions=enum)  # type: ignore[arg-type]
+        write_pickle(path, blocks, python=python, enum_actions=enum)  # type: ignore[arg-type]
         files.append(path.read_bytes())
     for protocol in (2, 3, 4, 5):
         for shape in (CELL_VIEW, (4, 5, 3)):

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import click
 
 from demotools.cli import (
+    check_dask,
     common,
     dask_address,
-    is_on_cluster,
     lasting_imports,
     overwrite_store,
-    return_parts_option,
     say,
 )
 
@@ -115,7 +114,6 @@ def fetch_command(
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
 @dask_address
-@return_parts_option
 @click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
 @overwrite_store
 @common
@@ -126,7 +124,6 @@ def generate_command(
     seed: int | None,
     workers: int | None,
     dask: str | None,
-    return_parts: bool,
     name: str | None,
     overwrite: bool,
     folder: Path,
@@ -147,14 +144,8 @@ def generate_command(
 
     recording = planned_recording(level, episodes, split=split, first_seed=seed)
     path = new_store_path(name or recording.store_name, folder)
-    players = None
-    if is_on_cluster(dask, return_parts, workers):
-        from demotools.recording.record import cluster_players
-
-        players = cluster_players(str(dask), return_parts=return_parts)
-    recorded = record(
-        recording, path, workers=workers, players=players, overwrite=overwrite, quiet=quiet
-    )
+    check_dask(dask, workers)
+    recorded = record(recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=quiet)
     if not quiet:
         say(*recorded.text().split("\n"))
 
@@ -177,14 +168,10 @@ def generate_command(
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--salvage", is_flag=True, help="Take what is whole of a file that was cut short.")
 @dask_address
-@return_parts_option
 @overwrite_store
 @common
 def convert_command(
     files: tuple[Path, ...],
-    encoding: str,
-    dask: str | None,
-    return_parts: bool,
     folder: Path,
     quiet: bool,
     **choices: Any,
@@ -199,15 +186,11 @@ def convert_command(
       demotools convert BabyAI-GoToLocal-v0.pkl
     """
     with lasting_imports():
-        from demotools.pickles.convert import ConvertOptions, convert_files, known_encoding
+        from demotools.pickles.convert import ConvertOptions, convert_files
 
-    options = ConvertOptions(encoding=known_encoding(encoding), quiet=quiet, **choices)
-    decoders = None
-    if is_on_cluster(dask, return_parts, options.workers):
-        from demotools.pickles.convert import cluster_decoders
-
-        decoders = cluster_decoders(str(dask), return_parts=return_parts)
-    converted = convert_files(files, folder, options, decoders=decoders)
+    options = ConvertOptions(quiet=quiet, **choices)
+    check_dask(options.dask, options.workers)
+    converted = convert_files(files, folder, options)
     if not quiet:
         say(*converted.text().split("\n"))
 

@@ -1,29 +1,19 @@
 """Convert legacy pickles into one demo store: safely, in bounded memory, on several cores.
 
-One process reads the file and cuts it into parts that depend on the file alone; this process and
-its helpers decode the parts; the writer joins them. A killed conversion finds the
-parts again that it had written.
-
-Who decodes the parts of demo files: this process and its helpers, in any order.
-
-A part that is decoded before the number of steps is known, and the chunks with it, is written
-down; a killed conversion finds it again. The last parts, which for small files are all parts, are
-decoded only while the store is written, and go straight into it.
+This process reads the files and cuts them into parts, which depend on the files alone; workers
+decode the parts and write them down; the parts are then joined. A killed conversion finds the
+parts again that were written.
 """
 
 from __future__ import annotations
 
-import socket
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from demotools.babyai.cells import Encoding
 from demotools.babyai.levels import SEEDS, Manifest, level_from_environment_id, read_manifest
@@ -40,117 +30,35 @@ from demotools.pickles.encoding import (
 from demotools.pickles.episodes import PicklePart
 from demotools.pickles.images import decoded_part
 from demotools.pickles.reader import PickleReader, unpacked
-from demotools.store.building import LateParts, StoreBuilder, read_notes, read_part, write_part
-from demotools.store.reading import Episodes, new_store_path, read_attributes
-from demotools.workers.cluster import (
-    Delivered,
-    Errand,
-    Submit,
-    adopting,
-    cluster_workers,
-    delivered,
-    refused,
-)
-from demotools.workers.processes import bounded_workers, helped, processor_count
+from demotools.store.building import StoreBuilder, read_notes, write_part
+from demotools.store.reading import new_store_path, read_attributes
+from demotools.workers.processes import bounded_workers, opened_workers, processor_count
 
-_PARTS_A_SLOT = 3
-
-
-def decode_errand(
-    errand: Errand, number: int, file: DemoFile, part: PicklePart, on_error: OnError
-) -> Delivered:
-    """Decode one part of a file; runs on a worker.
-
-    DemotoolsError  see `refusal`; or the worker does not see the file
-    """
-
-    def decode(folder: Path) -> int:
-        if not file.content.is_file() or file.content.stat().st_size != file.content_bytes:
-            raise refused({socket.gethostname(): f"it does not see the file {file.content}"})
-        decode_part(folder, number, file, part, on_error)
-        return len(part.number)
-
-    return delivered(errand, number, decode)
-
-
-def cluster_decoders(
-    address: str, *, return_parts: bool = False
-) -> Callable[[StoreBuilder], AbstractContextManager[ClusterDecoders]]:
-    """What `convert_files` takes as its decoders: as `cluster_players`.
-
-    The files themselves must lie where every worker sees them under the same name.
-    """
-
-    @contextmanager
-    def decoders(builder: StoreBuilder) -> Iterator[ClusterDecoders]:
-        with cluster_workers(address, builder, return_parts) as (submit, slots):
-            yield ClusterDecoders(submit, builder.parts, slots)
-
-    return decoders
-
-
-class ClusterDecoders:
-    """Workers that decode the parts of files; a few parts wait for each of them."""
-
-    def __init__(self, submit: Submit, parts: Path, slots: int) -> None:
-        self._submit = submit
-        self._parts = parts
-        self._room = _PARTS_A_SLOT * slots
-        self._under_way: set[Future[int]] = set()
-
-    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: OnError) -> None:
-        """Have a part decoded, once there is room for it."""
-        while len(self._under_way) >= self._room:
-            self._collect(FIRST_COMPLETED)
-        absolute = replace(file, content=file.content.absolute())
-        task = self._submit(decode_errand, number, absolute, part, on_error)
-        self._under_way.add(adopting(task, self._parts))
-
-    def finish(self) -> None:
-        """Wait for all parts."""
-        self._collect(ALL_COMPLETED)
-
-    def _collect(self, when: str) -> None:
-        done, self._under_way = wait(self._under_way, return_when=when)
-        for future in done:
-            future.result()
+# Less than a part of a file takes: where there is one part, a second process has nothing to do.
+_PART_FILE_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the user asks for; None means: told from the file.
+    """What the user asks for; None means: found in the file.
 
-    encoding   an object encoding; "image" stores the views as they are
+    encoding   a value of `Encoding`; "auto": found in the file; "image": the views as they are
     on_error   "skip" leaves out episodes that are not well formed, "stop" refuses the file
     salvage    take what is whole of a file that was cut short
-    workers    processes, this one among them; None means one for every processor
+    workers    processes; None means one for every processor
+    dask       the address of a Dask scheduler, whose workers do the work instead
     """
 
     level: str | None = None
     split: str | None = None
-    encoding: Encoding | Literal["image"] | None = None
+    encoding: str = "auto"
     name: str | None = None
     workers: int | None = None
+    dask: str | None = None
     on_error: OnError = "stop"
     salvage: bool = False
     overwrite: bool = False
     quiet: bool = False
-
-    def local_decoders(self, builder: StoreBuilder) -> AbstractContextManager[Decoders]:
-        """Processes of this machine that decode."""
-        workers = bounded_workers(self.workers or processor_count())
-        return local_decoders(workers, builder.parts, late=self.on_error == "stop")
-
-
-def known_encoding(name: str) -> Encoding | Literal["image"] | None:
-    """What the option `--encoding` says: None for "auto".
-
-    >>> known_encoding("2018-11-16") is Encoding.SECOND
-    True
-    """
-    if name == "auto":
-        return None
-    return "image" if name == "image" else Encoding(name)
 
 
 @dataclass(frozen=True)
@@ -204,13 +112,11 @@ def convert_files(
     folder: Path,
     options: ConvertOptions,
     origin: Mapping[str, Any] | None = None,
-    decoders: Callable[[StoreBuilder], AbstractContextManager[Decoders]] | None = None,
 ) -> Converted:
     """Convert demo files, in the order of their shard numbers, into one store.
 
     folder     where stores lie
     origin     what else the store shall say of its source, JSON values (an address)
-    decoders   who decodes instead of processes of this machine: see `cluster`
 
     PickleError, ManifestError, StoreError, or DemotoolsError for the operating system
     """
@@ -230,7 +136,7 @@ def convert_files(
             )
             for path, content in zip(paths, contents, strict=True)
         ]
-        source = _converted(described, store, manifest, split, options, origin, decoders)
+        source = _converted(described, store, manifest, split, options, origin)
     about = read_attributes(store)
     return Converted(store, about.episodes, about.steps, about.missions, source)
 
@@ -242,7 +148,6 @@ def _converted(
     split: str,
     options: ConvertOptions,
     origin: Mapping[str, Any] | None,
-    decoders: Callable[[StoreBuilder], AbstractContextManager[Decoders]] | None,
 ) -> dict[str, Any]:
     """Make the store; what it says of its source."""
     paths = [file.path for file in described]
@@ -263,18 +168,16 @@ def _converted(
     builder = StoreBuilder(store, job, overwrite=options.overwrite)
     with builder:
         try:
-            with (decoders or options.local_decoders)(builder) as decoding:
-                source, late = _read(described, builder, options, decoding, split)
-                source |= origin or {}
-                builder.finish(
-                    level=manifest.level,
-                    split=split,
-                    environment_id=manifest.environment_id,
-                    licence=manifest.licence,
-                    citation=manifest.citation,
-                    source=source,
-                    late=late,
-                )
+            source = {"kind": "pickle", "files": _decoded(described, builder, options, split)}
+            source |= origin or {}
+            builder.finish(
+                level=manifest.level,
+                split=split,
+                environment_id=manifest.environment_id,
+                licence=manifest.licence,
+                citation=manifest.citation,
+                source=source,
+            )
         except (PickleError, StoreError) as error:
             builder.discard()
             if isinstance(error, StoreError):  # it names a folder that has just been removed
@@ -301,40 +204,47 @@ def _level_and_split(paths: Sequence[Path], options: ConvertOptions) -> tuple[st
     return level, options.split or splits.pop()
 
 
-def _read(
-    files: Sequence[DemoFile],
-    builder: StoreBuilder,
-    options: ConvertOptions,
-    decoders: Decoders,
-    split: str,
-) -> tuple[dict[str, Any], LateParts | None]:
-    """Have the missing parts decoded: what the store says of its source, and the late parts."""
+def _decoded(
+    files: Sequence[DemoFile], builder: StoreBuilder, options: ConvertOptions, split: str
+) -> list[dict[str, Any]]:
+    """Have the missing parts decoded and written down: what the store says of each file."""
     finished = set(builder.finished_parts())
     total = sum(file.content_bytes for file in files)
+    count = bounded_workers(options.workers or processor_count(), -(-total // _PART_FILE_BYTES))
     bar = progress_bar(total, builder.path.name, "B", quiet=options.quiet)
     readers, parts, number = [], [], 0
     seeds = _Seeds(split)
-    with bar:
+    _keep_freed_memory()
+    pool = opened_workers(count, builder.parts, dask=options.dask, forked=True)
+    with bar, pool as workers:
+        under_way: set[Future[None]] = set()
         for file in files:
             reader = PickleReader(file.content, salvage=options.salvage)
+            there = replace(file, content=file.content.absolute())  # for workers elsewhere
             first, before = number, bar.n
             for part in reader:
                 seeds.check(file, reader, part)
                 if number not in finished:
-                    decoders.decode(number, file, part, options.on_error)
+                    if len(under_way) >= workers.at_once:
+                        done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                    task = (number, there, part, options.on_error)
+                    under_way.add(workers.submit(decode_part, *task))
                 number += 1
                 bar.update(before + reader.position - bar.n)
             readers.append(reader)
             parts.append(range(first, number))
+        for future in under_way:
+            future.result()
     sources = [_source_of(*each) for each in zip(files, readers, strict=True)]
-    late = decoders.finish()
     for source, numbers in zip(sources, parts, strict=True):
         # where no episode may be left out, none was
         noted = numbers if options.on_error == "skip" else ()
         source["skipped"] = [
             pair for part in noted for pair in read_notes(builder.parts, part)["skipped"]
         ]
-    return {"kind": "pickle", "files": sources}, late
+    return sources
 
 
 class _Seeds:
@@ -377,23 +287,6 @@ def _source_of(file: DemoFile, reader: PickleReader) -> dict[str, Any]:
     }
 
 
-_TASKS_A_HELPER = 2
-# Waiting parts cost a reader's memory, some 300 bytes an episode, and are lost in a kill.
-_PARTS_TO_WAIT = 32
-_EPISODES_TO_WAIT = 1 << 17
-_PARTS_READY = 4
-
-
-class Decoders(Protocol):
-    """Who decodes the parts of files."""
-
-    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: OnError) -> None:
-        """Have one part decoded, now or later."""
-
-    def finish(self) -> LateParts | None:
-        """The parts that are not written down; all others are."""
-
-
 def decode_part(
     folder: Path, number: int, file: DemoFile, part: PicklePart, on_error: OnError
 ) -> None:
@@ -404,117 +297,10 @@ def decode_part(
     write_part(folder, number, episodes, {"skipped": skipped})
 
 
-class _Task(NamedTuple):
-    number: int
-    file: DemoFile
-    part: PicklePart
-    on_error: OnError
-
-
-@contextmanager
-def local_decoders(workers: int, folder: Path, *, late: bool) -> Iterator[Decoders]:
-    """This process and `workers - 1` helpers, for parts that are written into `folder`.
-
-    late   whether parts may wait until the store is written: their episodes must be those that
-           the reader counted, so only where none is left out
-
-    DemotoolsError  a helper died
-    """
-    _keep_freed_memory()
-    if workers == 1:
-        yield _LocalDecoders(folder, late=late)
-        return
-    with helped(decode_part, workers - 1, folder, forked=True) as begin:
-        yield _LocalDecoders(folder, begin, _TASKS_A_HELPER * (workers - 1), late=late)
-
-
 def _keep_freed_memory() -> None:
-    """Have memory of up to 16 MiB that is freed used again, here and in helpers forked later.
+    """Have memory of up to 16 MiB that is freed used again, here and in processes forked later.
 
     glibc gives larger blocks back to the system at once, unless one of their size was freed
     before; and fresh pages cost more than what is done with them.
     """
     np.empty(1 << 24, np.uint8)
-
-
-class _LocalDecoders:
-    """Decodes here whatever the helpers have no room for.
-
-    lengths   part -> steps of its episodes, of the parts that were not written down by the end
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        begin: Callable[..., Future[None]] | None = None,
-        room: int = 0,
-        *,
-        late: bool,
-    ) -> None:
-        self.lengths: dict[int, NDArray[np.int64]] = {}
-        self._folder = folder
-        self._begin = begin
-        self._room = room
-        self._late = late
-        self._waiting: deque[_Task] = deque()
-        self._under_way: dict[int, tuple[_Task, Future[None]]] = {}
-        self._ready: dict[int, Episodes] = {}
-
-    def decode(self, number: int, file: DemoFile, part: PicklePart, on_error: OnError) -> None:
-        """Give a part to a helper that has room; else it waits, or an earlier one is decoded."""
-        self._waiting.append(_Task(number, file, part, on_error))
-        self._collect()
-        self._hand_on()
-        while self._waiting and (not self._late or self._too_many_wait()):
-            decode_part(self._folder, *self._waiting.popleft())
-
-    def finish(self) -> LateParts:
-        """Itself: the parts that wait, or that helpers have."""
-        if not self._late:
-            for _task, future in self._under_way.values():
-                future.result()
-            return self
-        for task in [*self._waiting, *(task for task, _future in self._under_way.values())]:
-            self.lengths[task.number] = np.array([len(each) for each in task.part.action])
-        return self
-
-    def take(self, number: int) -> Episodes:
-        """A part of `lengths`, in their order; decodes others while a helper has this one."""
-        self._hand_on()
-        while number in self._under_way:
-            _task, future = self._under_way[number]
-            if future.done() or not self._waiting or len(self._ready) >= _PARTS_READY:
-                future.result()
-                del self._under_way[number]
-                return read_part(self._folder, number)
-            self._decode_here()
-            self._hand_on()
-        if number not in self._ready:
-            self._decode_here()
-        return self._ready.pop(number)
-
-    def _decode_here(self) -> None:
-        task = self._waiting.popleft()
-        episodes, skipped = decoded_part(task.file.content, task.part, task.file.kind)
-        if skipped:
-            raise not_well_formed(task.file.path, skipped)
-        self._ready[task.number] = episodes
-
-    def _collect(self) -> None:
-        for number, (_task, future) in list(self._under_way.items()):
-            if future.done():
-                future.result()
-                del self._under_way[number]
-
-    def _hand_on(self) -> None:
-        """Give helpers that have room the parts that wait longest."""
-        while self._begin is not None and self._waiting and self._busy() < self._room:
-            task = self._waiting.popleft()
-            self._under_way[task.number] = (task, self._begin(self._folder, *task))
-
-    def _busy(self) -> int:
-        return sum(not future.done() for _task, future in self._under_way.values())
-
-    def _too_many_wait(self) -> bool:
-        episodes = sum(len(task.part.number) for task in self._waiting)
-        return len(self._waiting) > _PARTS_TO_WAIT or episodes > _EPISODES_TO_WAIT

@@ -5,8 +5,9 @@ object 1 only in the first encoding and object 2 only in the others, a state of 
 today, object 8 is a box only in the second (no BabyAI level has a goal cell). And a demonstration
 succeeds with its last action, so the object that this acts on is one that the mission names.
 
-Two things are told apart by where they stand: object 5 is a locked door in the second encoding and
-a key today, and a door stands in a wall; object 10, the agent, never stands in an egocentric view.
+Two things are distinguished by where they stand: object 5 is a locked door in the second encoding
+and a key today, and a door stands in a wall; object 10, the agent, never stands in an egocentric
+view.
 """
 
 from __future__ import annotations
@@ -266,26 +267,21 @@ def _shard_numbers(path: Path) -> list[int]:
 
 
 def described_file(
-    path: Path,
-    content: Content,
-    *,
-    encoding: Encoding | Literal["image"] | None,
-    on_error: OnError,
-    salvage: bool,
+    path: Path, content: Content, *, encoding: str, on_error: OnError, salvage: bool
 ) -> DemoFile:
-    """A file, its kind of view and object encoding told from its first episodes.
+    """A file, with the kind of view and the object encoding of its first episodes.
 
     content    where its pickle lies
-    encoding   what it is, where that is known; "image" stores the views as they are
+    encoding   one of `Encoding`, where it is known; "auto"; "image" keeps the views as they are
 
-    PickleError     the file is no demo file, or its encoding cannot be told
+    PickleError     the file is no demo file, or its data fits no encoding, or several
     DemotoolsError  the operating system's
     """
     try:
         status = path.stat()
         reader = PickleReader(content.path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
-        seeds: list[int] = []
-        kind, evidence = _view_kind(reader, encoding, on_error, seeds)
+        kind, evidence, seeds = _view_kind(reader, encoding, on_error)
+        size = content.path.stat().st_size
     except OSError as error:
         raise from_os_error(error, path) from error
     return DemoFile(
@@ -295,7 +291,7 @@ def described_file(
         status.st_size,
         status.st_mtime_ns,
         content.path,
-        content.path.stat().st_size,
+        size,
         content.sha256,
         # whole numbers that repeat are no seeds
         seeded=len(set(seeds)) == len(seeds),
@@ -303,39 +299,37 @@ def described_file(
 
 
 def _view_kind(
-    reader: PickleReader,
-    encoding: Encoding | Literal["image"] | None,
-    on_error: OnError,
-    seeds: list[int],
-) -> tuple[ViewKind, str]:
-    """The kind of view and the evidence for it; `seeds` receives those of the first episodes."""
-    path = reader.path
+    reader: PickleReader, encoding: str, on_error: OnError
+) -> tuple[ViewKind, str, list[int]]:
+    """The kind of view, the evidence for it, and the seeds of the first episodes."""
     evidence, shape, one_more = Evidence(), None, False
     skipped: list[tuple[int, str]] = []
+    seeds: list[int] = []
     for part in reader:
         seeds += part.seed.values()
-        for place, data, found, more in part_images(path, part, skipped):
+        for place, data, found, more in part_images(reader.path, part, skipped):
             if shape is None:
                 shape, one_more = found, more
-            if shape != CELL_VIEW or encoding is not None:
-                told = encoding if shape == CELL_VIEW and encoding != "image" else None
-                return ViewKind(shape, told, one_more), ""
+            if shape != CELL_VIEW or encoding != "auto":
+                as_images = shape != CELL_VIEW or encoding == "image"
+                known = None if as_images else Encoding(encoding)
+                return ViewKind(shape, known, one_more), "", seeds
             if found == CELL_VIEW:
                 images = np.frombuffer(data, np.uint8).reshape(-1, *found)
                 evidence.add(images, part.mission[place], part.action[place][-1])
             if evidence.episodes % _EVIDENCE_EPISODES == 0 and evidence.encoding is not None:
-                return ViewKind(shape, evidence.encoding, one_more), str(evidence)
+                return ViewKind(shape, evidence.encoding, one_more), str(evidence), seeds
         skipped += part.skipped
         if skipped and on_error == "stop":
-            raise not_well_formed(path, skipped)
+            raise not_well_formed(reader.path, skipped)
     if shape is None:
-        raise not_well_formed(path, skipped)
+        raise not_well_formed(reader.path, skipped)
     if evidence.encoding is None:
-        raise _untold(path, evidence)
-    return ViewKind(shape, evidence.encoding, one_more), str(evidence)
+        raise _no_encoding(reader.path, evidence)
+    return ViewKind(shape, evidence.encoding, one_more), str(evidence), seeds
 
 
-def _untold(path: Path, evidence: Evidence) -> PickleError:
+def _no_encoding(path: Path, evidence: Evidence) -> PickleError:
     if evidence.with_agent:
         return PickleError(
             "these are views of the whole room: they show the agent (object 10), as no egocentric "

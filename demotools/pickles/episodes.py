@@ -1,4 +1,4 @@
-"""An episode in a legacy pickle: its layouts, checked field by field, and the fast way to it.
+"""An episode in a legacy pickle: its layouts, checked field by field, and a fast match of one.
 
 Three have been written since June 2018 (babyai's `make_agent_demos.py` and its history):
 
@@ -9,12 +9,10 @@ Three have been written since June 2018 (babyai's `make_agent_demos.py` and its 
 Others have added fields behind the first four, a seed among them, or named the fields in a
 dictionary; arrays stand for lists; one observation more than actions is the one after the last.
 
-The fast way through a demo file: one episode in three regular expressions.
-
-CPython's pickler has spelled an episode in the same order of opcodes ever since: mission, blosc
-frame, list of directions, list of actions, tuple. What does not match, however slightly, is left
-to the machine of `machine`; so nothing here decides what is allowed. Three patterns and not one,
-because the lengths of mission and frame stand in the file.
+CPython's pickler has written an episode in the same order of opcodes ever since: mission, blosc
+frame, list of directions, list of actions, tuple. `EpisodeMatcher` takes one at a time by three
+regular expressions: not by one, because the lengths of mission and frame stand in the file. What
+does not match, however slightly, is left to `machine`; so nothing there decides what is allowed.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ class PickledEpisode(NamedTuple):
     """
 
     mission: str
-    images: Blob | list[Array]
+    images: Blob | Sequence[Array]
     direction: bytes
     action: bytes
     seed: int = -1
@@ -83,7 +82,7 @@ class PicklePart:
     start: list[int] = field(default_factory=list)
     size: list[int] = field(default_factory=list)
     holds: list[int] = field(default_factory=list)
-    loose: dict[int, bytes | list[Array]] = field(default_factory=dict)
+    loose: dict[int, bytes | Sequence[Array]] = field(default_factory=dict)
     seed: dict[int, int] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[tuple[int, str]] = field(default_factory=list)
@@ -252,7 +251,6 @@ def _episode(
         )
     action = _small_numbers(actions, ACTION_COUNT, "actions")
     direction = _small_numbers(directions, DIRECTION_COUNT, "directions")
-    images = images if isinstance(images, Blob) else list(images)
     return _checked(mission, images, direction, action)._replace(seed=seed, left_out=left_out)
 
 
@@ -284,7 +282,7 @@ def _stepwise_episode(steps: Any) -> PickledEpisode:
     directions = [observation.get("direction", 0) for observation in observations]
     episode = _checked(
         missions[0],
-        [image for image in images if isinstance(image, Array)],
+        images,
         _small_numbers(directions, DIRECTION_COUNT, "directions"),
         _small_numbers([step[1] for step in steps], ACTION_COUNT, "actions"),
     )
@@ -292,7 +290,7 @@ def _stepwise_episode(steps: Any) -> PickledEpisode:
 
 
 def _checked(
-    mission: Any, images: Blob | list[Array], direction: bytes, action: bytes
+    mission: Any, images: Blob | Sequence[Array], direction: bytes, action: bytes
 ) -> PickledEpisode:
     if type(mission) is not str:
         raise ValueError(f"its mission is {_kind(mission)}, not text")
@@ -379,7 +377,7 @@ def _patterns(put: bytes) -> _Patterns:
 
 _EXPLICIT = _patterns(rb"(?:q.|r.{4})")
 _IMPLICIT = _patterns(rb"\x94")
-_FETCH = re.compile(rb"h.|j.{4}", re.DOTALL)
+_ACTION = re.compile(rb"[hK].|j.{4}", re.DOTALL)
 
 
 class EpisodeMatcher:
@@ -414,7 +412,7 @@ class EpisodeMatcher:
         at, group = text.end(), text.lastindex or 0
         value = int.from_bytes(text[group], "little")
         if group >= _FROM_MEMO:
-            mission = self._machine.fetched_text(value)
+            mission = self._kept_text(value)
         elif value <= MAX_TEXT:
             mission = self._mission(window.buffer[at : at + value])
             at += value
@@ -444,6 +442,12 @@ class EpisodeMatcher:
         window.at = lists.end()
         return True
 
+    def _kept_text(self, slot: int) -> str | None:
+        with suppress(KeyError):
+            value = self._machine.kept(slot)
+            return value if type(value) is str else None
+        return None
+
     def _mission(self, text: bytes) -> str | None:
         """The mission of these bytes; None where it is no line of text."""
         mission = self._missions.get(text)
@@ -455,24 +459,22 @@ class EpisodeMatcher:
 
     def _actions_of(self, lists: re.Match[bytes]) -> bytes | None:
         """The actions of the third list, one byte each; None where one is not in the memo."""
-        fetched, plain, mixed, single = lists.group(4, 5, 6, 7)
+        fetched, plain, others = lists.group(4, 5, 6)
+        if plain is not None:
+            return bytes(plain[1::2])
         if fetched is not None:
             action: bytes = fetched[1::2].translate(self._actions)
             if _UNKNOWN in action:
-                self._learn_actions()
+                self._actions = bytes(map(self._memo_action, range(256)))
                 action = fetched[1::2].translate(self._actions)
-            return None if _UNKNOWN in action else action
-        if plain is not None:
-            plain_action: bytes = plain[1::2]
-            return plain_action
-        if mixed is None and single[0] == ord("K"):
-            return bytes(single[1:])
-        opcodes = [single] if mixed is None else _FETCH.findall(mixed)
-        values = [self._memo_action(int.from_bytes(opcode[1:], "little")) for opcode in opcodes]
-        return None if _UNKNOWN in values else bytes(values)
-
-    def _learn_actions(self) -> None:
-        self._actions = bytes(self._memo_action(slot) for slot in range(256))
+        else:
+            opcodes = _ACTION.findall(others or lists[7])
+            numbers = ((each[:1], int.from_bytes(each[1:], "little")) for each in opcodes)
+            action = bytes(
+                number if opcode == b"K" else self._memo_action(number)
+                for opcode, number in numbers
+            )
+        return None if _UNKNOWN in action else action
 
     def _memo_action(self, slot: int) -> int:
         value = self._machine.memo.get(slot)

@@ -1,15 +1,16 @@
 """The images of the episodes in a legacy pickle, unpacked and recoded to today's encoding.
 
-The inner pickle runs on the same machine, under the same rule, as the outer one. The spellings
-that numpy has written since 2018 are matched as a whole first, which is fifty times faster.
+The inner pickle runs on the same machine, under the same rule, as the outer one. The opcodes that
+numpy has written since 2018 are matched as a whole first, which is fifty times faster.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from demotools.store.reading import Episodes
 
 _HEADER = struct.Struct("<4xI4xI")  # of a blosc frame: the sizes of what it holds and of itself
 
-# Spelled by numpy under protocols 4 and 5; `.{8}` is the length of a protocol frame, and `h\x03`
+# Written by numpy under protocols 4 and 5; `.{8}` is the length of a protocol frame, and `h\x03`
 # fetches the text "numpy", stored a little before.
 _SIZES = rb"\(((?:K.|M..|J.{4}){4})t\x94"
 _DTYPE = (
@@ -110,7 +111,7 @@ def decompressed(frame: bytes | memoryview, path: Path | str) -> bytes:
 
 
 def _matched_images(raw: bytes) -> tuple[int, bytes, ViewShape] | None:
-    """The images where the inner pickle is spelled as numpy spells it; None otherwise."""
+    """The images where the inner pickle is as numpy writes it; None otherwise."""
     if head := _BY_STATE.match(raw):
         start = head.end()
         steps, shape, size = _sizes(head[1])
@@ -139,8 +140,8 @@ def _sizes(opcodes: bytes) -> tuple[int, ViewShape, int]:
 
 
 def _unpickled_images(raw: bytes, path: Path | str) -> tuple[int, bytes, ViewShape]:
-    """The images by way of the machine: any spelling."""
-    machine = Machine(Window(None, buffer=raw), path, ARRAY_NAMES)
+    """The images by way of the machine, however they are pickled."""
+    machine = Machine(Window(io.BytesIO(raw)), path, ARRAY_NAMES)
     try:
         while not machine.stopped:
             machine.step()
@@ -152,7 +153,7 @@ def _unpickled_images(raw: bytes, path: Path | str) -> tuple[int, bytes, ViewSha
     return _checked(_values(array, path), path)
 
 
-def stacked_images(arrays: list[Array], steps: int, path: Path | str) -> EpisodeImages:
+def stacked_images(arrays: Sequence[Array], steps: int, path: Path | str) -> EpisodeImages:
     """The images of an episode that has an array for every step, or one for all."""
     images = [_values(array, path) for array in arrays]
     if len({image.shape for image in images}) != 1:
@@ -233,17 +234,7 @@ def decoded_part(
     steps = min(part.steps, part.image_bytes // math.prod(kind.shape))
     views = _Views(steps, kind)
     for place, data, shape, one_more in part_images(path, part, skipped):
-        actions = len(part.action[place])
-        if shape != kind.shape:
-            skipped.append((part.number[place], f"its views are {ViewKind(shape, None)}"))
-            continue
-        if one_more != kind.one_more:
-            others = "as many" if one_more else "one more"
-            reason = f"{actions + one_more} images for {actions} actions, others have {others}"
-            skipped.append((part.number[place], reason))
-            continue
-        if len(part.direction[place]) > actions + one_more:
-            reason = f"{actions + 1} directions for {actions} actions"
+        if reason := _misfit(part, place, ViewKind(shape, kind.encoding, one_more), kind):
             skipped.append((part.number[place], reason))
             continue
         if len(data) > part.holds[place]:
@@ -254,10 +245,32 @@ def decoded_part(
             )
         kept.append(place)
         views.append(data)
-    episodes = _in_columns(part, kept, views.end())
+    action = [part.action[place] for place in kept]
+    direction = [part.direction[place][: len(part.action[place])] for place in kept]
+    episodes = Episodes(
+        length=np.array([len(actions) for actions in action], dtype=np.int64),
+        mission=[part.mission[place] for place in kept],
+        seed=np.array([part.seed.get(place, -1) for place in kept], dtype=np.int64),
+        view=views.end(),
+        direction=np.frombuffer(b"".join(direction), np.uint8),
+        action=np.frombuffer(b"".join(action), np.uint8),
+    )
     if kind.encoding is not None:
         episodes = _without_impossible(episodes, part, kept, kind.encoding, skipped)
     return episodes, sorted(skipped)
+
+
+def _misfit(part: PicklePart, place: int, found: ViewKind, kind: ViewKind) -> str:
+    """Why an episode does not belong into a store of this kind of view; empty where it does."""
+    actions = len(part.action[place])
+    if found.shape != kind.shape:
+        return f"its views are {ViewKind(found.shape, None)}"
+    if found.one_more != kind.one_more:
+        others = "as many" if found.one_more else "one more"
+        return f"{actions + found.one_more} images for {actions} actions, others have {others}"
+    if len(part.direction[place]) > actions + found.one_more:
+        return f"{actions + 1} directions for {actions} actions"
+    return ""
 
 
 def part_images(
@@ -321,20 +334,6 @@ class _Views:
         self._view[place] = images if encoding is None else recoded_cells(images, encoding)
         self._done = place.stop
         self._block, self._block_bytes = [], 0
-
-
-def _in_columns(part: PicklePart, kept: list[int], view: NDArray[np.uint8]) -> Episodes:
-    action = [part.action[place] for place in kept]
-    direction = b"".join(part.direction[place][: len(part.action[place])] for place in kept)
-    seed = [part.seed.get(place, -1) for place in kept]
-    return Episodes(
-        length=np.array([len(actions) for actions in action], dtype=np.int64),
-        mission=[part.mission[place] for place in kept],
-        seed=np.array(seed, dtype=np.int64),
-        view=view,
-        direction=np.frombuffer(direction, np.uint8),
-        action=np.frombuffer(b"".join(action), np.uint8),
-    )
 
 
 def _without_impossible(

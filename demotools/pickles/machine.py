@@ -1,17 +1,11 @@
-"""A pickle machine that cannot do anything: the pickle language over inert values.
+"""A pickle machine that runs nothing: the pickle language over values that can do nothing.
 
 It never imports, calls or builds what a pickle names. A name that is not in the exact allow-list
-of `ALLOWED` is refused at once; the names that are allowed become inert stand-ins, and the few
-calls
+of `ALLOWED` is refused at once; the names that are allowed become stand-ins, and the few calls
 that demo files make (`getattr` for the action class, an action by its number, numpy's array and
 scalar recipes) are carried out by hand. Every length that a file announces has a cap. What is not
 here, and why: no EXT, PERSID, INST, OBJ, NEWOBJ, BUFFER opcodes (no demo file has them); no
 protocol 0 and 1 (no BabyAI ever wrote them). Source of the opcodes: CPython's Lib/pickletools.py.
-
-What stands for the values of a pickle: inert, and bounded in number and size.
-
-The allow-list of names is here, with what the few allowed calls give; and the window through which
-the bytes of a file are seen. Nothing in this module imports, calls or builds what a pickle names.
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +34,12 @@ _OBJECT_OPCODES = frozenset(
 )
 # Of the names that may stand in a file, those whose call with other arguments reaches further.
 _OPENING = frozenset(["getattr", "MiniGridEnv"])
-_OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+# The bytes in which pickletools says that the length of an argument is announced.
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
 
 
 class Machine:
@@ -48,6 +47,7 @@ class Machine:
 
     path      the file, for error messages
     allowed   the stand-ins that may be named
+    fallback  gives the values of memo slots that `keep` did not fill, or KeyError
     """
 
     def __init__(self, window: Window, path: Path | str, allowed: frozenset[Named | int]) -> None:
@@ -59,7 +59,7 @@ class Machine:
         self.memo_size = 0
         self.protocol = 0
         self.stopped = False
-        self.fallback: Callable[[int], Any] | None = None
+        self.fallback: Callable[[int], Any] = dict[int, Any]().__getitem__
         self._kept_bytes = 0
         self._allowed = allowed
 
@@ -71,13 +71,24 @@ class Machine:
         PickleError        it is damaged
         """
         code = self.window.take(1)[0]
-        handler = _HANDLERS.get(code)
-        if handler is None:
-            raise self.unsafe_opcode(code)
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise self.damaged(f"byte {code:#04x} is no opcode")
+        name, size, length_bytes = opcode
+        found = _ACTIONS_OF_OPCODES.get(name)
+        if found is None:
+            refused = self.unsafe if name in _OBJECT_OPCODES else self.unsupported
+            raise refused(f"uses opcode {name}")
+        act, limit = found
+        if length_bytes:
+            size = int.from_bytes(self.window.take(length_bytes), "little")
+            if size > limit:
+                what = f"it announces {size} bytes, more than {limit} for one value"
+                raise self.too_large(what)
         try:
-            handler(self)
+            act(self, self.window.take(size))
         except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
-            what = f"opcode {_opcode_name(code)} does not fit here (or an unknown layout)"
+            what = f"opcode {name} does not fit here (or an unknown layout)"
             raise self.damaged(what) from error
         if len(self.stack) > MAX_STACK:
             raise self.too_large(f"more than {MAX_STACK} values wait on its stack")
@@ -115,14 +126,6 @@ class Machine:
             fix="do not load this file with anything else; get it again from its publisher",
         )
 
-    def unsafe_opcode(self, code: int) -> PickleError:
-        """The error for an opcode that is refused or does not exist."""
-        name = _opcode_name(code)
-        if name == "unknown":
-            return self.damaged(f"byte {code:#04x} is no opcode")
-        refused = self.unsafe if name in _OBJECT_OPCODES else self.unsupported
-        return refused(f"uses opcode {name}")
-
     def keep(self, index: int, value: Any) -> None:
         """Fill a memo slot; only small values of the first slots are really kept."""
         # every slot took a byte at least, so no pickler can have filled more of them
@@ -137,11 +140,8 @@ class Machine:
 
     def fetch(self, index: int) -> Any:
         """The value of a memo slot."""
-        if index in self.memo:
-            return self.memo[index]
-        if self.fallback is not None:
-            with suppress(KeyError):
-                return self.fallback(index)
+        with suppress(KeyError):
+            return self.kept(index)
         if index < self.memo_size:
             raise PickleError(
                 f"memo slot {index} is fetched again near byte {self.window.position}, but only "
@@ -151,13 +151,9 @@ class Machine:
             )
         raise self.damaged(f"memo slot {index} was never filled")
 
-    def fetched_text(self, index: int) -> str | None:
-        """The text of a memo slot; None where there is none."""
-        value = self.memo.get(index)
-        if value is None and self.fallback is not None:
-            with suppress(KeyError):
-                value = self.fallback(index)
-        return value if type(value) is str else None
+    def kept(self, index: int) -> Any:
+        """The value of a memo slot; KeyError where it was not kept."""
+        return self.memo[index] if index in self.memo else self.fallback(index)
 
     def push_named(self, module: str, name: str) -> None:
         """Push the stand-in of an allowed name; refuse every other."""
@@ -177,9 +173,6 @@ class Machine:
     def reduce(self) -> None:
         """Carry out one of the calls that demo files make."""
         arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._called(function, arguments))
-
-    def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise self.unsafe("calls something that is not a name")
         result = called(function, arguments)
@@ -187,7 +180,7 @@ class Machine:
             listed = ", ".join(shown(value) for value in arguments[:4])
             refused = self.unsafe if function.name in _OPENING else self.unsupported
             raise refused(f"calls {function.name}({listed})")
-        return result
+        self.stack.append(result)
 
     def build(self) -> None:
         """Fill in an array or a dtype; nothing else has a state."""
@@ -204,219 +197,89 @@ class Machine:
         refused = self.unsupported if isinstance(target, Array | Dtype) else self.unsafe
         raise refused(f"sets the state of {shown(target)}")
 
+    def extend_list(self, values: list[Any]) -> None:
+        """Append to the list on top."""
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise TypeError
+        if len(target) > MAX_STACK:
+            raise self.too_large(f"a list holds more than {MAX_STACK} values")
+        target.extend(values)
 
-def _opcode_name(code: int) -> str:
-    return _OPCODE_NAMES.get(code, "unknown")
+    def fill_dict(self, values: list[Any]) -> None:
+        """Set keys and values, in turn, of the dictionary on top."""
+        target = self.stack[-1]
+        if type(target) is not dict or not all(type(key) in (str, int) for key in values[::2]):
+            raise TypeError
+        target.update(zip(values[::2], values[1::2], strict=True))
 
-
-Handler = Callable[[Machine], None]
-
-
-def _number(size: int) -> Callable[[Machine], int]:
-    def read(machine: Machine) -> int:
-        return int.from_bytes(machine.window.take(size), "little")
-
-    return read
-
-
-_u1, _u2, _u4, _u8 = (_number(size) for size in (1, 2, 4, 8))
-
-
-def _length(machine: Machine, announced: int, limit: int) -> int:
-    if announced > limit:
-        raise machine.too_large(f"it announces {announced} bytes, more than {limit} for one value")
-    return announced
-
-
-def _text(size: Callable[[Machine], int]) -> Handler:
-    def handle(machine: Machine) -> None:
-        length = _length(machine, size(machine), MAX_TEXT)
-        machine.stack.append(machine.window.take(length).decode("utf-8", "surrogatepass"))
-
-    return handle
+    def pop(self, count: int) -> list[Any]:
+        """The uppermost values."""
+        if len(self.stack) < count:
+            raise IndexError
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
 
 
-def _binary_text(machine: Machine) -> None:
-    # protocol <= 2 spells a byte string as text of code points 0 to 255, up to 2 bytes each
-    length = _length(machine, _u4(machine), 2 * MAX_BYTES)
-    machine.stack.append(machine.window.take(length).decode("utf-8", "surrogatepass"))
-
-
-def _bytes(size: Callable[[Machine], int]) -> Handler:
-    def handle(machine: Machine) -> None:
-        length = _length(machine, size(machine), MAX_BYTES)
-        data = machine.window.take(length)
-        machine.stack.append(Blob.of(data, machine.window.position - length))
-
-    return handle
-
-
-def _integer(machine: Machine) -> None:
-    machine.stack.append(struct.unpack("<i", machine.window.take(4))[0])
-
-
-def _long(machine: Machine) -> None:
-    size = _length(machine, _u1(machine), 8)
-    machine.stack.append(int.from_bytes(machine.window.take(size), "little", signed=True))
-
-
-def _float(machine: Machine) -> None:
-    machine.stack.append(struct.unpack(">d", machine.window.take(8))[0])
-
-
-def _constant(value: Any) -> Handler:
-    def handle(machine: Machine) -> None:
-        machine.stack.append(value)
-
-    return handle
-
-
-def _protocol(machine: Machine) -> None:
-    machine.protocol = _u1(machine)
+def _protocol(machine: Machine, number: bytes) -> None:
+    machine.protocol = number[0]
     if not 2 <= machine.protocol <= 5:
         raise machine.damaged(f"there is no pickle protocol {machine.protocol} in demo files")
 
 
-def _frame(machine: Machine) -> None:
-    # a frame only says how much to read ahead; what is inside is bounded opcode by opcode
-    _u8(machine)
-
-
-def _mark(machine: Machine) -> None:
+def _mark(machine: Machine, _none: bytes) -> None:
     if len(machine.below) >= MAX_DEPTH:
         raise machine.too_large(f"it nests deeper than {MAX_DEPTH}")
     machine.below.append(machine.stack)
     machine.stack = []
 
 
-def _tuple_of(size: int) -> Handler:
-    def handle(machine: Machine) -> None:
-        if len(machine.stack) < size:
-            raise IndexError
-        values = tuple(machine.stack[-size:])
-        del machine.stack[-size:]
-        machine.stack.append(values)
-
-    return handle
-
-
-def _tuple(machine: Machine) -> None:
-    values = tuple(machine.pop_to_mark())
-    machine.stack.append(values)
-
-
-def _append(machine: Machine) -> None:
-    value = machine.stack.pop()
-    _list_on_top(machine).append(value)
-
-
-def _appends(machine: Machine) -> None:
-    values = machine.pop_to_mark()
-    _list_on_top(machine).extend(values)
-
-
-def _list_on_top(machine: Machine) -> list[Any]:
-    target = machine.stack[-1]
-    if type(target) is not list:
-        raise TypeError
-    if len(target) > MAX_STACK:
-        raise machine.too_large(f"a list holds more than {MAX_STACK} values")
-    return target
-
-
-def _set_items(machine: Machine) -> None:
-    _fill(machine, machine.pop_to_mark())
-
-
-def _set_item(machine: Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    _fill(machine, [key, value])
-
-
-def _fill(machine: Machine, values: list[Any]) -> None:
-    target = machine.stack[-1]
-    if type(target) is not dict or not all(type(key) in (str, int) for key in values[::2]):
-        raise TypeError
-    target.update(zip(values[::2], values[1::2], strict=True))
-
-
-def _global(machine: Machine) -> None:
-    module, name = machine.window.line(), machine.window.line()
-    machine.push_named(module.decode("utf-8"), name.decode("utf-8"))
-
-
-def _stack_global(machine: Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
-    if type(name) is not str or type(module) is not str:
-        raise machine.unsafe("computes a name from something that is not text")
-    machine.push_named(module, name)
-
-
-def _put(size: Callable[[Machine], int]) -> Handler:
-    def handle(machine: Machine) -> None:
-        machine.keep(size(machine), machine.stack[-1])
-
-    return handle
-
-
-def _memoize(machine: Machine) -> None:
-    machine.keep(machine.memo_size, machine.stack[-1])
-
-
-def _get(size: Callable[[Machine], int]) -> Handler:
-    def handle(machine: Machine) -> None:
-        machine.stack.append(machine.fetch(size(machine)))
-
-    return handle
-
-
-def _stop(machine: Machine) -> None:
+def _stop(machine: Machine, _none: bytes) -> None:
     if len(machine.stack) != 1 or machine.below:
         raise machine.damaged("it stops with values left over")
     machine.stopped = True
 
 
-_HANDLERS: dict[int, Handler] = {
-    0x80: _protocol,
-    0x95: _frame,
-    ord("("): _mark,
-    ord("."): _stop,
-    ord("N"): _constant(None),
-    0x88: _constant(True),
-    0x89: _constant(False),
-    ord("K"): lambda machine: machine.stack.append(_u1(machine)),
-    ord("M"): lambda machine: machine.stack.append(_u2(machine)),
-    ord("J"): _integer,
-    0x8A: _long,
-    ord("G"): _float,
-    ord("X"): _binary_text,
-    0x8C: _text(_u1),
-    0x8D: _text(_u8),
-    ord("C"): _bytes(_u1),
-    ord("B"): _bytes(_u4),
-    0x8E: _bytes(_u8),
-    0x96: _bytes(_u8),
-    ord(")"): lambda machine: machine.stack.append(()),
-    0x85: _tuple_of(1),
-    0x86: _tuple_of(2),
-    0x87: _tuple_of(3),
-    ord("t"): _tuple,
-    ord("]"): lambda machine: machine.stack.append([]),
-    ord("a"): _append,
-    ord("e"): _appends,
-    ord("}"): lambda machine: machine.stack.append({}),
-    ord("s"): _set_item,
-    ord("u"): _set_items,
-    ord("c"): _global,
-    0x93: _stack_global,
-    ord("R"): Machine.reduce,
-    ord("b"): Machine.build,
-    ord("q"): _put(_u1),
-    ord("r"): _put(_u4),
-    0x94: _memoize,
-    ord("h"): _get(_u1),
-    ord("j"): _get(_u4),
-}
+def _bytes(machine: Machine, data: bytes) -> None:
+    machine.stack.append(Blob.of(data, machine.window.position - len(data)))
+
+
+def _tuple(machine: Machine, _none: bytes) -> None:
+    values = tuple(machine.pop_to_mark())
+    machine.stack.append(values)
+
+
+def _global(machine: Machine, _none: bytes) -> None:
+    module, name = machine.window.line(), machine.window.line()
+    machine.push_named(module.decode("utf-8"), name.decode("utf-8"))
+
+
+def _stack_global(machine: Machine, _none: bytes) -> None:
+    module, name = machine.pop(2)
+    if type(name) is not str or type(module) is not str:
+        raise machine.unsafe("computes a name from something that is not text")
+    machine.push_named(module, name)
+
+
+_Act = Callable[[Machine, bytes], None]
+
+
+def _push(value: Callable[[bytes], Any]) -> _Act:
+    return lambda machine, data: machine.stack.append(value(data))
+
+
+def _tuple_of(size: int) -> _Act:
+    return lambda machine, _none: machine.stack.append(tuple(machine.pop(size)))
+
+
+def _unsigned(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
 
 MAX_BYTES = 1 << 27
 """The longest byte string a file may announce; the longest episode on record needs a tenth."""
@@ -430,25 +293,78 @@ MAX_KEPT_BYTES = 1 << 25
 _BLOCK_BYTES = 1 << 18
 _NAME_BYTES = 200
 
+# By code: the name, the bytes of the argument, and those that announce how many it has.
+_OPCODES = {
+    ord(opcode.code): (
+        opcode.name,
+        max(opcode.arg.n, 0) if opcode.arg else 0,
+        _LENGTH_BYTES.get(opcode.arg.n, 0) if opcode.arg else 0,
+    )
+    for opcode in pickletools.opcodes
+}
+# What the opcodes of demo files do with their argument, and the most bytes that it may announce.
+_ACTIONS_OF_OPCODES: dict[str, tuple[_Act, int]] = {
+    "PROTO": (_protocol, 0),
+    # a frame only says how much to read ahead; what is inside is bounded opcode by opcode
+    "FRAME": (lambda _machine, _size: None, 0),
+    "MARK": (_mark, 0),
+    "STOP": (_stop, 0),
+    "NONE": (_push(lambda _none: None), 0),
+    "NEWTRUE": (_push(lambda _none: True), 0),
+    "NEWFALSE": (_push(lambda _none: False), 0),
+    "BININT1": (_push(_unsigned), 0),
+    "BININT2": (_push(_unsigned), 0),
+    "BININT": (_push(lambda data: int.from_bytes(data, "little", signed=True)), 0),
+    "LONG1": (_push(lambda data: int.from_bytes(data, "little", signed=True)), 8),
+    "BINFLOAT": (_push(lambda data: struct.unpack(">d", data)[0]), 0),
+    # protocol <= 2 spells a byte string as text of code points 0 to 255, up to 2 bytes each
+    "BINUNICODE": (_push(_text), 2 * MAX_BYTES),
+    "SHORT_BINUNICODE": (_push(_text), MAX_TEXT),
+    "BINUNICODE8": (_push(_text), MAX_TEXT),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), (_bytes, MAX_BYTES)),
+    "EMPTY_TUPLE": (_push(lambda _none: ()), 0),
+    "TUPLE1": (_tuple_of(1), 0),
+    "TUPLE2": (_tuple_of(2), 0),
+    "TUPLE3": (_tuple_of(3), 0),
+    "TUPLE": (_tuple, 0),
+    "EMPTY_LIST": (_push(lambda _none: []), 0),
+    "APPEND": (lambda machine, _none: machine.extend_list(machine.pop(1)), 0),
+    "APPENDS": (lambda machine, _none: machine.extend_list(machine.pop_to_mark()), 0),
+    "EMPTY_DICT": (_push(lambda _none: {}), 0),
+    "SETITEM": (lambda machine, _none: machine.fill_dict(machine.pop(2)), 0),
+    "SETITEMS": (lambda machine, _none: machine.fill_dict(machine.pop_to_mark()), 0),
+    "GLOBAL": (_global, 0),
+    "STACK_GLOBAL": (_stack_global, 0),
+    "REDUCE": (lambda machine, _none: machine.reduce(), 0),
+    "BUILD": (lambda machine, _none: machine.build(), 0),
+    **dict.fromkeys(
+        ("BINPUT", "LONG_BINPUT"),
+        (lambda machine, slot: machine.keep(_unsigned(slot), machine.stack[-1]), 0),
+    ),
+    "MEMOIZE": (lambda machine, _none: machine.keep(machine.memo_size, machine.stack[-1]), 0),
+    **dict.fromkeys(
+        ("BINGET", "LONG_BINGET"),
+        (lambda machine, slot: machine.stack.append(machine.fetch(_unsigned(slot))), 0),
+    ),
+}
+
 
 class TruncatedError(Exception):
     """The file ends in the middle of the pickle."""
 
 
-class Digest(Protocol):
-    """What is told every byte of the file, in order."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take the next bytes."""
-
-
 class Window:
-    """A sliding part of a pickle: `buffer[at:]` is what comes next."""
+    """A sliding part of a pickle: `buffer[at:]` is what comes next.
+
+    digest   is given every byte that is read, in order
+    """
 
     def __init__(
-        self, stream: IO[bytes] | None, digest: Digest | None = None, buffer: bytes = b""
+        self,
+        stream: IO[bytes],
+        digest: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
-        self.buffer = buffer
+        self.buffer = b""
         self.at = 0
         self.base = 0
         self._stream = stream
@@ -463,14 +379,8 @@ class Window:
         """Whether `size` bytes are in the buffer, after reading on if need be."""
         if len(self.buffer) - self.at >= size:
             return True
-        if self._stream is None:
-            return False
-        wanted = max(size, _BLOCK_BYTES)
-        more = self._stream.read(wanted)
-        if not more:
-            self._stream = None
-        elif self._digest is not None:
-            self._digest.update(more)
+        more = self._stream.read(max(size, _BLOCK_BYTES))
+        self._digest(more)
         self.base += self.at
         self.buffer = self.buffer[self.at :] + more
         self.at = 0

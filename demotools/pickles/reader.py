@@ -1,29 +1,28 @@
 """Read legacy demonstration pickles: episodes come out in parts as the file is read.
 
-What matches the usual spelling is taken an episode at a time (`episodes`), all else opcode by
-opcode on a machine that cannot do anything (`machine`). The frames of images stay in the file: a
+What is pickled as usual is taken an episode at a time (`episodes`), all else opcode by opcode on
+a machine that runs nothing (`machine`). The frames of images stay in the file: a
 part says where they lie, so that other processes can decode them. Memory does not grow with the
 file.
 
-Demo files packed with gzip: unpacked beside the store for as long as it is made.
-
-The frames of a demo file are read in any order by several processes, which gzip cannot give.
+A file packed with gzip is unpacked beside the store for as long as that is made: its frames are
+read in any order by several processes, which gzip cannot give.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from demotools.errors import DemotoolsError, PickleError, from_os_error
-from demotools.output import acquired_lock, open_regular
+from demotools.output import open_regular, working_folder
 from demotools.pickles.episodes import (
     PART_STEPS,
     EpisodeMatcher,
@@ -111,7 +110,7 @@ class PickleReader:
 
     def __iter__(self) -> Iterator[PicklePart]:
         with open_regular(self.path) as stream:
-            window = Window(stream, self._digest)
+            window = Window(stream, self._digest.update)
             _check_start(window, self.path)
             machine = Machine(window, self.path, frozenset(ALLOWED.values()))
             try:
@@ -243,7 +242,6 @@ def _check_start(window: Window, path: Path) -> None:
 
 _BLOCK_BYTES = 1 << 20
 _MOST_BYTES, _MOST_TIMES = 1 << 30, 100
-_WITH_GZIP_HEADER = 31
 
 
 class Content(NamedTuple):
@@ -262,33 +260,31 @@ def unpacked(files: Sequence[Path], store: Path, *, salvage: bool) -> Iterator[l
 
     PickleError  a packed file is cut short, damaged, or unpacks to too much
     """
-    folder = store.with_name(f".{store.name}.unpacked")
-    packed = [path for path in files if _is_packed(path)]
+    packed = {file for file in files if _is_packed(file)}
     if not packed:
-        yield [Content(path, None) for path in files]
+        yield [Content(file, None) for file in files]
         return
-    lock = acquired_lock(folder)
+    folder = store.with_name(f".{store.name}.unpacked")
     names: dict[str, Path] = {}
+    contents = []
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a command that was killed
-        folder.mkdir()
-        contents = []
-        for number, path in enumerate(files):
-            if path in packed:
+        with working_folder(folder):
+            for number, file in enumerate(files):
                 content = folder / f"{number}.pkl"
-                names[str(content)] = path
-                contents.append(Content(content, _unpack(path, content, salvage=salvage)))
-            else:
-                contents.append(Content(path, None))
-        yield contents
+                if file in packed:
+                    names[str(content)] = file
+                    _unpack(file, content, salvage=salvage)
+                    with file.open("rb") as stream:
+                        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                    contents.append(Content(content, sha256))
+                else:
+                    contents.append(Content(file, None))
+            yield contents
     except DemotoolsError as error:
         error.path = str(names.get(error.path, error.path))
         raise
     except OSError as error:
         raise from_os_error(error, folder) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
 
 
 def _is_packed(path: Path) -> bool:
@@ -296,13 +292,12 @@ def _is_packed(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _unpack(path: Path, content: Path, *, salvage: bool) -> str:
-    """The sha256 of the file, whose members are unpacked one after another."""
+def _unpack(path: Path, content: Path, *, salvage: bool) -> None:
     most = max(_MOST_BYTES, _MOST_TIMES * path.stat().st_size)
-    with open_regular(path) as stream, content.open("wb") as target:
+    with gzip.open(path) as stream, content.open("wb") as target:
         problem = ""
         try:
-            for block in _unpacked_blocks(stream):
+            while block := stream.read1(_BLOCK_BYTES):
                 target.write(block)
                 if target.tell() > most:
                     raise PickleError(
@@ -313,7 +308,7 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> str:
                     )
         except EOFError:
             problem = "is cut short"
-        except zlib.error as error:
+        except (gzip.BadGzipFile, zlib.error) as error:
             problem = f"is damaged: {error}"
         if problem and not (salvage and target.tell()):
             raise PickleError(
@@ -321,24 +316,3 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> str:
                 path=path,
                 fix="get the whole file again, or add --salvage to convert what is whole",
             )
-    with path.open("rb") as packed:
-        return hashlib.file_digest(packed, "sha256").hexdigest()
-
-
-def _unpacked_blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """What the members of a gzip file hold; EOFError where one is cut, zlib.error where damaged."""
-    member = zlib.decompressobj(_WITH_GZIP_HEADER)
-    begun = False
-    while packed := stream.read(_BLOCK_BYTES):
-        while packed:
-            if not begun:
-                packed = packed.lstrip(b"\0")  # padding, as of tapes
-                begun = bool(packed)
-            yield member.decompress(packed, _BLOCK_BYTES)
-            packed = member.unconsumed_tail
-            if member.eof:
-                packed = member.unused_data
-                member, begun = zlib.decompressobj(_WITH_GZIP_HEADER), False
-    if begun:
-        yield member.flush()
-        raise EOFError

@@ -19,7 +19,7 @@ from demotools.babyai.cells import unpacked_cells
 from demotools.output import written_whole
 from demotools.store.reading import Episodes
 
-Spelling = Literal["3.6", "3.8"]
+PythonVersion = Literal["3.6", "3.8"]
 _BATCH = 1000
 _FRAME_BYTES = 1 << 16
 
@@ -28,20 +28,20 @@ def write_pickle(
     path: Path,
     episodes: Iterable[Episodes],
     *,
-    spelling: Spelling = "3.6",
+    python: PythonVersion = "3.6",
     enum_actions: bool = True,
 ) -> None:
     """Write blocks of episodes as one demo file that babyai's own loader reads.
 
     episodes       packed cells are written as images, images as they are
-    spelling       "3.6": as Python 3.6 and 3.7 did, protocol 3, the action class by `getattr`;
+    python         "3.6": as Python 3.6 and 3.7 did, protocol 3, the action class by `getattr`;
                    "3.8": as Python 3.8 and later do, protocol 4, the class by its qualified name
     enum_actions   False: actions as plain numbers, as files of a network's demonstrations have
 
     DemotoolsError  the disk is full, the folder is missing
     """
     with written_whole(path) as stream:
-        _Pickler(stream, spelling, enum_actions=enum_actions).write(_tuples(episodes))
+        _Pickler(stream, python, enum_actions=enum_actions).write(_tuples(episodes))
 
 
 _Row = tuple[str, bytes, list[int], list[int]]
@@ -77,9 +77,9 @@ def packed_array(images: NDArray[np.uint8]) -> bytes:
 class _Pickler:
     """The opcodes of one file."""
 
-    def __init__(self, stream: IO[bytes], spelling: Spelling, *, enum_actions: bool) -> None:
+    def __init__(self, stream: IO[bytes], python: PythonVersion, *, enum_actions: bool) -> None:
         self._stream = stream
-        self._modern = spelling == "3.8"
+        self._modern = python == "3.8"
         self._enum = enum_actions
         self._memo_size = 0
         self._actions: dict[int, bytes] = {}

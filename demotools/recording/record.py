@@ -8,9 +8,7 @@ started again, gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import count
@@ -27,43 +25,13 @@ from demotools.recording.bot import REPLANS_AT_MOST, Episode, Failure, record_ep
 from demotools.recording.environment import level_environment_id, make_environment
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
-from demotools.workers.cluster import Delivered, Errand, adopting, cluster_workers, delivered
-from demotools.workers.processes import bounded_workers, processor_count, submitting
+from demotools.workers.processes import (
+    Workers,
+    bounded_workers,
+    opened_workers,
+    processor_count,
+)
 
-
-def play_errand(errand: Errand, recording: Recording, part: int) -> Delivered:
-    """Play one part; runs on a worker.
-
-    DemotoolsError  see `refusal`: workers may join after the others were asked
-    """
-    return delivered(errand, part, lambda folder: play_part(recording, part, folder))
-
-
-def cluster_players(
-    address: str, *, return_parts: bool = False
-) -> Callable[[StoreBuilder], AbstractContextManager[Play]]:
-    """What `generate` takes as its players: the workers of the scheduler at `address`.
-
-    return_parts    workers send the parts back: for workers that do not share the store's folder
-
-    DemotoolsError  dask is not installed; no scheduler answers; no worker is there; a worker has
-                    other versions, or does not see the folder; the cluster goes away
-    """
-
-    @contextmanager
-    def players(builder: StoreBuilder) -> Iterator[Play]:
-        with cluster_workers(address, builder, return_parts) as (submit, _slots):
-
-            def play(recording: Recording, part: int, parts: Path) -> Future[int]:
-                return adopting(submit(play_errand, recording, part), parts)
-
-            yield play
-
-    return players
-
-
-# What a cluster's scheduler holds at a time; it hands them to the workers that there are.
-_PARTS_ON_A_CLUSTER = 10_000
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
 RATE_AT_LEAST = 0.05
 _SEEDS_TO_JUDGE = 200
@@ -98,11 +66,6 @@ class Recording:
         """The recording and all that its bits depend on, JSON values."""
         packages = {name: version(name) for name in ("minigrid", "numpy")}
         return {"command": "generate", **asdict(self), **packages, "replans": REPLANS_AT_MOST}
-
-
-Play = Callable[[Recording, int, Path], Future[int]]
-"""Begins to play a part into a folder of parts; gives the number of episodes solved."""
-Players = Callable[[StoreBuilder], AbstractContextManager[Play]]
 
 
 @dataclass(frozen=True)
@@ -159,29 +122,24 @@ def generate(
     path: Path,
     *,
     workers: int | None = None,
-    players: Players | None = None,
+    dask: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Recorded:
     """Record the bot into a store at `path`, going on where an earlier call was ended.
 
     workers      processes; None means one for every processor, but fewer for little work
-    players      who plays instead of processes of this machine: see `cluster`
+    dask         the address of a Dask scheduler, whose workers play instead
 
     LevelError   the bot cannot solve the level
     StoreError   the store exists, or another process is making it
     """
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
         try:
-            if players is None:
-                parts = -(-recording.episodes // recording.part_seeds)
-                processes = bounded_workers(workers or _enough(recording), parts)
-                begun = submitting(play_part, processes, builder.path)
-                _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
-            else:
-                _record_parts(
-                    recording, builder, players(builder), _PARTS_ON_A_CLUSTER, quiet=quiet
-                )
+            parts = -(-recording.episodes // recording.part_seeds)
+            processes = bounded_workers(workers or _enough(recording), parts)
+            with opened_workers(processes, builder.parts, dask=dask) as pool:
+                _record_parts(recording, builder, pool, quiet=quiet)
         except LevelError:
             builder.discard()
             raise
@@ -210,26 +168,21 @@ def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dic
 
 
 def _record_parts(
-    recording: Recording,
-    builder: StoreBuilder,
-    players: AbstractContextManager[Play],
-    at_once: int,
-    *,
-    quiet: bool,
+    recording: Recording, builder: StoreBuilder, workers: Workers, *, quiet: bool
 ) -> None:
-    """Play seeds until there are episodes enough, `at_once` parts at a time; all are kept."""
+    """Play seeds, a part at a time on each worker, until there are episodes enough."""
     solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
     parts = (part for part in count() if part not in solved)
     under_way: dict[Future[int], int] = {}
     done = min(sum(solved.values()), recording.episodes)
     bar = progress_bar(recording.episodes, recording.level, "episodes", quiet=quiet, done=done)
-    with bar, players as play:
+    with bar:
         while (found := sum(solved.values())) < recording.episodes:
             # no part is begun that may turn out to be one too many
             hoped = found + len(under_way) * recording.part_seeds
-            if hoped < recording.episodes and len(under_way) < at_once:
+            if hoped < recording.episodes and len(under_way) < workers.at_once:
                 part = next(parts)
-                under_way[play(recording, part, builder.parts)] = part
+                under_way[workers.submit(play_part, recording, part)] = part
                 continue
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 solved[under_way.pop(future)] = future.result()
@@ -252,7 +205,7 @@ def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
         )
 
 
-def play_part(recording: Recording, part: int, folder: Path) -> int:
+def play_part(folder: Path, recording: Recording, part: int) -> int:
     """Play the seeds of one part, write it into `folder`; the number of episodes solved."""
     seeds = recording.seeds(part)
     if seeds.stop > SEEDS[recording.split].stop:

@@ -15,16 +15,37 @@ from demotools.recording.environment import Environment, Observation, make_envir
 from demotools.store.reading import Store
 from demotools.store.verify import Check
 
+_SHOWN = 5
+
 
 def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
-    """The check for `verify_store`: at most so many episodes, played again in the environment."""
-    replays = replayed_store(store, episodes, quiet=quiet)
-    problems = () if replays.excused else replays.differences
+    """The check for `verify_store`: up to `episodes` episodes, played again in the environment.
+
+    They are evenly spread over those whose seed is known. Where they differ in a store that another
+    version of minigrid recorded, that is noted, but it says nothing against the store.
+    """
     name = "episodes played again in the environment"
-    return Check(name, problems, replays.note, skipped=replays.played == 0)
-
-
-_SHOWN = 5
+    if reason := reason_against(store):
+        return Check(name, (), f"not played: {reason}", skipped=True)
+    chosen = evenly_spread(np.flatnonzero(store.episode_seed >= 0), episodes)
+    environment = make_environment(store.attributes.level)
+    differences = []
+    bar = progress_bar(len(chosen), f"replay {store.name}", "episodes", quiet=quiet, items=chosen)
+    for episode in bar:
+        if difference := replayed_episode(environment, store, int(episode)).difference:
+            differences.append(f"episode {episode}, {difference}")
+    notes = [f"{len(chosen):,} of {store.episodes:,} episodes"]
+    if unknown := int((store.episode_seed < 0).sum()):
+        notes.append(f"{unknown:,} have no known seed")
+    recorded, installed = store.attributes.source.get("minigrid"), version("minigrid")
+    if differences and recorded != installed:
+        notes.append(
+            f"{len(differences):,} differ, as they may: they were recorded with minigrid "
+            f"{recorded or '(version unknown)'}, installed is {installed}; the first is "
+            f"{differences[0]}"
+        )
+        differences = []
+    return Check(name, tuple(differences[:_SHOWN]), "; ".join(notes), skipped=not len(chosen))
 
 
 @dataclass(frozen=True)
@@ -39,54 +60,6 @@ class Replay:
     difference: str
     reward: float = 0.0
     observation: Observation | None = None
-
-
-@dataclass(frozen=True)
-class Replays:
-    """What became of the episodes of a store that were played again.
-
-    differences   `episode N, step T: what differs` for the first five that do
-    note          what was played, or why nothing was; and whose fault a difference may be
-    """
-
-    played: int
-    different: int
-    differences: tuple[str, ...]
-    note: str
-    excused: bool
-    """Whether a difference says nothing against the store: it is of another environment."""
-
-
-def replayed_store(store: Store, episodes: int, *, quiet: bool = False) -> Replays:
-    """Play up to `episodes` episodes again, evenly spread over those whose seed is known."""
-    if reason := reason_against(store):
-        return Replays(0, 0, (), f"not played: {reason}", excused=True)
-    known = np.flatnonzero(store.episode_seed >= 0)
-    chosen = evenly_spread(known, episodes)
-    environment = make_environment(store.attributes.level)
-    differences = []
-    name = f"replay {store.name}"
-    for episode in progress_bar(len(chosen), name, "episodes", quiet=quiet, items=chosen):
-        result = replayed_episode(environment, store, int(episode))
-        if result.difference:
-            differences.append(f"episode {episode}, {result.difference}")
-    return _summary(store, len(chosen), differences)
-
-
-def _summary(store: Store, played: int, differences: list[str]) -> Replays:
-    notes = [f"{played:,} of {store.episodes:,} episodes"]
-    unknown = int((store.episode_seed < 0).sum())
-    if unknown:
-        notes.append(f"{unknown:,} have no known seed")
-    recorded, installed = store.attributes.source.get("minigrid"), version("minigrid")
-    excused = recorded != installed
-    if differences and excused:
-        notes.append(
-            f"{len(differences):,} differ, as they may: they were recorded with minigrid "
-            f"{recorded or '(version unknown)'}, installed is {installed}; the first is "
-            f"{differences[0]}"
-        )
-    return Replays(played, len(differences), tuple(differences[:_SHOWN]), "; ".join(notes), excused)
 
 
 def reason_against(store: Store) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 import filelock
 import google_crc32c
@@ -141,17 +141,6 @@ def read_lengths(folder: Path, number: int) -> NDArray[np.int64]:
 def part_file(folder: Path, number: int) -> Path:
     """Where part `number` lies."""
     return folder / f"part-{number:06d}.npy"
-
-
-class LateParts(Protocol):
-    """Parts that are not written down: they come when the store is written, in order."""
-
-    @property
-    def lengths(self) -> Mapping[int, NDArray[np.int64]]:
-        """Number of the part -> steps of each of its episodes."""
-
-    def take(self, number: int) -> Episodes:
-        """A part, once."""
 
 
 class StoreBuilder:
@@ -277,11 +266,8 @@ class StoreBuilder:
         citation: str,
         source: Mapping[str, Any],
         parent: Mapping[str, Any] | None = None,
-        late: LateParts | None = None,
     ) -> Path:
         """Join all parts into the store and give it its final name.
-
-        late   the parts that were not written down
 
         StoreError     there is no episode, or what was written does not read back
         DemotoolsError the disk is full
@@ -298,30 +284,21 @@ class StoreBuilder:
         building = self.folder / self.path.name
         try:
             removed(building)
-            self._join(building, about, late)
+            self._join(building, about)
             self.publish(building)
         except OSError as error:
             raise from_os_error(error, self.path) from error
         return self.path
 
-    def _join(self, building: Path, about: Mapping[str, Any], late: LateParts | None) -> None:
-        lengths = dict(late.lengths) if late else {}
-        written = [number for number in self.finished_parts() if number not in lengths]
-        lengths |= {number: read_lengths(self.parts, number) for number in written}
-        count = sum(map(len, lengths.values()))
-        steps = sum(int(length.sum()) for length in lengths.values())
+    def _join(self, building: Path, about: Mapping[str, Any]) -> None:
+        written = self.finished_parts()
+        lengths = [read_lengths(self.parts, number) for number in written]
+        count = sum(map(len, lengths))
+        steps = sum(int(length.sum()) for length in lengths)
         if not count:
             raise StoreError("there is no episode to store", path=self.path, fix="check the source")
-
-        def parts() -> Iterator[Episodes]:
-            known = set(written)
-            for number in sorted(lengths):
-                if late and number not in known:
-                    yield late.take(number)
-                else:
-                    yield read_part(self.parts, number)
-
-        join_parts(parts(), count, steps, building, about)
+        parts = (read_part(self.parts, number) for number in written)
+        join_parts(parts, count, steps, building, about)
 
     def publish(self, building: Path) -> None:
         """Check every byte of a whole store that lies in `folder`, then give it its final name.

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 from demotools.errors import DemotoolsError
 
@@ -29,9 +30,7 @@ _log = logging.getLogger(__name__)
 
 # More only take memory and each other's time.
 _MOST_A_PROCESSOR = 4
-
-P = ParamSpec("P")
-T = TypeVar("T")
+_TASKS_A_PROCESS = 2
 
 SPAWN_ADVICE = (
     'put what the script does under `if __name__ == "__main__":`, in a file of its own, '
@@ -118,74 +117,85 @@ def bounded_workers(asked: int, parts: int | None = None) -> int:
     return min(wanted, most)
 
 
-@contextmanager
-def submitting(task: Callable[P, T], workers: int, path: Path) -> Iterator[Callable[P, Future[T]]]:
-    """A function that begins the task with its arguments in one of `workers` processes.
+class Workers(NamedTuple):
+    """What carries out tasks: this process, processes of this machine, or a cluster.
 
-    workers   1: no process is started, the task is done at once, here
-    path      what the work is for, named if a process dies
-
-    DemotoolsError  a process died
+    submit    begins a task: a function, which is given the folder to write into, and its further
+              arguments; all of them pickle
+    at_once   tasks that are worth having under way
     """
-    if workers > 1:
-        with helped(task, workers, path) as begin:
-            yield begin
-        return
 
-    def do(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(task(*args, **kwargs))
-        return future
-
-    yield do
+    submit: Callable[..., Future[Any]]
+    at_once: int
 
 
 @contextmanager
-def helped(
-    task: Callable[P, T], helpers: int, path: Path, *, forked: bool = False
-) -> Iterator[Callable[P, Future[T]]]:
-    """A function that begins the task with its arguments in one of so many helper processes.
+def opened_workers(
+    count: int, folder: Path, *, dask: str | None = None, forked: bool = False
+) -> Iterator[Workers]:
+    """Workers, until the block ends: `count` processes, or those of a Dask cluster.
 
-    helpers   at least 1; see `bounded_workers`
-    path      what the work is for, named if a process dies
+    count     1: no process is started, tasks are done at once, here
+    folder    where the files that the tasks write appear; named if a process dies
+    dask      the address of a scheduler, whose workers do the tasks: see `cluster`
     forked    where the system forks safely; see the module's text
 
-    DemotoolsError  a process died
+    DemotoolsError  a process died, or the cluster went away
     """
+    if dask is not None:
+        from demotools.workers.cluster import cluster_workers
+
+        with cluster_workers(dask, folder) as workers:
+            yield workers
+    elif count == 1:
+        yield Workers(partial(_done_here, folder), 1)
+    else:
+        with _processes(count, folder, forked=forked) as workers:
+            yield workers
+
+
+def _done_here(folder: Path, task: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(task(folder, *arguments))
+    return future
+
+
+@contextmanager
+def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
     forked = forked and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if forked else "spawn")
     reader, lifeline = context.Pipe(duplex=False)
     # a forked helper has the other end too, and would keep itself alive
     ends = (reader, lifeline) if forked else (reader,)
-    executor = ProcessPoolExecutor(helpers, context, _end_with, ends)
+    executor = ProcessPoolExecutor(count, context, _end_with, ends)
     if not forked:
         # multiprocessing starts it on its first use, and unblocks Ctrl-C after that
         resource_tracker.ensure_running()
 
-    def begin(*args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(task: Callable[..., Any], *arguments: Any) -> Future[Any]:
         # Ctrl-C would cut the lifeline of the others
         with _ctrl_c_held_back(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             try:
-                return executor.submit(task, *args, **kwargs)
+                return executor.submit(task, folder, *arguments)
             except OSError as error:
                 raise DemotoolsError(
                     f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
-                    path=path,
+                    path=folder,
                     fix="run the command again with fewer --workers, it goes on where it was",
                 ) from error
 
     try:
-        yield begin
+        yield Workers(submit, _TASKS_A_PROCESS * count)
         executor.shutdown()
     except BrokenProcessPool as error:
         if why := what_hinders_spawning():
             raise DemotoolsError(
-                f"no helper process could be started: {why}", path=path, fix=SPAWN_ADVICE
+                f"no helper process could be started: {why}", path=folder, fix=SPAWN_ADVICE
             ) from error
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
-            path=path,
+            path=folder,
             fix="run the command again, it goes on where it was; fewer --workers need less memory",
         ) from error
     finally:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import Encoding
 from demotools.errors import DemotoolsError, ManifestError, PickleError, StoreError
-from demotools.pickles import convert as decoding
 from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.pickles.encoding import guessed_level_and_split
 from demotools.pickles.writer import write_pickle
@@ -289,33 +288,26 @@ def make_demo_file(folder: Path, name: str = "BabyAI-GoToLocal-v0.pkl", parts: i
     """A file of so many parts, in today's encoding."""
     path = folder / name
     blocks = [make_episodes([64] * 1024, seed) for seed in range(parts)]
-    write_pickle(path, blocks, spelling="3.8")
+    write_pickle(path, blocks, python="3.8")
     return path
 
 
 def convert_command(path: Path, folder: Path) -> list[str]:
-    # of these small files few parts are written down before the store, unless few may wait
-    program = (
-        "from demotools import cli; from demotools.pickles import convert; "
-        "convert._PARTS_TO_WAIT = 1; cli.main()"
-    )
+    program = "from demotools import cli; cli.main()"
     options = ["--data-dir", str(folder), "--encoding", "2019-01-08", "--workers", "2", "-q"]
     return [sys.executable, "-c", program, "convert", str(path), *options]
 
 
-def test_any_number_of_workers_and_of_late_parts_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
     path = make_demo_file(tmp_path)
     stores = []
-    for workers, late in ((1, 0), (1, 1), (1, 9), (2, 0), (2, 9), (3, 1)):
-        monkeypatch.setattr(decoding, "_PARTS_TO_WAIT", late)
-        folder = tmp_path / f"{workers} {late}"
+    for workers in (1, 2, 3):
+        folder = tmp_path / str(workers)
         options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=workers)
         convert_files([path], folder, options)
         stores.append(folder_bytes(folder / "GoToLocal.zarr"))
     assert all(store == stores[0] for store in stores)
-    store = open_store(tmp_path / "1 9" / "GoToLocal.zarr")
+    store = open_store(tmp_path / "1" / "GoToLocal.zarr")
     expected = np.concatenate([make_episodes([64] * 1024, seed).view for seed in range(3)])
     np.testing.assert_array_equal(store.view.span(0, store.steps), expected)
 
@@ -362,7 +354,6 @@ def test_a_rerun_decodes_only_the_parts_that_are_missing(
 ) -> None:
     path = make_demo_file(tmp_path)
     options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=1)
-    monkeypatch.setattr(decoding, "_PARTS_TO_WAIT", 0)
 
     def disk_full(*_arguments: object, **_more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -398,7 +398,9 @@ def test_a_dictionary_that_does_not_fit_is_refused(
 @pytest.mark.parametrize("size", [176, 600])
 def test_large_views_are_stored_as_images(tmp_path: Path, size: int) -> None:
     images = np.full((3, size, size, 3), 7, np.uint8)
-    result = converted(tmp_path, [("go to a door", frame(images), [0] * 3, [2] * 3)], encoding=None)
+    result = converted(
+        tmp_path, [("go to a door", frame(images), [0] * 3, [2] * 3)], encoding="auto"
+    )
     np.testing.assert_array_equal(open_store(result.path).images(0, 3), images)
 
 
@@ -406,7 +408,7 @@ def test_what_a_file_as_a_whole_asks_for_is_limited_and_said(tmp_path: Path) -> 
     big = blosc.compress(pickle.dumps(np.zeros((1, 6000, 6000, 3), np.uint8)), b"zstd", 9, 1)
     demos = [(f"go to door {number}", bytes(big), [0], [2]) for number in range(12)]
     with pytest.raises(PickleError, match=r"limit for a file of .* 1 GiB at least") as caught:
-        converted(tmp_path, demos, encoding=None)
+        converted(tmp_path, demos, encoding="auto")
     assert "damaged" not in str(caught.value)
 
 
@@ -416,10 +418,8 @@ def whole_room(episodes: Episodes) -> Episodes:
     return Episodes(**{**episodes.__dict__, "view": view})
 
 
-@pytest.mark.parametrize("encoding", [None, Encoding.TODAY])
-def test_views_of_the_whole_room_are_refused_as_egocentric(
-    tmp_path: Path, encoding: Encoding | None
-) -> None:
+@pytest.mark.parametrize("encoding", ["auto", Encoding.TODAY])
+def test_views_of_the_whole_room_are_refused_as_egocentric(tmp_path: Path, encoding: str) -> None:
     room = make_episodes([3, 1])
     room.view[:] = 18  # an empty floor
     with pytest.raises(PickleError, match="whole room") as caught:

@@ -83,23 +83,23 @@ def demos_of(episodes: Episodes, actions: type[enum.IntEnum] | type[int] = int) 
     return demos
 
 
-@pytest.mark.parametrize("spelling", ["3.6", "3.8"])
+@pytest.mark.parametrize("python", ["3.6", "3.8"])
 @pytest.mark.parametrize("enum_actions", [True, False])
 def test_what_is_written_is_read_back(
-    tmp_path: Path, spelling: Literal["3.6", "3.8"], enum_actions: bool
+    tmp_path: Path, python: Literal["3.6", "3.8"], enum_actions: bool
 ) -> None:
     blocks = [make_episodes([1, 2, 3, 1200, 1001, 1000, 999]), make_episodes([5] * 3000, seed=1)]
     path = tmp_path / "demos.pkl"
-    write_pickle(path, blocks, spelling=spelling, enum_actions=enum_actions)
+    write_pickle(path, blocks, python=python, enum_actions=enum_actions)
     assert_same(read(path), blocks)
 
 
-@pytest.mark.parametrize("spelling", ["3.6", "3.8"])
+@pytest.mark.parametrize("python", ["3.6", "3.8"])
 def test_the_loader_of_babyai_reads_what_is_written(
-    tmp_path: Path, gym_minigrid: type[MiniGridEnv], spelling: Literal["3.6", "3.8"]
+    tmp_path: Path, gym_minigrid: type[MiniGridEnv], python: Literal["3.6", "3.8"]
 ) -> None:
     episodes = make_episodes([3, 1, 40])
-    write_pickle(tmp_path / "demos.pkl", [episodes], spelling=spelling)
+    write_pickle(tmp_path / "demos.pkl", [episodes], python=python)
     demos = pickle.loads((tmp_path / "demos.pkl").read_bytes())
     assert type(demos) is list
     assert {type(demo) for demo in demos} == {tuple}

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,27 +22,11 @@ from click.testing import CliRunner
 from demotools.babyai.cells import Encoding
 from demotools.cli import main
 from demotools.errors import DemotoolsError, PickleError
-from demotools.pickles.convert import (
-    ClusterDecoders,
-    ConvertOptions,
-    cluster_decoders,
-    convert_files,
-    decode_errand,
-)
-from demotools.pickles.encoding import DemoFile
-from demotools.pickles.episodes import PicklePart
-from demotools.pickles.images import ViewKind
-from demotools.pickles.reader import PickleReader
+from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.pickles.writer import write_pickle
-from demotools.recording.record import (
-    Recording,
-    cluster_players,
-    generate,
-    planned_recording,
-    play_errand,
-)
+from demotools.recording.record import Recording, generate, planned_recording
 from demotools.store.reading import Store, open_store
-from demotools.workers.cluster import Delivered, Errand, installed_versions, refusal
+from demotools.workers.cluster import cluster_workers
 
 distributed = pytest.importorskip("distributed")
 
@@ -74,14 +57,8 @@ def threads() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is left with parts of a job that has failed looks for its folder no longer."""
-    monkeypatch.setattr("demotools.workers.cluster._APPEARS_SECONDS", 0.2)
-
-
 def recorded_on(address: str, path: Path, recording: Recording = RECORDING) -> Store:
-    generate(recording, path, players=cluster_players(address), quiet=True)
+    generate(recording, path, dask=address, quiet=True)
     return open_store(path)
 
 
@@ -96,15 +73,6 @@ def same_bits(one: Store, other: Store) -> bool:
 def test_a_cluster_records_the_same_store(threads: str, serial: Store, tmp_path: Path) -> None:
     assert same_bits(serial, recorded_on(threads, tmp_path / "GoToLocal.zarr"))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["GoToLocal.zarr"]
-
-
-def test_parts_that_are_sent_back_make_the_same_store(
-    threads: str, serial: Store, tmp_path: Path
-) -> None:
-    arguments = ["--episodes", "120", "--data-dir", str(tmp_path), "--dask", threads]
-    result = CliRunner().invoke(main, ["generate", "GoToLocal", *arguments, "--return-parts"])
-    assert result.exit_code == 0, result.output
-    assert same_bits(serial, open_store(tmp_path / "GoToLocal.zarr"))
 
 
 def test_a_level_that_the_bot_cannot_solve_is_refused_on_a_cluster_too(
@@ -125,13 +93,14 @@ def test_an_error_of_a_worker_arrives_in_its_three_parts(threads: str, tmp_path:
 
 
 def test_without_a_scheduler_the_message_says_how_to_start_one(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("demotools.workers.cluster._CONNECT_SECONDS", 0.5)
     address = "tcp://127.0.0.1:9"  # the discard service: nobody listens there
     arguments = ["--episodes", "10", "--data-dir", str(tmp_path), "--dask", address]
     result = CliRunner().invoke(main, ["generate", "GoToLocal", *arguments])
     assert result.exit_code == 1
-    assert f"no Dask scheduler answers: connection refused\n  where: {address}" in result.stderr
+    assert f"no Dask scheduler of this version answers\n  where: {address}" in result.stderr
     assert "dask scheduler --port 8786" in result.stderr
     assert "dask worker tcp://HOST:8786" in result.stderr
 
@@ -151,28 +120,27 @@ def test_a_scheduler_without_workers_is_told_from_none(tmp_path: Path) -> None:
         recorded_on(cluster.scheduler_address, tmp_path / "GoToLocal.zarr")
 
 
-def test_options_that_need_a_cluster_are_wrong_usage_without() -> None:
-    for options in (["--return-parts"], ["--dask", "tcp://h:1", "--workers", "2"]):
-        result = CliRunner().invoke(main, ["generate", "GoTo", "--episodes", "1", *options])
-        assert result.exit_code == 2
+def test_a_number_of_processes_is_wrong_usage_with_a_cluster() -> None:
+    options = ["--dask", "tcp://h:1", "--workers", "2"]
+    for command in (["generate", "GoTo", "--episodes", "1"], ["convert", "x.pkl"]):
+        assert CliRunner().invoke(main, [*command, *options]).exit_code == 2
 
 
 # --- convert
 
 
-@pytest.mark.parametrize("options", [[], ["--return-parts"]])
 def test_a_cluster_converts_sharded_pickles_to_the_same_store(
-    threads: str, serial: Store, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+    threads: str, serial: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("demotools.pickles.episodes.PART_STEPS", 100)  # several parts a file
-    monkeypatch.chdir(tmp_path)
     files = [f"BabyAI-GoToLocal-v0_agent_shard{number}.pkl" for number in range(2)]
     for number, file in enumerate(files):
-        write_pickle(Path(file), [serial.select(np.arange(number * 60, number * 60 + 60))])
-    for name, how in (("alone", []), ("cluster", ["--dask", threads, *options])):
-        arguments = [*files, "--data-dir", str(tmp_path), "--name", name, "--quiet", *how]
-        result = CliRunner().invoke(main, ["convert", "--encoding", "2019-01-08", *arguments])
-        assert result.exit_code == 0, result.output
+        write_pickle(tmp_path / file, [serial.select(np.arange(number * 60, number * 60 + 60))])
+    for name, how in (("alone", []), ("cluster", ["--dask", threads])):
+        # in another folder than the workers, which must find the files all the same
+        code = "from demotools.cli import main; main()"
+        options = ("--data-dir", ".", "--name", name, "--encoding", "2019-01-08", "--quiet")
+        command = [sys.executable, "-c", code, "convert", *files, *options, *how]
+        subprocess.run(command, cwd=tmp_path, check=True)
     alone, cluster = (open_store(tmp_path / f"{name}.zarr") for name in ("alone", "cluster"))
     assert same_bits(alone, cluster)
     assert alone.steps == serial.steps
@@ -185,64 +153,60 @@ def test_a_damaged_pickle_is_refused_on_a_cluster_as_it_is_alone(
     episodes = serial.select(np.arange(60))
     last = replace(episodes, action=np.where(np.arange(len(episodes.action)) > 200, 9, 0))
     write_pickle(file, [last], enum_actions=False)
-    options = ConvertOptions(encoding=Encoding.TODAY, quiet=True)
+    options = ConvertOptions(encoding=Encoding.TODAY, dask=threads, quiet=True)
     with pytest.raises(PickleError, match="is not well formed") as caught:
-        convert_files([file], tmp_path, options, decoders=cluster_decoders(threads))
+        convert_files([file], tmp_path, options)
     assert caught.value.path == str(file)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_a_worker_that_does_not_see_the_pickle_says_so(serial: Store, tmp_path: Path) -> None:
-    file = tmp_path / "BabyAI-GoToLocal-v0.pkl"
-    write_pickle(file, [serial.select(np.arange(60))])
-    part = next(iter(PickleReader(file)))
-    kind = ViewKind((7, 7, 3), Encoding.TODAY)
-    elsewhere = DemoFile(tmp_path / "elsewhere.pkl", kind, "", 9, 0, tmp_path / "elsewhere.pkl", 9)
-    with pytest.raises(DemotoolsError, match="does not see the file") as caught:
-        decode_errand(Errand(None), 0, elsewhere, part, "stop")
-    assert caught.value.fix == "put the files where all machines see them under the same name"
+# --- what a worker must see
 
 
-def test_workers_get_the_whole_path_of_a_pickle(tmp_path: Path) -> None:
-    given: list[Path] = []
-
-    def submit(_task: object, _number: int, file: DemoFile, *_rest: object) -> Future[Delivered]:
-        given.append(file.content)
-        future: Future[Delivered] = Future()
-        future.set_result(Delivered(1, "part-000000.npy", b""))
-        return future
-
-    kind = ViewKind((7, 7, 3), Encoding.TODAY)
-    (tmp_path / "parts").mkdir()
-    decoders = ClusterDecoders(submit, tmp_path / "parts", slots=1)
-    decoders.decode(
-        0, DemoFile(Path("shard.pkl"), kind, "", 1, 0, Path("shard.pkl"), 1), PicklePart(), "stop"
-    )
-    decoders.finish()
-    assert given == [Path.cwd() / "shard.pkl"]
+def read_text(_folder: Path, file: Path) -> str:
+    return file.read_text()
 
 
-# --- one worker's view
+def test_a_worker_that_does_not_see_a_file_says_which(threads: str, tmp_path: Path) -> None:
+    with (
+        cluster_workers(threads, tmp_path / "parts") as workers,
+        pytest.raises(DemotoolsError, match="a worker of the cluster, does not see this") as caught,
+    ):
+        workers.submit(read_text, tmp_path / "elsewhere.pkl").result()
+    assert caught.value.path == str(tmp_path / "elsewhere.pkl")
+    assert "where all machines see them" in caught.value.fix
 
 
-def test_another_version_of_a_package_is_a_refusal() -> None:
-    versions = {**installed_versions(), "minigrid": "2.3.1"}
-    errand = Errand(None, versions=versions)
-    assert refusal(errand).endswith("instead of 2.3.1")
-    with pytest.raises(DemotoolsError, match="cannot take part: it has minigrid") as caught:
-        play_errand(errand, RECORDING, 0)
-    assert "install the same versions" in caught.value.fix
+def test_a_worker_that_does_not_see_the_folder_says_so(threads: str, tmp_path: Path) -> None:
+    with cluster_workers(threads, tmp_path / "parts") as workers:
+        (shared,) = tmp_path.iterdir()
+        shared.rename(tmp_path / "elsewhere")
+        with pytest.raises(DemotoolsError, match="does not see this") as caught:
+            workers.submit(read_text, tmp_path).result()
+    assert caught.value.path == str(shared)
+    assert "--data-dir" in caught.value.fix
 
 
-@pytest.mark.parametrize("content", [None, "of another folder with the same name"])
-def test_a_folder_that_is_not_shared_is_a_refusal(content: str | None, tmp_path: Path) -> None:
-    if content:
-        (tmp_path / "shared").write_text(content)
-    errand = Errand(str(tmp_path))
-    assert refusal(errand) == f"it does not see the folder {tmp_path}"
-    with pytest.raises(DemotoolsError, match="does not see the folder") as caught:
-        play_errand(errand, RECORDING, 0)
-    assert "--return-parts" in caught.value.fix
+def write_after(folder: Path, signal_file: Path) -> None:
+    wait_until(signal_file.exists)
+    (folder / "part").write_text("late")
+
+
+def test_a_worker_that_comes_back_when_all_is_over_spoils_nothing(
+    threads: str, tmp_path: Path
+) -> None:
+    parts, go = tmp_path / "parts", tmp_path / "go"
+    parts.mkdir()
+    with cluster_workers(threads, parts) as workers:
+        workers.submit(write_after, go)
+    go.touch()
+    wait_until(lambda: distributed_is_idle(threads))
+    assert sorted(tmp_path.rglob("*")) == [go, parts]
+
+
+def distributed_is_idle(scheduler: str) -> bool:
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        return not any(client.processing().values())
 
 
 # --- processes
@@ -354,11 +318,16 @@ def test_a_worker_with_other_versions_or_without_demotools_is_refused_by_name(
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: minigrid\nVersion: 9.9.9\n")
     # without `site` the path files are not read, by which this checkout is installed
-    packages = site.getsitepackages()[0]
-    bare = f"import sys; sys.path.insert(0, {packages!r}); from dask.__main__ import main; main()"
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for entry in Path(site.getsitepackages()[0]).iterdir():
+        if "demotools" not in entry.name:
+            (packages / entry.name).symlink_to(entry)
+    path = str(packages)
+    bare = f"import sys; sys.path.insert(0, {path!r}); from dask.__main__ import main; main()"
     for name, python, environment, reason in (
         ("older", (), {"PYTHONPATH": str(other.parent)}, r"minigrid 9\.9\.9 instead of"),
-        ("bare", ("-S", "-P", "-c", bare), {"PYTHONPATH": ""}, "cannot run demotools"),
+        ("bare", ("-S", "-P", "-c", bare), {"PYTHONPATH": ""}, "demotools None instead of"),
     ):
         with worker(scheduler, name, *python, **environment):
             wait_for_workers(scheduler, 1)

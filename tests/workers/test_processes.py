@@ -15,9 +15,9 @@ from demotools.workers.processes import processor_count
 ROOT = Path(processes.__file__).parents[2]
 POOL = """
 from pathlib import Path
-from demotools.workers.processes import helped
-with helped(abs, 2, Path("work")) as begin:
-    print(begin(-3).result())
+from demotools.workers.processes import opened_workers
+with opened_workers(2, Path("work")) as workers:
+    print(workers.submit(str).result())
 """
 VECTOR = """
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
