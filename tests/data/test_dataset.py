@@ -102,7 +102,7 @@ def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: Make
     for batch, counts in one_pass(store, rollouts=3, rollout_len=4):
         loss = torch.nn.functional.cross_entropy(
             table[batch["direction"].long()][counts],
-            batch["action"][counts].long(),
+            batch["expert_action"][counts].long(),
             reduction="sum",
         )
         total, steps = total + loss, steps + int(counts.sum())
@@ -124,9 +124,9 @@ def test_a_dataset_that_was_iterated_here_goes_on_in_forked_workers(
     def dataset() -> RolloutDataset:
         return RolloutDataset(store, **SETTINGS, max_steps=7 * 12, residence="map", **settings)
 
-    wanted = [batch["action"].tolist() for batch in dataset()]
+    wanted = [batch["expert_action"].tolist() for batch in dataset()]
     forked = dataset()
-    first = next(iter(forked))["action"].tolist()
+    first = next(iter(forked))["expert_action"].tolist()
     loader = DataLoader(forked, batch_size=None, num_workers=2, multiprocessing_context="fork")
-    rest = [batch["action"].tolist() for batch in loader]
+    rest = [batch["expert_action"].tolist() for batch in loader]
     assert [first, *rest] == wanted

@@ -69,7 +69,7 @@ def test_three_epochs_equal_a_plain_queue_for_each_rollout(
                 mission = store.episode_mission[episode]
                 begins = step == store.episode_offset[episode]
                 assert ours["cells"][t, b].numpy().tolist() == cells[step].tolist()
-                assert ours["action"][t, b] == theirs["expert_action"][t, b] == action[step]
+                assert ours["expert_action"][t, b] == theirs["expert_action"][t, b] == action[step]
                 assert ours["direction"][t, b] == store.direction.chunks[0][step]
                 assert ours["mission"][t, b] == mission
                 assert ours["masks"][t, b] == theirs["masks"][t, b, 0] == (0 if begins else 1)
@@ -94,7 +94,7 @@ def test_the_layouts_have_the_shapes_and_types_of_the_contract(make_store: MakeS
     assert {name: (tuple(a.shape), a.dtype) for name, a in next(native).items()} == {
         "cells": ((2, 3, 7, 7), torch.uint8),
         "mission": ((2, 3), torch.int32),
-        "action": ((2, 3), torch.uint8),
+        "expert_action": ((2, 3), torch.uint8),
         "masks": ((2, 3), torch.uint8),
         "direction": ((2, 3), torch.uint8),
     }
@@ -276,7 +276,7 @@ def test_a_store_of_several_chunk_files_is_read_as_one_array(
         rows = np.array([[next(queue) for queue in queues] for _ in range(40)])
         batch = next(mapped)
         assert (batch["cells"].numpy() == store.view.take(rows)).all()
-        assert (batch["action"].numpy() == store.action.take(rows)).all()
+        assert (batch["expert_action"].numpy() == store.action.take(rows)).all()
         assert (batch["masks"].numpy() == store.mask.take(rows)).all()
         assert equal(batch, next(host))
         assert equal(batch, next(pieced))

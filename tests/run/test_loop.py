@@ -861,8 +861,7 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
         ("ppo", ["stages.0.max_demo_steps=5"], "exactly one of max_env_steps and max_demo"),
         ("ppo", ["stages.0.max_env_steps="], "exactly one of max_env_steps and max_demo"),
         ("ppo", ["stages.0.losses=['pppo']"], "did you mean ppo"),
-        ("bc_small_cpu", ["losses.expert_ce.type=imitation"], "belongs into stages.0.losses"),
-        ("ppo", ["losses.ppo={type='expert_cross_entropy'}"], "stages.0.off_policy.losses"),
+        ("bc_small_cpu", ["losses.expert_ce.type=a2c"], "belongs into stages.0.losses"),
         ("ppo", ["run.level=GoToNowhere"], "GoToNowhere"),
         ("ppo", ["run.level=PutNext"], "cannot be played"),
         ("ppo", ["on_policy.environment=no.such:make"], "the environment cannot be imported"),
@@ -901,7 +900,7 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
         (
             "dagger_then_ppo",
             ["on_policy.environment=gymnasium:make", "run.level=MiniGrid-KeyCorridorS3R1-v0"],
-            "imitation needs an expert",
+            "cross-entropy against the expert needs an expert",
         ),
         (
             "ppo",

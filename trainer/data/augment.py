@@ -224,7 +224,7 @@ def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
     steps = np.flatnonzero(mirrored)
     columns[steps] = columns[steps, ::-1]
     changed = {"cells": torch.from_numpy(cells)}
-    for name, table in (("action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
+    for name, table in (("expert_action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
         values = batch[name].numpy()
         changed[name] = torch.from_numpy(np.where(mirrored, table[values], values))
     return changed

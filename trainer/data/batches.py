@@ -125,7 +125,7 @@ class BatchWriter:
         return {
             "cells": self._taken(self._table.view, index, (*shape, *self._table.step_shape)),
             "mission": self._mission(plan),
-            "action": self._taken(self._table.action, index, shape),
+            "expert_action": self._taken(self._table.action, index, shape),
             "masks": self._copied(plan.masks),
             "direction": self._taken(self._table.direction, index, shape),
         }
@@ -180,7 +180,7 @@ class BatchWriter:
         return {
             "cells": taken["view"].view(*shape, *self._table.step_shape),
             "mission": plan["mission"],
-            "action": taken["action"].view(shape),
+            "expert_action": taken["action"].view(shape),
             "masks": plan["masks"],
             "direction": taken["direction"].view(shape),
         }
@@ -192,7 +192,7 @@ class BatchWriter:
         return {
             "minigrid_ego_image": image,
             "minigrid_mission": self._tokens_on_device[native["mission"]],
-            "expert_action": native["action"].long(),
+            "expert_action": native["expert_action"].long(),
             "masks": native["masks"][..., None].float(),
         }
 

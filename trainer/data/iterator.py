@@ -61,7 +61,8 @@ class ExpertTrajectoryIterator:
                      minigrid_mission int64 [T, B, L], expert_action int64 [T, B],
                      masks float32 [T, B, 1];
                      "native": cells uint8 [T, B, 7, 7], mission int32 [T, B] (row of
-                     `mission_tokens`), action, masks, direction uint8 [T, B]
+                     `mission_tokens`), expert_action, masks, direction
+                     uint8 [T, B]
     rank, world      this process gets rollouts [rank * B / world, (rank + 1) * B / world)
     device           where the batches go
     residence        "map", "host" or "device": where the store lies (see trainer.data.batches);

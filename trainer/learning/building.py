@@ -2,9 +2,7 @@
 
 Networks: a batch of T x B steps and the memory before it -> logits, values, memory after it.
 
-A batch is a dict of tensors: `cells` uint8 [T, B, 7, 7] packed views, `direction` uint8 [T, B],
-`masks` [T, B] (0 where memory restarts), `mission` int64 [T, B], the row of each step's mission in
-`mission_tokens` int64 [M, L] (0 = padding). Acting is the same with T = 1. Memory is one tensor
+What a batch holds: `trainer.batch`. Acting is the same with T = 1. Memory is one tensor
 [B, memory size], zeros at the beginning; what is in it is the network's own affair.
 
     small   for CPUs       film   BabyAI 1.1's       big   the off-policy tutorial's
@@ -31,7 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from demotools.errors import SettingsError
-from trainer.learning.losses import A2C, PPO, ForeignLoss, Imitation, Loss, expert_cross_entropy
+from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, ForeignLoss, Loss
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.small import SmallNetwork
@@ -209,10 +207,9 @@ def compile_network(network: nn.Module, name: str) -> None:
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {
-    "expert_cross_entropy": expert_cross_entropy,
+    "expert_cross_entropy": ExpertCrossEntropy,
     "ppo": PPO,
     "a2c": A2C,
-    "imitation": Imitation,
 }
 """The losses that `type` names."""
 

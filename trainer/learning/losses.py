@@ -5,16 +5,8 @@ is `type = "package.module:Name"`, a class or function that takes the keys besid
 such a callable (docs/training.md has one). The loop carries `LossResult.memory` on to the next
 batch; it comes without gradient, so back-propagation stops at the border of the batch.
 
-On-policy losses: PPO, A2C and imitation of the expert, and the advantages that they need.
-
 The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
-`type`. Beside what every batch holds (`trainer.learning.building`), theirs hold what was true when
-the rollout was collected, all [T, B] unless it says otherwise:
-
-    action           uint8, the action taken          advantage    float32, normalised if so set
-    expert_action    int64, -1 where there is none    returns      float32, advantage + value
-    log_prob         float32, of `action`             stage_steps  int64 [], of the stage so far
-    value            float32, the critic's            terminated, truncated   bool
+`type`. What a batch of a store or of an environment rollout holds: `trainer.batch`.
 """
 
 from __future__ import annotations
@@ -39,20 +31,20 @@ class LossResult(NamedTuple):
     loss      scalar with a gradient, a mean over the steps
     scalars   what the log shows, scalars without gradient
     memory    [B, memory size] after the batch, without gradient
-    steps     number of steps that the loss is a mean of
+    steps     number of steps that the loss is a mean of, an int or a tensor of one
     """
 
     loss: Tensor
     scalars: dict[str, Tensor]
     memory: Tensor
-    steps: int
+    steps: int | Tensor
 
 
 class Loss(Protocol):
     """The one interface of all losses, off-policy and on-policy."""
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module and `Model` for what a batch holds."""
+        """The loss of a batch; see `trainer.batch` for what it holds."""
 
 
 @dataclass(frozen=True)
@@ -92,28 +84,6 @@ class ForeignLoss:
         return SettingsError(
             f"the loss {what}", path=f"type = {self.type!r}", fix="correct that function"
         )
-
-
-def expert_cross_entropy() -> Loss:
-    """Cross-entropy of the policy against the expert's actions, a mean over all steps.
-
-    Takes `action` [T, B] of the batch as the expert's. Scalar: accuracy, the share of steps at
-    which the most probable action is the expert's.
-    """
-
-    def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        output = model(batch, memory)
-        action = batch["action"].long().flatten()
-        logits = output.logits.flatten(0, 1)
-        accuracy = (logits.detach().argmax(1) == action).float().mean()
-        return LossResult(
-            loss=nn.functional.cross_entropy(logits, action),
-            scalars={"accuracy": accuracy},
-            memory=output.memory,
-            steps=len(action),
-        )
-
-    return loss
 
 
 def merged_losses(
@@ -259,15 +229,17 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
-def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, int]:
+def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy against the actions that are valid, a mean over these; and how many they are.
 
-    action   int64, -1 where it is not valid; the mean of none is 0
+    action   any integers, -1 where it is not valid; the mean of none is 0
     """
-    flat, target = logits.flatten(0, -2), action.flatten()
-    valid = int((target >= 0).sum())
-    total = nn.functional.cross_entropy(flat, target, ignore_index=-1, reduction="sum")
-    return total / max(valid, 1), valid
+    target = action.long().flatten()
+    valid = (target >= 0).sum()
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, -2), target, ignore_index=-1, reduction="sum"
+    )
+    return total / valid.clamp(min=1), valid
 
 
 def taken_log_prob(logits: Tensor, action: Tensor) -> Tensor:
@@ -305,7 +277,7 @@ class PPO:
             raise ValueError("target_kl must be above 0")
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
+        """The loss of a batch; see `trainer.batch` for what it holds."""
         output = model(batch, memory)
         clip = self.clip * linear_decay(batch["stage_steps"], self.clip_decay_steps)
         log_prob = taken_log_prob(output.logits, batch["action"])
@@ -336,7 +308,7 @@ class A2C:
     entropy_weight: float = 0.01
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
+        """The loss of a batch; see `trainer.batch` for what it holds."""
         output = model(batch, memory)
         log_prob = taken_log_prob(output.logits, batch["action"])
         policy = -(log_prob * batch["advantage"]).mean()
@@ -355,21 +327,23 @@ class A2C:
 
 
 @dataclass(frozen=True)
-class Imitation:
-    """Cross-entropy against what the expert advises where the policy goes (DAgger).
+class ExpertCrossEntropy:
+    """Cross-entropy of the policy against the expert's actions: on a store, behaviour cloning; on
+    rollouts, against what the expert advises where the policy goes (DAgger, Ross et al. 2011).
 
-    Ross et al. 2011. Steps at which the expert has no advice do not count.
+    Steps at which the expert has no advice do not count. Scalar: accuracy, the share of the others
+    at which the most probable action is the expert's.
     """
 
     needs_expert: ClassVar[bool] = True
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
-        output: Output = model(batch, memory)
-        loss, valid = masked_cross_entropy(output.logits, batch["expert_action"])
-        hits = output.logits.detach().argmax(-1) == batch["expert_action"]
-        accuracy = hits.sum() / max(valid, 1)
-        return LossResult(loss, {"accuracy": accuracy}, output.memory, valid)
+        """The loss of a batch; see `trainer.batch` for what it holds."""
+        output = model(batch, memory)
+        expert = batch["expert_action"]
+        loss, valid = masked_cross_entropy(output.logits, expert)
+        hits = output.logits.detach().argmax(-1) == expert
+        return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
 
 
 def kl_targets(losses: Mapping[str, Loss]) -> dict[str, float]:

@@ -283,7 +283,7 @@ def _check_environments(settings: Settings, processes: int | None, team: Team) -
     for number, stage in enumerate(settings.stages):
         advised = any(map(needs_expert, build_losses(settings, stage.losses).values()))
         if (advised or stage.teacher_forcing) and not can_play(environment):
-            what = "imitation" if advised else "teacher forcing"
+            what = "cross-entropy against the expert" if advised else "teacher forcing"
             raise SettingsError(
                 f"{what} needs an expert, and the bot plays BabyAI's levels only",
                 path=f"stages.{number}",

@@ -313,7 +313,7 @@ class HoldOut:
             batch = batch_missions(next(iterator), iterator.mission_tokens)
             counts = torch.arange(_HOLD_OUT_LEN)[:, None] < left
             # what is not of the first pass is no action to be foretold
-            batch["action"] = batch["action"].long().where(counts, -1)
+            batch["expert_action"] = batch["expert_action"].long().where(counts, -1)
             device = self._memory.device
             self._batches.append({name: values.to(device) for name, values in batch.items()})
             left = left - _HOLD_OUT_LEN
@@ -327,8 +327,11 @@ class HoldOut:
             with torch.no_grad():
                 for batch in self._batches:
                     output = output_of(self._network, batch, memory)
-                    loss, valid = masked_cross_entropy(output.logits.float(), batch["action"])
-                    total, steps, memory = total + loss.item() * valid, steps + valid, output.memory
+                    loss, valid = masked_cross_entropy(
+                        output.logits.float(), batch["expert_action"]
+                    )
+                    total, steps = total + loss.item() * int(valid), steps + int(valid)
+                    memory = output.memory
         finally:
             self._network.train(training)
         return total / steps
