@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from demotools.errors import SettingsError, StoreError
 from demotools.store.reading import Store
-from trainer.data.dataset import RolloutDataset, one_pass
+from trainer.data.dataset import RolloutDataset
 from trainer.data.iterator import ExpertTrajectoryIterator
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -82,35 +81,6 @@ def test_a_pickled_store_is_opened_again_by_its_path(make_store: MakeStore) -> N
     make_store(LENGTHS, seed=1)
     with pytest.raises(StoreError, match="replaced by another"):
         pickle.loads(content)
-
-
-def test_one_pass_counts_every_step_exactly_once(make_store: MakeStore) -> None:
-    store = make_store(lengths=LENGTHS)
-    for rollouts, rollout_len in ((1, 4), (4, 3), (4, 50), (100, 2)):
-        counted = []
-        for batch, counts in one_pass(store, rollouts=rollouts, rollout_len=rollout_len):
-            counted.append(batch["cells"][counts])
-        ours = torch.cat(counted).reshape(store.steps, -1).numpy()
-        stored = store.view.chunks[0].reshape(store.steps, -1)
-        assert sorted(ours.tolist()) == sorted(stored.tolist())
-
-
-def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: MakeStore) -> None:
-    store = make_store(lengths=LENGTHS)
-    table = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))  # logits by direction
-    total, steps = torch.zeros(()), 0
-    for batch, counts in one_pass(store, rollouts=3, rollout_len=4):
-        loss = torch.nn.functional.cross_entropy(
-            table[batch["direction"].long()][counts],
-            batch["expert_action"][counts].long(),
-            reduction="sum",
-        )
-        total, steps = total + loss, steps + int(counts.sum())
-    direction = torch.from_numpy(store.direction.chunks[0].astype(np.int64))
-    action = torch.from_numpy(store.action.chunks[0].astype(np.int64))
-    expected = torch.nn.functional.cross_entropy(table[direction], action)
-    assert steps == store.steps
-    torch.testing.assert_close(total / steps, expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -304,19 +304,16 @@ class HoldOut:
         iterator = ExpertTrajectoryIterator(
             store, rollouts=rollouts, rollout_len=_HOLD_OUT_LEN, layout="native"
         )
-        left = torch.from_numpy(iterator.epoch_steps(0))  # [B], of every episode once
         most = -(-_HOLD_OUT_STEPS // (rollouts * _HOLD_OUT_LEN))
         self._network = network
         self._memory = memory_of(network, rollouts)
         self._batches: list[Batch] = []
-        while left.max() > 0 and len(self._batches) < most:
-            batch = batch_missions(next(iterator), iterator.mission_tokens)
-            counts = torch.arange(_HOLD_OUT_LEN)[:, None] < left
+        for shown, counts in islice(iterator.one_pass(), most):
+            batch = batch_missions(shown, iterator.mission_tokens)
             # what is not of the first pass is no action to be foretold
             batch["expert_action"] = batch["expert_action"].long().where(counts, -1)
             device = self._memory.device
             self._batches.append({name: values.to(device) for name, values in batch.items()})
-            left = left - _HOLD_OUT_LEN
 
     def cross_entropy(self) -> float:
         """Against the expert's actions, in nats per step."""
