@@ -37,6 +37,8 @@ _ALIGNMENT = 4096
 _SHARE_OF_GPU = 0.25
 _MREMAP_MAYMOVE_FIXED = 3
 _MAP_NORESERVE = 0x4000
+# the three channels of a cell in a word of 4 bytes: twice as fast as a table of 3 (docs/log.md)
+_CELL_WORDS = np.pad(UNPACKING_TABLE, ((0, 0), (0, 1))).view(np.uint32).reshape(-1)
 
 
 class MissionTable:
@@ -108,10 +110,11 @@ class BatchWriter:
     def _tutorial(self, native: Batch, index: BatchIndex) -> Batch:
         image = native["cells"]
         if self._unpacks:
-            image = self._buffers.lease((*image.shape, 3), torch.uint8)
-            cells = native["cells"].numpy()
-            # every code is in the table; any mode but "raise" writes straight to `out`
-            np.take(UNPACKING_TABLE, cells, axis=0, out=image.numpy(), mode="clip")
+            words = np.take(_CELL_WORDS, image.numpy().reshape(-1), mode="clip")
+            memory = self._buffers.lease((3 * len(words) + 1,), torch.uint8)
+            # every 3 bytes: each word overwrites the surplus byte of the one before
+            np.ndarray(words.shape, np.uint32, memory.numpy(), strides=(3,))[:] = words
+            image = memory[:-1].view(*image.shape, 3)
         mission = self._buffers.lease((*index.row.shape, self._missions.length), torch.int64)
         tokens = self._missions.tokens(index.mission)
         np.take(tokens, index.segment, axis=0, out=mission.numpy(), mode="clip")
