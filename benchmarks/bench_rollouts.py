@@ -33,9 +33,11 @@ from synthetic import FOLDER, random_episodes, synthetic_store
 
 from demotools.babyai.cells import unpacked_cells
 from demotools.pickles.writer import write_pickle
+from trainer.batch import Layout
 from trainer.data.iterator import ExpertTrajectoryIterator
 
 B = T = 128
+LAYOUTS: tuple[Layout, ...] = ("native", "tutorial")
 STEPS = B * T
 SECONDS_A_TURN = 0.3
 NATIVE_BYTES, TUTORIAL_BYTES = 49 + 4 + 3, 147 + 5 * 8 + 8 + 4
@@ -115,16 +117,9 @@ def memcpy(step_bytes: int) -> Contestant:
 def ours() -> list[Contestant]:
     store = synthetic_store(1_000_000)
     contestants: list[Contestant] = []
-    for residence in ("map", "host"):
-        for layout in ("native", "tutorial"):
-            batches = ExpertTrajectoryIterator(
-                store,
-                rollouts=B,
-                rollout_len=T,
-                layout=layout,
-                residence=residence,
-            )
-            contestants.append((f"ours, {layout}, {residence}", batches.__next__, STEPS))
+    for layout in LAYOUTS:
+        batches = ExpertTrajectoryIterator(store, rollouts=B, rollout_len=T, layout=layout)
+        contestants.append((f"ours, {layout}", batches.__next__, STEPS))
     return contestants
 
 
@@ -189,8 +184,8 @@ def print_rates(rounds: int, folder: Path) -> None:
             f" {middle / slow:11.1f} {middle / cached:10.2f}"
         )
     for layout, step_bytes in (("native", NATIVE_BYTES), ("tutorial", TUTORIAL_BYTES)):
-        distance = medians[f"memcpy of {step_bytes} bytes a step"] / medians[f"ours, {layout}, map"]
-        print(f"memcpy is {distance:.1f} times as fast as ours, {layout}, map")
+        distance = medians[f"memcpy of {step_bytes} bytes a step"] / medians[f"ours, {layout}"]
+        print(f"memcpy is {distance:.1f} times as fast as ours, {layout}")
 
 
 def print_first_batches(folder: Path) -> None:

@@ -23,7 +23,7 @@ from tests.learning import test_big, test_film, test_small
 from tests.learning.test_networks import WORDS, random_batch
 from trainer.batch import Batch
 from trainer.learning.building import NETWORKS
-from trainer.learning.losses import LossStep, expert_cross_entropy
+from trainer.learning.losses import ExpertCrossEntropy, LossStep
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.small import SmallNetwork
@@ -47,7 +47,7 @@ def ours(bfloat16: bool) -> Step:
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         step = LossStep(network, bfloat16=bfloat16)
         memory: Tensor = network.initial_memory(batch["masks"].shape[1])  # type: ignore[operator]
-        result: Tensor = step({"ce": expert_cross_entropy()}, batch, {"ce": memory})["ce"].loss
+        result: Tensor = step({"ce": ExpertCrossEntropy()}, batch, {"ce": memory})["ce"].loss
         return result
 
     return loss
@@ -62,7 +62,9 @@ def plainly(network: nn.Module, batch: Batch) -> Tensor:
     else:
         assert isinstance(network, SmallNetwork)
         logits = test_small.by_steps(network, batch, network.initial_memory(rollouts))[0]
-    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["action"].long().flatten())
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["expert_action"].long().flatten()
+    )
 
 
 def seconds(step: Step, network: nn.Module, batch: Batch) -> tuple[float, float]:

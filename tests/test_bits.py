@@ -32,7 +32,7 @@ from demotools.cli import main as demotools_main
 from demotools.pickles.writer import write_pickle
 from demotools.store.reading import Episodes, open_store
 from tests.conftest import build_store, make_episodes
-from trainer.batch import Layout
+from trainer.batch import Batch, Layout
 from trainer.cli import main as trainer_main
 from trainer.data.augment import Augmenter, batch_missions
 from trainer.data.iterator import ExpertTrajectoryIterator
@@ -121,10 +121,16 @@ def recorded_bits(folder: Path, level: str) -> dict[str, str]:
     return store_bits(folder / f"{level}.zarr")
 
 
+def named(batch: Batch, layout: Layout) -> list[tuple[str, Any]]:
+    """The arrays of a batch, the expert's action of a native one under the name that was hashed."""
+    names = {"expert_action": "action"} if layout == "native" else {}
+    return sorted((names.get(name, name), values) for name, values in batch.items())
+
+
 def batches_bits(folder: Path, layout: Layout, seed: int) -> dict[str, str]:
     store = build_store(folder / "GoToLocal.zarr", make_episodes(LENGTHS, seed=3))
     made = islice(iterator_of(store, layout, seed), 50)
-    return {"batches": digest(item for batch in made for item in sorted(batch.items()))}
+    return {"batches": digest(item for batch in made for item in named(batch, layout))}
 
 
 def iterator_of(store: Any, layout: Layout, seed: int) -> ExpertTrajectoryIterator:
@@ -139,7 +145,7 @@ def augmented_bits(folder: Path, seed: int) -> dict[str, str]:
     tokens = batches.mission_tokens
     made = [augment(batch, tokens) for batch in islice(batches, 50)]
     plain = batch_missions(next(batches), tokens)
-    return {"batches": digest(item for batch in (*made, plain) for item in sorted(batch.items()))}
+    return {"batches": digest(item for batch in (*made, plain) for item in named(batch, "native"))}
 
 
 def weights_bits(folder: Path, recipe: str) -> dict[str, str]:

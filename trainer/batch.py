@@ -1,6 +1,33 @@
-"""What a batch holds.
+"""What a batch holds, stated once: T consecutive steps of B rollouts, a dict of tensors.
 
-The arrays of both layouts are listed at `ExpertTrajectoryIterator`.
+`expert_action` is the expert's, everywhere; `action` is the one taken, and exists in environment
+rollouts only. A rollout may cross episodes; `masks` are 0 where one begins, else 1.
+
+Batches from a store, `layout="native"`, which our networks take:
+
+    cells            uint8 [T, B, 7, 7], packed views (images of other sizes: [T, B, H, W, C])
+    direction        uint8 [T, B], 0 right, 1 down, 2 left, 3 up
+    mission          int32 [T, B], row of the iterator's `mission_tokens` int64 [M, L]
+    expert_action    uint8 [T, B]
+    masks            uint8 [T, B]
+
+Batches from a store, `layout="tutorial"`:
+
+    minigrid_ego_image   uint8 [T, B, 7, 7, 3]      expert_action   int64 [T, B]
+    minigrid_mission     int64 [T, B, L]            masks           float32 [T, B, 1]
+
+What a network and a loss get in training is the native layout, with `mission` int64 [T, B] the row
+of the batch's own `mission_tokens` int64 [M, L] (0 = padding), where each mission stands once.
+
+Environment rollouts hold all of that, and what was true when they were collected, [T, B]:
+
+    expert_action    int64, -1 where the expert was not asked or had no advice
+    action           uint8, the action taken             reward        float32
+    log_prob         float32, of `action`                terminated    bool
+    value            float32, the critic's               truncated     bool
+    next_value       float32, of what followed the step, zeros where no loss needs it
+    advantage        float32, normalised if so set       returns       float32, advantage + value
+    stage_steps      int64 [], environment steps of the stage before this rollout
 """
 
 from __future__ import annotations

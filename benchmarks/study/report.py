@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from demotools.babyai.vocabulary import WORDS
 from trainer.acting.evaluate import wilson_interval
-from trainer.learning.losses import expert_cross_entropy
+from trainer.learning.losses import ExpertCrossEntropy
 from trainer.learning.networks.base import Model
 from trainer.learning.networks.film import FilmNetwork
 from trainer.settings.models import read_settings, recipe_path
@@ -301,14 +301,14 @@ def operations_per_step(network: nn.Module) -> float:
     batch = {
         "cells": torch.zeros(T, B, 7, 7, dtype=torch.uint8),
         "direction": torch.zeros(T, B, dtype=torch.uint8),
-        "action": torch.zeros(T, B, dtype=torch.uint8),
+        "expert_action": torch.zeros(T, B, dtype=torch.uint8),
         "masks": torch.ones(T, B, dtype=torch.uint8),
         "mission": torch.zeros(T, B, dtype=torch.int64),
         "mission_tokens": torch.ones(1, 5, dtype=torch.int64),
     }
     memory = network.initial_memory(B)  # type: ignore[operator]
     with FlopCounterMode(display=False) as counter:
-        expert_cross_entropy()(cast(Model, network), batch, memory).loss.backward()  # type: ignore[no-untyped-call]
+        ExpertCrossEntropy()(cast(Model, network), batch, memory).loss.backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops()) / (T * B)
 
 

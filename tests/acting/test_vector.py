@@ -3,12 +3,13 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from typing import Any
 
 import numpy as np
 import pytest
 
-from demotools.errors import LevelError
+from demotools.errors import DemotoolsError, LevelError
 from demotools.recording.bot import BotError, Expert, record_episode
 from demotools.recording.environment import Environment, make_environment, observed_cells
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
@@ -186,37 +187,20 @@ def test_a_process_that_dies_is_reported_with_what_to_do() -> None:
     with VectorEnvironment(kind, 4, processes=2) as vector:
         vector.reset(seed_streams(range(100), 4))
         vector.step(np.array([0, 0, 1, 1]))
-        with pytest.raises(LevelError, match=r"process died \(exit code 3\) at seed 2,") as error:
+        with pytest.raises(LevelError, match=r"died \(exit code 3\) at seed 2 or 3") as error:
             vector.step(np.array([0, 0, 6, 1]))
     assert "fewer environments" in error.value.fix
 
 
-@pytest.mark.parametrize("number", [0, 3])
-def test_a_process_that_dies_once_is_started_again_and_nothing_else_changes(
-    number: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    undisturbed = played(1, 4)
-    with VectorEnvironment(GOTO, 4, processes=2) as vector:
-        shown = [vector.reset([range(100 * n, 10**6) for n in range(4)])]
-        for moment, row in enumerate(actions(4, 80)):
-            if moment == 70:
-                vector._workers[number // 2].process.kill()
-            shown.append(vector.step(row))
-    assert "an environment process died (exit code -9)" in caplog.text
-    for step, ours in zip(undisturbed, shown, strict=True):
-        for name in NAMES:
-            assert np.array_equal(getattr(step, name), getattr(ours, name)), name
-        assert step.missions == ours.missions
-
-
-def test_a_process_that_hangs_is_started_again_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_hangs_is_reported_and_ended() -> None:
     kind = EnvironmentKind("GoToLocal", make="tests.acting.test_vector:make_sleepy")
     with VectorEnvironment(kind, 2, processes=2) as vector:
         vector.reset(seed_streams(range(40, 100), 2))
         vector._answer_seconds = 1.0
         with pytest.raises(LevelError, match="did not answer for 1 seconds at seed 41"):
             vector.step(np.array([0, 6]))
-    assert "at seed 41: it is started again" in caplog.text
+        processes = [worker.process for worker in vector._workers]
+    assert not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -268,27 +252,36 @@ def test_an_environment_that_cannot_be_made_says_why_whatever_the_process(proces
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    ("make", "seed", "what", "where", "cause"),
+    ("make", "seed", "call", "where", "error"),
     [
-        ("raising", 20, r"step\(6\)", "of seed 21", "ZeroDivisionError: nothing is left"),
-        ("raising", 12, r"reset\(seed=13\)", "of seed 13", "SystemExit: unlucky"),
-        ("wide", 20, r"reset\(seed=20\)", "of seed 20", r"ValueError: .*\(9,9,3\)"),
+        ("raising", 20, "step(6)", "seed 21", "ZeroDivisionError: nothing is left"),
+        (
+            "raising",
+            12,
+            "reset(seed=13)",
+            "seed 13",
+            "ended the program: exit('unlucky')",
+        ),
+        ("wide", 20, "reset(seed=20)", "seed 20", "could not broadcast input array"),
     ],
 )
-def test_an_environment_that_raises_is_told_with_seed_action_and_cause(
-    make: str, seed: int, what: str, where: str, cause: str, processes: int
+def test_what_an_environment_raises_is_shown_with_its_traceback_seed_and_action(
+    make: str, seed: int, call: str, where: str, error: str, processes: int
 ) -> None:
     kind = EnvironmentKind("GoToLocal", make=f"tests.acting.test_vector:make_{make}")
     with (
-        pytest.raises(LevelError, match=f"fails at `{what}` .*{where}: {cause}") as caught,
+        pytest.raises(Exception) as caught,
         VectorEnvironment(kind, 2, processes=processes) as vector,
     ):
         vector.reset(seed_streams(range(seed, 100), 2))
         vector.step(np.array([0, 1]))
         vector.step(np.array([1, 6]))
-    assert caught.value.path == f"environment = 'tests.acting.test_vector:make_{make}'"
-    # the cause of an error in another process is its traceback there
-    assert cause.partition(":")[0] in repr(caught.value.__cause__)
+    assert not isinstance(caught.value, DemotoolsError)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert error in shown
+    assert f"at `{call}` in the episode of {where}" in shown
+    assert f"environment = 'tests.acting.test_vector:make_{make}'" in shown
+    assert make == "wide" or f"in raising_{call.partition('(')[0]}" in shown
 
 
 def test_environment_processes_do_not_load_torch() -> None:

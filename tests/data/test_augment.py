@@ -83,7 +83,7 @@ def native(episode: Episode) -> Batch:
     return {
         "cells": torch.from_numpy(episode.cells[:, None]),
         "direction": torch.from_numpy(episode.direction[:, None]),
-        "action": torch.from_numpy(episode.action[:, None]),
+        "expert_action": torch.from_numpy(episode.action[:, None]),
         "masks": torch.from_numpy(masks),
         "mission": torch.zeros(masks.shape, dtype=torch.int32),
     }
@@ -108,7 +108,7 @@ def check_symmetry(level: str, episode: Episode, symmetries: Sequence[Symmetry],
     assert mission_words(mission) == text(batch["mission_tokens"][batch["mission"][0, 0]])
     assert len(batch["mission_tokens"]) == 1
     images, directions, rewards, over = [], [], [], False
-    for action in batch["action"][:, 0].tolist():
+    for action in batch["expert_action"][:, 0].tolist():
         assert not over
         images.append(observation["image"])
         directions.append(observation["direction"])

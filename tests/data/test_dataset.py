@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from demotools.errors import SettingsError, StoreError
 from demotools.store.reading import Store
-from trainer.data.dataset import RolloutDataset, one_pass
+from trainer.data.dataset import RolloutDataset
 from trainer.data.iterator import ExpertTrajectoryIterator
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -84,35 +83,6 @@ def test_a_pickled_store_is_opened_again_by_its_path(make_store: MakeStore) -> N
         pickle.loads(content)
 
 
-def test_one_pass_counts_every_step_exactly_once(make_store: MakeStore) -> None:
-    store = make_store(lengths=LENGTHS)
-    for rollouts, rollout_len in ((1, 4), (4, 3), (4, 50), (100, 2)):
-        counted = []
-        for batch, counts in one_pass(store, rollouts=rollouts, rollout_len=rollout_len):
-            counted.append(batch["cells"][counts])
-        ours = torch.cat(counted).reshape(store.steps, -1).numpy()
-        stored = store.view.chunks[0].reshape(store.steps, -1)
-        assert sorted(ours.tolist()) == sorted(stored.tolist())
-
-
-def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: MakeStore) -> None:
-    store = make_store(lengths=LENGTHS)
-    table = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))  # logits by direction
-    total, steps = torch.zeros(()), 0
-    for batch, counts in one_pass(store, rollouts=3, rollout_len=4):
-        loss = torch.nn.functional.cross_entropy(
-            table[batch["direction"].long()][counts],
-            batch["action"][counts].long(),
-            reduction="sum",
-        )
-        total, steps = total + loss, steps + int(counts.sum())
-    direction = torch.from_numpy(store.direction.chunks[0].astype(np.int64))
-    action = torch.from_numpy(store.action.chunks[0].astype(np.int64))
-    expected = torch.nn.functional.cross_entropy(table[direction], action)
-    assert steps == store.steps
-    torch.testing.assert_close(total / steps, expected)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize("settings", [{"prefetch": True}, {"shuffle": "windowed"}])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -124,9 +94,9 @@ def test_a_dataset_that_was_iterated_here_goes_on_in_forked_workers(
     def dataset() -> RolloutDataset:
         return RolloutDataset(store, **SETTINGS, max_steps=7 * 12, residence="map", **settings)
 
-    wanted = [batch["action"].tolist() for batch in dataset()]
+    wanted = [batch["expert_action"].tolist() for batch in dataset()]
     forked = dataset()
-    first = next(iter(forked))["action"].tolist()
+    first = next(iter(forked))["expert_action"].tolist()
     loader = DataLoader(forked, batch_size=None, num_workers=2, multiprocessing_context="fork")
-    rest = [batch["action"].tolist() for batch in loader]
+    rest = [batch["expert_action"].tolist() for batch in loader]
     assert [first, *rest] == wanted

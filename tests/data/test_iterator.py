@@ -19,10 +19,10 @@ from demotools.babyai.cells import UNPACKING_TABLE
 from demotools.errors import CheckpointError, DemotoolsError, SettingsError, StoreError
 from demotools.store.reading import Store, open_store
 from tests.conftest import build_store, make_episodes
+from tests.data.test_order import permutation
 from trainer.batch import Batch
-from trainer.data.batches import Buffers
+from trainer.data.batches import Buffers, mapped_column
 from trainer.data.iterator import ExpertTrajectoryIterator, Source, matching_episodes
-from trainer.data.order import permutation
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 MakeStore = Callable[..., Store]
@@ -44,7 +44,7 @@ def equal(one: Batch, other: Batch) -> bool:
     )
 
 
-@pytest.mark.parametrize("residence", ["map", "host", "device"])
+@pytest.mark.parametrize("residence", ["map", "device"])
 def test_three_epochs_equal_a_plain_queue_for_each_rollout(
     make_store: MakeStore, residence: Any
 ) -> None:
@@ -69,7 +69,7 @@ def test_three_epochs_equal_a_plain_queue_for_each_rollout(
                 mission = store.episode_mission[episode]
                 begins = step == store.episode_offset[episode]
                 assert ours["cells"][t, b].numpy().tolist() == cells[step].tolist()
-                assert ours["action"][t, b] == theirs["expert_action"][t, b] == action[step]
+                assert ours["expert_action"][t, b] == theirs["expert_action"][t, b] == action[step]
                 assert ours["direction"][t, b] == store.direction.chunks[0][step]
                 assert ours["mission"][t, b] == mission
                 assert ours["masks"][t, b] == theirs["masks"][t, b, 0] == (0 if begins else 1)
@@ -94,7 +94,7 @@ def test_the_layouts_have_the_shapes_and_types_of_the_contract(make_store: MakeS
     assert {name: (tuple(a.shape), a.dtype) for name, a in next(native).items()} == {
         "cells": ((2, 3, 7, 7), torch.uint8),
         "mission": ((2, 3), torch.int32),
-        "action": ((2, 3), torch.uint8),
+        "expert_action": ((2, 3), torch.uint8),
         "masks": ((2, 3), torch.uint8),
         "direction": ((2, 3), torch.uint8),
     }
@@ -266,19 +266,23 @@ def test_a_store_of_several_chunk_files_is_read_as_one_array(
     store = build_store(tmp_path / "GoTo.zarr", make_episodes([50] * 300))
     assert len(store.view.chunks) == 4
     settings: dict[str, Any] = {"rollouts": 30, "rollout_len": 40, "layout": "native"}
+    pieces = [chunk.reshape(len(chunk), -1) for chunk in store.view.chunks]
+    [whole] = mapped_column(pieces, [0, 4096, 8192, 12288]).pieces
+    assert np.array_equal(whole.reshape(-1, 7, 7), store.view.span(0, store.steps))
     mapped = ExpertTrajectoryIterator(store, residence="map", **settings)
-    host = ExpertTrajectoryIterator(store, residence="host", **settings)
+    copied = ExpertTrajectoryIterator(store, residence="device", **settings)
+    # the system refuses to map them as one
+    monkeypatch.setattr("trainer.data.batches.sys.platform", "somewhere")
     pieced = ExpertTrajectoryIterator(store, residence="map", **settings)
-    monkeypatch.setattr("trainer.data.batches.can_be_joined", lambda *_: False)
-    pieced = ExpertTrajectoryIterator(store, residence="map", **settings)
+    monkeypatch.undo()
     queues = [reference_queue(store, b, 30, 0) for b in range(30)]
     while mapped.epoch < 1:
         rows = np.array([[next(queue) for queue in queues] for _ in range(40)])
         batch = next(mapped)
         assert (batch["cells"].numpy() == store.view.take(rows)).all()
-        assert (batch["action"].numpy() == store.action.take(rows)).all()
+        assert (batch["expert_action"].numpy() == store.action.take(rows)).all()
         assert (batch["masks"].numpy() == store.mask.take(rows)).all()
-        assert equal(batch, next(host))
+        assert equal(batch, next(copied))
         assert equal(batch, next(pieced))
 
 
@@ -358,14 +362,6 @@ def test_neither_global_random_state_nor_disk_is_touched(make_store: MakeStore) 
     assert before == after
     assert str(numpy_state) == str(np.random.get_state())
     assert torch.equal(torch_state, torch.get_rng_state())
-
-
-def test_describe_says_where_the_store_lies_and_why(make_store: MakeStore) -> None:
-    batches = ExpertTrajectoryIterator(make_store(lengths=[2, 3]), rollouts=1, rollout_len=3)
-    assert batches.describe() == (
-        "GoToLocal: 2 episodes, 5 steps; residence map (0.0 MB of steps, memory-mapped; "
-        "no GPU is used); no thread"
-    )
 
 
 def image_store(path: Path) -> Store:
@@ -495,3 +491,35 @@ def test_a_chunk_file_that_is_missing_or_short_is_refused(make_store: MakeStore)
     chunk.unlink()
     with pytest.raises(DemotoolsError, match="chunk file cells/c/0/0/0 is missing"):
         open_store(store.path)
+
+
+def test_one_pass_counts_every_step_exactly_once(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    for rollouts, rollout_len in ((1, 4), (4, 3), (4, 50), (11, 2)):
+        batches = ExpertTrajectoryIterator(
+            store, rollouts=rollouts, rollout_len=rollout_len, layout="native"
+        )
+        next(batches)
+        counted = [batch["cells"][counts] for batch, counts in batches.one_pass()]
+        ours = torch.cat(counted).reshape(store.steps, -1).numpy()
+        stored = store.view.chunks[0].reshape(store.steps, -1)
+        assert sorted(ours.tolist()) == sorted(stored.tolist())
+
+
+def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    table = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))  # logits by direction
+    total, steps = torch.zeros(()), 0
+    batches = ExpertTrajectoryIterator(store, rollouts=3, rollout_len=4, layout="native")
+    for batch, counts in batches.one_pass():
+        loss = torch.nn.functional.cross_entropy(
+            table[batch["direction"].long()][counts],
+            batch["expert_action"][counts].long(),
+            reduction="sum",
+        )
+        total, steps = total + loss, steps + int(counts.sum())
+    direction = torch.from_numpy(store.direction.chunks[0].astype(np.int64))
+    action = torch.from_numpy(store.action.chunks[0].astype(np.int64))
+    expected = torch.nn.functional.cross_entropy(table[direction], action)
+    assert steps == store.steps
+    torch.testing.assert_close(total / steps, expected)

@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.order import Order, permutation
+from trainer.data.order import Index, Order
+
+
+def permutation(seed: int, epoch: int, episodes: int, window: int | None = None) -> Index:
+    """p_epoch as a whole: int64 [E]."""
+    order = Order(seed, episodes, window or episodes)
+    return order.episode(np.array([epoch]), np.arange(episodes))
 
 
 @given(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
-from trainer.learning.losses import LossResult, expert_cross_entropy, merged_losses
+from trainer.learning.losses import ExpertCrossEntropy, LossResult, weighted_sum
 from trainer.learning.networks.base import Output
 
 
@@ -33,8 +33,8 @@ def test_expert_cross_entropy_equals_a_numpy_loop() -> None:
             total -= np.log(exponents[action[t, b]] / exponents.sum())
             hits += int(np.argmax(logits[t, b]) == action[t, b])
     model = Fixed(torch.from_numpy(logits))
-    result = expert_cross_entropy()(
-        model, {"action": torch.from_numpy(action)}, model.initial_memory(2)
+    result = ExpertCrossEntropy()(
+        model, {"expert_action": torch.from_numpy(action)}, model.initial_memory(2)
     )
     np.testing.assert_allclose(result.loss.item(), total / 6, rtol=1e-12)
     np.testing.assert_allclose(result.scalars["accuracy"].item(), hits / 6, rtol=1e-6)
@@ -46,5 +46,5 @@ def test_losses_are_added_by_their_weights() -> None:
     def result(value: float) -> LossResult:
         return LossResult(torch.tensor(value), {}, torch.zeros(0), 1)
 
-    merged = merged_losses({"a": result(2.0), "b": result(10.0)}, {"a": 0.5, "b": 3.0})
+    merged = weighted_sum({"a": result(2.0), "b": result(10.0)}, {"a": 0.5, "b": 3.0})
     assert merged.item() == 31.0

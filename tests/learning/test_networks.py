@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from demotools.errors import SettingsError
 from trainer.batch import Batch
 from trainer.learning.building import build_network
-from trainer.learning.losses import LossStep, expert_cross_entropy
+from trainer.learning.losses import ExpertCrossEntropy, LossStep
 from trainer.learning.networks.base import Model, Output, parameter_count
 
 WORDS = 20
@@ -35,7 +35,7 @@ def random_batch(T: int, B: int, missions: int, seed: int = 0) -> Batch:
         "masks": torch.from_numpy((random.random((T, B)) > 0.3).astype(np.uint8)),
         "mission": torch.from_numpy(random.integers(0, missions, (T, B))),
         "mission_tokens": torch.from_numpy(tokens),
-        "action": torch.from_numpy(random.integers(0, 7, (T, B), dtype=np.uint8)),
+        "expert_action": torch.from_numpy(random.integers(0, 7, (T, B), dtype=np.uint8)),
     }
 
 
@@ -124,7 +124,7 @@ def test_bfloat16_gives_nearly_the_same_loss_and_gradients(network: nn.Module) -
         network.zero_grad()
         step = LossStep(network, bfloat16=bfloat16)
         memory = cast(Model, network).initial_memory(4)
-        result = step({"ce": expert_cross_entropy()}, batch, {"ce": memory})["ce"]
+        result = step({"ce": ExpertCrossEntropy()}, batch, {"ce": memory})["ce"]
         result.loss.backward()
         assert result.memory.dtype == torch.float32
         losses.append(result.loss.detach())
@@ -154,7 +154,7 @@ def test_processes_share_gradients_though_cloning_leaves_the_critic_alone(
     for step in (LossStep(network), shared):
         for _update in range(2):  # the second finds out where the first has left weights unused
             network.zero_grad()
-            step({"ce": expert_cross_entropy()}, batch, {"ce": memory})["ce"].loss.backward()
+            step({"ce": ExpertCrossEntropy()}, batch, {"ce": memory})["ce"].loss.backward()
         gradients.append({name: p.grad for name, p in network.named_parameters()})
     for name, alone in gradients[0].items():
         if alone is not None:

@@ -15,7 +15,7 @@ from trainer.learning.building import LOSSES
 from trainer.learning.losses import (
     A2C,
     PPO,
-    Imitation,
+    ExpertCrossEntropy,
     clipped_value_loss,
     entropy,
     explained_variance,
@@ -142,7 +142,7 @@ def test_values_explain_all_variance_or_none_and_returns_without_any_count_as_no
 @pytest.mark.parametrize("target", [0, -1.0, "much"])
 def test_a_target_of_the_kl_that_is_not_above_0_is_refused(target: Any) -> None:
     with pytest.raises(SettingsError, match="refuses its settings"):
-        build("loss", "ppo", {"target_kl": target}, LOSSES)
+        build("losses.ppo.type", "ppo", {"target_kl": target}, LOSSES)
 
 
 def test_a2c_equals_a_numpy_loop() -> None:
@@ -157,7 +157,7 @@ def test_a2c_equals_a_numpy_loop() -> None:
     np.testing.assert_allclose(result(A2C(), a).loss, total / (T * B), rtol=1e-10)
 
 
-def test_imitation_equals_a_numpy_loop_over_the_steps_with_advice() -> None:
+def test_expert_cross_entropy_equals_a_numpy_loop_over_the_steps_with_advice() -> None:
     a = drawn(2)
     total, hits, valid = 0.0, 0, 0
     for t in range(T):
@@ -167,19 +167,19 @@ def test_imitation_equals_a_numpy_loop_over_the_steps_with_advice() -> None:
                 total -= log_softmax(a["logits"][t, b])[expert]
                 hits += int(np.argmax(a["logits"][t, b]) == expert)
                 valid += 1
-    ours = result(Imitation(), a)
+    ours = result(ExpertCrossEntropy(), a)
     assert 0 < valid < T * B
     np.testing.assert_allclose(ours.loss, total / valid, rtol=1e-10)
     np.testing.assert_allclose(ours.scalars["accuracy"], hits / valid, rtol=1e-6)
     assert ours.steps == valid
 
 
-def test_imitation_of_an_expert_without_any_advice_is_zero_and_teaches_nothing() -> None:
+def test_an_expert_without_any_advice_costs_nothing_and_teaches_nothing() -> None:
     a = drawn(3) | {"expert_action": np.full((T, B), -1)}
     logits = torch.from_numpy(a["logits"]).requires_grad_()
     model = Fixed(logits, logits[..., 0])
     batch = {"expert_action": torch.from_numpy(a["expert_action"])}
-    ours = Imitation()(model, batch, model.initial_memory(B))
+    ours = ExpertCrossEntropy()(model, batch, model.initial_memory(B))
     ours.loss.backward()  # type: ignore[no-untyped-call]
     assert ours.loss.item() == 0.0
     assert logits.grad is not None
@@ -211,7 +211,7 @@ def test_a_sure_policy_has_no_entropy() -> None:
     assert entropy(torch.tensor([[[1000.0, 0.0, 0.0]]])).item() == 0.0
 
 
-def test_only_imitation_asks_for_the_expert() -> None:
-    assert needs_expert(Imitation())
+def test_only_cross_entropy_against_the_expert_asks_for_the_expert() -> None:
+    assert needs_expert(ExpertCrossEntropy())
     assert not needs_expert(PPO())
     assert not needs_expert(A2C())

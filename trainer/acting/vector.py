@@ -1,20 +1,16 @@
 """Many environments of one level, stepped together, in this process or in several.
 
 Environment e plays the seeds of its own stream one after another, so what it does depends neither
-on how many environments there are beside it nor on the processes that hold them. Arrays lie in
-memory shared by all processes; pipes carry only "go on" and the texts of new missions.
+on how many environments there are beside it nor on the processes that hold them: `Group` are those
+of one process, `Worker` is the same in another process. What they show lies in memory shared by
+all processes; pipes carry only "go on" and the texts of new missions.
 
 Processes are spawned, not forked: the trainer's threads hold locks that a fork would copy.
-
-The environments that one process holds: they begin, step and begin anew by themselves.
-
-`trainer.acting.vector` puts several such groups side by side.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import multiprocessing
 import signal
 import traceback
@@ -26,7 +22,7 @@ from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -48,15 +44,37 @@ from demotools.workers.processes import (
     what_hinders_spawning,
 )
 from trainer.settings.user_code import (
-    FOREIGN,
     made_environment,
     recipe_folders,
     search_recipe_folders,
-    told,
+    users_code,
 )
-from trainer.team import stopping_held_back
 
-_log = logging.getLogger(__name__)
+_VIEW = (VIEW_SIZE, VIEW_SIZE)
+_SHOWN = np.dtype(
+    [
+        ("cells", np.uint8, _VIEW),
+        ("direction", np.uint8),
+        ("mask", np.uint8),
+        ("reward", np.float32),
+        ("terminated", np.bool_),
+        ("truncated", np.bool_),
+        ("seed", np.int64),
+        ("active", np.bool_),
+        ("expert_action", np.int64),
+        ("final_cells", np.uint8, _VIEW),
+        ("final_direction", np.uint8),
+        ("action", np.int64),
+    ],
+    align=True,
+)
+"""What is shown of an environment, by the names of EnvironmentStep, and the action it reads."""
+_SECONDS_TO_END = 5.0
+
+Missions = dict[int, str]
+"""The missions that are new, by the number of the environment in its process."""
+Start = tuple[Sequence[range], Sequence[Sequence[int]]]
+"""The arguments of `VectorEnvironment.reset`."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +123,8 @@ class VectorEnvironment:
     processes        0 or 1: in this process; at most one for every environment is started
     answer_seconds   after so long without an answer a process counts as hanging
 
-    A process that dies or hangs is started again, once, with its episodes played up to where
-    they were; the log says at which seed it happened.
-
-    DemotoolsError  what making or stepping an environment raises, or that a process died again
+    What making or stepping an environment raises is raised here; RemoteError where it was raised
+    in another process; LevelError where a process died or hangs.
     """
 
     def __init__(
@@ -119,31 +135,21 @@ class VectorEnvironment:
         processes: int = 1,
         answer_seconds: float = 120.0,
     ) -> None:
-        self.kind = kind
         self.count = count
         self._missions = [""] * count
-        self._workers: list[Worker] = []
-        self._group: Group | None = None
         self._answer_seconds = answer_seconds
-        self._restarted = False
-        self._start = Start((), ())
         self._taken: list[list[int]] = []
-        self._arrays: dict[str, NDArray[Any]]
+        self._workers: list[Worker] = []
+        self._groups: Sequence[Group | Worker] = self._workers
         spans = _spans(count, max(1, min(processes, count)))
         if len(spans) == 1:
-            self._arrays = {
-                name: np.zeros((count, *shape), dtype) for name, (dtype, shape) in FIELDS.items()
-            }
-            self._group = Group(kind, self._arrays)
+            self._shown = np.zeros(count, _SHOWN)
+            self._groups = [Group(kind, spans[0], self._shown)]
         else:
             context = multiprocessing.get_context("spawn")
-            memory = {
-                name: context.RawArray(c_uint8, count * np.dtype(dtype).itemsize * _size(shape))
-                for name, (dtype, shape) in FIELDS.items()
-            }
-            self._shared = Shared(kind, memory, count)
-            self._arrays = self._shared.arrays()
-            self._workers = [Worker(self._shared, span) for span in spans]
+            memory = context.RawArray(c_uint8, count * _SHOWN.itemsize)
+            self._shown = np.frombuffer(memory, _SHOWN)
+            self._workers.extend(Worker(kind, span, memory) for span in spans)
 
     def reset(
         self, streams: Sequence[range], taken: Sequence[Sequence[int]] | None = None
@@ -154,25 +160,21 @@ class VectorEnvironment:
                 not end: with what `state` gave, everything is again as it was
         """
         assert len(streams) == self.count
-        self._start = Start(streams, taken or [()] * self.count)
-        self._taken = [list(actions) for actions in self._start.taken]
-        if self._group is not None:
-            self._take(self._group.reset(*self._start), 0)
-        for worker in self._workers:
-            worker.send(_part(self._start, worker.span))
-        return self._gathered(stepped=False)
+        self._taken = [list(actions) for actions in taken or [()] * self.count]
+        for group in self._groups:
+            part = slice(group.span.start, group.span.stop)
+            group.send((streams[part], self._taken[part]))
+        return self._gathered()
 
     def step(self, actions: NDArray[np.int64]) -> EnvironmentStep:
         """Step every active environment; where an episode ends, the next one begins at once.
 
         actions   int64 [n], 0..6; ignored where an environment is not active
         """
-        self._arrays["action"][:] = actions
-        if self._group is not None:
-            self._take(self._group.step(), 0)
-        for worker in self._workers:
-            worker.send(None)
-        step = self._gathered(stepped=True)
+        self._shown["action"] = actions
+        for group in self._groups:
+            group.send(None)
+        step = self._gathered()
         for taken, action, mask in zip(self._taken, actions.tolist(), step.mask, strict=True):
             if mask:
                 taken.append(action)
@@ -183,70 +185,17 @@ class VectorEnvironment:
     def state(self) -> dict[str, list[Any]]:
         """For `reset`: the seed of each environment's present episode, its actions so far."""
         return {
-            "seed": self._arrays["seed"].tolist(),
+            "seed": self._shown["seed"].tolist(),
             "taken": [list(taken) for taken in self._taken],
         }
 
-    def _gathered(self, *, stepped: bool) -> EnvironmentStep:
-        for number, worker in enumerate(self._workers):
-            try:
-                missions = worker.receive(self._answer_seconds)
-            except WorkerLostError as loss:
-                missions = self._recovered(number, str(loss), stepped=stepped)
-            self._take(missions, worker.span.start)
-        copies = {
-            name: array.copy()
-            for name, array in self._arrays.items()
-            if name not in ("action", "busy")
-        }
-        step = EnvironmentStep(missions=tuple(self._missions), **copies)
-        self._before = step
-        return step
-
-    def _recovered(self, number: int, loss: str, *, stepped: bool) -> dict[int, str]:
-        """The answer of a process that was lost, from one that takes its place."""
-        worker = self._workers[number]
-        span = slice(worker.span.start, worker.span.stop)
-        busy = np.flatnonzero(self._arrays["busy"][span])
-        seeds = ", ".join(map(str, self._arrays["seed"][span][busy])) or "none"
-        if self._restarted:
-            raise self._lost_for_good(loss, seeds)
-        self._restarted = True
-        _log.warning("an environment process %s at seed %s: it is started again", loss, seeds)
-        start = self._start
-        if stepped:
-            before = self._before
-            streams = [
-                range(seed, stream.stop, stream.step) if active else range(0)
-                for seed, stream, active in zip(
-                    before.seed.tolist(), start.streams, before.active, strict=True
-                )
-            ]
-            start = Start(streams, self._taken)
-        worker.hang_up()
-        worker.end()
-        self._arrays["busy"][span] = False
-        self._workers[number] = worker = Worker(self._shared, worker.span)
-        try:
-            worker.send(_part(start, worker.span))
-            missions = worker.receive(self._answer_seconds)
-            if stepped:
-                worker.send(None)
-                missions |= worker.receive(self._answer_seconds)
-        except WorkerLostError as again:
-            raise self._lost_for_good(str(again), seeds) from again
-        return missions
-
-    def _lost_for_good(self, loss: str, seeds: str) -> LevelError:
-        return LevelError(
-            f"an environment process {loss} at seed {seeds}, though it had been started anew",
-            path=self.kind.level,
-            fix="look above for its own message; if it was out of memory, use fewer environments",
-        )
-
-    def _take(self, missions: dict[int, str], first: int) -> None:
-        for number, mission in missions.items():
-            self._missions[first + number] = mission
+    def _gathered(self) -> EnvironmentStep:
+        for group in self._groups:
+            for number, mission in group.receive(self._answer_seconds).items():
+                self._missions[group.span.start + number] = mission
+        names = [name for name in _SHOWN.fields or () if name != "action"]
+        copies = {name: self._shown[name].copy() for name in names}
+        return EnvironmentStep(missions=tuple(self._missions), **copies)
 
     def close(self) -> None:
         """End the processes."""
@@ -254,7 +203,7 @@ class VectorEnvironment:
             worker.hang_up()
         for worker in self._workers:
             worker.end()
-        self._workers = []
+        self._workers.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -268,11 +217,6 @@ class VectorEnvironment:
         self.close()
 
 
-def _part(start: Start, span: range) -> Start:
-    part = slice(span.start, span.stop)
-    return Start(start.streams[part], start.taken[part])
-
-
 def _spans(count: int, processes: int) -> list[range]:
     """Consecutive environments for each process, as equal as can be.
 
@@ -281,29 +225,6 @@ def _spans(count: int, processes: int) -> list[range]:
     """
     bounds = [count * number // processes for number in range(processes + 1)]
     return [range(start, stop) for start, stop in pairwise(bounds)]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
-FIELDS: dict[str, tuple[type, tuple[int, ...]]] = {
-    "cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
-    "direction": (np.uint8, ()),
-    "mask": (np.uint8, ()),
-    "reward": (np.float32, ()),
-    "terminated": (np.bool_, ()),
-    "truncated": (np.bool_, ()),
-    "seed": (np.int64, ()),
-    "active": (np.bool_, ()),
-    "expert_action": (np.int64, ()),
-    "final_cells": (np.uint8, (VIEW_SIZE, VIEW_SIZE)),
-    "final_direction": (np.uint8, ()),
-    "action": (np.int64, ()),
-    "busy": (np.bool_, ()),
-}
-"""What a group shows of each environment, the action that it reads, and whether it is at work on
-it (so that a death has a seed): dtype and shape."""
 
 
 @dataclass(frozen=True)
@@ -323,116 +244,107 @@ class EnvironmentKind:
 class Group:
     """The environments of one process.
 
-    arrays   the fields of these environments: views of what the main process reads
+    span    their numbers among all environments
+    shown   [n] of _SHOWN, what the main process reads of them
     """
 
-    def __init__(self, kind: EnvironmentKind, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, kind: EnvironmentKind, span: range, shown: NDArray[Any]) -> None:
+        self.span = span
         self._kind = kind
-        self._arrays = arrays
+        self._shown = {name: shown[name] for name in _SHOWN.fields or ()}
         self._environments: list[Environment] = [
-            made_environment(kind.make, kind.level) for _ in arrays["seed"]
+            made_environment(kind.make, kind.level) for _ in span
         ]
-        self._images = np.zeros((*arrays["cells"].shape, 3), dtype=np.uint8)
+        self._images = np.zeros((len(span), *_VIEW, 3), dtype=np.uint8)
         self._streams: list[Iterator[int]] = []
-        self._experts: list[Expert | None] | None = [None for _ in arrays["seed"]]
-        if not kind.expert:
-            self._experts = None
-        self._missions: dict[int, str] = {}
+        self._experts: list[Expert | None] = [None for _ in span]
+        self._missions: Missions = {}
 
-    def reset(self, streams: Sequence[range], taken: Sequence[Sequence[int]]) -> dict[int, str]:
-        """Begin the first episode of every stream; the missions by environment.
-
-        taken   actions that are played at once, the expert alongside
-        """
-        self._streams = [iter(stream) for stream in streams]
-        self._clear()
-        self._arrays["expert_action"][:] = -1
-        self._arrays["active"][:] = True
-        for number, actions in enumerate(taken):
-            self._arrays["busy"][number] = True
-            self._begin(number)
-            for action in actions:
-                self._step_one(number, action)
-            self._arrays["busy"][number] = False
-        return self._finished_step()
-
-    def step(self) -> dict[int, str]:
-        """Step the active environments by the array `action`; the missions that are new."""
-        self._clear()
-        for number in np.flatnonzero(self._arrays["active"]).tolist():
-            self._arrays["busy"][number] = True
-            self._step_one(number, int(self._arrays["action"][number]))
-            self._arrays["busy"][number] = False
-        return self._finished_step()
-
-    def _clear(self) -> None:
+    def send(self, start: Start | None) -> None:
+        """Begin the first episode of every stream, or step the active environments."""
+        self._missions = {}
         for name in ("reward", "terminated", "truncated"):
-            self._arrays[name][:] = 0
+            self._shown[name][:] = 0
+        if start is None:
+            for number in np.flatnonzero(self._shown["active"]).tolist():
+                self._step(number, int(self._shown["action"][number]))
+        else:
+            streams, taken = start
+            self._streams = [iter(stream) for stream in streams]
+            self._shown["expert_action"][:] = -1
+            self._shown["active"][:] = True
+            for number, actions in enumerate(taken):
+                self._begin(number)
+                for action in actions:
+                    self._step(number, action)
+        self._shown["cells"][:] = observed_cells(self._images)
 
-    def _step_one(self, number: int, action: int) -> None:
-        with self._foreign(number, f"step({action})"):
+    def receive(self, _seconds: float) -> Missions:
+        """The missions that are new after `send`."""
+        return self._missions
+
+    def _step(self, number: int, action: int) -> None:
+        with self._noted(number, f"step({action})"):
             ended = self._play(number, action)
         if ended:
             self._begin(number)
             return
-        self._arrays["mask"][number] = 1
+        self._shown["mask"][number] = 1
         self._ask_expert(number, action)
 
     def _play(self, number: int, action: int) -> bool:
         """Whether this action ends the episode."""
-        arrays = self._arrays
+        shown = self._shown
         observation, reward, terminated, truncated, _ = self._environments[number].step(action)
-        arrays["reward"][number] = reward
-        arrays["terminated"][number] = terminated
-        arrays["truncated"][number] = truncated
+        shown["reward"][number] = reward
+        shown["terminated"][number] = terminated
+        shown["truncated"][number] = truncated
         if truncated:
-            arrays["final_cells"][number] = observed_cells(observation["image"])
-            arrays["final_direction"][number] = observation["direction"]
+            shown["final_cells"][number] = observed_cells(observation["image"])
+            shown["final_direction"][number] = observation["direction"]
         if terminated or truncated:
             return True
         self._show(number, observation)
         return False
 
     def _begin(self, number: int) -> None:
-        arrays = self._arrays
+        shown = self._shown
         seed = next(self._streams[number], None)
-        arrays["mask"][number] = 0
+        shown["mask"][number] = 0
         if seed is None:
-            arrays["active"][number] = False
+            shown["active"][number] = False
             return
-        arrays["seed"][number] = seed
+        shown["seed"][number] = seed
         environment = self._environments[number]
-        with self._foreign(number, f"reset(seed={seed})"):
+        with self._noted(number, f"reset(seed={seed})"):
             observation, _ = environment.reset(seed=seed)
             self._show(number, observation)
             self._missions[number] = str(observation["mission"])
-            if self._experts is not None:
+            if self._kind.expert:
                 self._experts[number] = Expert(environment)
         self._ask_expert(number, None)
 
     def _show(self, number: int, observation: Observation) -> None:
         self._images[number] = observation["image"]
-        self._arrays["direction"][number] = observation["direction"]
+        self._shown["direction"][number] = observation["direction"]
 
     @contextmanager
-    def _foreign(self, number: int, call: str) -> Iterator[None]:
-        """LevelError where the environment itself fails, with what repeats it."""
+    def _noted(self, number: int, call: str) -> Iterator[None]:
+        """What the environment raises, with a note of what repeats it."""
         try:
-            yield
+            with users_code("environment", self._kind.make):
+                yield
         except DemotoolsError:
             raise
-        except FOREIGN as error:
-            seed = self._arrays["seed"][number]
-            raise LevelError(
-                f"the environment of `{self._kind.level}` fails at `{call}` in the episode of "
-                f"seed {seed}: {told(error)}",
-                path=f"environment = {self._kind.make!r}",
-                fix="correct it: the same seed and actions show the failure again",
-            ) from error
+        except Exception as error:
+            seed = self._shown["seed"][number]
+            error.add_note(
+                f"at `{call}` in the episode of seed {seed} of `{self._kind.level}`: the same seed "
+                "and actions show it again"
+            )
+            raise
 
     def _ask_expert(self, number: int, taken: int | None) -> None:
-        if self._experts is None:
-            return
         advised = -1
         if (expert := self._experts[number]) is not None:
             try:
@@ -440,69 +352,31 @@ class Group:
             except BotError:
                 # its plan is broken for the rest of this episode
                 self._experts[number] = None
-        self._arrays["expert_action"][number] = advised
-
-    def _finished_step(self) -> dict[int, str]:
-        self._arrays["cells"][:] = observed_cells(self._images)
-        missions, self._missions = self._missions, {}
-        return missions
-
-
-_SECONDS_TO_END = 5.0
-
-
-class WorkerLostError(Exception):
-    """The process died or hangs; its text says which."""
+        self._shown["expert_action"][number] = advised
 
 
 class RemoteError(Exception):
-    """What caused a failure in the process; its text is the traceback there."""
-
-
-class Failure(NamedTuple):
-    """An answer: what was raised in the process, and the traceback of its cause, if it has one."""
-
-    error: DemotoolsError
-    cause: str
-
-
-class Start(NamedTuple):
-    """Where environments begin: see `VectorEnvironment.reset`."""
-
-    streams: Sequence[range]
-    taken: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What every process of a vector has of it.
-
-    memory   of all environments, by the names of FIELDS
-    count    of all environments
-    """
-
-    kind: EnvironmentKind
-    memory: dict[str, Any]
-    count: int
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The memory as arrays [count, ...]."""
-        return {
-            name: np.frombuffer(self.memory[name], dtype).reshape(self.count, *shape)
-            for name, (dtype, shape) in FIELDS.items()
-        }
+    """What an environment raised in another process; its text is the traceback there."""
 
 
 class Worker:
-    """The process of the environments `span`; WorkerLostError where it does not answer."""
+    """A Group in a process of its own.
 
-    def __init__(self, shared: Shared, span: range) -> None:
-        context = multiprocessing.get_context("spawn")
+    memory   of _SHOWN, of all environments
+    """
+
+    def __init__(self, kind: EnvironmentKind, span: range, memory: Any) -> None:
         self.span = span
+        self._kind = kind
+        self._seeds = np.frombuffer(memory, _SHOWN)["seed"][span.start : span.stop]
+        context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, shared, span, recipe_folders()), daemon=True
+            target=_serve, args=(theirs, kind, span, memory, recipe_folders()), daemon=True
         )
+        # only here: the processes themselves do without torch
+        from trainer.team import stopping_held_back
+
         with ctrl_c_for_this_process_alone(), stopping_held_back():
             self.process.start()
         theirs.close()
@@ -515,13 +389,16 @@ class Worker:
         with suppress(OSError):
             self._connection.send(start)
 
-    def receive(self, seconds: float) -> dict[int, str]:
-        """Its answer: the missions that are new; DemotoolsError where that is the answer."""
+    def receive(self, seconds: float) -> Missions:
+        """Its answer: the missions that are new; raises where that is the answer, or there is none.
+
+        seconds   to wait for it
+        """
         try:
             if not self._connection.poll(seconds):
                 self.process.kill()
-                raise WorkerLostError(f"did not answer for {seconds:.0f} seconds")
-            reply: dict[int, str] | Failure = self._connection.recv()
+                raise self._lost(f"did not answer for {seconds:.0f} seconds")
+            reply: Missions | Exception = self._connection.recv()
         except (EOFError, OSError) as error:
             self.process.join(_SECONDS_TO_END)
             if not self._started and (why := what_hinders_spawning()):
@@ -530,11 +407,19 @@ class Worker:
                     path="processes",
                     fix=SPAWN_ADVICE,
                 ) from error
-            raise WorkerLostError(f"died (exit code {self.process.exitcode})") from error
+            raise self._lost(f"died (exit code {self.process.exitcode})") from error
         self._started = True
-        if isinstance(reply, Failure):
-            raise reply.error from (RemoteError(reply.cause) if reply.cause else None)
+        if isinstance(reply, Exception):
+            raise reply
         return reply
+
+    def _lost(self, what: str) -> LevelError:
+        seeds = " or ".join(map(str, self._seeds.tolist()))
+        return LevelError(
+            f"an environment process {what} at seed {seeds}",
+            path=self._kind.level,
+            fix="look above for its own message; if it was out of memory, use fewer environments",
+        )
 
     def hang_up(self) -> None:
         """Tell it to end."""
@@ -558,24 +443,30 @@ def _end_all() -> None:
         worker.hang_up()
 
 
-def _serve(connection: Connection, shared: Shared, span: range, folders: list[str]) -> None:
+def _serve(
+    connection: Connection, kind: EnvironmentKind, span: range, memory: Any, folders: list[str]
+) -> None:
     """A worker's life: one reply for every message, until the other end is closed.
 
     folders   see `recipe_folders`
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     search_recipe_folders(folders)
-    arrays = {name: array[span.start : span.stop] for name, array in shared.arrays().items()}
     group: Group | None = None
     while True:
         try:
             start: Start | None = connection.recv()
+            reply: Missions | Exception
             try:
-                group = group or Group(shared.kind, arrays)
-                connection.send(group.step() if start is None else group.reset(*start))
+                shown = np.frombuffer(memory, _SHOWN)[span.start : span.stop]
+                group = group or Group(kind, span, shown)
+                group.send(start)
+                reply = group.receive(0)
             except DemotoolsError as error:
-                cause = traceback.format_exception(error.__cause__) if error.__cause__ else []
-                connection.send(Failure(error, "".join(cause)))
+                reply = error
+            except Exception:  # noqa: BLE001, whatever it is, it is raised where it is read
+                reply = RemoteError(traceback.format_exc())
+            connection.send(reply)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 

@@ -44,6 +44,7 @@ from demotools.babyai.vocabulary import WORDS
 from demotools.errors import ManifestError, SettingsError
 from demotools.store.reading import Store
 from trainer.batch import Batch
+from trainer.data.order import GOLDEN, mixed_bits
 from trainer.settings.models import Settings
 
 PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS)))))
@@ -103,9 +104,10 @@ def episode_draws(
     rollout   number of the rollout over all processes
     begun     how many episodes the rollout has begun, this one included
     """
-    bits = _mixed(
-        _mixed(_mixed(np.uint64(seed)) + rollout.astype(np.uint64)) + begun.astype(np.uint64)
-    )
+    bits = np.array([seed], dtype=np.uint64) + GOLDEN
+    for number in (rollout, begun):
+        bits = mixed_bits(bits) + number.astype(np.uint64) + GOLDEN
+    bits = mixed_bits(bits)
     permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
     types = (bits >> np.uint64(40)) % np.uint64(len(TYPE_PERMUTATIONS))
     guise = types * np.uint64(len(PERMUTATIONS)) + permutation
@@ -143,15 +145,15 @@ class Augmenter:
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
-        runs = _runs(batch["masks"].numpy())
-        draw = self._draws(batch["masks"].numpy(), runs)
-        of_step = draw[runs.of_step]
+        segments = _segments(batch["masks"].numpy())
+        draw = self._draws(batch["masks"].numpy(), segments)
+        of_step = draw[segments.of_step]
         changed = dict(batch)
         if self._recolor or self._retype:
             changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
         if self._mirror:
             changed |= _mirrored(changed, of_step % 2 == 1)
-        mission = batch["mission"].numpy().reshape(-1)[runs.first]
+        mission = batch["mission"].numpy().reshape(-1)[segments.first]
         text = self._words[draw[:, None], tokens.numpy()[mission]]
         # as bytes the rows are sorted several times faster than by torch.unique
         _, distinct, place = np.unique(
@@ -159,7 +161,7 @@ class Augmenter:
             return_index=True,
             return_inverse=True,
         )
-        changed["mission"] = torch.from_numpy(place[runs.of_step])
+        changed["mission"] = torch.from_numpy(place[segments.of_step])
         changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
         return changed
 
@@ -167,12 +169,12 @@ class Augmenter:
         row = torch.from_numpy((guise * 256).astype(np.int32))[..., None, None]
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
-    def _draws(self, masks: NDArray[np.uint8], runs: _Runs) -> NDArray[np.int64]:
-        """The draw of every run of the batch, without what is switched off: int64 [R]."""
+    def _draws(self, masks: NDArray[np.uint8], segments: _Segments) -> NDArray[np.int64]:
+        """The draw of every segment of the batch, without what is switched off: int64 [R]."""
         begun = self._begun + np.cumsum(masks == 0, axis=0)
         self._begun = begun[-1]
-        rollout = self._rollout[runs.first % masks.shape[1]]
-        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[runs.first])
+        rollout = self._rollout[segments.first % masks.shape[1]]
+        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[segments.first])
         types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
         guise = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
         mirrored = draw % 2 * self._mirror
@@ -198,23 +200,23 @@ def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
     return {**batch, "mission": again[place], "mission_tokens": distinct}
 
 
-class _Runs(NamedTuple):
+class _Segments(NamedTuple):
     """The R stretches of one episode in one rollout of a batch.
 
     first     int64 [R], the first step, counted over [T, B] time first
-    of_step   int64 [T, B], the run of each step
+    of_step   int64 [T, B], the segment of each step
     """
 
     first: NDArray[np.int64]
     of_step: NDArray[np.int64]
 
 
-def _runs(masks: NDArray[np.uint8]) -> _Runs:
+def _segments(masks: NDArray[np.uint8]) -> _Segments:
     begins = np.ascontiguousarray(masks.T) == 0  # [B, T]
     begins[:, 0] = True
     rollout, time = np.nonzero(begins)
     of_step = np.cumsum(begins).reshape(begins.shape) - 1
-    return _Runs(time * len(begins) + rollout, np.ascontiguousarray(of_step.T))
+    return _Segments(time * len(begins) + rollout, np.ascontiguousarray(of_step.T))
 
 
 def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
@@ -224,19 +226,10 @@ def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
     steps = np.flatnonzero(mirrored)
     columns[steps] = columns[steps, ::-1]
     changed = {"cells": torch.from_numpy(cells)}
-    for name, table in (("action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
+    for name, table in (("expert_action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
         values = batch[name].numpy()
         changed[name] = torch.from_numpy(np.where(mirrored, table[values], values))
     return changed
-
-
-def _mixed(values: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    """Well-mixed bits of integers. Source: splitmix64 (Steele, Lea and Flood 2014)."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(values) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 _EXCHANGED: Mapping[Symmetry, Sequence[str]] = {

@@ -1,15 +1,10 @@
-"""From a plan to a batch: where the steps lie, the two layouts, on the CPU or on a GPU.
+"""From the steps of a batch to its arrays: where the steps lie, and the two layouts.
 
-Gathering steps: where the step arrays lie, and the memory that batches are written into.
-
-Residence "map" gathers from the memory-mapped chunk files (the system keeps in RAM what is used),
-"host" from a copy in RAM, "device" from a copy in GPU memory, on the GPU.
-
-Many chunk files as one array: mapped one behind another into one range of addresses.
-
-One gather over one array is about six times as fast as one gather per chunk file and a scatter
-(docs/log.md). Python's own `mmap` cannot choose the address, so the C library is asked. Nothing
-is copied: the bytes stay in the files and in the system's page cache.
+The step arrays are the memory maps of the open store (the system keeps in RAM what is used), or a
+copy in GPU memory, gathered there. Many chunk files are mapped once more, one behind another into
+one range of addresses: one gather over one array is about six times as fast as one gather per
+chunk file and a scatter (docs/log.md). Python's own `mmap` cannot choose the address, so the C
+library is asked; nothing is copied, and no file is opened again.
 """
 
 from __future__ import annotations
@@ -17,15 +12,13 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import os
 import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,11 +26,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demotools.babyai.cells import UNPACKING_TABLE
-from demotools.errors import from_os_error
-from demotools.output import open_regular
-from demotools.store.reading import StepArray, Store, chunk_files
+from demotools.store.reading import Store
 from trainer.batch import Batch, Layout
-from trainer.data.order import Index, Plan
+from trainer.data.order import BatchIndex, Index
+
+Residence = Literal["auto", "map", "device"]
+_Bytes = NDArray[np.uint8]
+# A store begins at a multiple of this many rows: whole pages, whatever the size of a row.
+_ALIGNMENT = 4096
+_SHARE_OF_GPU = 0.25
+_MREMAP_MAYMOVE_FIXED = 3
+_MAP_NORESERVE = 0x4000
+# the three channels of a cell in a word of 4 bytes: twice as fast as a table of 3 (docs/log.md)
+_CELL_WORDS = np.pad(UNPACKING_TABLE, ((0, 0), (0, 1))).view(np.uint32).reshape(-1)
 
 
 class MissionTable:
@@ -50,9 +51,13 @@ class MissionTable:
     def __init__(self, stores: Sequence[Store], length: int | None) -> None:
         tables = [store.mission_tokens for store in stores]
         self.first_row = np.cumsum([0, *map(len, tables)]).tolist()
-        self.length = length or max(table.shape[1] for table in tables)
+        width = max(table.shape[1] for table in tables)
+        self.length = length or width
+        self._stored: NDArray[np.uint8] | NDArray[np.uint16] = tables[0]
         # one store's table stays on disk: a million missions of 40 words are 40 MB there
-        self._stored = tables[0] if len(tables) == 1 else _stacked(tables)
+        if len(tables) > 1:
+            padded = [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+            self._stored = np.concatenate(padded)
 
     def tokens(self, rows: NDArray[np.int32]) -> NDArray[np.int64]:
         """Token ids of some missions, 0 = padding: int64 [..., L]."""
@@ -67,22 +72,11 @@ class MissionTable:
         return torch.from_numpy(self.tokens(np.arange(len(self._stored), dtype=np.int32)))
 
 
-def _stacked(tables: Sequence[NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint16]:
-    result = np.zeros(
-        (sum(map(len, tables)), max(table.shape[1] for table in tables)), dtype=np.uint16
-    )
-    row = 0
-    for table in tables:
-        result[row : row + len(table), : table.shape[1]] = table
-        row += len(table)
-    return result
-
-
 class BatchWriter:
     """Writes batches of one layout for one device.
 
     On the CPU a batch is written once, where the user gets it. For a GPU the native arrays (or,
-    where the steps lie in its memory, only the plan) are written to page-locked memory, sent one
+    where the steps lie in its memory, only the index) are written to page-locked memory, sent one
     by one without waiting, and unpacked over there.
     """
 
@@ -95,20 +89,44 @@ class BatchWriter:
         self._device = device
         self._is_local = device.type == "cpu" and table.on_device is None
         self._buffers = Buffers(pinned=device.type == "cuda")
-        self._unpack = len(table.step_shape) == 2
-        self._images = ImageWriter() if layout == "tutorial" and self._is_local else None
+        self._unpacks = len(table.step_shape) == 2
 
-    def on_host(self, plan: Plan) -> Batch:
+    def on_host(self, index: BatchIndex) -> Batch:
         """What is written on this side; it may run in another thread."""
+        shape, rows = index.row.shape, index.row.reshape(-1)
+        mission = self._buffers.lease(shape, torch.int32)
+        np.take(index.mission, index.segment, out=mission.numpy(), mode="clip")
+        batch = {"mission": mission, "masks": self._copied(torch.from_numpy(index.masks))}
         if self._table.on_device is not None:
-            return {
-                "row": self._copied(plan.row),
-                "mission": self._mission(plan),
-                "masks": self._copied(plan.masks),
-            }
-        if self._images is not None:
-            return self._tutorial(plan, self._images)
-        return self._native(plan)
+            return batch | {"row": self._copied(torch.from_numpy(index.row))}
+        for name, column in self._table.columns.items():
+            step_shape = self._table.step_shape if name == "cells" else ()
+            batch[name] = self._buffers.lease((*shape, *step_shape), torch.uint8)
+            column.take(rows, batch[name].numpy().reshape(len(rows), -1))
+        if self._layout == "tutorial" and self._is_local:
+            return self._tutorial(batch, index)
+        return batch
+
+    def _tutorial(self, native: Batch, index: BatchIndex) -> Batch:
+        image = native["cells"]
+        if self._unpacks:
+            words = np.take(_CELL_WORDS, image.numpy().reshape(-1), mode="clip")
+            memory = self._buffers.lease((3 * len(words) + 1,), torch.uint8)
+            # every 3 bytes: each word overwrites the surplus byte of the one before
+            np.ndarray(words.shape, np.uint32, memory.numpy(), strides=(3,))[:] = words
+            image = memory[:-1].view(*image.shape, 3)
+        mission = self._buffers.lease((*index.row.shape, self._missions.length), torch.int64)
+        tokens = self._missions.tokens(index.mission)
+        np.take(tokens, index.segment, axis=0, out=mission.numpy(), mode="clip")
+        return {
+            "minigrid_ego_image": image,
+            "minigrid_mission": mission,
+            "expert_action": self._copied(native["expert_action"], torch.int64),
+            "masks": self._copied(native["masks"][..., None], torch.float32),
+        }
+
+    def _copied(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self._buffers.lease(tuple(values.shape), dtype or values.dtype).copy_(values)
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch as the user gets it, from what `on_host` gave."""
@@ -116,139 +134,51 @@ class BatchWriter:
             return batch
         sent = {name: values.to(self._device, non_blocking=True) for name, values in batch.items()}
         if self._table.on_device is not None:
-            sent = self._gathered(sent, self._table.on_device)
-        return sent if self._layout == "native" else self._unpacked(sent)
-
-    def _native(self, plan: Plan) -> Batch:
-        shape = plan.row.shape
-        index = plan.row.reshape(-1)
+            row = sent.pop("row")
+            for name, column in self._table.on_device.items():
+                step_shape = self._table.step_shape if name == "cells" else ()
+                taken = column.index_select(0, row.reshape(-1))
+                sent[name] = taken.view(*row.shape, *step_shape)
+        if self._layout == "native":
+            return sent
+        image = sent["cells"]
         return {
-            "cells": self._taken(self._table.view, index, (*shape, *self._table.step_shape)),
-            "mission": self._mission(plan),
-            "action": self._taken(self._table.action, index, shape),
-            "masks": self._copied(plan.masks),
-            "direction": self._taken(self._table.direction, index, shape),
-        }
-
-    def _tutorial(self, plan: Plan, images: ImageWriter) -> Batch:
-        shape = plan.row.shape
-        index = plan.row.reshape(-1)
-        view = self._table.step_shape
-        if self._unpack:
-            image = self._image(index, images).view(*shape, *view, 3)
-        else:
-            image = self._taken(self._table.view, index, (*shape, *view))
-        mission = self._buffers.lease((*shape, self._missions.length), torch.int64)
-        tokens = self._missions.tokens(plan.mission)
-        np.take(tokens, plan.run, axis=0, out=mission.numpy(), mode="clip")
-        action = self._buffers.lease(shape, torch.int64)
-        action.copy_(self._taken(self._table.action, index, shape))
-        masks = self._buffers.lease((*shape, 1), torch.float32)
-        np.copyto(masks.numpy()[..., 0], plan.masks)
-        return {
-            "minigrid_ego_image": image,
-            "minigrid_mission": mission,
-            "expert_action": action,
-            "masks": masks,
-        }
-
-    def _image(self, index: NDArray[np.int64], images: ImageWriter) -> Tensor:
-        cells_bytes = len(index) * math.prod(self._table.step_shape)
-        cells = self._buffers.lease((images.padded_cells(cells_bytes),), torch.uint8)
-        self._table.view.take(index, cells.numpy()[:cells_bytes].reshape(len(index), -1))
-        image = self._buffers.lease((images.padded_image(cells_bytes),), torch.uint8)
-        images.write(cells.numpy(), image.numpy())
-        return image[: 3 * cells_bytes]
-
-    def _taken(self, rows: Rows, index: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
-        taken = self._buffers.lease(shape, torch.uint8)
-        rows.take(index, taken.numpy().reshape(len(index), -1))
-        return taken
-
-    def _mission(self, plan: Plan) -> Tensor:
-        mission = self._buffers.lease(plan.run.shape, torch.int32)
-        np.take(plan.mission, plan.run, out=mission.numpy(), mode="clip")
-        return mission
-
-    def _copied(self, values: NDArray[np.int64] | NDArray[np.uint8]) -> Tensor:
-        source = torch.from_numpy(values)
-        return self._buffers.lease(values.shape, source.dtype).copy_(source)
-
-    def _gathered(self, plan: Batch, steps: dict[str, Tensor]) -> Batch:
-        shape, index = plan["row"].shape, plan["row"].reshape(-1)
-        taken = {name: rows.index_select(0, index) for name, rows in steps.items()}
-        return {
-            "cells": taken["view"].view(*shape, *self._table.step_shape),
-            "mission": plan["mission"],
-            "action": taken["action"].view(shape),
-            "masks": plan["masks"],
-            "direction": taken["direction"].view(shape),
-        }
-
-    def _unpacked(self, native: Batch) -> Batch:
-        image = native["cells"]
-        if self._unpack:
-            image = self._cells_on_device[image.int()]
-        return {
-            "minigrid_ego_image": image,
-            "minigrid_mission": self._tokens_on_device[native["mission"]],
-            "expert_action": native["action"].long(),
-            "masks": native["masks"][..., None].float(),
+            "minigrid_ego_image": self._images[image.int()] if self._unpacks else image,
+            "minigrid_mission": self.tokens[sent["mission"]],
+            "expert_action": sent["expert_action"].long(),
+            "masks": sent["masks"][..., None].float(),
         }
 
     @cached_property
-    def _cells_on_device(self) -> Tensor:
+    def _images(self) -> Tensor:
         return torch.from_numpy(UNPACKING_TABLE.copy()).to(self._device)
 
     @cached_property
-    def _tokens_on_device(self) -> Tensor:
+    def tokens(self) -> Tensor:
+        """Token ids of every mission, where the batches are: int64 [M, L]."""
         return self._missions.whole.to(self._device)
 
 
-Residence = Literal["auto", "map", "host", "device"]
-# A store begins at a multiple of this many rows: whole pages, whatever the size of a row.
-_ALIGNMENT = 4096
-_SHARE_OF_GPU = 0.25
-
-
-class Rows(Protocol):
-    """Rows of bytes to gather from: [rows, row bytes]."""
-
-    def take(self, index: Index, out: NDArray[np.uint8]) -> None:
-        """Write the rows of `index`, int64 [N], to `out`, uint8 [N, row bytes]."""
-
-
 @dataclass(frozen=True)
-class JoinedRows:
-    """All rows in one array."""
+class Column:
+    """One array of all steps, in as few pieces as can be.
 
-    array: NDArray[np.uint8]
-
-    def take(self, index: Index, out: NDArray[np.uint8]) -> None:
-        """See Rows."""
-        # any mode but "raise" writes straight to `out`; every index is in range by construction
-        np.take(self.array, index, axis=0, out=out, mode="clip")
-
-
-@dataclass(frozen=True)
-class PiecedRows:
-    """Rows in several arrays, where they cannot be mapped as one.
-
+    pieces  uint8 [rows, row bytes] each
     first   int64 [N], the first row of each piece, ascending
     """
 
-    pieces: Sequence[NDArray[np.uint8]]
+    pieces: Sequence[_Bytes]
     first: Index
 
-    def take(self, index: Index, out: NDArray[np.uint8]) -> None:
-        """See Rows."""
+    def take(self, index: Index, out: _Bytes) -> None:
+        """Write the rows of `index`, int64 [N], to `out`, uint8 [N, row bytes]."""
+        if len(self.pieces) == 1:
+            # any mode but "raise" writes straight to `out`; every index is in range
+            np.take(self.pieces[0], index, axis=0, out=out, mode="clip")
+            return
         number = np.searchsorted(self.first, index, side="right") - 1
-        by_piece = np.argsort(number, kind="stable")
-        borders = np.searchsorted(number[by_piece], np.arange(len(self.pieces) + 1))
-        for piece, first, start, stop in zip(
-            self.pieces, self.first, borders, borders[1:], strict=False
-        ):
-            chosen = by_piece[start:stop]
+        for place, (piece, first) in enumerate(zip(self.pieces, self.first, strict=True)):
+            chosen = number == place
             out[chosen] = piece[index[chosen] - first]
 
 
@@ -256,105 +186,92 @@ class PiecedRows:
 class StepTable:
     """The step arrays of several stores, the rows of one store after those of another.
 
-    view, action, direction   rows of bytes on this machine; empty where `on_device` is used
-    on_device                 view, action, direction as tensors uint8 [rows, row bytes], or None
-    first_row                 the row at which each store begins
-    step_shape                of a view: (7, 7) packed cells, else (H, W, C)
-    residence, reason         where the arrays lie, and why there
+    columns     by the names of a native batch
+    on_device   the same as tensors uint8 [rows, row bytes] where the GPU holds them, else None
+    first_row   the row at which each store begins
+    step_shape  of a view: (7, 7) packed cells, else (H, W, C)
     """
 
-    view: Rows
-    action: Rows
-    direction: Rows
+    columns: dict[str, Column]
     on_device: dict[str, Tensor] | None
-    first_row: tuple[int, ...]
+    first_row: list[int]
     step_shape: tuple[int, ...]
-    residence: Residence
-    reason: str
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of one step in all arrays."""
-        return math.prod(self.step_shape) + 2
 
 
 def step_table(stores: Sequence[Store], residence: Residence, device: torch.device) -> StepTable:
-    """The step arrays of the stores, where `residence` says."""
+    """The step arrays of the stores; "auto" takes a GPU that has room to spare, else the map."""
     first_row = [0]
     for store in stores:
         first_row.append(-(-(first_row[-1] + store.steps) // _ALIGNMENT) * _ALIGNMENT)
+    columns, on_device = {}, {}
     step_shape = stores[0].view.shape[1:]
-    size_bytes = sum(store.steps for store in stores) * (math.prod(step_shape) + 2)
-    chosen, reason = _chosen_residence(residence, device, size_bytes)
-    names = ("cells" if stores[0].packed else "image", "action", "direction")
-    rows = {name: _rows(stores, name, first_row, chosen) for name in names}
-    on_device = None
-    if chosen == "device":
-        on_device = {
-            key: _copied_to(device, stores, name, first_row)
-            for key, name in zip(("view", "action", "direction"), names, strict=True)
-        }
-    view, action, direction = rows.values()
-    return StepTable(
-        *(view, action, direction, on_device, tuple(first_row[:-1]), step_shape, chosen, reason)
-    )
+    if residence == "auto":
+        size_bytes = first_row[-1] * (math.prod(step_shape) + 2)
+        residence = "device" if _has_room(device, size_bytes) else "map"
+    for name, arrays in {
+        "cells": [store.view for store in stores],
+        "expert_action": [store.action for store in stores],
+        "direction": [store.direction for store in stores],
+    }.items():
+        pieces = [chunk.reshape(len(chunk), -1) for array in arrays for chunk in array.chunks]
+        rows = [
+            first + number * array.chunk_length
+            for array, first in zip(arrays, first_row, strict=False)
+            for number in range(len(array.chunks))
+        ]
+        if residence == "device":
+            on_device[name] = _copied_to(device, pieces, rows)
+        else:
+            columns[name] = mapped_column(pieces, rows)
+    return StepTable(columns, on_device or None, first_row, step_shape)
 
 
-def _chosen_residence(
-    residence: Residence, device: torch.device, size_bytes: int
-) -> tuple[Residence, str]:
-    size = f"{size_bytes / 1e6:.1f} MB of steps"
-    if residence != "auto":
-        return residence, f"{size}, as asked for"
+def _has_room(device: torch.device, size_bytes: int) -> bool:
+    # without a GPU a copy in RAM would be no faster than the page cache, and take the memory twice
     if device.type != "cuda":
-        # measured: a copy in RAM is no faster than the page cache, and takes the memory twice
-        return "map", f"{size}, memory-mapped; no GPU is used"
-    free = torch.cuda.mem_get_info(device)[0]
-    if size_bytes <= free * _SHARE_OF_GPU:
-        return "device", f"{size} fit into a quarter of the GPU's free {free / 1e9:.1f} GB"
-    return "map", f"{size} are more than a quarter of the GPU's free {free / 1e9:.1f} GB"
+        return False
+    return size_bytes <= torch.cuda.mem_get_info(device)[0] * _SHARE_OF_GPU
 
 
-def _array(store: Store, name: str) -> StepArray:
-    arrays = {"action": store.action, "direction": store.direction}
-    return arrays.get(name, store.view)
-
-
-def _rows(stores: Sequence[Store], name: str, first_row: list[int], residence: str) -> Rows:
-    arrays = [_array(store, name) for store in stores]
-    row_bytes = math.prod(arrays[0].shape[1:])
-    pieces = [
-        Piece(file, first + number * array.chunk_length, len(array.chunks[number]))
-        for store, array, first in zip(stores, arrays, first_row, strict=False)
-        for number, file in enumerate(chunk_files(store.path, name))
-    ]
-    chunks = [chunk.reshape(-1, row_bytes) for array in arrays for chunk in array.chunks]
-    if residence == "host":
-        # rows between two stores are never written, so they take no memory
-        whole = np.empty((pieces[-1].row + pieces[-1].rows, row_bytes), dtype=np.uint8)
-        for piece, chunk in zip(pieces, chunks, strict=True):
-            whole[piece.row : piece.row + piece.rows] = chunk
-        return JoinedRows(whole)
-    if len(chunks) == 1:
-        return JoinedRows(chunks[0])
-    if can_be_joined(pieces, row_bytes):
-        return JoinedRows(joined_map(pieces, row_bytes))
-    return PiecedRows(chunks, np.array([piece.row for piece in pieces]))
-
-
-def _copied_to(
-    device: torch.device, stores: Sequence[Store], name: str, first_row: list[int]
-) -> Tensor:
-    arrays = [_array(store, name) for store in stores]
-    row_bytes = math.prod(arrays[0].shape[1:])
-    whole = torch.empty(first_row[-1], row_bytes, dtype=torch.uint8, device=device)
-    for array, first in zip(arrays, first_row, strict=False):
-        for number, chunk in enumerate(array.chunks):
-            row = first + number * array.chunk_length
-            # a copy first: torch warns of arrays that it may not write to
-            rows = torch.from_numpy(chunk.reshape(-1, row_bytes).copy())
-            whole[row : row + len(chunk)] = rows.to(device)
+def _copied_to(device: torch.device, pieces: Sequence[_Bytes], rows: Sequence[int]) -> Tensor:
+    size = rows[-1] + len(pieces[-1]), pieces[0].shape[1]
+    whole = torch.empty(size, dtype=torch.uint8, device=device)
+    for piece, row in zip(pieces, rows, strict=True):
+        # a copy first: torch warns of arrays that it may not write to
+        whole[row : row + len(piece)] = torch.from_numpy(piece.copy()).to(device)
     return whole
+
+
+def mapped_column(pieces: Sequence[_Bytes], rows: Sequence[int]) -> Column:
+    """The maps of chunk files, as one read-only array where the system can.
+
+    pieces   uint8 [n, row bytes] each, from the beginning of a map
+    rows     the first row of each, ascending; those between two pieces are never read
+    """
+    joined = [] if len(pieces) == 1 else _joined(pieces, rows)
+    return Column(joined, np.zeros(1, np.int64)) if joined else Column(pieces, np.array(rows))
+
+
+def _joined(pieces: Sequence[_Bytes], rows: Sequence[int]) -> list[_Bytes]:
+    """The one array; empty where it cannot be."""
+    count, row_bytes = rows[-1] + len(pieces[-1]), pieces[0].shape[1]
+    if sys.platform != "linux" or any(row * row_bytes % mmap.PAGESIZE for row in rows):
+        return []
+    library = ctypes.CDLL(None)
+    library.mremap.restype = address = ctypes.c_void_p
+    library.mremap.argtypes = [address, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, address]
+    # pages that only hold the place; they take no memory until they are written to
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    space = mmap.mmap(-1, -(-count * row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE, flags=flags)
+    whole = np.frombuffer(space, dtype=np.uint8)
+    for piece, row in zip(pieces, rows, strict=True):
+        target = whole.ctypes.data + row * row_bytes
+        # of a shared map an old size of 0 leaves the old map in place
+        arguments = piece.ctypes.data, 0, piece.nbytes, _MREMAP_MAYMOVE_FIXED, target
+        if library.mremap(*arguments) != target:
+            return []
+    whole.flags.writeable = False
+    return [whole[: count * row_bytes].reshape(count, row_bytes)]
 
 
 class Buffers:
@@ -369,130 +286,17 @@ class Buffers:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
-        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._free: dict[int, list[_Bytes]] = defaultdict(list)
 
     def lease(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor with unspecified content."""
         if self._pinned:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
-        return self._leased(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
-
-    def _leased(self, size_bytes: int) -> Tensor:
+        size_bytes = math.prod(shape) * dtype.itemsize
         free = self._free[size_bytes]
         memory = free.pop() if free else np.empty(size_bytes, dtype=np.uint8)
         # the tensor's memory keeps this array, all views of the tensor keep the tensor's memory:
         # the array ends when the last of them ends
         lease = memory[:]
         weakref.finalize(lease, free.append, memory).atexit = False
-        return torch.from_numpy(lease)
-
-
-def _pair_table() -> NDArray[np.uint64]:
-    pair = np.arange(1 << 16)
-    table = np.zeros((len(pair), 8), dtype=np.uint8)
-    table[:, 0:3] = UNPACKING_TABLE[pair & 255]
-    table[:, 3:6] = UNPACKING_TABLE[pair >> 8]
-    return table.view(np.uint64).reshape(-1)
-
-
-class ImageWriter:
-    """Unpacks cells to images on the CPU, two cells at a time.
-
-    A pair of bytes is looked up in a table of 65,536 words of 8 bytes, of which 6 are the two
-    cells' channels. The words are written every 6 bytes, in ascending order, so that each one
-    overwrites the 2 surplus bytes of the one before. Measured: docs/log.md.
-    """
-
-    _BLOCK = 1 << 17
-
-    def __init__(self) -> None:
-        self._table = _pair_table()
-        self._index = np.empty(self._BLOCK, dtype=np.int64)
-        self._words = np.empty(self._BLOCK, dtype=np.uint64)
-
-    @staticmethod
-    def padded_cells(cells: int) -> int:
-        """Bytes to provide for that many cells: an even number."""
-        return cells + cells % 2
-
-    @staticmethod
-    def padded_image(cells: int) -> int:
-        """Bytes to provide for the images of that many cells, the last word's surplus included."""
-        return 3 * (cells + cells % 2) + 2
-
-    def write(self, cells: NDArray[np.uint8], images: NDArray[np.uint8]) -> None:
-        """Write the images of packed cells, both in memory of padded size.
-
-        cells   uint8 [padded_cells]
-        images  uint8 [padded_image]
-        """
-        pairs = cells.view(np.uint16)
-        for start in range(0, len(pairs), self._BLOCK):
-            block = pairs[start : start + self._BLOCK]
-            index, words = self._index[: len(block)], self._words[: len(block)]
-            np.copyto(index, block)
-            np.take(self._table, index, out=words, mode="clip")
-            np.ndarray(words.shape, np.uint64, images, 6 * start, (6,))[:] = words
-
-
-_MAP_FIXED = 0x10
-_MAP_NORESERVE = 0x4000
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The rows of one chunk file, and where they go in the joined array.
-
-    row   the first row of the joined array that it fills
-    rows  how many
-    """
-
-    file: Path
-    row: int
-    rows: int
-
-
-def can_be_joined(pieces: Sequence[Piece], row_bytes: int) -> bool:
-    """Whether every piece begins at a border of memory pages, on a system that we know."""
-    starts_at_page = all(piece.row * row_bytes % mmap.PAGESIZE == 0 for piece in pieces)
-    return sys.platform == "linux" and starts_at_page
-
-
-def joined_map(pieces: Sequence[Piece], row_bytes: int) -> NDArray[np.uint8]:
-    """The rows of all pieces as one read-only array over the files: uint8 [rows, row_bytes].
-
-    pieces  those of which `can_be_joined` is true, sorted by row; rows between two pieces are 0
-
-    DemotoolsError  a file cannot be opened or mapped
-    """
-    rows = pieces[-1].row + pieces[-1].rows
-    # pages that only hold the place; they take no memory until they are written to
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    space = mmap.mmap(-1, _whole_pages(rows * row_bytes), flags=flags)
-    joined = np.frombuffer(space, dtype=np.uint8)
-    for piece in pieces:
-        address = joined.ctypes.data + piece.row * row_bytes
-        _map_file_at(address, piece.file, piece.rows * row_bytes)
-    joined.flags.writeable = False
-    return joined[: rows * row_bytes].reshape(rows, row_bytes)
-
-
-def _whole_pages(size_bytes: int) -> int:
-    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _map_file_at(address: int, file: Path, size_bytes: int) -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
-        ctypes.c_long,
-    ]
-    try:
-        with open_regular(file) as stream:
-            flags = mmap.MAP_SHARED | _MAP_FIXED
-            got = library.mmap(address, size_bytes, mmap.PROT_READ, flags, stream.fileno(), 0)
-            if got != address:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
-    except OSError as error:
-        raise from_os_error(error, file) from error
+        return torch.from_numpy(lease).view(dtype).view(shape)

@@ -1,16 +1,14 @@
-"""Rollouts as PyTorch's data loaders expect them, and a single pass over a store for evaluation."""
+"""Rollouts as PyTorch's data loaders expect them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from demotools.store.reading import Store
-from trainer.batch import Batch, Layout
+from trainer.batch import Batch
 from trainer.data.iterator import ExpertTrajectoryIterator, Source
 
 
@@ -48,11 +46,6 @@ class RolloutDataset(IterableDataset[Batch]):
         return len(self._opened())
 
     @property
-    def epoch(self) -> int:
-        """Epochs that every rollout has finished, as far as this process has played them."""
-        return self._opened().epoch
-
-    @property
     def passes(self) -> float:
         """Passes over everything that is played, as far as this process has played it."""
         return self._opened().passes
@@ -86,37 +79,3 @@ class RolloutDataset(IterableDataset[Batch]):
 
     def _made(self) -> ExpertTrajectoryIterator:
         return ExpertTrajectoryIterator(self._stores, **self._settings)
-
-
-def one_pass(
-    store: Store | Source,
-    *,
-    rollouts: int,
-    rollout_len: int,
-    layout: Layout = "native",
-    device: torch.device | str = "cpu",
-    instruction_len: int | None = None,
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Every step of a store exactly once, for cross-entropy and accuracy on held-out episodes.
-
-    rollouts   B; fewer where the store has fewer episodes
-    yields     a batch, and which of its steps count: bool [T, B]. A rollout that has played all
-               its episodes goes on while others have not, and that does not count.
-
-    Memory is carried from batch to batch as in training. The figure over the whole store is the
-    sum over the steps that count, divided by their number.
-    """
-    source = store if isinstance(store, Source) else Source(store)
-    batches = ExpertTrajectoryIterator(
-        source,
-        rollouts=min(rollouts, source.count),
-        rollout_len=rollout_len,
-        layout=layout,
-        device=device,
-        instruction_len=instruction_len,
-    )
-    left = torch.from_numpy(batches.epoch_steps(0)).to(device)
-    time = torch.arange(rollout_len, device=device)[:, None]
-    while bool((left > 0).any()):
-        yield next(batches), time < left
-        left = left - rollout_len

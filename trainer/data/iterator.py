@@ -6,7 +6,6 @@ anew. docs/rollouts.md shows the use outside our trainer.
 
     order     which step comes where: arithmetic
     batches   where the steps lie, the layouts, on CPU or GPU
-    windows   stores larger than memory
 """
 
 from __future__ import annotations
@@ -14,39 +13,31 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Generic, Literal, Self, TypeVar
+from mmap import PAGESIZE
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from demotools.errors import CheckpointError, SettingsError
-from demotools.store.reading import Store
+from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
-from trainer.data.order import Cursors, Index, Order, Part, Planner, Queues
-from trainer.data.windows import WindowReader
+from trainer.data.order import Cursors, Index, Order, Queues, batch_indices, play_all
 
 Shuffle = Literal["full", "windowed"]
 
 _WINDOW_BYTES = 1 << 28
-_BATCHES_AHEAD = 2
+_PREFETCHED_BATCHES = 2
 _STRIDE = 64
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A batch as it leaves the thread, its number from 1, where each part stands after it."""
-
-    batch: Batch
-    batches: int
-    after: list[Cursors]
+_CURSORS = ("epoch", "position", "step")
 
 
 class ExpertTrajectoryIterator:
@@ -57,15 +48,11 @@ class ExpertTrajectoryIterator:
     rollouts         B, over all processes and stores; at most the number of episodes
     rollout_len      T
     seed             any integer; the order is a pure function of it
-    layout           "tutorial": minigrid_ego_image uint8 [T, B, 7, 7, 3],
-                     minigrid_mission int64 [T, B, L], expert_action int64 [T, B],
-                     masks float32 [T, B, 1];
-                     "native": cells uint8 [T, B, 7, 7], mission int32 [T, B] (row of
-                     `mission_tokens`), action, masks, direction uint8 [T, B]
+    layout           "tutorial" or "native": the arrays of a batch, see `trainer.batch`
     rank, world      this process gets rollouts [rank * B / world, (rank + 1) * B / world)
     device           where the batches go
-    residence        "map", "host" or "device": where the store lies (see trainer.data.batches);
-                     "auto" chooses, and `describe` says what and why
+    residence        where the store lies: "map", memory-mapped, or "device", a copy in the memory
+                     of the device; "auto" takes a GPU with four times the room, else the map
     shuffle          "full", or "windowed" for a store larger than memory: it is read mostly from
                      front to back, in windows of 256 MB whose episodes are shuffled
     instruction_len  L, longer missions are cut; None means the longest mission of the stores
@@ -102,84 +89,87 @@ class ExpertTrajectoryIterator:
         self._max_steps = max_steps
         device = torch.device(device)
         opened = [source.store for source in self._sources]
-        self._missions = MissionTable(opened, instruction_len)
-        self._table = step_table(opened, residence, device)
-        self._writer = BatchWriter(self._table, self._missions, layout, device)
-        share = slice(rank * rollouts // world, (rank + 1) * rollouts // world)
-        self._planner = Planner(self._share_out(share, seed, shuffle), rollout_len)
-        self._readers = [
-            WindowReader(store, part.queues)
-            for store, part in zip(opened, self._planner.parts, strict=True)
-            if shuffle == "windowed" and self._table.residence == "map"
-        ]
-        self._turns = (0, 1)
-        ahead = device.type == "cuda" or bool(self._readers) if prefetch is None else prefetch
-        self._ahead = Ahead(self._made, _BATCHES_AHEAD if ahead else 0)
-        self._restart(0, [Cursors.start(part.queues.rollouts) for part in self._planner.parts])
-
-    def _share_out(self, share: slice, seed: int, shuffle: Shuffle) -> list[Part]:
-        """What this process plays of every source; its rollouts are `share` of all rollouts."""
-        counts = rollouts_of_sources(self._sources, self._rollouts)
-        first = np.cumsum([0, *counts]).tolist()
-        return [
-            Part(
-                queues=Queues(
-                    order=Order(seed, source.count, self._window(source, shuffle)),
-                    offset=source.store.episode_offset,
-                    mission=source.store.episode_mission,
-                    chosen=source.episodes,
-                    rollouts=count,
-                    mean_len=source.steps / source.count,
-                ),
-                rows=slice(
-                    min(max(share.start - first[number], 0), count),
-                    min(max(share.stop - first[number], 0), count),
-                ),
-                first_row=self._table.first_row[number],
-                first_mission=self._missions.first_row[number],
+        missions = MissionTable(opened, instruction_len)
+        table = step_table(opened, residence, device)
+        self._writer = BatchWriter(table, missions, layout, device)
+        self._share = slice(rank * rollouts // world, (rank + 1) * rollouts // world)
+        counts = rollouts_of_sources(self._sources, rollouts)
+        first = np.cumsum([0, *counts])
+        # of all processes; `_mine` are those of this one
+        self._queues = [
+            Queues(
+                order=Order(seed, source.count, source.window(shuffle)),
+                offset=source.store.episode_offset,
+                mission=source.store.episode_mission,
+                chosen=source.episodes,
+                mean_len=source.steps / source.count,
+                rollouts=count,
+                numbers=np.arange(count),
+                first_row=table.first_row[number],
+                first_mission=missions.first_row[number],
             )
             for number, (source, count) in enumerate(zip(self._sources, counts, strict=True))
         ]
+        share = np.arange(rollouts)[self._share]
+        self._mine = [
+            replace(queues, numbers=share[(start <= share) & (share < stop)] - start)
+            for queues, (start, stop) in zip(self._queues, pairwise(first.tolist()), strict=True)
+        ]
+        self._readers = []
+        if shuffle == "windowed" and table.on_device is None:
+            self._readers = [WindowReader(*pair) for pair in zip(opened, self._queues, strict=True)]
+        self._turns = (0, 1)
+        if prefetch is None:
+            prefetch = device.type == "cuda" or bool(self._readers)
+        self._prefetched_batches = _PREFETCHED_BATCHES if prefetch else 0
+        self._start_thread()
+        self._restart(0, np.zeros((3, rollouts), dtype=np.int64))
 
-    def _window(self, source: Source, shuffle: Shuffle) -> int:
-        if shuffle == "full":
-            return source.count
-        episode_bytes = source.steps / source.count * self._table.step_bytes
-        return min(max(int(_WINDOW_BYTES / episode_bytes), 1), source.count)
+    def _start_thread(self) -> None:
+        self._process = os.getpid()
+        self._prefetched: deque[Future[tuple[int, Batch]]] = deque()
+        self._thread = ThreadPoolExecutor(1, "rollouts") if self._prefetched_batches else None
 
-    def _made(self) -> _Made:
-        first, stride = self._turns
-        while True:
-            plan, after = self._planner.next()
-            self._planned += 1
-            if (self._planned - 1 - first) % stride == 0:
-                break
-        for reader, part, cursors in zip(self._readers, self._planner.parts, after, strict=False):
-            if len(cursors.epoch):
-                reader.follow(cursors, part.rows.start)
-        return _Made(self._writer.on_host(plan), self._planned, after)
-
-    def _restart(self, batches: int, everyone: list[Cursors]) -> None:
-        self._ahead.forget()
-        self._planner.restart(everyone)
-        self._batches = self._planned = batches
-        parts = zip(everyone, self._planner.parts, strict=True)
-        self._mine = [cursors.part(part.rows) for cursors, part in parts]
+    def _restart(self, batches: int, everyone: Cursors) -> None:
+        """Go on after so many batches, where everyone's rollouts stand."""
+        if self._process != os.getpid():
+            self._start_thread()  # a fork has no threads
+        while self._prefetched:
+            future = self._prefetched.popleft()
+            if not future.cancel():
+                future.exception()  # waits
+        self._made = self._make(batches, everyone[:, self._share])
+        self._batches = batches
         # of all rollouts of all processes, as they stood after so many batches
         self._everyone, self._everyone_after = everyone, batches
+
+    def _make(self, batches: int, cursors: Cursors) -> Iterator[tuple[int, Batch]]:
+        """How many batches there were with this one, and what the writer gives on the host."""
+        first, stride = self._turns
+        for index in batch_indices(self._mine, cursors, self._rollout_len):
+            batches += 1
+            if (batches - 1 - first) % stride == 0:
+                for reader in self._readers:
+                    reader.follow(batches * self._rollout_len)
+                yield batches, self._writer.on_host(index)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; see the class for its arrays."""
-        if self._ahead.forked:
-            self._restart(self._batches, self._caught_up())
-        made = self._ahead.next()
-        if self._max_steps is not None and made.batches > len(self):
+        """The next batch; see `trainer.batch` for its arrays."""
+        if self._process != os.getpid():
+            self._restart(self._batches, self._cursors())
+        if self._thread is None:
+            batches, batch = next(self._made)
+        else:
+            while len(self._prefetched) <= self._prefetched_batches:
+                self._prefetched.append(self._thread.submit(next, self._made))
+            batches, batch = self._prefetched.popleft().result()
+        if self._max_steps is not None and batches > len(self):
             raise StopIteration
-        self._mine, self._batches = made.after, made.batches
-        return self._writer.on_device(made.batch)
+        self._batches = batches
+        return self._writer.on_device(batch)
 
     def take_turns(self, first: int, stride: int) -> None:
         """From now on make only the batches first, first + stride, ... and count the others.
@@ -187,22 +177,27 @@ class ExpertTrajectoryIterator:
         For processes that share the work on one stream, see trainer.data.dataset.
         """
         self._turns = (first, stride)
-        self._restart(self._batches, self._caught_up())
+        self._restart(self._batches, self._cursors())
 
-    def epoch_steps(self, epoch: int) -> NDArray[np.int64]:
-        """How many steps each rollout of this process plays in an epoch: int64 [B]."""
-        steps = [part.queues.epoch_steps(epoch)[part.rows] for part in self._planner.parts]
-        return np.concatenate(steps)
+    def one_pass(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Every step that is played exactly once: begins anew, and ends after epoch 0.
+
+        yields   a batch, and which of its steps count: bool [T, B]. A rollout that has played all
+                 its episodes goes on while others have not, and that does not count.
+        """
+        self._restart(0, np.zeros((3, self._rollouts), dtype=np.int64))
+        left = np.concatenate([queues.first_pass() for queues in self._mine])
+        while left.max() > 0:
+            batch = next(self)
+            counts = torch.from_numpy(np.arange(self._rollout_len)[:, None] < left)
+            yield batch, counts.to(batch["masks"].device)
+            left = left - self._rollout_len
 
     def __len__(self) -> int:
         """Batches until `max_steps`, from the beginning; TypeError where the stream is endless."""
         if self._max_steps is None:
             raise TypeError("the rollouts are endless: give max_steps")
-        return -(-self._max_steps // self._batch_steps)
-
-    @property
-    def _batch_steps(self) -> int:
-        return self._rollouts * self._rollout_len
+        return -(-self._max_steps // (self._rollouts * self._rollout_len))
 
     @property
     def batches(self) -> int:
@@ -217,7 +212,7 @@ class ExpertTrajectoryIterator:
     @property
     def demo_steps(self) -> int:
         """Steps shown so far, over all processes."""
-        return self._batches * self._batch_steps
+        return self._batches * self._rollouts * self._rollout_len
 
     @property
     def passes(self) -> float:
@@ -229,63 +224,43 @@ class ExpertTrajectoryIterator:
         """Steps shown so far of each store, in passes over what is played of it."""
         shown = self._batches * self._rollout_len
         return {
-            source.store.name: shown * part.queues.rollouts / source.steps
-            for source, part in zip(self._sources, self._planner.parts, strict=True)
+            source.store.name: shown * queues.rollouts / source.steps
+            for source, queues in zip(self._sources, self._queues, strict=True)
         }
 
     @property
     def epoch(self) -> int:
-        """Epochs that every rollout of this process has finished."""
-        return min(int(cursors.epoch.min()) for cursors in self._mine if len(cursors.epoch))
+        """Epochs that every rollout of all processes has finished."""
+        return int(self._cursors()[0].min())
 
     @property
     def mission_tokens(self) -> Tensor:
-        """Token ids of every mission, 0 = padding: int64 [M, L]. In RAM from the first use on."""
-        return self._missions.whole
+        """Token ids of every mission, 0 = padding, on the device of the batches: int64 [M, L].
+
+        Made at its first use.
+        """
+        return self._writer.tokens
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The words of all stores; word k has the token id k + 1."""
         return vocabulary(self._sources)
 
-    def describe(self) -> str:
-        """One line for a log: what is played, where it lies and why."""
-        names = ", ".join(source.store.name for source in self._sources)
-        thread = f"{_BATCHES_AHEAD} batches ahead" if self._ahead.depth else "no thread"
-        return (
-            f"{names}: {sum(source.count for source in self._sources)} episodes, "
-            f"{self.steps} steps; residence {self._table.residence} ({self._table.reason}); "
-            f"{thread}"
-        )
-
     def state(self) -> dict[str, Any]:
         """Where the stream stands, as a JSON value: the same from every process."""
-        everyone = Cursors.joined(self._caught_up())
-        return {
-            **self._identity(),
-            "batches": self._batches,
-            "cursors": {
-                "epoch": everyone.epoch.tolist(),
-                "position": everyone.position.tolist(),
-                "step": everyone.step.tolist(),
-            },
-        }
+        cursors = dict(zip(_CURSORS, self._cursors().tolist(), strict=True))
+        return {**self._identity(), "batches": self._batches, "cursors": cursors}
 
-    def _caught_up(self) -> list[Cursors]:
-        """The cursors of all rollouts of all processes.
+    def _cursors(self) -> Cursors:
+        """Where all rollouts of all processes stand.
 
-        Those of other processes are not followed batch by batch: they are brought up to date
-        when they are asked for, in large strides.
+        They are not followed batch by batch: they are brought up to date when they are asked for,
+        in large strides.
         """
-        parts = self._planner.parts
         while self._everyone_after < self._batches:
             stride = min(self._batches - self._everyone_after, _STRIDE)
-            self._everyone = [
-                part.queues.play(
-                    cursors, slice(0, part.queues.rollouts), stride * self._rollout_len
-                )[1][-1]
-                for part, cursors in zip(parts, self._everyone, strict=True)
-            ]
+            steps = stride * self._rollout_len
+            self._everyone = play_all(self._queues, self._everyone, steps)[1]
             self._everyone_after += stride
         return self._everyone
 
@@ -302,23 +277,17 @@ class ExpertTrajectoryIterator:
                 )
         try:
             batches = int(state["batches"])
-            epoch, position, step = (
-                np.array(state["cursors"][name], dtype=np.int64)
-                for name in ("epoch", "position", "step")
-            )
+            everyone = np.array([state["cursors"][name] for name in _CURSORS], dtype=np.int64)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._refusal("the saved state of the rollouts is damaged") from error
-        everyone = self._split(Cursors(epoch, position, step))
-        if batches < 0 or not all(
-            part.queues.holds(cursors)
-            for part, cursors in zip(self._planner.parts, everyone, strict=True)
-        ):
+        if batches < 0 or everyone.shape != (3, self._rollouts) or not self._hold(everyone):
             raise self._refusal("the saved state of the rollouts is damaged")
         self._restart(batches, everyone)
 
-    def _split(self, everyone: Cursors) -> list[Cursors]:
-        borders = np.cumsum([0, *(part.queues.rollouts for part in self._planner.parts)])
-        return [everyone.part(slice(start, stop)) for start, stop in pairwise(borders.tolist())]
+    def _hold(self, everyone: Cursors) -> bool:
+        borders = np.cumsum([queues.rollouts for queues in self._queues])[:-1]
+        parts = np.split(everyone, borders, axis=1)
+        return all(queues.holds(part) for queues, part in zip(self._queues, parts, strict=True))
 
     def _refusal(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -329,12 +298,11 @@ class ExpertTrajectoryIterator:
 
     def _identity(self) -> dict[str, Any]:
         """What a saved state must have in common with this stream."""
-        parts = self._planner.parts
         return {
             "stores": [source.identity() for source in self._sources],
-            "seed": parts[0].queues.order.seed,
-            "windows": [part.queues.order.window for part in parts],
-            "rollouts": [part.queues.rollouts for part in parts],
+            "seed": self._queues[0].order.seed,
+            "windows": [queues.order.window for queues in self._queues],
+            "rollouts": [queues.rollouts for queues in self._queues],
             "rollout_len": self._rollout_len,
         }
 
@@ -386,6 +354,14 @@ class Source:
             return self.store.steps
         offset = self.store.episode_offset
         return int((offset[self.episodes + 1] - offset[self.episodes]).sum())
+
+    def window(self, shuffle: Shuffle) -> int:
+        """How many episodes are shuffled among each other."""
+        if shuffle == "full":
+            return self.count
+        step_bytes = int(np.prod(self.store.view.shape[1:])) + 2
+        episode_bytes = self.steps / self.count * step_bytes
+        return min(max(int(_WINDOW_BYTES / episode_bytes), 1), self.count)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a saved stream is resumed, as a JSON value."""
@@ -526,44 +502,47 @@ def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-_Result = TypeVar("_Result")
+class WindowReader:
+    """Reads a store that is larger than memory: the next window of the order, front to back.
 
-
-class Ahead(Generic[_Result]):
-    """The results of calling `produce` again and again, in order, some of them ahead of time.
-
-    produce  is only ever called by one thread at a time
-    depth    how many results are computed ahead; 0 calls `produce` in the caller's thread
+    While the rollouts play one window of neighbouring episodes, a thread reads the next one into
+    the system's page cache, so that the gathers hardly ever wait for single pages. Nothing is
+    kept: the system drops the pages when it needs the room.
     """
 
-    def __init__(self, produce: Callable[[], _Result], depth: int) -> None:
-        self._produce = produce
-        self.depth = depth
-        self._begin()
+    def __init__(self, store: Store, queues: Queues) -> None:
+        self._store = store
+        self._queues = queues
+        self._next = 0
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
-        self._waiting: deque[Future[_Result]] = deque()
-        self._thread = ThreadPoolExecutor(1, "rollouts") if self.depth else None
+    def follow(self, steps: int) -> None:
+        """Begin to read the windows up to the one after that which is played now.
 
-    @property
-    def forked(self) -> bool:
-        """Whether this is a copy in a forked process, where the thread is missing."""
-        return self._process != os.getpid()
+        steps   that each rollout has played
+        """
+        order = self._queues.order
+        windows = -(-order.episodes // order.window)
+        played = int(steps * self._queues.rollouts / self._queues.mean_len)
+        epoch, place = divmod(played, order.episodes)
+        present = epoch * windows + place // order.window
+        for window in range(max(self._next, present), present + 2):
+            self._next = window + 1
+            threading.Thread(target=self._read, args=divmod(window, windows), daemon=True).start()
 
-    def next(self) -> _Result:
-        """The next result; what `produce` raised is raised here."""
-        if self._thread is None:
-            return self._produce()
-        while len(self._waiting) <= self.depth:
-            self._waiting.append(self._thread.submit(self._produce))
-        return self._waiting.popleft().result()
+    def _read(self, epoch: int, slot: int) -> None:
+        order, chosen, offset = self._queues.order, self._queues.chosen, self._queues.offset
+        first = order.window_start(epoch, slot)
+        last = first + min(order.window, order.episodes - slot * order.window)
+        for begin, end in ((first, min(last, order.episodes)), (0, last - order.episodes)):
+            if begin < end:
+                low, high = (begin, end - 1) if chosen is None else chosen[[begin, end - 1]]
+                for array in (self._store.view, self._store.action, self._store.direction):
+                    _touch(array, int(offset[low]), int(offset[high + 1]))
 
-    def forget(self) -> None:
-        """Throw away what was computed ahead; returns when `produce` is not running."""
-        if self.forked:
-            self._begin()
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.cancel():
-                future.exception()
+
+def _touch(array: StepArray, start: int, stop: int) -> None:
+    """Have the system read the steps [start, stop): a byte of each page is enough."""
+    for number in range(start // array.chunk_length, (stop - 1) // array.chunk_length + 1):
+        first = number * array.chunk_length
+        rows = array.chunks[number][max(start - first, 0) : stop - first]
+        rows.reshape(-1)[::PAGESIZE].max()

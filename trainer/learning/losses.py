@@ -5,31 +5,21 @@ is `type = "package.module:Name"`, a class or function that takes the keys besid
 such a callable (docs/training.md has one). The loop carries `LossResult.memory` on to the next
 batch; it comes without gradient, so back-propagation stops at the border of the batch.
 
-On-policy losses: PPO, A2C and imitation of the expert, and the advantages that they need.
-
 The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
-`type`. Beside what every batch holds (`trainer.learning.building`), theirs hold what was true when
-the rollout was collected, all [T, B] unless it says otherwise:
-
-    action           uint8, the action taken          advantage    float32, normalised if so set
-    expert_action    int64, -1 where there is none    returns      float32, advantage + value
-    log_prob         float32, of `action`             stage_steps  int64 [], of the stage so far
-    value            float32, the critic's            terminated, truncated   bool
+`type`. What a batch of a store or of an environment rollout holds: `trainer.batch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from demotools.errors import DemotoolsError, SettingsError
 from trainer.batch import Batch
 from trainer.learning.networks.base import Model, Output, output_of
-from trainer.settings.user_code import FOREIGN, demand, told
 from trainer.team import ALONE, Team
 
 
@@ -39,96 +29,20 @@ class LossResult(NamedTuple):
     loss      scalar with a gradient, a mean over the steps
     scalars   what the log shows, scalars without gradient
     memory    [B, memory size] after the batch, without gradient
-    steps     number of steps that the loss is a mean of
+    steps     number of steps that the loss is a mean of, an int or a tensor of one
     """
 
     loss: Tensor
     scalars: dict[str, Tensor]
     memory: Tensor
-    steps: int
+    steps: int | Tensor
 
 
 class Loss(Protocol):
     """The one interface of all losses, off-policy and on-policy."""
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module and `Model` for what a batch holds."""
-
-
-@dataclass(frozen=True)
-class ForeignLoss:
-    """A user's own loss; where it fails, or gives what is no result, that is a SettingsError.
-
-    type   by which the settings name it
-    """
-
-    type: str
-    loss: Loss
-
-    @property
-    def needs_expert(self) -> bool:
-        """Whether it takes `expert_action` from rollouts."""
-        return bool(getattr(self.loss, "needs_expert", False))
-
-    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The result of the user's loss."""
-        try:
-            result = self.loss(model, batch, memory)
-        except DemotoolsError:
-            raise
-        except FOREIGN as error:
-            raise self._wrong(f"fails: {told(error)}") from error
-        demand("loss", self.type, result, LossResult)
-        for name, tensor in {"loss": result.loss, **result.scalars}.items():
-            if not isinstance(tensor, Tensor) or tensor.numel() != 1:
-                raise self._wrong(f"gives a `{name}` that is not a tensor of one number")
-        if torch.is_grad_enabled() and not result.loss.requires_grad:
-            raise self._wrong("gives a value without a gradient")
-        if not isinstance(result.memory, Tensor) or result.memory.shape != memory.shape:
-            raise self._wrong("gives a memory that is not like the one it was given")
-        return result
-
-    def _wrong(self, what: str) -> SettingsError:
-        return SettingsError(
-            f"the loss {what}", path=f"type = {self.type!r}", fix="correct that function"
-        )
-
-
-def expert_cross_entropy() -> Loss:
-    """Cross-entropy of the policy against the expert's actions, a mean over all steps.
-
-    Takes `action` [T, B] of the batch as the expert's. Scalar: accuracy, the share of steps at
-    which the most probable action is the expert's.
-    """
-
-    def loss(model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        output = model(batch, memory)
-        action = batch["action"].long().flatten()
-        logits = output.logits.flatten(0, 1)
-        accuracy = (logits.detach().argmax(1) == action).float().mean()
-        return LossResult(
-            loss=nn.functional.cross_entropy(logits, action),
-            scalars={"accuracy": accuracy},
-            memory=output.memory,
-            steps=len(action),
-        )
-
-    return loss
-
-
-def merged_losses(
-    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
-) -> Tensor:
-    """The weighted sum of losses: a scalar.
-
-    Its mean over a team is that of means over the steps of all, however unequally these lie.
-    """
-    losses = [weights[name] * result.loss for name, result in results.items()]
-    if team.world > 1:
-        steps = losses[0].new_tensor([result.steps for result in results.values()])
-        shares = steps * team.world / team.total(steps).clamp(min=1)
-        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
-    return torch.stack(losses).sum()
+        """The loss of a batch; see `trainer.batch` for what it holds."""
 
 
 class LossStep(nn.Module):
@@ -149,12 +63,12 @@ class LossStep(nn.Module):
         self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
     ) -> dict[str, LossResult]:
         """The result of each loss, by its name; `memories` before the batch by the same names."""
-        model = cast(Model, _Once(self.network, self._bfloat16))
+        model = _OnePass(self.network, self._bfloat16)
         return {name: loss(model, batch, memories[name]) for name, loss in losses.items()}
 
 
-class _Once:
-    """A network that computes the same thing once; in all else it is the network."""
+class _OnePass:
+    """A network that computes the same thing once: a `Model`."""
 
     def __init__(self, network: nn.Module, bfloat16: bool) -> None:
         self._network = network
@@ -172,6 +86,21 @@ class _Once:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
+
+
+def weighted_sum(
+    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
+) -> Tensor:
+    """The weighted sum of losses: a scalar.
+
+    Its mean over a team is that of means over the steps of all, however unequally these lie.
+    """
+    losses = [weights[name] * result.loss for name, result in results.items()]
+    if team.world > 1:
+        steps = torch.stack([torch.as_tensor(one.steps).to(losses[0]) for one in results.values()])
+        shares = steps * team.world / team.total(steps).clamp(min=1)
+        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
+    return torch.stack(losses).sum()
 
 
 def gae_advantages(
@@ -259,15 +188,17 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1).mean()
 
 
-def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, int]:
+def masked_cross_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy against the actions that are valid, a mean over these; and how many they are.
 
-    action   int64, -1 where it is not valid; the mean of none is 0
+    action   any integers, -1 where it is not valid; the mean of none is 0
     """
-    flat, target = logits.flatten(0, -2), action.flatten()
-    valid = int((target >= 0).sum())
-    total = nn.functional.cross_entropy(flat, target, ignore_index=-1, reduction="sum")
-    return total / max(valid, 1), valid
+    target = action.long().flatten()
+    valid = (target >= 0).sum()
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, -2), target, ignore_index=-1, reduction="sum"
+    )
+    return total / valid.clamp(min=1), valid
 
 
 def taken_log_prob(logits: Tensor, action: Tensor) -> Tensor:
@@ -305,7 +236,7 @@ class PPO:
             raise ValueError("target_kl must be above 0")
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
+        """The loss of a batch; see `trainer.batch` for what it holds."""
         output = model(batch, memory)
         clip = self.clip * linear_decay(batch["stage_steps"], self.clip_decay_steps)
         log_prob = taken_log_prob(output.logits, batch["action"])
@@ -336,7 +267,7 @@ class A2C:
     entropy_weight: float = 0.01
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
+        """The loss of a batch; see `trainer.batch` for what it holds."""
         output = model(batch, memory)
         log_prob = taken_log_prob(output.logits, batch["action"])
         policy = -(log_prob * batch["advantage"]).mean()
@@ -355,21 +286,23 @@ class A2C:
 
 
 @dataclass(frozen=True)
-class Imitation:
-    """Cross-entropy against what the expert advises where the policy goes (DAgger).
+class ExpertCrossEntropy:
+    """Cross-entropy of the policy against the expert's actions: on a store, behaviour cloning; on
+    rollouts, against what the expert advises where the policy goes (DAgger, Ross et al. 2011).
 
-    Ross et al. 2011. Steps at which the expert has no advice do not count.
+    Steps at which the expert has no advice do not count. Scalar: accuracy, the share of the others
+    at which the most probable action is the expert's.
     """
 
     needs_expert: ClassVar[bool] = True
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The loss of a batch; see the module for what the batch holds."""
-        output: Output = model(batch, memory)
-        loss, valid = masked_cross_entropy(output.logits, batch["expert_action"])
-        hits = output.logits.detach().argmax(-1) == batch["expert_action"]
-        accuracy = hits.sum() / max(valid, 1)
-        return LossResult(loss, {"accuracy": accuracy}, output.memory, valid)
+        """The loss of a batch; see `trainer.batch` for what it holds."""
+        output = model(batch, memory)
+        expert = batch["expert_action"]
+        loss, valid = masked_cross_entropy(output.logits, expert)
+        hits = output.logits.detach().argmax(-1) == expert
+        return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
 
 
 def kl_targets(losses: Mapping[str, Loss]) -> dict[str, float]:

@@ -32,7 +32,6 @@ from trainer.settings.user_code import made_environment
 
 CANDIDATES = 100
 """So many episodes are played to find the worst."""
-_WITHOUT_CRITIC = ("expert_cross_entropy", "imitation")
 _TILE = 24
 _BAR_CHARACTERS = 20
 _PICTURES_OF_THE_END = 4
@@ -138,7 +137,7 @@ def _has_critic(settings: Settings) -> bool:
         for stage in settings.stages
         for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
     }
-    return any(settings.losses[name].type not in _WITHOUT_CRITIC for name in used)
+    return any(settings.losses[name].type != "expert_cross_entropy" for name in used)
 
 
 def _played(

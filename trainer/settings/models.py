@@ -51,7 +51,8 @@ SETTINGS_FILE = "settings.toml"
 """What a run writes its settings to, in its folder."""
 LEVELS = "demotools.recording.environment:make_environment"
 """What makes the environments of BabyAI's levels, by name."""
-_ON_POLICY, _OFF_POLICY = ("ppo", "a2c", "imitation"), ("expert_cross_entropy",)
+_ON_POLICY = ("ppo", "a2c")
+"""Losses of what the policy did itself, which no store holds."""
 
 
 class _Frozen(BaseModel):
@@ -254,9 +255,12 @@ class Settings(_Frozen):
             needs = stage.losses or stage.max_env_steps or stage.teacher_forcing or tracks
             if needs and self.on_policy is None:
                 raise ValueError(f"stages.{number} needs the section on_policy")
-            self._right_half(number, stage.losses, _OFF_POLICY, "off_policy.losses")
-            off_policy = stage.off_policy.losses if stage.off_policy else {}
-            self._right_half(number, off_policy, _ON_POLICY, "losses")
+            for name in stage.off_policy.losses if stage.off_policy else ():
+                if self.losses[name].type in _ON_POLICY:
+                    raise ValueError(
+                        f"the loss `{name}` of type {self.losses[name].type} learns from "
+                        f"environment rollouts: it belongs into stages.{number}.losses"
+                    )
             rows = self.on_policy.environments if self.on_policy else 0
             if self.on_policy:
                 steps = stage.rollout_len or self.on_policy.rollout_len
@@ -267,16 +271,6 @@ class Settings(_Frozen):
                     f"on_policy.environments has only {rows}"
                 )
         return self
-
-    def _right_half(
-        self, number: int, names: Iterable[str], wrong: Sequence[str], right: str
-    ) -> None:
-        for name in names:
-            if self.losses[name].type in wrong:
-                raise ValueError(
-                    f"the loss `{name}` of type {self.losses[name].type} belongs into "
-                    f"stages.{number}.{right}"
-                )
 
 
 def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = False) -> Settings:
