@@ -256,7 +256,9 @@ def _integer(machine: Machine) -> None:
 
 
 def _long(machine: Machine) -> None:
-    size = _length(machine, _u1(machine), 8)
+    size = _u1(machine)
+    if size > 8:
+        raise machine.unsupported(f"holds a whole number of {size} bytes, more than 8")
     machine.stack.append(int.from_bytes(machine.window.take(size), "little", signed=True))
 
 
@@ -335,8 +337,11 @@ def _set_item(machine: Machine) -> None:
 
 def _fill(machine: Machine, values: list[Any]) -> None:
     target = machine.stack[-1]
-    if type(target) is not dict or not all(type(key) in (str, int) for key in values[::2]):
+    if type(target) is not dict:
         raise TypeError
+    for key in values[::2]:
+        if type(key) not in (str, int):
+            raise machine.unsupported(f"has a dictionary with a key of type {type(key).__name__}")
     target.update(zip(values[::2], values[1::2], strict=True))
 
 

@@ -191,7 +191,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "no steps": (pickled([("go", frame(VIEWS[:0]), [], [])]), "no steps"),
     "an action of 7": (pickled([(*GOOD[:3], [2, 7, 2])]), "one of its actions is 7"),
     "a direction of 4": (pickled([(*GOOD[:2], [0, 0, 4], GOOD[3])]), "one of its directions is 4"),
-    "a mission that is no text": (pickled([(17, *GOOD[1:])]), "its mission is a int, not text"),
+    "a mission that is no text": (pickled([(17, *GOOD[1:])]), "its mission is an int, not text"),
     "a frame instead of a file": (frame(VIEWS), "a blosc frame"),
 }
 
