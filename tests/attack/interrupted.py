@@ -141,7 +141,8 @@ def weights(folder: Path) -> list[torch.Tensor]:
 def kill_run(arena: Arena) -> None:
     data = arena.folder / "data"
     world.store(data, 60)
-    longer = ("--set", "stages.0.max_demo_steps=40_000", "--set", "run.save_every_demo_steps=2_000")
+    # as many steps as take about as long as its start: most kills then meet the loop
+    longer = ("--set", "stages.0.max_demo_steps=4_000", "--set", "run.save_every_demo_steps=250")
     start = time.monotonic()
     first = ended(started(*world.tiny_run(data, arena.folder / "undisturbed"), *longer))
     took = time.monotonic() - start
