@@ -35,12 +35,11 @@ def killed_jobs(arena: Arena, command: Callable[[Path], tuple[object, ...]], mad
         if half not in ("", wanted):
             arena.note(f"killed after {moment:.2f} s", "half a result under the final name")
             continue
-        again = ended(started(*command(folder))) if not half else None
-        problem = again.problem if again else ""
+        # where the result has its name, the command refuses, and clears what else was left
+        again = ended(started(*command(folder)))
+        problem = again.problem
         if digest(folder / made) != wanted:
-            problem = (
-                problem or f"other bytes than undisturbed: {again.text[-200:] if again else ''}"
-            )
+            problem = problem or f"other bytes than undisturbed: {again.text[-200:]}"
         arena.note(f"killed after {moment:.2f} s", problem or ", ".join(litter(folder)))
 
 

@@ -328,8 +328,10 @@ def kill_and_rerun(path: Path, folder: Path, seconds: float) -> dict[str, bytes]
     except subprocess.TimeoutExpired:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    if not (folder / "GoToLocal.zarr").exists():
-        subprocess.run(convert_command(path, folder), check=True)
+    # where the store has its name already, the same command refuses, and clears what else there is
+    refused = (folder / "GoToLocal.zarr").exists()
+    again = subprocess.run(convert_command(path, folder), capture_output=True, text=True)
+    assert again.returncode == refused, again.stderr
     assert sorted(file.name for file in folder.iterdir() if file.suffix != ".lock") == [
         "GoToLocal.zarr"
     ]
