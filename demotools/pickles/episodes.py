@@ -341,7 +341,8 @@ def _kind(value: Any) -> str:
     if type(value) is list and value and len({type(each) for each in value}) == 1:
         return f"a list of {type(value[0]).__name__.lower()}"
     name = type(value).__name__
-    return names.get(name, f"a {name.lower()}")
+    article = "an" if name[0] in "AaIi" else "a"
+    return names.get(name, f"{article} {name.lower()}")
 
 
 # The longest list that the pickler writes in one go has 1,000 values, of up to 5 bytes each.

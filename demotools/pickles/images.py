@@ -84,6 +84,12 @@ def _of_steps(
 ) -> EpisodeImages:
     if found not in (steps, steps + 1):
         raise _damaged(f"{found} images for {steps} actions", path)
+    if shape[0] <= 4 < shape[2]:
+        raise _damaged(
+            f"its views are {' x '.join(map(str, shape))}: channels before height and width are "
+            "not supported",
+            path,
+        )
     return data[: steps * math.prod(shape)], shape, found > steps
 
 

@@ -209,8 +209,12 @@ class Machine:
     def fill_dict(self, values: list[Any]) -> None:
         """Set keys and values, in turn, of the dictionary on top."""
         target = self.stack[-1]
-        if type(target) is not dict or not all(type(key) in (str, int) for key in values[::2]):
+        if type(target) is not dict:
             raise TypeError
+        for key in values[::2]:
+            if type(key) not in (str, int):
+                kind = type(key).__name__
+                raise self.unsupported(f"has a dictionary with a key of type {kind}")
         target.update(zip(values[::2], values[1::2], strict=True))
 
     def pop(self, count: int) -> list[Any]:
@@ -243,6 +247,12 @@ def _stop(machine: Machine, _none: bytes) -> None:
 
 def _bytes(machine: Machine, data: bytes) -> None:
     machine.stack.append(Blob.of(data, machine.window.position - len(data)))
+
+
+def _long(machine: Machine, data: bytes) -> None:
+    if len(data) > 8:
+        raise machine.unsupported(f"holds a whole number of {len(data)} bytes, more than 8")
+    machine.stack.append(int.from_bytes(data, "little", signed=True))
 
 
 def _tuple(machine: Machine, _none: bytes) -> None:
@@ -315,7 +325,7 @@ _ACTIONS_OF_OPCODES: dict[str, tuple[_Act, int]] = {
     "BININT1": (_push(_unsigned), 0),
     "BININT2": (_push(_unsigned), 0),
     "BININT": (_push(lambda data: int.from_bytes(data, "little", signed=True)), 0),
-    "LONG1": (_push(lambda data: int.from_bytes(data, "little", signed=True)), 8),
+    "LONG1": (_long, 255),
     "BINFLOAT": (_push(lambda data: struct.unpack(">d", data)[0]), 0),
     # protocol <= 2 spells a byte string as text of code points 0 to 255, up to 2 bytes each
     "BINUNICODE": (_push(_text), 2 * MAX_BYTES),

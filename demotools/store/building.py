@@ -306,11 +306,13 @@ class StoreBuilder:
         StoreError  what was written does not read back
         """
         _check_written(building)
+        trash = trash_folder(self.path)
         if self.path.exists():
             self.path.rename(aside_folder(self.path))
-        building.rename(self.path)
+        # the parts first: from now on whoever takes the lock clears them
+        self.folder.rename(trash)
+        (trash / building.name).rename(self.path)
         recover(self.path)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def recover(path: Path) -> None:

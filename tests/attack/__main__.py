@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import resource
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def all_attacks() -> dict[str, Attack]:
 @click.option("--dry-run", is_flag=True, help="List the attacks, and stop.")
 def main(only: tuple[str, ...], seconds: float, seed: int, dry_run: bool) -> None:
     """Attack every promise, and keep the figures in docs/reliability.md."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # a copy of this process has none of its threads
     attacks = all_attacks()
     if unknown := set(only) - set(attacks):
         raise click.UsageError(f"there is no attack `{min(unknown)}`: see --dry-run")

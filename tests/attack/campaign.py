@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -189,6 +190,31 @@ def typed(*words: object, seconds: float = TRIAL_SECONDS) -> Answer:
         where = f"{Path(last.filename).name}:{last.lineno}"
         return Answer(1, text, f"{type(error).__name__} at {where}: {error}")
     return Answer(result.exit_code, text, _wrong_words(result.exit_code, text))
+
+
+def forked(*words: object, preparation: Callable[[], None]) -> Answer:
+    """Run a command in a copy of this process, changed by `preparation`.
+
+    As quick as `typed`, and what it does to the process and its modules ends with the copy.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        preparation()
+        sender.send(typed(*words))
+
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(TRIAL_SECONDS):
+            process.kill()
+        answer: Answer = receiver.recv()
+    except EOFError:
+        answer = Answer(-1, "", "the process ended in the middle of its command")
+    process.join()
+    return answer
 
 
 def started(

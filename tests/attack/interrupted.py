@@ -35,12 +35,11 @@ def killed_jobs(arena: Arena, command: Callable[[Path], tuple[object, ...]], mad
         if half not in ("", wanted):
             arena.note(f"killed after {moment:.2f} s", "half a result under the final name")
             continue
-        again = ended(started(*command(folder))) if not half else None
-        problem = again.problem if again else ""
+        # where the result has its name, the command refuses, and clears what else was left
+        again = ended(started(*command(folder)))
+        problem = again.problem
         if digest(folder / made) != wanted:
-            problem = (
-                problem or f"other bytes than undisturbed: {again.text[-200:] if again else ''}"
-            )
+            problem = problem or f"other bytes than undisturbed: {again.text[-200:]}"
         arena.note(f"killed after {moment:.2f} s", problem or ", ".join(litter(folder)))
 
 
@@ -141,7 +140,8 @@ def weights(folder: Path) -> list[torch.Tensor]:
 def kill_run(arena: Arena) -> None:
     data = arena.folder / "data"
     world.store(data, 60)
-    longer = ("--set", "stages.0.max_demo_steps=40_000", "--set", "run.save_every_demo_steps=2_000")
+    # as many steps as take about as long as its start: most kills then meet the loop
+    longer = ("--set", "stages.0.max_demo_steps=4_000", "--set", "run.save_every_demo_steps=250")
     start = time.monotonic()
     first = ended(started(*world.tiny_run(data, arena.folder / "undisturbed"), *longer))
     took = time.monotonic() - start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
+import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import tomli_w
 import torch
 
 from tests.attack import world
-from tests.attack.campaign import Arena, attack, digest, ended, special_file, started, typed
+from tests.attack.campaign import Arena, attack, digest, ended, forked, special_file, started, typed
 from tests.attack.tampered import DEEP, sampled
 from tests.hostile import HOSTILE
 
@@ -83,8 +84,7 @@ def hostile_checkpoints(arena: Arena) -> None:
             ("evaluate", folder, "--level", world.LEVEL, "--episodes", 1, "-m", 1, "-q"),
             ("watch", folder, "--episodes", 1, "--json", "-q"),
         ):
-            process = started("trainer", *command, PYTHONPATH=f"{Path.cwd()}:{here}")
-            answer = ended(process)
+            answer = forked("trainer", *command, preparation=lambda: sys.path.insert(0, str(here)))
             ran = sign.exists()
             sign.unlink(missing_ok=True)
             arena.note(f"{command[0]}, {key} = {name}", "it was run" if ran else answer.problem)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import tomli_w
 import torch
 
 from tests.attack import world
-from tests.attack.campaign import Arena, attack, digest, typed
+from tests.attack.campaign import Arena, attack, digest, forked, typed
 
 DEEP = 5_000
 STRANGE: tuple[Any, ...] = (
@@ -183,7 +182,8 @@ def parts_of_a_job(arena: Arena) -> None:
     while arena.time_left:
         data = arena.folder / "data"
         shutil.rmtree(data, ignore_errors=True)
-        _leave_unfinished(command, data)
+        # a job that dies when its store is whole, before that gets its name
+        forked(*command, "--data-dir", data, preparation=_die_at_a_rename)
         building = data / f".{world.LEVEL}.zarr.building"
         files = sorted(path for path in building.rglob("*") if path.is_file())
         if not files:
@@ -203,17 +203,8 @@ def parts_of_a_job(arena: Arena) -> None:
         arena.note(f"byte {place} of {changed.name}", problem)
 
 
-_DYING = """
-import os, pathlib, runpy, sys
-pathlib.Path.rename = lambda *_: os._exit(9)
-runpy.run_module("demotools", run_name="__main__")
-"""
-
-
-def _leave_unfinished(command: tuple[object, ...], data: Path) -> None:
-    """A job that dies when its store is whole, before that gets its name."""
-    words = [*map(str, command[1:]), "--data-dir", str(data)]
-    subprocess.run([sys.executable, "-c", _DYING, *words], capture_output=True, timeout=120)
+def _die_at_a_rename() -> None:
+    Path.rename = lambda *_: os._exit(9)  # type: ignore[method-assign,assignment,return-value]
 
 
 @attack("checkpoint bytes", "a changed checkpoint is refused, or its policy is the very same")

@@ -286,16 +286,15 @@ def test_every_byte_of_the_central_directory_is_refused_or_stands_for_nothing(
     file = archive_store(store.path)
     content, good = file.read_bytes(), files_of(store.path)
     for position in range(content.index(b"PK\x01\x02"), len(content), 7):
-        for change in (0x01, 0x80, 0xFF):
-            changed = bytearray(content)
-            changed[position] ^= change
-            file.write_bytes(changed)
-            try:
-                restored = unarchive_store(file, tmp_path / "Back.zarr", overwrite=True, quiet=True)
-            except StoreError as refused:
-                assert refused.fix
-            else:
-                assert files_of(restored) == good
+        changed = bytearray(content)
+        changed[position] ^= (0x01, 0x80, 0xFF)[position % 3]
+        file.write_bytes(changed)
+        try:
+            restored = unarchive_store(file, tmp_path / "Back.zarr", overwrite=True, quiet=True)
+        except StoreError as refused:
+            assert refused.fix
+        else:
+            assert files_of(restored) == good
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])

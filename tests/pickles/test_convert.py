@@ -190,7 +190,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "no steps": (pickled([("go", frame(VIEWS[:0]), [], [])]), "no steps"),
     "an action of 7": (pickled([(*GOOD[:3], [2, 7, 2])]), "one of its actions is 7"),
     "a direction of 4": (pickled([(*GOOD[:2], [0, 0, 4], GOOD[3])]), "one of its directions is 4"),
-    "a mission that is no text": (pickled([(17, *GOOD[1:])]), "its mission is a int, not text"),
+    "a mission that is no text": (pickled([(17, *GOOD[1:])]), "its mission is an int, not text"),
     "a frame instead of a file": (frame(VIEWS), "a blosc frame"),
 }
 
@@ -320,8 +320,10 @@ def kill_and_rerun(path: Path, folder: Path, seconds: float) -> dict[str, bytes]
     except subprocess.TimeoutExpired:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    if not (folder / "GoToLocal.zarr").exists():
-        subprocess.run(convert_command(path, folder), check=True)
+    # where the store has its name already, the same command refuses, and clears what else there is
+    refused = (folder / "GoToLocal.zarr").exists()
+    again = subprocess.run(convert_command(path, folder), capture_output=True, text=True)
+    assert again.returncode == refused, again.stderr
     assert sorted(file.name for file in folder.iterdir() if file.suffix != ".lock") == [
         "GoToLocal.zarr"
     ]

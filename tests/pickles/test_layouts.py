@@ -212,6 +212,7 @@ def test_images_that_are_no_bytes_are_not_supported_and_nobody_is_accused(
     [
         *(OrderedDict(a=1), {1, 2}, frozenset([1]), Path("x"), 1j, bytearray(b"x"), range(3)),
         *(np.array(["a"]), np.array([1j]), np.datetime64("2020-01-01"), np.array([None])),
+        *({b"a": 1}, {None: 1}, {(0, 1): 1}, {True: 1}, {0.5: 1}, 10**30, -(10**30)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -393,6 +394,17 @@ def test_a_dictionary_that_does_not_fit_is_refused(
     columns = LAYOUTS["a dictionary of lists"](demos_of(episodes), [images_of(episodes, 0)] * 2)
     with pytest.raises(PickleError, match=f"not supported: .*{what}"):
         converted(tmp_path, {**columns, **change})
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 7), (3, 56, 56), (1, 40, 40), (4, 20, 30)])
+@pytest.mark.parametrize("as_frame", [True, False])
+def test_views_with_their_channels_first_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], as_frame: bool
+) -> None:
+    images = np.zeros((2, *shape), dtype=np.uint8)
+    demo = ("go", frame(images) if as_frame else images, [0, 0], [2, 2])
+    with pytest.raises(PickleError, match="channels before height and width are not supported"):
+        converted(tmp_path, [demo])
 
 
 @pytest.mark.parametrize("size", [176, 600])

@@ -208,7 +208,7 @@ def console_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     """`trainer` as it is installed, which does not search the working directory."""
     code = "import sys; sys.path.remove(''); from trainer.__main__ import run; run()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(trainer.__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(trainer.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -236,7 +236,7 @@ def test_modules_that_lie_in_the_working_directory_by_chance_are_not_imported(
 def test_a_module_beside_the_recipe_wins_and_strays_stay_strays(tmp_path: Path) -> None:
     recipe = tmp_path / "recipes" / "mine.toml"
     recipe.parent.mkdir()
-    text = (Path(trainer.__file__).parents[1] / "recipes" / "ppo.toml").read_text("utf-8")
+    text = (Path(trainer.__file__).parent / "recipes" / "ppo.toml").read_text("utf-8")
     recipe.write_text(text, "utf-8")
     # pyclbr exists in Python's library too
     (recipe.parent / "pyclbr.py").write_text(
@@ -316,7 +316,7 @@ def within(size_bytes: int, code: str) -> None:
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[1])},
     )
     if result.returncode:
         raise CheckpointError(result.stderr, path="", fix="")

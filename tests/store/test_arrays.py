@@ -80,7 +80,7 @@ def test_texts_and_attributes_are_the_bytes_that_zarr_writes(
         compressors=(ZstdCodec(level=3), Crc32cCodec()),
         config={"write_empty_chunks": True},
     )
-    array[:] = np.array(texts, dtype=np.dtypes.StringDType())
+    array[:] = np.array(texts, dtype=object)
     group.attrs.put(attributes)
     monkeypatch.setattr("demotools.store.building.TEXTS_A_CHUNK", 2)
     ours = tmp_path / "ours"

@@ -472,6 +472,25 @@ def test_a_kill_between_any_two_calls_leaves_the_old_store_or_the_new_one(
     assert set(seen) == {3, new}
 
 
+def test_a_writer_killed_once_its_store_has_its_name_leaves_nothing_behind(tmp_path: Path) -> None:
+    named = 0
+    for last in range(400):
+        path = tmp_path / str(last) / "A.zarr"
+        path.parent.mkdir()
+        if not killed_before_call(last, partial(build_store, path, make_episodes([4]))):
+            break
+        if path.exists():
+            named += 1
+            with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+                pass
+        else:
+            build_store(path, make_episodes([4]))
+        assert {file.name for file in path.parent.iterdir()} == {"A.zarr", ".A.zarr.lock"}
+    else:
+        pytest.fail("the calls never end")
+    assert named > 3
+
+
 def test_a_store_that_cannot_be_emptied_stays_visible(tmp_path: Path) -> None:
     if os.geteuid() == 0 and not Path("/usr/bin/chattr").exists():
         pytest.skip("root removes everything")
