@@ -351,7 +351,9 @@ def _imported(arena: Arena, folder: Path) -> str:
     return verified.problem or (f"verify refuses: {verified.text[-200:]}" if verified.code else "")
 
 
-@attack("pickle bytes", "a changed pickle is refused, or its store is sound; nothing is run")
+@attack(
+    "pickle bytes", "a changed pickle is refused, or its store is sound or found out; none runs"
+)
 def pickle_bytes(arena: Arena) -> None:
     source = arena.folder / "source"
     world.store(source, 12)
@@ -369,5 +371,8 @@ def pickle_bytes(arena: Arena) -> None:
         problem = answer.problem
         if not problem and not answer.code:
             verified = typed("demotools", "verify", world.LEVEL, "--data-dir", data)
-            problem = verified.problem or (verified.text[-200:] if verified.code else "")
+            # another letter in a mission is text like any other: verify knows the level's grammar
+            found_out = "1 of 8 checks failed: not a mission of" in verified.text
+            wrong = verified.text[-200:] if verified.code and not found_out else ""
+            problem = verified.problem or wrong
         arena.note(f"{'cut at' if cut else f'bit {bit} of'} byte {place}", problem)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import trainer
 from trainer.cli import main
 from trainer.report.plot import Lines, common_axis, curves
 from trainer.run.log import FILE_NAME
+from trainer.settings.models import SETTINGS_FILE
+
+RECIPE = Path(trainer.__file__).parent / "recipes" / "ppo.toml"
 
 
 def run_log(
@@ -72,6 +77,24 @@ def test_the_legend_names_every_run_and_the_dashes_and_lies_outside_the_panels()
     figure.draw_without_rendering()
     top = legend.get_window_extent().y1
     assert all(panel.get_window_extent().y0 > top for panel in figure.axes)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "\udcff", "$x$", "$\\frac", "a$b"])
+@pytest.mark.parametrize("command", ["plot", "report"])
+def test_any_name_of_a_folder_or_a_loss_is_drawn(tmp_path: Path, name: str, command: str) -> None:
+    folder = tmp_path / "runs" / name
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    lines = run_log(name, demos=9)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / FILE_NAME).write_text(text, "utf-8")
+    settings = RECIPE.read_text("utf-8").partition("[tiny]")[0]
+    (folder / SETTINGS_FILE).write_text(settings, "utf-8")
+    arguments = [command, str(folder), "-o", str(tmp_path / "out"), "-q"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_picture_that_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:

@@ -233,6 +233,21 @@ def test_a_place_for_the_curves_that_is_a_file_is_said_and_the_lines_are_written
     assert read_log(tmp_path) == [{"group": "train", **WHERE, "lr": 0.5}]
 
 
+def test_a_folder_whose_name_is_not_utf8_has_the_lines_and_says_that_it_has_no_curves(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "\udcff"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    said: list[str] = []
+    with RunLog(folder, say=said.append) as log:
+        log.write("train", {"lr": 0.5}, where=WHERE)
+    assert len(said) == 1 and "no longer written" in said[0] and said[0].isprintable()
+    assert read_log(folder) == [{"group": "train", **WHERE, "lr": 0.5}]
+
+
 def test_a_value_that_is_not_finite_is_left_out_everywhere(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.write("onpolicy", {"own/x": float("nan"), "own/y": 1.0}, where=WHERE)

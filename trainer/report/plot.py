@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from demotools.errors import DemotoolsError
+from demotools.errors import DemotoolsError, printable_text
 from demotools.output import write_output
 from trainer.run.log import CURVE_FILE, FILE_NAME, read_log
 from trainer.settings.user_code import FOREIGN, told
@@ -149,7 +149,9 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     (['a', 'b'], ['x/run', 'y/run'])
     """
     names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [folder.as_posix() for folder in folders]
+    if len(set(names)) < len(names):
+        names = [folder.as_posix() for folder in folders]
+    return [printable_text(name) for name in names]
 
 
 def _add_legend(
@@ -158,8 +160,7 @@ def _add_legend(
     """Below the panels: the colour of every run, then what lines, dots and dashes are."""
     from matplotlib.lines import Line2D
 
-    # a dollar would begin a formula
-    shown = [name.replace("$", r"\$") for name, _lines in runs]
+    shown = [_plain(name) for name, _lines in runs]
     entries = [
         Line2D([], [], color=f"C{number}", linewidth=4, label=name)
         for number, name in enumerate(shown)
@@ -173,12 +174,17 @@ def _add_legend(
     if any(_tracked(lines) for _name, lines in runs):
         entries.append(Line2D([], [], color=_GREY, label="success: training episodes"))
     for name, style in dashes.items():
-        entries.append(Line2D([], [], color=_GREY, linestyle=style, label=f"loss {name}"))
+        entries.append(Line2D([], [], color=_GREY, linestyle=style, label=f"loss {_plain(name)}"))
     long = any(len(str(entry.get_label())) > _LONG_NAME for entry in entries)
     columns = _LEGEND_COLUMNS - long
     rows = -(-len(entries) // columns)
     figure.set_size_inches(_WIDTH_INCHES, _PANELS_INCHES + rows * _LEGEND_INCHES)
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _plain(name: str) -> str:
+    """A name as a label: a dollar would begin a formula, and no font has what does not print."""
+    return printable_text(name).replace("$", r"\$")
 
 
 def _unit(axis: AgainstWhat, values: Sequence[float]) -> tuple[float, str]:

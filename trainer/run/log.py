@@ -169,7 +169,7 @@ class RunLog:
         lines = read_log(self._folder)
         try:
             self._board = _new_board(self._folder / BOARD_FOLDER)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # it takes only a path that is UTF-8
             self._stop_drawing(error)
         self._draw(lines)
         self._written = len(lines)
@@ -203,9 +203,9 @@ class RunLog:
         except OSError as error:  # of the thread that writes
             self._stop_drawing(error)
 
-    def _stop_drawing(self, error: OSError) -> None:
+    def _stop_drawing(self, error: OSError | UnicodeError) -> None:
         self._board = None
-        why = (error.strerror or str(error)).lower()
+        why = (getattr(error, "strerror", None) or str(error)).lower()
         self._say(
             f"TensorBoard's curves are no longer written ({why}); {FILE_NAME} has all numbers, "
             "and --resume draws them anew"
