@@ -42,13 +42,15 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+_quiet = click.option(
+    "--quiet", "-q", is_flag=True, help="Show no progress bar and print no summary."
+)
 _data_dir = click.option(
     "--data-dir",
     "data",
     type=click.Path(file_okay=False, path_type=Path),
     callback=lambda _ctx, _param, value: data_folder(value),
-    help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
+    help="Read the stores in this folder [default: $DEMOTOOLS_DATA, else the user's data folder].",
 )
 _workers = click.option(
     "-m",
@@ -65,14 +67,14 @@ _against = click.option(
     "-x",
     "--against",
     type=click.Choice(["demo_steps", "env_steps", "minutes"]),
-    help="What the curves are drawn against [default: the steps that all runs took].",
+    help="Draw the curves against this [default: the steps that all runs took].",
 )
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-_level = click.option("--level", help="Level to play [default: the one it was trained on].")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+_level = click.option("--level", help="Play this level [default: the one it was trained on].")
 _trust = click.option(
     "--trust",
     is_flag=True,
-    help="Import and run code that the checkpoint names.",
+    help="Import and run the code that the checkpoint names.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
@@ -83,7 +85,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run [default: runs/NAME].",
+    help="Write the run to this folder [default: runs/NAME].",
 )
 @click.option(
     "--set",
@@ -92,15 +94,23 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     metavar="KEY=VALUE",
     help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, and stop.")
-@click.option("--tiny", is_flag=True, help="Take the recipe's own [tiny] overrides: seconds.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
 @click.option(
-    "--force-settings", is_flag=True, help="Resume with changed settings where that is harmless."
+    "--dry-run",
+    is_flag=True,
+    help="Print the resolved settings and the expected cost; train nothing.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a run in the same folder.")
 @click.option(
-    "--trust", is_flag=True, help="Run the code that another run's settings.toml names, too."
+    "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
+)
+@click.option("--resume", is_flag=True, help="Resume from the checkpoint in the output folder.")
+@click.option(
+    "--force-settings",
+    is_flag=True,
+    help="Resume although settings changed that no weight depends on.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run in the same folder.")
+@click.option(
+    "--trust", is_flag=True, help="Import and run the code that the settings.toml of a run names."
 )
 @_workers
 @_data_dir
@@ -173,12 +183,12 @@ def _writes() -> bool:
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Unseen episodes to play.",
+    help="Play so many unseen episodes.",
 )
 @click.option(
     "--policy",
     type=click.Choice(["bot", "random"]),
-    help="Play a reference instead, on the same level.",
+    help="Play a reference policy instead, on the same level.",
 )
 @_level
 @_trust
@@ -243,7 +253,10 @@ def list_recipes() -> None:
 @recipes.command()
 @click.argument("name")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file [default: NAME here]."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the copy to this file [default: NAME, in this folder].",
 )
 @_overwrite
 @_quiet
@@ -275,7 +288,7 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("curve.png"),
     show_default=True,
-    help="The picture.",
+    help="Write the picture to this file.",
 )
 @_overwrite
 @_quiet
@@ -304,18 +317,18 @@ def plot(
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="Episodes to watch.",
+    help="Watch so many episodes.",
 )
-@click.option("--worst", is_flag=True, help="Those that went worst, of a hundred at least.")
+@click.option("--worst", is_flag=True, help="Watch those that went worst of at least a hundred.")
 @_level
 @_trust
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="Environment seed of the first episode [default: of evaluation].",
+    help="Begin with this environment seed [default: the first of evaluation].",
 )
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
-@click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
+@click.option("--ansi", is_flag=True, help="Print all steps, in colour.")
 @_overwrite
 @_json
 @_quiet
@@ -382,7 +395,7 @@ def watch(
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("runs.html"),
     show_default=True,
-    help="The file.",
+    help="Write the page to this file.",
 )
 @_overwrite
 @_json

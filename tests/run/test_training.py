@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import trainer
 from demotools.babyai.vocabulary import WORDS
+from demotools.errors import SettingsError
 from demotools.store.reading import Store, open_store
 from trainer.batch import Batch
 from trainer.cli import main
@@ -134,6 +137,25 @@ def test_a_dry_run_prints_a_file_that_gives_the_same_weights_and_writes_nothing(
     first, second = weights(again), weights(folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (again / "settings.toml").read_text() == (folder / "settings.toml").read_text()
+
+
+def test_a_run_from_python_is_that_of_the_command(
+    finished: tuple[Path, str], bot_data: Path, tmp_path: Path
+) -> None:
+    tree = tomllib.loads((finished[0] / "settings.toml").read_text("utf-8"))
+    said: list[str] = []
+    more: dict[str, Any] = {"data_dir": bot_data, "workers": 1}
+    folder = trainer.train(tree, output=tmp_path / "b", say=said.append, **more)
+    assert folder == tmp_path / "b"
+    assert any(line.startswith("trained for") for line in said)
+    first, second = weights(folder), weights(finished[0])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # nothing is left to do, and it is the object of the same settings
+    settings = Settings.model_validate(tree)
+    assert trainer.train(settings, output=folder, resume=True, quiet=True, **more) == folder
+    with pytest.raises(SettingsError, match="unknown key `run"):
+        trainer.train({**tree, "run": {**tree["run"], "levl": "x"}}, output=tmp_path / "c", **more)
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_tutorials_recipe_runs_with_its_environment_budget(

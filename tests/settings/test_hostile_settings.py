@@ -48,7 +48,7 @@ def assert_refused(result: Result, what: str) -> None:
         (f'{DEMOS}.losses=[["a"]]', "names of losses"),
         (f"{DEMOS}.losses=[{{a=1}}]", "names of losses"),
         (f"{DEMOS}.losses=[]", f"`{DEMOS}.losses`"),
-        (f"{DEMOS}.losses={{expert_ce=nan}}", "it is not a number"),
+        (f"{DEMOS}.losses={{expert_ce=nan}}", "finite"),
         (f"{DEMOS}.losses={{expert_ce=inf}}", "finite"),
         (f"{DEMOS}.losses={{expert_ce=true}}", "it must be a number"),
         ("stages.0.max_demo_steps=99999999999999999999", "`stages.0.max_demo_steps`"),
@@ -61,18 +61,16 @@ def assert_refused(result: Result, what: str) -> None:
         ("optimizer.lr=inf", "`optimizer.lr`"),
         ("optimizer.lr=nan", "`optimizer.lr`"),
         ("optimizer.max_grad_norm=inf", "`optimizer.max_grad_norm`"),
-        ("optimizer.weight_decay=nan", "`optimizer.weight_decay`"),
         ("evaluation.episodes=99999999999999999999", "`evaluation.episodes`"),
-        ("run.name=a\udcffb", "bytes that are not UTF-8"),
-        ("run.level=a\udcffb", "bytes that are not UTF-8"),
+        ("run.name=a\udcffb", "the value is no setting"),
+        ("run.level=a\udcffb", "the value is no setting"),
         ("run.\udcff=b", "KEY=VALUE"),
-        ('run.name="a\\u0000b"', "a NUL"),
+        ('run.name="a\\u0000b"', "a plain name"),
         ('run.name="a\\nb"', "a plain name"),
         ("run.name=../up", "a plain name"),
         ("run.name=..", "a plain name"),
         ('run.name=""', "a plain name"),
         (f"run.name={'x' * 300}", "a plain name"),
-        (f"model.deep={'[' * 90}{']' * 90}", "nested more than"),
         (f"model.deep={'[' * 9000}{']' * 9000}", "the value is no setting"),
     ],
 )
@@ -93,6 +91,7 @@ def test_an_impossible_value_is_refused_by_its_key(override: str, what: str) -> 
         ("optimizer.schedule={type='linear', env_steps=-5}", "a number of steps"),
         ("optimizer.schedule={type='linear', to='x'}", "the schedule refuses its settings"),
         ("optimizer.betas=[2.0, 3.0]", "the optimizer refuses its settings"),
+        ("optimizer.weight_decay=nan", "the optimizer refuses its settings"),
     ],
 )
 def test_an_impossible_option_of_something_with_a_type_is_refused(override: str, what: str) -> None:
@@ -106,9 +105,7 @@ def test_an_impossible_option_of_something_with_a_type_is_refused(override: str,
     [
         ("tiny = 5\n", "`tiny` is not a section"),
         (f"a = {'[' * 9000}{']' * 9000}\n", "not valid TOML"),
-        (f"{'a.' * 3000}a = 1\n", "nested more than 16 deep"),
         (f"a = {'9' * 5000}\n", "not valid TOML"),
-        ('"a\\u0000" = 1\n', "a NUL"),
     ],
 )
 @pytest.mark.parametrize("tiny", [(), ("--tiny",)])
@@ -116,6 +113,13 @@ def test_an_impossible_recipe_is_refused(text: str, what: str, tiny: tuple[str, 
     recipe = shipped_recipes()["bc_small_cpu.toml"].read_text("utf-8").partition("[tiny]")[0]
     Path("mine.toml").write_text(text + recipe, "utf-8")
     assert_refused(CliRunner().invoke(main, ["run", "mine.toml", *tiny]), what)
+
+
+@pytest.mark.parametrize("text", [f"{'a.' * 3000}a = 1\n", '"a\\u0000" = 1\n'])
+def test_a_key_that_no_recipe_can_have_is_refused_by_its_name(text: str) -> None:
+    recipe = shipped_recipes()["bc_small_cpu.toml"].read_text("utf-8")
+    Path("mine.toml").write_text(text + recipe, "utf-8")
+    assert_refused(CliRunner().invoke(main, ["run", "mine.toml"]), "unknown key `a")
 
 
 @pytest.mark.parametrize("command", [("evaluate", "--policy", "bot", "--level", "GoToObj")])

@@ -232,7 +232,7 @@ def test_a_part_that_fails_raises_its_own_error(
     attempt: Callable[..., Result], override: str, kind: type[Exception], what: str
 ) -> None:
     key = override.replace("={type", ".type").partition("=")[0]
-    assert_raised(attempt(override), kind, what, f"{key} = '")
+    assert_raised(attempt(override), kind, what, f"{key} = ")
 
 
 def test_a_part_may_lie_inside_a_class(attempt: Callable[..., Result]) -> None:

@@ -7,7 +7,6 @@ arguments that it is built with (`trainer.settings.user_code`).
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -310,7 +309,6 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
 
 def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
     """Settings of parsed TOML; SettingsError names the key and, where unknown, the nearest."""
-    check_tree(tree, path)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -392,48 +390,19 @@ def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"; {otherwise} {', '.join(names)}" if names else ""
 
 
-_DEEPEST = 16
-
-
 def toml_tree(text: str, path: Path | str) -> dict[str, Any]:
-    """What a TOML file says; SettingsError where it is not TOML, or no file of settings could be.
+    """What a TOML file says; SettingsError where it is not TOML.
 
     path   of the file, for the message
     """
     try:
-        tree = tomllib.loads(text)
+        text.encode()  # what is no text could not be written again
+        return tomllib.loads(text)
     # besides its own, tomllib lets through what int() says of thousands of digits
     except (ValueError, RecursionError) as error:
         raise SettingsError(
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
         ) from error
-    check_tree(tree, path)
-    return tree
-
-
-def check_tree(tree: dict[str, Any], path: Path | str) -> None:
-    """SettingsError where a value can be no setting: nested too deep, NaN, text that is no text."""
-    level: list[tuple[str, Any]] = list(tree.items())
-    for _ in range(_DEEPEST):
-        deeper: list[tuple[str, Any]] = []
-        for key, value in level:
-            if isinstance(value, dict):
-                deeper += [(f"{key}.{name}", item) for name, item in value.items()]
-            elif isinstance(value, list):
-                deeper += [(f"{key}.{number}", item) for number, item in enumerate(value)]
-            elif wrong := _wrong(key) or _wrong(value):
-                raise SettingsError(
-                    f"the settings are wrong at `{_shown(key)}`: {wrong}",
-                    path=path,
-                    fix="correct that key in the file, or with --set",
-                )
-        level = deeper
-    if level:
-        raise SettingsError(
-            f"the settings are nested more than {_DEEPEST} deep at `{_shown(level[0][0])}`",
-            path=path,
-            fix="look at a shipped recipe: `trainer recipes`",
-        )
 
 
 def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
@@ -457,10 +426,10 @@ def override(tree: dict[str, Any], text: str) -> None:
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise SettingsError(
             "an override is not of the form KEY=VALUE",
-            path=f"--set {_shown(text)}",
+            path=f"--set {text}",
             fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
         )
-    set_key(tree, key, _toml_value(key, value) if value else None)
+    set_key(tree, key, _toml_value(text, value) if value else None)
 
 
 def set_key(tree: dict[str, Any], key: str, value: object) -> None:
@@ -475,8 +444,8 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
         return
     if not isinstance(place, dict):
         raise SettingsError(
-            f"there is nothing to set inside `{_shown('.'.join(parents))}`",
-            path=f"--set {_shown(key)}",
+            f"there is nothing to set inside `{'.'.join(parents)}`",
+            path=f"--set {key}",
             fix="look at the keys with --dry-run",
         )
     if value is not None:
@@ -490,37 +459,19 @@ def _item(place: Any, part: str, key: str) -> Any:
     if re.fullmatch(r"[0-9]{1,9}", part) and int(part) < count:
         return place[int(part)]
     raise SettingsError(
-        f"`{_shown(part)}` is not an item of this list of {count}",
-        path=f"--set {_shown(key)}",
+        f"`{part[:80]}` is not an item of this list of {count}",
+        path=f"--set {key}",
         fix="count from 0, as in `--set stages.0.max_demo_steps=1000`",
     )
 
 
-def _toml_value(key: str, text: str) -> Any:
+def _toml_value(text: str, value: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value.encode()
+        return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string, as a shell would have it
+        return value  # a bare word is a string, as a shell would have it
     except (ValueError, RecursionError) as error:
         raise SettingsError(
-            f"the value is no setting: {error}", path=f"--set {_shown(key)}", fix="correct it"
+            f"the value is no setting: {error}", path=f"--set {text}", fix="correct it"
         ) from error
-
-
-def _wrong(value: object) -> str:
-    """What is wrong with a single value, if anything is."""
-    if isinstance(value, float) and math.isnan(value):
-        return "it is not a number"
-    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-        return "the text has a NUL or bytes that are not UTF-8"
-    return ""
-
-
-def _is_unicode(text: str) -> bool:
-    return text == text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _shown(text: str) -> str:
-    """A key for a message: short, and printable everywhere."""
-    short = text if len(text) <= 80 else f"{text[:80]}..."
-    return short.encode("utf-8", "backslashreplace").decode("utf-8")
