@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from demotools.babyai.vocabulary import WORDS
-from demotools.errors import LevelError
 from demotools.recording.environment import make_environment, observed_cells
 from trainer.acting.collect import Collector, Forcing, NetworkPolicy, Rollout, minibatches
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment
@@ -141,18 +140,6 @@ def test_a_collector_goes_on_bit_for_bit_from_its_state(processes: int) -> None:
         ours = [here.collect(30, 210), here.collect(30, 300)]
     assert all(map(same, ours, expected))
     assert [rollout.scalars() for rollout in ours] == [rollout.scalars() for rollout in expected]
-
-
-def test_after_a_failure_the_state_is_that_of_the_last_whole_rollout() -> None:
-    kind = EnvironmentKind("GoToLocal", make="tests.acting.test_vector:make_fragile")
-    torch.manual_seed(1)
-    with VectorEnvironment(kind, 4, processes=2) as vector:
-        here = collector(vector, small())
-        before, random = here.state(), torch.get_rng_state()
-        with pytest.raises(LevelError, match="exit code 3"):
-            here.collect(100)
-        assert here.state() == before
-        assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_two_halves_play_what_the_whole_plays() -> None:

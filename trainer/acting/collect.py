@@ -1,17 +1,16 @@
 """A network that acts in environments, and the rollouts that are collected of it.
 
-Episodes of many environments, counted in the order in which they began.
-
-In any stretch of time the short episodes end first, and those are the successes: what has ended by
-then flatters. So an episode counts only once all that began before it have ended, at most a step
-limit later; how it went has no part in whether it counts.
+Episodes are counted in the order in which they began. In any stretch of time the short ones end
+first, and those are the successes: what has ended by then flatters. So an episode counts only once
+all that began before it have ended, at most a step limit later; how it went has no part in whether
+it counts.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from demotools.babyai.vocabulary import mission_tokens, mission_words
-from demotools.errors import CheckpointError, DemotoolsError
+from demotools.errors import CheckpointError
 from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
 from trainer.batch import Batch
 from trainer.data.augment import batch_missions
@@ -55,21 +54,6 @@ class Forcing:
         return self.start + (self.stop - self.start) * min(stage_steps / self.steps, 1.0)
 
 
-@dataclass
-class _Record:
-    """What the steps of a rollout leave behind, one entry a step."""
-
-    before: list[EnvironmentStep] = field(default_factory=list)
-    after: list[EnvironmentStep] = field(default_factory=list)
-    action: list[NDArray[np.uint8]] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
-    cut_value: list[Tensor] = field(default_factory=list)
-    asked: list[float] = field(default_factory=list)
-    applied: list[float] = field(default_factory=list)
-    episodes: list[NDArray[np.float64]] = field(default_factory=list)
-
-
 class Collector:
     """A policy in environments that go on from one rollout to the next.
 
@@ -101,71 +85,88 @@ class Collector:
         low = _FIRST_SEED + seed * 1_000_003 % (_LAST_SEED - _FIRST_SEED) // 2
         streams = seed_streams(range(low, _LAST_SEED), self._everywhere)
         self._streams = streams[first : first + vector.count]
-        self._tally = Tally(vector.count)
+        self._counter = EpisodeCounter(vector.count)
         self.recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
         """Whether the latest episodes succeeded, of those that count."""
         self._step = vector.reset(self._streams)
         policy.reset(vector.count)
-        self._whole = self._present_state()
 
     def collect(self, rollout_len: int, stage_steps: int = 0) -> Rollout:
         """The next `rollout_len` steps of every environment.
 
         stage_steps      environment steps of the stage so far, everywhere
-
-        DemotoolsError   the environments fail; `state` is then of before this rollout
         """
-        random = torch.get_rng_state()
         memory = self._policy.memory
-        record = _Record()
-        try:
-            for number in range(rollout_len):
-                self._advance(record, stage_steps + number * self._everywhere)
-        except DemotoolsError:
-            torch.set_rng_state(random)
-            raise
-        self._whole = self._present_state()
-        forcing = None
-        if self._forcing is not None:
-            forcing = float(np.mean(record.asked)), float(np.mean(record.applied))
+        asked: list[float] = []
+        applied: list[float] = []
+        episodes: list[NDArray[np.float64]] = []
+        missions: list[str] = []
+        steps: list[dict[str, Any]] = []
+        for number in range(rollout_len):
+            before, policy = self._step, self._policy
+            action = policy.act(before.cells, before.direction, before.missions, before.mask)
+            if self._forcing is not None:
+                asked.append(self._forcing.probability(stage_steps + number * self._everywhere))
+                action, share = self._forced(action, asked[-1])
+                applied.append(share)
+            after = self._step = self._vector.step(action)
+            steps.append(self._seen(before, action, after))
+            missions.extend(before.missions)
+            episodes.append(self._counter.step(after.reward, after.terminated | after.truncated))
+            self.recent.extend((episodes[-1][:, 0] > 0).tolist())
+        row, tokens = tokenised(missions, self._words)
+        batch = {
+            name: torch.stack([torch.as_tensor(step[name]) for step in steps]).to(memory.device)
+            for name in steps[0]
+        }
+        batch["mission"] = row.reshape(batch["masks"].shape).to(memory.device)
+        batch["log_prob"] = taken_log_prob(batch.pop("logits"), batch["action"])
+        if self._bootstrap:
+            following = self._following_values(batch["value"])
+            batch["next_value"] = batch["next_value"].where(batch["truncated"], following)
+        batch["stage_steps"] = torch.tensor(stage_steps)
         return Rollout(
-            batch=self._batch(record, stage_steps),
+            batch=batch_missions(batch, tokens.to(memory.device)),
             memory=memory,
-            episodes=np.concatenate(record.episodes),
-            forcing=forcing,
+            episodes=np.concatenate(episodes),
+            forcing=(float(np.mean(asked)), float(np.mean(applied))) if asked else None,
         )
 
-    def _advance(self, record: _Record, stage_steps: int) -> None:
-        before, policy = self._step, self._policy
-        action = policy.act(before.cells, before.direction, before.missions, before.mask)
-        if self._forcing is not None:
-            asked = self._forcing.probability(stage_steps)
-            if asked > 0:
-                # not even episodes count in which nothing was forced: those are the short ones
-                self._tally.spoil()
-            drawn = torch.rand(len(action)).numpy() < asked
-            forced = drawn & (before.expert_action >= 0)
-            action = np.where(forced, before.expert_action, action)
-            record.asked.append(asked)
-            record.applied.append(float(forced.mean()))
-        after = self._step = self._vector.step(action)
-        record.before.append(before)
-        record.after.append(after)
-        record.action.append(action.astype(np.uint8))
-        record.logits.append(policy.logits)
-        record.value.append(policy.values)
-        if self._bootstrap:
-            record.cut_value.append(self._cut_value(before, after))
-        episodes = self._tally.note(after.reward, after.terminated | after.truncated)
-        record.episodes.append(episodes)
-        self.recent.extend((episodes[:, 0] > 0).tolist())
+    def _forced(
+        self, action: NDArray[np.int64], probability: float
+    ) -> tuple[NDArray[np.int64], float]:
+        """The actions, some of them the expert's, and how many are: a share of them."""
+        if probability > 0:
+            # not even episodes count in which nothing was forced: those are the short ones
+            self._counter.exclude_present()
+        drawn = torch.rand(len(action)).numpy() < probability
+        forced = drawn & (self._step.expert_action >= 0)
+        return np.where(forced, self._step.expert_action, action), float(forced.mean())
 
-    def _cut_value(self, before: EnvironmentStep, after: EnvironmentStep) -> Tensor:
-        """The critic's value of what episodes showed last when they were cut off, else 0: [B]."""
-        value = torch.zeros_like(self._policy.values)
+    def _seen(
+        self, before: EnvironmentStep, action: NDArray[np.int64], after: EnvironmentStep
+    ) -> dict[str, Any]:
+        """One step of a batch; `next_value` is only that of episodes that were cut off, else 0."""
+        value = self._policy.values
+        return {
+            "cells": before.cells,
+            "direction": before.direction,
+            "masks": before.mask,
+            "action": action.astype(np.uint8),
+            "expert_action": before.expert_action,
+            "reward": after.reward,
+            "terminated": after.terminated,
+            "truncated": after.truncated,
+            "logits": self._policy.logits,
+            "value": value,
+            "next_value": self._cut_value(before, after, torch.zeros_like(value)),
+        }
+
+    def _cut_value(self, before: EnvironmentStep, after: EnvironmentStep, value: Tensor) -> Tensor:
+        """With the critic's value of what episodes showed last when they were cut off: [B]."""
         rows = np.flatnonzero(after.truncated)
-        if len(rows):
-            output = self._policy.look(
+        if self._bootstrap and len(rows):
+            output = self._policy.output(
                 after.final_cells[rows],
                 after.final_direction[rows],
                 [before.missions[row] for row in rows.tolist()],
@@ -175,48 +176,18 @@ class Collector:
             value[rows] = output.values[0]
         return value
 
-    def _batch(self, record: _Record, stage_steps: int) -> Batch:
-        before, after, device = record.before, record.after, self._policy.memory.device
-        missions = [text for step in before for text in step.missions]
-        row, tokens = tokenised(missions, self._words)
-        arrays: dict[str, Sequence[NDArray[Any]]] = {
-            "cells": [step.cells for step in before],
-            "direction": [step.direction for step in before],
-            "masks": [step.mask for step in before],
-            "action": record.action,
-            "expert_action": [step.expert_action for step in before],
-            "reward": [step.reward for step in after],
-            "terminated": [step.terminated for step in after],
-            "truncated": [step.truncated for step in after],
-        }
-        batch = {name: _stacked(rows).to(device) for name, rows in arrays.items()}
-        batch["mission"] = row.reshape(batch["masks"].shape).to(device)
-        batch["value"] = torch.stack(record.value)
-        batch["log_prob"] = taken_log_prob(torch.stack(record.logits), batch["action"])
-        batch["next_value"] = torch.zeros_like(batch["value"])
-        batch["stage_steps"] = torch.tensor(stage_steps)
-        if self._bootstrap:
-            cut = batch["truncated"]
-            batch["next_value"] = torch.where(
-                cut, torch.stack(record.cut_value), self._following_values(batch["value"])
-            )
-        return batch_missions(batch, tokens.to(device))
-
     def _following_values(self, value: Tensor) -> Tensor:
         """The critic's values one step later: [T, B]."""
         step, policy = self._step, self._policy
-        last = policy.look(step.cells, step.direction, step.missions, step.mask, policy.memory)
+        last = policy.output(step.cells, step.direction, step.missions, step.mask, policy.memory)
         return torch.cat([value[1:], last.values])
 
     def state(self) -> dict[str, Any]:
-        """Where the environments and the memory stood after the last whole rollout."""
-        return self._whole
-
-    def _present_state(self) -> dict[str, Any]:
+        """Where the environments and the memory stand, after a whole rollout."""
         return {
             **self._vector.state(),
             "memory": self._policy.memory,
-            "tally": self._tally.state(),
+            "counter": self._counter.state(),
             "recent": list(self.recent),
         }
 
@@ -228,13 +199,8 @@ class Collector:
         ]
         self._step = self._vector.reset(streams, state["taken"])
         self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
-        self._tally.load_state(state["tally"])
+        self._counter.load_state(state["counter"])
         self.recent.extend(state["recent"])
-        self._whole = self._present_state()
-
-
-def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
 
 
 class NetworkPolicy:
@@ -275,7 +241,7 @@ class NetworkPolicy:
 
         CheckpointError  a mission has a word that is not in the vocabulary
         """
-        output = self.look(cells, direction, missions, masks, self.memory)
+        output = self.output(cells, direction, missions, masks, self.memory)
         self.logits, self.values = output.logits[0], output.values[0]
         if self._sample:
             action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
@@ -284,7 +250,7 @@ class NetworkPolicy:
         self.memory = output.memory
         return cast(NDArray[np.int64], action.cpu().numpy())
 
-    def look(
+    def output(
         self,
         cells: NDArray[np.uint8],
         direction: NDArray[np.uint8],
@@ -415,7 +381,7 @@ class _Episode:
     counts: bool = True
 
 
-class Tally:
+class EpisodeCounter:
     """The episodes of `count` environments that step together, all beginning now."""
 
     def __init__(self, count: int) -> None:
@@ -425,13 +391,13 @@ class Tally:
         for row in range(count):
             self._present.append(self._begin(row))
 
-    def spoil(self) -> None:
+    def exclude_present(self) -> None:
         """Let no episode count that is under way: the expert may act in it."""
         for episode in self._present:
             episode.counts = False
 
-    def note(self, reward: NDArray[np.float32], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Note a step of every environment; the episodes that are to be counted now.
+    def step(self, reward: NDArray[np.float32], ended: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """After a step of every environment: the episodes that are to be counted now.
 
         reward    [count], of this step
         ended     [count], whether the episode did, and the next one has begun

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainer.acting.collect import Tally
+from trainer.acting.collect import EpisodeCounter
 
 LIMIT = 12
 
@@ -42,43 +42,43 @@ rows = st.lists(st.lists(st.integers(1, LIMIT), max_size=9), min_size=1, max_siz
 def test_what_counts_are_the_first_episodes_that_began_whatever_came_of_them(
     lengths: list[list[int]], steps: int
 ) -> None:
-    tally, played = Tally(len(lengths)), Played(lengths)
+    counter, played = EpisodeCounter(len(lengths)), Played(lengths)
     counted = np.concatenate(
-        [np.zeros((0, 2)), *(tally.note(*played.step()) for _ in range(steps))]
+        [np.zeros((0, 2)), *(counter.step(*played.step()) for _ in range(steps))]
     )
     assert counted[:, 0].tolist() == counted[:, 1].tolist() == played.begun[: len(counted)]
 
 
 @given(rows, st.integers(0, 60))
-def test_a_tally_goes_on_from_its_state(lengths: list[list[int]], steps: int) -> None:
-    tally, played = Tally(len(lengths)), Played(lengths)
+def test_a_counter_goes_on_from_its_state(lengths: list[list[int]], steps: int) -> None:
+    counter, played = EpisodeCounter(len(lengths)), Played(lengths)
     for _ in range(steps):
-        tally.note(*played.step())
-    again = Tally(len(lengths))
-    again.load_state(tally.state())
+        counter.step(*played.step())
+    again = EpisodeCounter(len(lengths))
+    again.load_state(counter.state())
     for _ in range(LIMIT):
         step = played.step()
-        assert np.array_equal(tally.note(*step), again.note(*step))
+        assert np.array_equal(counter.step(*step), again.step(*step))
 
 
 def test_a_step_limit_after_the_beginning_the_share_of_successes_is_right() -> None:
     # half of the episodes succeed within 2 steps, half fail at the limit
     random = np.random.default_rng(0)
     lengths = np.where(random.random((200, 50)) < 0.5, 2, LIMIT)
-    tally, played = Tally(200), Played(lengths.tolist())
+    counter, played = EpisodeCounter(200), Played(lengths.tolist())
     ended, counted = [], []
     for _ in range(LIMIT):
         reward, over = played.step()
         ended.extend(reward[over] == 2)
-        counted.extend(tally.note(reward, over)[:, 0] == 2)
+        counted.extend(counter.step(reward, over)[:, 0] == 2)
     assert np.mean(ended) > 0.6
     # 3 standard deviations of 200 episodes
     assert len(counted) >= 200 and abs(np.mean(counted) - 0.5) < 0.11
 
 
 def test_episodes_under_way_when_the_expert_may_act_never_count_and_later_ones_do() -> None:
-    tally, played = Tally(2), Played([[1, 2, 2], [3, 3]])
-    assert tally.note(*played.step()).tolist() == [[1, 1]]
-    tally.spoil()
-    counted = [tally.note(*played.step()).tolist() for _ in range(5)]
+    counter, played = EpisodeCounter(2), Played([[1, 2, 2], [3, 3]])
+    assert counter.step(*played.step()).tolist() == [[1, 1]]
+    counter.exclude_present()
+    counted = [counter.step(*played.step()).tolist() for _ in range(5)]
     assert counted == [[], [], [], [[2, 2]], [[3, 3]]]
