@@ -275,10 +275,8 @@ def _converted(
                     source=source,
                     late=late,
                 )
-        except (PickleError, StoreError) as error:
-            builder.discard()
-            if isinstance(error, StoreError):  # it names a folder that has just been removed
-                error.path = ", ".join(map(str, paths))
+        except StoreError as error:  # it names a folder that is removed now
+            error.path = ", ".join(map(str, paths))
             raise
     return source
 

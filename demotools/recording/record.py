@@ -172,19 +172,13 @@ def generate(
     StoreError   the store exists, or another process is making it
     """
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
-        try:
-            if players is None:
-                parts = -(-recording.episodes // recording.part_seeds)
-                processes = bounded_workers(workers or _enough(recording), parts)
-                begun = submitting(play_part, processes, builder.path)
-                _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
-            else:
-                _record_parts(
-                    recording, builder, players(builder), _PARTS_ON_A_CLUSTER, quiet=quiet
-                )
-        except LevelError:
-            builder.discard()
-            raise
+        if players is None:
+            parts = -(-recording.episodes // recording.part_seeds)
+            processes = bounded_workers(workers or _enough(recording), parts)
+            begun = submitting(play_part, processes, builder.path)
+            _record_parts(recording, builder, begun, 2 * processes, quiet=quiet)
+        else:
+            _record_parts(recording, builder, players(builder), _PARTS_ON_A_CLUSTER, quiet=quiet)
         seeds, failures = _cut_to_size(recording, builder)
         manifest = read_manifest(recording.level)
         builder.finish(

@@ -162,6 +162,9 @@ class StoreBuilder:
                 again after it was killed; another job's parts are thrown away
     overwrite   replace an existing store, at the very end
 
+    An error that is not the operating system's throws the parts away: the same parts would end in
+    the same error.
+
     StoreError  the store exists and `overwrite` is False, or another process is building it
     """
 
@@ -191,19 +194,19 @@ class StoreBuilder:
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
             error.add_note("what is done is kept: the same command goes on where it was")
-        if type(error) is DemotoolsError:  # the operating system's: a full disk, say
-            self._keep_or_discard(error)
+        if isinstance(error, DemotoolsError):
+            # the operating system's, a full disk say, may be mended; the others are the source's
+            if type(error) is DemotoolsError and self.finished_parts():
+                error.fix += (
+                    f". What is done is kept in {self.folder}: the same command goes on from it, "
+                    "or remove that folder"
+                )
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if Path(error.path).is_relative_to(self.folder):
+                    error.path = str(self.path)
         if self._lock is not None:
             self._lock.release()
-
-    def _keep_or_discard(self, error: DemotoolsError) -> None:
-        if not self.finished_parts():
-            self.discard()
-            return
-        error.fix += (
-            f". What is done is kept in {self.folder}: the same command goes on from it, "
-            "or remove that folder"
-        )
 
     def _prepare(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_dir():
@@ -263,10 +266,6 @@ class StoreBuilder:
         """The numbers of the parts that lie there whole, sorted."""
         return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npy"))
 
-    def discard(self) -> None:
-        """Throw the parts away: for a job that has nothing worth resuming."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def finish(
         self,
         *,
@@ -283,8 +282,8 @@ class StoreBuilder:
 
         late   the parts that were not written down
 
-        StoreError     there is no episode, or what was written does not read back
-        DemotoolsError the disk is full
+        StoreError      there is no episode, or the parts do not make a store
+        DemotoolsError  the disk is full, or gives back something else than was written
         """
         about = {
             "level": level,
@@ -299,9 +298,12 @@ class StoreBuilder:
         try:
             removed(building)
             self._join(building, about, late)
-            self.publish(building)
         except OSError as error:
             raise from_os_error(error, self.path) from error
+        try:
+            self.publish(building)
+        except StoreError as error:  # the disk's fault, not that of the parts
+            raise DemotoolsError(error.what, path=error.path, fix=error.fix) from error
         return self.path
 
     def _join(self, building: Path, about: Mapping[str, Any], late: LateParts | None) -> None:
@@ -326,13 +328,17 @@ class StoreBuilder:
     def publish(self, building: Path) -> None:
         """Check every byte of a whole store that lies in `folder`, then give it its final name.
 
-        StoreError  what was written does not read back
+        StoreError      what was written does not read back
+        DemotoolsError  the operating system refuses
         """
         _check_written(building)
-        if self.path.exists():
-            self.path.rename(aside_folder(self.path))
-        building.rename(self.path)
-        recover(self.path)
+        try:
+            if self.path.exists():
+                self.path.rename(aside_folder(self.path))
+            building.rename(self.path)
+            recover(self.path)
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
