@@ -188,8 +188,9 @@ class MissionTable:
         ids = array("H")
         for text in missions:
             words = mission_words(text)
-            if not words:
-                raise self._refused(f"the mission {text!r} has no words")
+            if not 0 < len(words) <= MAX_WORDS:
+                what = f"more than {MAX_WORDS:,}" if words else "no"
+                raise self._refused(f"the mission {text[:200]!r} has {what} words")
             self._length.append(len(words))
             try:
                 ids.extend([self._id_of_word[word] for word in words])

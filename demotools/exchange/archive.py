@@ -119,12 +119,10 @@ def unarchive_store(
                 _extract(archive, members, file, building, quiet=quiet)
                 builder.publish(building)
             except StoreError as error:
-                builder.discard()
                 # what was restored is gone: the archive is what the user has
                 known = error.path == str(file)
                 raise (error if known else _unusable(file, error.what)) from error
             except OSError as error:
-                builder.discard()
                 raise from_os_error(error, output) from error
     return output
 

@@ -303,8 +303,7 @@ def import_minari(
     with StoreBuilder(path, dataset.job(), overwrite=overwrite) as builder:
         done = set(builder.finished_parts())
         seeds: set[int] = set()
-        bar = progress_bar(total, path.stem, "episodes", quiet=quiet)
-        try:
+        with progress_bar(total, path.stem, "episodes", quiet=quiet) as bar:
             for part, first in enumerate(range(0, total, _EPISODES_A_PART)):
                 rows = range(first, min(first + _EPISODES_A_PART, total))
                 if part in done:
@@ -312,14 +311,8 @@ def import_minari(
                 else:
                     _write_part(dataset, manifest, rows, seeds, builder.parts, part)
                 bar.update(len(rows))
-        except StoreError:
-            builder.discard()
-            raise
-        finally:
-            bar.close()
         left_out, episodes = _summary(builder)
         if not episodes:
-            builder.discard()
             reasons = ", ".join(left_out) or "it is empty"
             raise StoreError(
                 f"no episode can be kept: {reasons}",

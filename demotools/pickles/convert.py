@@ -178,10 +178,8 @@ def _converted(
                 citation=manifest.citation,
                 source=source,
             )
-        except (PickleError, StoreError) as error:
-            builder.discard()
-            if isinstance(error, StoreError):  # it names a folder that has just been removed
-                error.path = ", ".join(map(str, paths))
+        except StoreError as error:  # it names a folder that is removed now
+            error.path = ", ".join(map(str, paths))
             raise
     return source
 

@@ -135,14 +135,10 @@ def generate(
     StoreError   the store exists, or another process is making it
     """
     with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
-        try:
-            parts = -(-recording.episodes // recording.part_seeds)
-            processes = bounded_workers(workers or _enough(recording), parts)
-            with opened_workers(processes, builder.parts, dask=dask) as pool:
-                _record_parts(recording, builder, pool, quiet=quiet)
-        except LevelError:
-            builder.discard()
-            raise
+        parts = -(-recording.episodes // recording.part_seeds)
+        processes = bounded_workers(workers or _enough(recording), parts)
+        with opened_workers(processes, builder.parts, dask=dask) as pool:
+            _record_parts(recording, builder, pool, quiet=quiet)
         seeds, failures = _cut_to_size(recording, builder)
         manifest = read_manifest(recording.level)
         builder.finish(

@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import OBJECTS, PACKING, VIEW_SIZE
+from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.output import acquired_lock, open_regular, written_whole
@@ -151,6 +152,9 @@ class StoreBuilder:
                 again after it was killed; another job's parts are thrown away
     overwrite   replace an existing store, at the very end
 
+    An error that is not the operating system's throws the parts away: the same parts would end in
+    the same error.
+
     StoreError  the store exists and `overwrite` is False, or another process is building it
     """
 
@@ -180,19 +184,19 @@ class StoreBuilder:
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
             error.add_note("what is done is kept: the same command goes on where it was")
-        if type(error) is DemotoolsError:  # the operating system's: a full disk, say
-            self._keep_or_discard(error)
+        if isinstance(error, DemotoolsError):
+            # the operating system's, a full disk say, may be mended; the others are the source's
+            if type(error) is DemotoolsError and self.finished_parts():
+                error.fix += (
+                    f". What is done is kept in {self.folder}: the same command goes on from it, "
+                    "or remove that folder"
+                )
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if Path(error.path).is_relative_to(self.folder):
+                    error.path = str(self.path)
         if self._lock is not None:
             self._lock.release()
-
-    def _keep_or_discard(self, error: DemotoolsError) -> None:
-        if not self.finished_parts():
-            self.discard()
-            return
-        error.fix += (
-            f". What is done is kept in {self.folder}: the same command goes on from it, "
-            "or remove that folder"
-        )
 
     def _prepare(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_dir():
@@ -252,10 +256,6 @@ class StoreBuilder:
         """The numbers of the parts that lie there whole, sorted."""
         return sorted(int(file.stem.removeprefix("part-")) for file in self.parts.glob("*.npy"))
 
-    def discard(self) -> None:
-        """Throw the parts away: for a job that has nothing worth resuming."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def finish(
         self,
         *,
@@ -269,8 +269,8 @@ class StoreBuilder:
     ) -> Path:
         """Join all parts into the store and give it its final name.
 
-        StoreError     there is no episode, or what was written does not read back
-        DemotoolsError the disk is full
+        StoreError      there is no episode, or the parts do not make a store
+        DemotoolsError  the disk is full, or gives back something else than was written
         """
         about = {
             "level": level,
@@ -285,9 +285,12 @@ class StoreBuilder:
         try:
             removed(building)
             self._join(building, about)
-            self.publish(building)
         except OSError as error:
             raise from_os_error(error, self.path) from error
+        try:
+            self.publish(building)
+        except StoreError as error:  # the disk's fault, not that of the parts
+            raise DemotoolsError(error.what, path=error.path, fix=error.fix) from error
         return self.path
 
     def _join(self, building: Path, about: Mapping[str, Any]) -> None:
@@ -303,16 +306,20 @@ class StoreBuilder:
     def publish(self, building: Path) -> None:
         """Check every byte of a whole store that lies in `folder`, then give it its final name.
 
-        StoreError  what was written does not read back
+        StoreError      what was written does not read back
+        DemotoolsError  the operating system refuses
         """
         _check_written(building)
         trash = trash_folder(self.path)
-        if self.path.exists():
-            self.path.rename(aside_folder(self.path))
-        # the parts first: from now on whoever takes the lock clears them
-        self.folder.rename(trash)
-        (trash / building.name).rename(self.path)
-        recover(self.path)
+        try:
+            if self.path.exists():
+                self.path.rename(aside_folder(self.path))
+            # the parts first: from now on whoever takes the lock clears them
+            self.folder.rename(trash)
+            (trash / building.name).rename(self.path)
+            recover(self.path)
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
 
 
 def recover(path: Path) -> None:
@@ -389,15 +396,44 @@ def join_parts(
     # what is found of it, wherever somebody carries it, is known for what it is
     (building / "zarr.json").write_bytes(group_json({"schema": SCHEMA, "unfinished": True}))
     missions = MissionTable(building.with_name("missions.json"))
-    with missions, _EpisodeFiles(building, count) as rows:
-        with _StepFiles(building, steps) as arrays:
-            done = 0
-            for episodes in parts:
-                size = len(episodes.action)
-                arrays.append(episodes, episode_mask(episodes.offset, 0, size))
-                rows.append(done + episodes.offset[:-1], missions.rows(episodes.mission), episodes)
-                done += size
-        rows.end(steps)
+    chunk = chunk_length(steps)
+    with missions, ExitStack() as stack:  # which closes what an error leaves open
+
+        def array(name: str, dtype: str, shape: Sequence[int], rows: int) -> ChunkFiles:
+            return stack.enter_context(closing(raw_array(building, name, dtype, shape, rows)))
+
+        offset = array("episode_offset", "int64", [count + 1], count + 1)
+        mission = array("episode_mission", "int32", [count], count)
+        seed = array("episode_seed", "int64", [count], count)
+        arrays: dict[str, ChunkFiles] = {}
+        done = 0
+        for episodes in parts:
+            size = len(episodes.action)
+            columns = {
+                "cells" if episodes.packed else "image": episodes.view,
+                "direction": episodes.direction,
+                "action": episodes.action,
+                "mask": episode_mask(episodes.offset, 0, size),
+            }
+            arrays = arrays or {
+                name: array(name, "uint8", [steps, *rows.shape[1:]], chunk)
+                for name, rows in columns.items()
+            }
+            if arrays.keys() != columns.keys():
+                raise StoreError(
+                    "some views pack into cells and others do not",
+                    path=building,
+                    fix="convert the files with different kinds of view one by one",
+                )
+            for name, rows in columns.items():
+                arrays[name].append(rows)
+            write_rows(offset, done + episodes.offset[:-1])
+            write_rows(mission, missions.rows(episodes.mission))
+            write_rows(seed, episodes.seed)
+            done += size
+        write_rows(offset, np.array([steps]))
+        for files in arrays.values():
+            files.fill()
     tokens = missions.tokens()
     files = raw_array(building, "mission_tokens", tokens.dtype.name, tokens.shape, len(tokens))
     write_rows(files, tokens)
@@ -423,83 +459,6 @@ def join_parts(
     (building / "zarr.json").write_bytes(signed)
 
 
-class _EpisodeFiles:
-    """The three arrays with a value an episode, written in one pass, one chunk file each."""
-
-    def __init__(self, folder: Path, episodes: int) -> None:
-        size = episodes + 1
-        self._offset = raw_array(folder, "episode_offset", "int64", [size], size)
-        self._mission = raw_array(folder, "episode_mission", "int32", [episodes], episodes)
-        self._seed = raw_array(folder, "episode_seed", "int64", [episodes], episodes)
-
-    def append(
-        self, offset: NDArray[np.int64], mission: NDArray[np.int32], episodes: Episodes
-    ) -> None:
-        write_rows(self._offset, offset)
-        write_rows(self._mission, mission)
-        write_rows(self._seed, episodes.seed)
-
-    def end(self, steps: int) -> None:
-        """Append the last offset, the number of steps."""
-        write_rows(self._offset, np.array([steps]))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for files in (self._offset, self._mission, self._seed):
-            files.close(complete=kind is None)
-
-
-class _StepFiles:
-    """The four step arrays, written as raw chunk files in one pass."""
-
-    def __init__(self, folder: Path, steps: int) -> None:
-        self._folder = folder
-        self._steps = steps
-        self._files: dict[str, ChunkFiles] = {}
-
-    def append(self, episodes: Episodes, mask: NDArray[np.uint8]) -> None:
-        packed = episodes.view.shape[1:] == (VIEW_SIZE, VIEW_SIZE)
-        columns = {
-            "cells" if packed else "image": episodes.view,
-            "direction": episodes.direction,
-            "action": episodes.action,
-            "mask": mask,
-        }
-        if not self._files:
-            self._files = {name: self._create(name, rows) for name, rows in columns.items()}
-        if set(self._files) != set(columns):
-            raise StoreError(
-                "some views pack into cells and others do not",
-                path=self._folder,
-                fix="convert the files with different kinds of view one by one",
-            )
-        for name, rows in columns.items():
-            self._files[name].append(rows)
-
-    def _create(self, name: str, rows: NDArray[np.uint8]) -> ChunkFiles:
-        shape = [self._steps, *rows.shape[1:]]
-        return raw_array(self._folder, name, "uint8", shape, chunk_length(self._steps))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for files in self._files.values():
-            files.close(complete=kind is None)
-
-
 TEXTS_A_CHUNK = 1 << 17
 _ZSTD_LEVEL = 3
 
@@ -521,7 +480,7 @@ def raw_array(
     order = {"configuration": {"endian": "little"}} if size > 1 else {}
     chunk = [chunk_rows, *shape[1:]]
     codecs: list[dict[str, Any]] = [{"name": "bytes", **order}, {"name": "crc32c"}]
-    _arrays_write_array(folder, name, dtype, (list(shape), chunk), codecs, fill_value=0)
+    _new_array(folder, name, dtype, (list(shape), chunk), codecs, fill_value=0)
     return ChunkFiles(chunk_files(folder, name), int(np.prod(chunk)) * size)
 
 
@@ -543,7 +502,7 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
         zstd,
         {"name": "crc32c"},
     ]
-    _arrays_write_array(folder, TEXTS, "string", ([count], [length]), codecs, fill_value="")
+    _new_array(folder, TEXTS, "string", ([count], [length]), codecs, fill_value="")
     texts, packed = VLenUTF8(), Zstd(level=_ZSTD_LEVEL, checksum=False)
     for file, block in zip(chunk_files(folder, TEXTS), blocks, strict=True):
         # the last chunk is as long as the others
@@ -560,7 +519,7 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
         file.write_bytes(content + google_crc32c.value(content).to_bytes(CRC_BYTES, "little"))
 
 
-def _arrays_write_array(
+def _new_array(
     folder: Path,
     name: str,
     data_type: str,
@@ -652,13 +611,12 @@ class ChunkFiles:
         self._stream.close()
         self._stream = None
 
-    def close(self, *, complete: bool) -> None:
-        """Fill the last chunk with zeros where `complete`; otherwise leave it cut."""
-        if self._stream is None:
-            return
-        if not complete:
+    def fill(self) -> None:
+        """Fill the last chunk with zeros."""
+        while self._stream is not None:
+            self.append(np.zeros(min(self._left, COPY_BYTES), np.uint8))
+
+    def close(self) -> None:
+        """Leave what is not whole as it is."""
+        if self._stream is not None:
             self._stream.close()
-            return
-        while self._left:
-            self._write(memoryview(bytes(min(self._left, COPY_BYTES))))
-        self._close()

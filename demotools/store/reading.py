@@ -36,7 +36,7 @@ from pydantic_core import from_json
 from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cells
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import DemotoolsError, SettingsError, StoreError
-from demotools.output import open_regular
+from demotools.output import data_folder, open_regular
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -64,6 +64,11 @@ class Episodes:
     view: NDArray[np.uint8]
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the views are packed cells."""
+        return self.view.shape[1:] == (VIEW_SIZE, VIEW_SIZE)
 
     @property
     def offset(self) -> NDArray[np.int64]:
@@ -450,10 +455,12 @@ def new_store_path(name: str, folder: Path) -> Path:
 def open_store(path: Path | str) -> Store:
     """Map a demo store.
 
+    path   its folder; a text may also be its name in the data folder, as in the commands
+
     StoreError  missing, unfinished, of another schema or a newer version, a chunk file missing,
                 short, or not the one that was written
     """
-    path = Path(path)
+    path = store_path(path, data_folder()) if isinstance(path, str) else path
     while True:
         before = _folder_state(path)
         try:
@@ -461,7 +468,6 @@ def open_store(path: Path | str) -> Store:
         except StoreError:
             if _folder_state(path) == before:
                 raise
-
             # replaced just now, and opened half from the old store: the new one is there
 
 

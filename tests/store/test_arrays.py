@@ -62,7 +62,7 @@ def test_raw_arrays_are_the_bytes_that_zarr_writes(
     files = raw_array(ours, name, dtype, shape, rows)
     write_rows(files, values[:2])
     write_rows(files, values[2:])
-    files.close(complete=True)
+    files.fill()
     check_equal(ours, tmp_path / "zarr", name)
 
 

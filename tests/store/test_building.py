@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,40 @@ def test_a_store_without_episodes_is_refused(tmp_path: Path) -> None:
     ):
         builder.finish(**ABOUT)
     assert not (tmp_path / "A.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "missions",
+    [
+        ["go to a box", "Go to a box!"],
+        ["go to a box", "..."],
+        [" ".join(f"w{number}" for number in range(n, n + 40_000)) for n in (0, 40_000)],
+        ["go to a box", "go " * (1 << 16)],
+    ],
+    ids=["the same words", "no words", "too many words", "a mission too long"],
+)
+def test_parts_that_can_never_become_a_store_are_not_kept(
+    missions: list[str], tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(StoreError, match="words") as caught,
+        StoreBuilder(tmp_path / "A.zarr", {}) as builder,
+    ):
+        write_part(builder.parts, 0, replace(make_episodes([3, 2]), mission=missions), {})
+        builder.finish(**ABOUT)
+    assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
+    assert caught.value.path == str(tmp_path / "A.zarr")
+
+
+def test_parts_are_kept_where_what_was_written_does_not_read_back(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DemotoolsError, match="attributes are wrong at level") as caught,
+        StoreBuilder(tmp_path / "A.zarr", {}) as builder,
+    ):
+        write_part(builder.parts, 0, make_episodes([3, 2]), {})
+        builder.finish(**{**ABOUT, "level": 5})
+    assert builder.finished_parts() == [0]
+    assert "What is done is kept" in caught.value.fix
 
 
 @pytest.mark.parametrize("parts", [0, 1])

@@ -125,6 +125,17 @@ def test_spans_are_ranges_one_after_another(
     assert spans(start, length).tolist() == expected
 
 
+def test_a_store_is_opened_by_its_name_in_the_data_folder_or_by_its_path(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(lengths=[3, 2])
+    monkeypatch.setenv("DEMOTOOLS_DATA", str(store.path.parent))
+    for name in ("GoToLocal", str(store.path), store.path):
+        assert open_store(name).path == store.path
+    monkeypatch.chdir(store.path.parent)
+    assert open_store("GoToLocal.zarr").steps == 5
+
+
 def test_importing_the_reader_pulls_in_neither_torch_nor_click_nor_minigrid() -> None:
     code = "import sys, demotools.store; print({'torch', 'click', 'minigrid'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
