@@ -207,7 +207,7 @@ def _decoded(
 ) -> list[dict[str, Any]]:
     """Have the missing parts decoded and written down: what the store says of each file."""
     finished = set(builder.finished_parts())
-    total = sum(file.content_bytes for file in files)
+    total = sum(file.content.stat().st_size for file in files)
     count = bounded_workers(options.workers or processor_count(), -(-total // _PART_FILE_BYTES))
     bar = progress_bar(total, builder.path.name, "B", quiet=options.quiet)
     readers, parts, number = [], [], 0

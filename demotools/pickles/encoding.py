@@ -208,7 +208,6 @@ class DemoFile:
     size_bytes: int
     modified_ns: int
     content: Path
-    content_bytes: int
     sha256: str | None = None
     seeded: bool = False
 
@@ -281,7 +280,6 @@ def described_file(
         status = path.stat()
         reader = PickleReader(content.path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
         kind, evidence, seeds = _view_kind(reader, encoding, on_error)
-        size = content.path.stat().st_size
     except OSError as error:
         raise from_os_error(error, path) from error
     return DemoFile(
@@ -291,7 +289,6 @@ def described_file(
         status.st_size,
         status.st_mtime_ns,
         content.path,
-        size,
         content.sha256,
         # whole numbers that repeat are no seeds
         seeded=len(set(seeds)) == len(seeds),

@@ -240,7 +240,7 @@ def decoded_part(
     steps = min(part.steps, part.image_bytes // math.prod(kind.shape))
     views = _Views(steps, kind)
     for place, data, shape, one_more in part_images(path, part, skipped):
-        if reason := _misfit(part, place, ViewKind(shape, kind.encoding, one_more), kind):
+        if reason := _misfit(part, place, shape, one_more, kind):
             skipped.append((part.number[place], reason))
             continue
         if len(data) > part.holds[place]:
@@ -266,15 +266,15 @@ def decoded_part(
     return episodes, sorted(skipped)
 
 
-def _misfit(part: PicklePart, place: int, found: ViewKind, kind: ViewKind) -> str:
+def _misfit(part: PicklePart, place: int, shape: ViewShape, one_more: bool, kind: ViewKind) -> str:
     """Why an episode does not belong into a store of this kind of view; empty where it does."""
     actions = len(part.action[place])
-    if found.shape != kind.shape:
-        return f"its views are {ViewKind(found.shape, None)}"
-    if found.one_more != kind.one_more:
-        others = "as many" if found.one_more else "one more"
-        return f"{actions + found.one_more} images for {actions} actions, others have {others}"
-    if len(part.direction[place]) > actions + found.one_more:
+    if shape != kind.shape:
+        return f"its views are {ViewKind(shape, None)}"
+    if one_more != kind.one_more:
+        others = "as many" if one_more else "one more"
+        return f"{actions + one_more} images for {actions} actions, others have {others}"
+    if len(part.direction[place]) > actions + one_more:
         return f"{actions + 1} directions for {actions} actions"
     return ""
 

@@ -484,10 +484,6 @@ _DTYPES = frozenset(
 # byte order, and none of the fields of a structured dtype
 DTYPE_STATES = tuple((order, None, None, None) for order in "|<>")
 
-_GETATTR, _ENVIRONMENT, _ACTIONS = Named("getattr"), Named("MiniGridEnv"), Named("Actions")
-_ENCODE, _DTYPE, _NDARRAY = Named("encode"), Named("dtype"), Named("ndarray")
-_RECONSTRUCT, _FROMBUFFER, _SCALAR = Named("_reconstruct"), Named("_frombuffer"), Named("scalar")
-
 # Where the environment and its actions have lived: gym-minigrid, its last versions, minigrid.
 _ENVIRONMENTS = (
     *("gym_minigrid.minigrid", "gym_minigrid.minigrid_env"),
@@ -498,30 +494,29 @@ _ACTION_CLASSES = (
     *((module, "Actions") for module in ("minigrid.core.actions", "gym_minigrid.actions")),
 )
 
+_NAMES = {
+    "builtins": "getattr",
+    "__builtin__": "getattr",
+    **dict.fromkeys(_ENVIRONMENTS, "MiniGridEnv"),
+    "_codecs": "encode",
+    "numpy": "dtype ndarray",
+    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
+    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer"),
+}
+
 ALLOWED: dict[tuple[str, str], Named | int] = {
-    ("builtins", "getattr"): _GETATTR,
-    ("__builtin__", "getattr"): _GETATTR,
-    **{(module, "MiniGridEnv"): _ENVIRONMENT for module in _ENVIRONMENTS},
-    **dict.fromkeys(_ACTION_CLASSES, _ACTIONS),
+    **{(module, name): Named(name) for module, names in _NAMES.items() for name in names.split()},
+    **dict.fromkeys(_ACTION_CLASSES, Named("Actions")),
     **{
         (module, f"{name}.{action}"): number
         for module, name in _ACTION_CLASSES
         for number, action in enumerate(ACTIONS)
     },
-    ("_codecs", "encode"): _ENCODE,
-    ("numpy", "dtype"): _DTYPE,
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): _SCALAR,
-    ("numpy._core.multiarray", "scalar"): _SCALAR,
-    ("numpy.core.numeric", "_frombuffer"): _FROMBUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROMBUFFER,
 }
 """Every name that may stand in a demo file, and its stand-in; an action is its number."""
 
 ARRAY_NAMES: frozenset[Named | int] = frozenset(
-    {_ENCODE, _DTYPE, _NDARRAY, _RECONSTRUCT, _FROMBUFFER}
+    map(Named, ("encode", "dtype", "ndarray", "_reconstruct", "_frombuffer"))
 )
 """What may stand in the inner pickle of the images."""
 
@@ -583,7 +578,7 @@ def called(function: Named, arguments: tuple[Any, ...]) -> Any:
     """What an allowed call gives; None where the arguments are not the allowed ones."""
     match function, arguments:
         case Named("getattr"), (Named("MiniGridEnv"), "Actions"):
-            return _ACTIONS
+            return Named("Actions")
         case Named("getattr"), (Named("Actions"), str(name)) if name in ACTIONS:
             return ACTIONS.index(name)
         case Named("Actions"), (number,) if type(number) is int and 0 <= number < len(ACTIONS):

@@ -120,23 +120,16 @@ class _Pickler:
 
     def _write_text(self, text: str) -> None:
         data = text.encode("utf-8", "surrogatepass")
-        if self._modern and len(data) < 256:
-            head = b"\x8c" + bytes([len(data)])
-        else:
-            head = b"X" + len(data).to_bytes(4, "little")
-        self._emit(head + data + self._put())
+        self._emit(_sized(b"\x8c" if self._modern else b"", b"X", data) + data + self._put())
 
     def _write_bytes(self, data: bytes) -> None:
-        head = (
-            b"C" + bytes([len(data)]) if len(data) < 256 else b"B" + len(data).to_bytes(4, "little")
-        )
+        head = _sized(b"C", b"B", data)
         if self._modern and len(data) >= _FRAME_BYTES:
             self._end_frame()
             self._stream.write(head + data)
-            self._emit(self._put())
         else:
             self._emit(head + data)
-            self._emit(self._put())
+        self._emit(self._put())
 
     def _write_numbers(self, numbers: list[int], *, enum: bool) -> None:
         self._emit(b"]" + self._put())
@@ -194,3 +187,10 @@ class _Pickler:
         if self._frame:
             self._stream.write(b"\x95" + len(self._frame).to_bytes(8, "little") + self._frame)
             self._frame.clear()
+
+
+def _sized(short: bytes, long: bytes, data: bytes) -> bytes:
+    """The opcode for data of this length, and the length; the short one, if any, for a byte."""
+    if short and len(data) < 256:
+        return short + bytes([len(data)])
+    return long + len(data).to_bytes(4, "little")

@@ -1,16 +1,14 @@
-"""Minigrid's expert bot, searching fast: its actions, and whole episodes of it.
+"""Minigrid's expert bot: its actions, searched for several times as fast, and whole episodes.
 
 The bot's own planning may never end on some episodes, so it is cut off: not by a clock, but by
 the number of times that it looks at its plan for one action, so that the same seed gives the same
 result on every machine. Failures are values with a reason: they are counted, never recorded.
 
-Minigrid's bot on a `FastView` level: the same actions, searched for several times as fast.
-
 The bot searches the grid breadth first, many times for one action, and the order in which it
 comes upon cells decides between equal paths. That order does not depend on what is looked for:
-so for one action there is one search, continued as far as any question needs, and each question
-asks its places in order. What is in sight comes from the view that the environment has shown.
-tests/recording/test_fast.py compares every action with stock.
+so on a `FastView` level there is one search for one action, continued as far as any question
+needs, and each question asks its places in order. What is in sight comes from the view that the
+environment has shown. tests/recording/test_fast.py compares every action with stock.
 """
 
 from __future__ import annotations
@@ -256,11 +254,8 @@ class FastBot(BabyAIBot):
         return self._searches[through_blockers]
 
     def _found(self, search: _Search, accept: Accept) -> int | None:
-        cells, columns, positions = (
-            self._level.grid.grid,
-            self._level.grid.width,
-            self._layout.place,
-        )
+        grid, positions = self._level.grid, self._layout.place
+        cells, columns = grid.grid, grid.width
         for place in search.places():
             position = positions[place]
             if accept(position, cells[position[1] * columns + position[0]]):

@@ -3,10 +3,6 @@
 Minigrid prints a line to stdout for every level layout that it rejects. `make_environment` gives
 the one module that does so a `print` that says nothing; nobody's stdout is redirected.
 
-Minigrid and gymnasium are imported where an environment is made: others need the seeds only.
-
-Minigrid's levels with views from an encoded grid: the same bits, several times as fast.
-
 Stock minigrid builds each view object by object: it slices the grid, rotates it up to four times,
 walks over it to find what is in sight and encodes what is left. Here the grid is encoded once an
 episode, one byte a cell, with a border of walls as wide as the view reaches. A view is then one
@@ -22,10 +18,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from minigrid.envs.babyai.core import roomgrid_level
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.envs.babyai.core.verifier import SeqInstr
 from numpy.typing import NDArray
@@ -47,14 +46,10 @@ from demotools.babyai.cells import (
 from demotools.babyai.levels import read_manifest
 from demotools.errors import LevelError
 
-if TYPE_CHECKING:
-    import gymnasium
-    from gymnasium.envs.registration import EnvSpec
-
 Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
 
-Environment: TypeAlias = "gymnasium.Env[Observation, int]"
+Environment: TypeAlias = gymnasium.Env[Observation, int]
 
 _log = logging.getLogger(__name__)
 
@@ -65,17 +60,14 @@ def make_environment(
     """The environment of a level, by the level's name or its environment id.
 
     manifests       a folder of manifests that adds to those that ship
-    stock           minigrid's own views, also where ours are proven to be the same (fastview)
+    stock           minigrid's own views, also where ours are proven to be the same
 
     ManifestError   there is no such level
     LevelError      the level has no environment in the installed minigrid
     """
     environment_id = level_environment_id(level, manifests)
-    import gymnasium
-    from minigrid.envs.babyai.core import roomgrid_level
-
     # a module's own global is found before the builtin, by this module only
-    vars(roomgrid_level)["print"] = _print_nothing
+    vars(roomgrid_level)["print"] = lambda *_args, **_kwargs: None
     try:
         spec = _specification(environment_id, stock)
     except gymnasium.error.Error as error:
@@ -92,10 +84,6 @@ def make_environment(
 @cache
 def _specification(environment_id: str, stock: bool) -> EnvSpec:
     """How gymnasium makes the environment; with fast views where they are proven."""
-    import gymnasium
-    from gymnasium.envs.registration import load_env_creator
-    from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
-
     spec = copy(gymnasium.spec(environment_id))
     if stock:
         return spec
@@ -144,10 +132,6 @@ def observed_cells(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
             fix="use an environment with egocentric 7 x 7 views in minigrid's encoding",
         )
     return packed_cells(image)
-
-
-def _print_nothing(*_args: object, **_kwargs: object) -> None:
-    """In the place of `print`."""
 
 
 # The minigrid versions whose every bit was compared (tests/recording/test_fast.py).

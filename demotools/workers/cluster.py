@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from demotools.errors import DemotoolsError, from_os_error
-from demotools.workers.processes import Workers
 
 _CONNECT_SECONDS = 10
 # What a scheduler holds for each thread; and for workers that join later.
@@ -32,8 +31,10 @@ _START = (
 
 
 @contextmanager
-def cluster_workers(address: str, folder: Path) -> Iterator[Workers]:
-    """The workers of the scheduler at `address`, which all must see the parent of `folder`.
+def cluster_workers(address: str, folder: Path) -> Iterator[tuple[Callable[..., Future[Any]], int]]:
+    """`submit` and `at_once` of `Workers`, for the workers of the scheduler at `address`.
+
+    They all must see the parent of `folder`.
 
     DemotoolsError  Dask is not installed; no scheduler answers; it has no workers, or some with
                     other versions; a worker does not see the folder; the cluster goes away
@@ -53,7 +54,7 @@ def cluster_workers(address: str, folder: Path) -> Iterator[Workers]:
                 return moved
 
             try:
-                yield Workers(submit, at_once)
+                yield submit, at_once
             finally:
                 executor.shutdown(wait=False)
 

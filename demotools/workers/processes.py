@@ -145,8 +145,8 @@ def opened_workers(
     if dask is not None:
         from demotools.workers.cluster import cluster_workers
 
-        with cluster_workers(dask, folder) as workers:
-            yield workers
+        with cluster_workers(dask, folder) as (submit, at_once):
+            yield Workers(submit, at_once)
     elif count == 1:
         yield Workers(partial(_done_here, folder), 1)
     else:

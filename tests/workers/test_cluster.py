@@ -26,7 +26,7 @@ from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.pickles.writer import write_pickle
 from demotools.recording.record import Recording, generate, planned_recording
 from demotools.store.reading import Store, open_store
-from demotools.workers.cluster import cluster_workers
+from demotools.workers.processes import opened_workers
 
 distributed = pytest.importorskip("distributed")
 
@@ -169,7 +169,7 @@ def read_text(_folder: Path, file: Path) -> str:
 
 def test_a_worker_that_does_not_see_a_file_says_which(threads: str, tmp_path: Path) -> None:
     with (
-        cluster_workers(threads, tmp_path / "parts") as workers,
+        opened_workers(1, tmp_path / "parts", dask=threads) as workers,
         pytest.raises(DemotoolsError, match="a worker of the cluster, does not see this") as caught,
     ):
         workers.submit(read_text, tmp_path / "elsewhere.pkl").result()
@@ -178,7 +178,7 @@ def test_a_worker_that_does_not_see_a_file_says_which(threads: str, tmp_path: Pa
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(threads: str, tmp_path: Path) -> None:
-    with cluster_workers(threads, tmp_path / "parts") as workers:
+    with opened_workers(1, tmp_path / "parts", dask=threads) as workers:
         (shared,) = tmp_path.iterdir()
         shared.rename(tmp_path / "elsewhere")
         with pytest.raises(DemotoolsError, match="does not see this") as caught:
@@ -197,7 +197,7 @@ def test_a_worker_that_comes_back_when_all_is_over_spoils_nothing(
 ) -> None:
     parts, go = tmp_path / "parts", tmp_path / "go"
     parts.mkdir()
-    with cluster_workers(threads, parts) as workers:
+    with opened_workers(1, parts, dask=threads) as workers:
         workers.submit(write_after, go)
     go.touch()
     wait_until(lambda: distributed_is_idle(threads))
