@@ -141,10 +141,12 @@ class Augmenter:
     def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
 
-        batch     on the CPU; it is left as it is
+        batch     on the CPU where there are symmetries; it is left as it is
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
+        if not (self._recolor or self._retype or self._mirror):
+            return batch_missions(batch, tokens)
         segments = _segments(batch["masks"].numpy())
         draw = self._draws(batch["masks"].numpy(), segments)
         of_step = draw[segments.of_step]
