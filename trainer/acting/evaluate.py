@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,8 @@ class RandomPolicy:
         return np.array(drawn, dtype=np.int64)
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Outcome:
     """What became of one episode."""
 
     seed: int

@@ -147,7 +147,7 @@ class VectorEnvironment:
             self._groups = [Group(kind, spans[0], self._shown)]
         else:
             context = multiprocessing.get_context("spawn")
-            memory = context.RawArray(c_uint8, count * _SHOWN.itemsize)
+            memory: Any = context.RawArray(c_uint8, count * _SHOWN.itemsize)
             self._shown = np.frombuffer(memory, _SHOWN)
             self._workers.extend(Worker(kind, span, memory) for span in spans)
 
