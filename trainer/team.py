@@ -58,11 +58,8 @@ class Team:
         """Whether it is the wish of any process; the same answer in all."""
         if self.world == 1:
             return wish
-        flag = torch.tensor([float(wish)])
-        if dist.get_backend() == "nccl":
-            flag = flag.cuda()
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return bool(self.total(torch.tensor(float(wish), device=device)) > 0)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, element by element."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -523,3 +524,20 @@ def test_cross_entropy_over_one_pass_is_the_mean_over_all_steps(make_store: Make
     expected = torch.nn.functional.cross_entropy(table[direction], action)
     assert steps == store.steps
     torch.testing.assert_close(total / steps, expected)
+
+
+@pytest.mark.parametrize("shuffle", ["full", "windowed"])
+def test_an_open_store_plays_what_was_opened_though_another_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: Any
+) -> None:
+    monkeypatch.setattr("demotools.store.building._CHUNK_STEPS", 4096)
+    store = build_store(tmp_path / "GoTo.zarr", make_episodes([50] * 300))
+    shutil.rmtree(store.path)
+    build_store(store.path, make_episodes([50] * 300, seed=1))
+    batches = ExpertTrajectoryIterator(
+        store, rollouts=30, rollout_len=40, layout="native", shuffle=shuffle
+    )
+    queues = [reference_queue(store, b, 30, 0) for b in range(30)]
+    for _ in range(10):
+        rows = np.array([[next(queue) for queue in queues] for _ in range(40)])
+        assert np.array_equal(next(batches)["cells"].numpy(), store.view.take(rows))

@@ -78,7 +78,7 @@ class RandomPolicy:
         return np.array(drawn, dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Outcome:
     """What became of one episode."""
 
@@ -180,10 +180,13 @@ def evaluate_policy(
             step = vector.step(_actions(policy, before))
             length += 1
             ended = np.flatnonzero(step.terminated | step.truncated)
-            outcomes.extend(_outcomes(ended, before, step, length))
+            for row in ended.tolist():
+                success = bool(step.reward[row] > 0)
+                seed, mission = int(before.seed[row]), before.missions[row]
+                outcomes.append(Outcome(seed, mission, success, int(length[row])))
             length[ended] = 0
             bar.update(len(ended))
-    return evaluation(level, first_seed, sorted(outcomes, key=lambda outcome: outcome.seed))
+    return evaluation(level, first_seed, sorted(outcomes))
 
 
 def check_episodes(count: int) -> None:
@@ -201,23 +204,6 @@ def _actions(policy: Policy | Literal["bot"], step: EnvironmentStep) -> NDArray[
         # a bot that gave up stands still until the step limit
         return np.where(step.expert_action < 0, _DONE, step.expert_action)
     return policy.act(step.cells, step.direction, step.missions, step.mask)
-
-
-def _outcomes(
-    ended: NDArray[np.int64],
-    before: EnvironmentStep,
-    after: EnvironmentStep,
-    length: NDArray[np.int64],
-) -> list[Outcome]:
-    return [
-        Outcome(
-            seed=int(before.seed[number]),
-            mission=before.missions[number],
-            success=bool(after.reward[number] > 0),
-            length=int(length[number]),
-        )
-        for number in ended.tolist()
-    ]
 
 
 def evaluation(level: str, first_seed: int, outcomes: Sequence[Outcome]) -> Evaluation:

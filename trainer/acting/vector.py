@@ -147,7 +147,7 @@ class VectorEnvironment:
             self._groups = [Group(kind, spans[0], self._shown)]
         else:
             context = multiprocessing.get_context("spawn")
-            memory = context.RawArray(c_uint8, count * _SHOWN.itemsize)
+            memory: Any = context.RawArray(c_uint8, count * _SHOWN.itemsize)
             self._shown = np.frombuffer(memory, _SHOWN)
             self._workers.extend(Worker(kind, span, memory) for span in spans)
 
@@ -284,7 +284,7 @@ class Group:
         return self._missions
 
     def _step(self, number: int, action: int) -> None:
-        with self._noted(number, f"step({action})"):
+        with self._with_note(number, f"step({action})"):
             ended = self._play(number, action)
         if ended:
             self._begin(number)
@@ -316,7 +316,7 @@ class Group:
             return
         shown["seed"][number] = seed
         environment = self._environments[number]
-        with self._noted(number, f"reset(seed={seed})"):
+        with self._with_note(number, f"reset(seed={seed})"):
             observation, _ = environment.reset(seed=seed)
             self._show(number, observation)
             self._missions[number] = str(observation["mission"])
@@ -329,7 +329,7 @@ class Group:
         self._shown["direction"][number] = observation["direction"]
 
     @contextmanager
-    def _noted(self, number: int, call: str) -> Iterator[None]:
+    def _with_note(self, number: int, call: str) -> Iterator[None]:
         """What the environment raises, with a note of what repeats it."""
         try:
             with users_code("environment", self._kind.make):

@@ -7,19 +7,17 @@ draw from its first step to its last, across batches. A draw is a pure function 
 rollout and how many episodes the rollout has begun, so a resumed run draws the same, and so does
 any number of processes.
 
-Which level has which symmetry, and what is refused: `trainer.data.augment`.
-
-Which augmentation a store allows: what its level declares, and what its words can say.
-
-Refused before training starts, so that no network learns from episodes that are wrong.
+What a level does not declare, or a store's words cannot say, is refused before training starts, so
+that no network learns from episodes that are wrong (`check_augmentation`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,28 +130,37 @@ class Augmenter:
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
         self._retype = "retype" in symmetries
-        self._codes = torch.from_numpy(exchanged_codes().reshape(-1))
-        self._words = exchanged_words(words)
+        self._vocabulary = words
         self._seed = seed
         self._rollout = np.arange(first_rollout, first_rollout + rollouts)
         self._begun = np.zeros(rollouts, dtype=np.int64)
 
+    @cached_property
+    def _codes(self) -> Tensor:
+        return torch.from_numpy(exchanged_codes().reshape(-1))
+
+    @cached_property
+    def _words(self) -> NDArray[np.uint16]:
+        return exchanged_words(self._vocabulary)
+
     def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
 
-        batch     on the CPU; it is left as it is
+        batch     on the CPU where there are symmetries; it is left as it is
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
-        segments = _segments(batch["masks"].numpy())
-        draw = self._draws(batch["masks"].numpy(), segments)
-        of_step = draw[segments.of_step]
+        if not (self._recolor or self._retype or self._mirror):
+            return batch_missions(batch, tokens)
+        first, segment = _segments(batch["masks"].numpy())
+        draw = self._draws(batch["masks"].numpy(), first)
+        of_step = draw[segment]
         changed = dict(batch)
         if self._recolor or self._retype:
             changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
         if self._mirror:
             changed |= _mirrored(changed, of_step % 2 == 1)
-        mission = batch["mission"].numpy().reshape(-1)[segments.first]
+        mission = batch["mission"].numpy().reshape(-1)[first]
         text = self._words[draw[:, None], tokens.numpy()[mission]]
         # as bytes the rows are sorted several times faster than by torch.unique
         _, distinct, place = np.unique(
@@ -161,7 +168,7 @@ class Augmenter:
             return_index=True,
             return_inverse=True,
         )
-        changed["mission"] = torch.from_numpy(place[segments.of_step])
+        changed["mission"] = torch.from_numpy(place[segment])
         changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
         return changed
 
@@ -169,12 +176,12 @@ class Augmenter:
         row = torch.from_numpy((guise * 256).astype(np.int32))[..., None, None]
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
-    def _draws(self, masks: NDArray[np.uint8], segments: _Segments) -> NDArray[np.int64]:
+    def _draws(self, masks: NDArray[np.uint8], first: NDArray[np.int64]) -> NDArray[np.int64]:
         """The draw of every segment of the batch, without what is switched off: int64 [R]."""
         begun = self._begun + np.cumsum(masks == 0, axis=0)
         self._begun = begun[-1]
-        rollout = self._rollout[segments.first % masks.shape[1]]
-        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[segments.first])
+        rollout = self._rollout[first % masks.shape[1]]
+        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[first])
         types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
         guise = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
         mirrored = draw % 2 * self._mirror
@@ -200,23 +207,17 @@ def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
     return {**batch, "mission": again[place], "mission_tokens": distinct}
 
 
-class _Segments(NamedTuple):
+def _segments(masks: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The R stretches of one episode in one rollout of a batch.
 
-    first     int64 [R], the first step, counted over [T, B] time first
-    of_step   int64 [T, B], the segment of each step
+    returns   int64 [R], the first step of each, counted over [T, B] time first; and
+              int64 [T, B], the number of each step's
     """
-
-    first: NDArray[np.int64]
-    of_step: NDArray[np.int64]
-
-
-def _segments(masks: NDArray[np.uint8]) -> _Segments:
     begins = np.ascontiguousarray(masks.T) == 0  # [B, T]
     begins[:, 0] = True
     rollout, time = np.nonzero(begins)
     of_step = np.cumsum(begins).reshape(begins.shape) - 1
-    return _Segments(time * len(begins) + rollout, np.ascontiguousarray(of_step.T))
+    return time * len(begins) + rollout, np.ascontiguousarray(of_step.T)
 
 
 def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:

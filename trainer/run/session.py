@@ -113,8 +113,8 @@ def train(
         if quiet or not team.writes:
             say = _silence
         run = _new_run(chosen, folder, data, workers, team, quiet=quiet, say=say)
-        cost = expected_cost(run)
-        lines += [*_remarks(chosen, run.stores), *cost.lines(str(settings)), f"folder: {folder}"]
+        lines += _remarks(chosen, run.stores)  # refusals come before anything is tried
+        lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
         with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
             if checkpoint is not None:
                 check_resumed(checkpoint, chosen, forced=force_settings)

@@ -236,6 +236,9 @@ class StoreBatches:
             layout="native",
             rank=run.team.rank,
             world=run.team.world,
+            # symmetries are applied on the CPU
+            device="cpu" if self.settings.augment else run.settings.run.device,
+            shuffle=self.settings.shuffle,
         )
         self._augmenter = Augmenter(
             self.settings.augment,

@@ -157,6 +157,7 @@ class OffPolicySettings(_Frozen):
     updates: Count = 16
     losses: Annotated[Weights, Field(min_length=1)]
     augment: tuple[Symmetry, ...] = ()
+    shuffle: Literal["full", "windowed"] = "full"
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
