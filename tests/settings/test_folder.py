@@ -91,7 +91,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_old_one_back(
     # fails where the stage begins, after all preparation
     Path("failing_late.py").write_text(FAILING, "utf-8")
     result = invoked("--overwrite", "--set", "on_policy.environment=failing_late:make")
-    assert result.exit_code == 1 and "no more of these" in result.output, result.output
+    assert result.exit_code == 1 and "no more of these" in str(result.exception), result.output
     assert files() == before
 
 
