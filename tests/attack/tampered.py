@@ -352,7 +352,7 @@ def _imported(arena: Arena, folder: Path) -> str:
 
 
 @attack(
-    "pickle bytes", "a changed pickle is refused, or its store is sound or found out; none runs"
+    "pickle bytes", "a changed pickle is refused, or its store is sound or found out"
 )
 def pickle_bytes(arena: Arena) -> None:
     source = arena.folder / "source"
