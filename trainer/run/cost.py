@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -74,6 +75,8 @@ def expected_cost(
 
     SettingsError  the memory is not enough for it
     """
+    # a copy: processes that train together watch every backward pass of the network's own weights
+    model = copy.deepcopy(model)
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
     with torch.random.fork_rng(), enough_memory():
