@@ -157,6 +157,14 @@ def test_two_processes_share_environments_and_resume_together(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_two_processes_train_by_stages_that_use_other_parts_of_the_network(
+    tmp_path: Path,
+) -> None:
+    # the first leaves the critic alone, the second does not
+    trained(tmp_path, tmp_path / "a", *("dagger_then_ppo_cpu", "--tiny", "-q", "-m", "1"))
+    assert {line["group"] for line in read_log(tmp_path / "a")} >= {"onpolicy", "evaluation"}
+
+
 def test_what_processes_cannot_share_is_refused() -> None:
     assert Team(1, 2).share(6, "rollouts") == range(3, 6)
     assert ALONE.share(7, "rollouts") == range(7)

@@ -38,6 +38,8 @@ from trainer.settings.models import Named, OptimizerSettings, Settings
 from trainer.settings.user_code import accepted_settings, build, users_code
 
 _TRIED_STEPS = 1000
+_HARMLESS_OPTIONS = {"betas", "eps", "weight_decay", "momentum", "amsgrad"}
+SCHEDULES = ("constant", "linear", "cosine")
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -101,6 +103,12 @@ def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -
 
     SettingsError  the optimizer or the schedule cannot do what the training loop asks of it
     """
+    if (
+        settings.type in OPTIMIZERS
+        and settings.schedule.type in SCHEDULES
+        and not (settings.options.keys() - _HARMLESS_OPTIONS)
+    ):
+        return  # they are known to work
     copies = [nn.Parameter(weights.detach().clone()) for weights in model.parameters()]
     with torch.random.fork_rng():
         optimizer = build_optimizer(settings, nn.ParameterList(copies))

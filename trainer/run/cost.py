@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,6 +68,8 @@ def expected_cost(run: Run) -> Cost:
 
     SettingsError  the memory is not enough for it
     """
+    # a copy: processes that train together watch every backward pass of the network's own weights
+    run = replace(run, network=copy.deepcopy(run.network))
     settings, model = run.settings, run.network
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
