@@ -6,6 +6,7 @@ answers at once, and no command waits for what another one needs.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import sys
@@ -13,40 +14,83 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import click
 
 from demotools.errors import StoreError, exit_with_message, from_os_error, printable_text
 
-_MODULES = {
-    "get": ("fetch", "generate", "convert", "import"),
-    "shape": ("shrink", "remove"),
-    "look": ("list", "info", "show", "report", "diff", "verify"),
-    "share": ("export", "archive", "unarchive", "card", "push"),
+_GROUPS = {
+    "Get data": ("get", ("fetch", "generate", "convert", "import")),
+    "Shape it": ("shape", ("shrink", "archive", "unarchive", "remove")),
+    "Look at it": ("look", ("list", "info", "show", "report", "diff", "verify")),
+    "Share it": ("share", ("export", "card", "push")),
 }
-"""The modules of `commands`, and the commands in each: `NAME_command`."""
-_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+"""The groups that `--help` shows: a module of `commands`, and its commands: `NAME_command`."""
+_MODULES = {name: module for module, names in _GROUPS.values() for name in names}
+# What people type who have not read the help; the tests list whole lines.
+_OTHER_COMMANDS = {
+    **dict.fromkeys(("download", "get"), "fetch"),
+    **dict.fromkeys(("record", "gen"), "generate"),
+    **dict.fromkeys(("subset", "sample"), "shrink"),
+    **dict.fromkeys(("zip", "pack"), "archive"),
+    **dict.fromkeys(("unzip", "unpack", "restore"), "unarchive"),
+    **dict.fromkeys(("rm", "delete"), "remove"),
+    **dict.fromkeys(("ls", "levels"), "list"),
+    **dict.fromkeys(("inspect", "describe"), "info"),
+    **dict.fromkeys(("view", "watch"), "show"),
+    **dict.fromkeys(("check", "validate"), "verify"),
+    **dict.fromkeys(("upload", "publish"), "push"),
+}
+_OTHER_OPTIONS = {
+    **dict.fromkeys(("force", "replace"), "overwrite"),
+    **dict.fromkeys(("processes", "jobs", "num-workers"), "workers"),
+    **dict.fromkeys(("num-episodes", "count"), "episodes"),
+    **dict.fromkeys(("format",), "to"),
+    **dict.fromkeys(("out", "file"), "output"),
+}
 
 
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return sorted(_PLACES)
+        return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _PLACES:
+        name = _OTHER_COMMANDS.get(cmd_name, cmd_name)
+        if name not in _MODULES:
             return None
-        module = import_module(f"demotools.commands.{_PLACES[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        module = import_module(f"demotools.commands.{_MODULES[name]}")
+        command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, (_module, names) in _GROUPS.items():
+            with formatter.section(title):
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                rows = [
+                    (name, command.get_short_help_str(200)) for name, command in commands if command
+                ]
+                formatter.write_dl(rows)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        with exit_with_message():  # `--help` is printed here
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with exit_with_message():
             return super().invoke(ctx)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="demotools")
+@click.group(
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: _OTHER_OPTIONS.get(token, token),
+    },
+)
+@click.version_option(None, "-V", "--version", package_name="demotools")
 def main() -> None:
     """BabyAI demonstrations as memory-mapped Zarr stores.
 
@@ -74,23 +118,56 @@ def common(command: Command) -> Command:
         "folder",
         type=click.Path(file_okay=False, path_type=Path),
         callback=_data_folder,
-        help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
+        show_default="$DEMOTOOLS_DATA, or the user's data folder",
+        help="Keep the stores in this folder.",
     )
-    quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress bar, no summary.")
     return folder(quiet(command))
 
 
+def on_workers(command: Command) -> Command:
+    """The options that say which processes do the work; `is_on_cluster` checks them."""
+    workers = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="one per processor",
+        help="Run N worker processes; they change no result.",
+    )
+    dask = click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at tcp://HOST:PORT instead (docs/cluster.md).",
+    )
+    return_parts = click.option(
+        "--return-parts", is_flag=True, help="With --dask: the workers do not share the folder."
+    )
+    return workers(dask(return_parts(command)))
+
+
+def output_option(help_text: str, default: str, **settings: Any) -> Callable[[Command], Command]:
+    """`-o`, for a command that writes a file; `default` says what happens without it."""
+    kind = click.Path(path_type=Path, **settings)
+    return click.option("-o", "--output", type=kind, show_default=default, help=help_text)
+
+
+def split_option(default: str) -> Callable[[Command], Command]:
+    """`--split`, where `default` says what happens without it."""
+    kind = click.Choice(["train", "valid"])
+    return click.option("--split", type=kind, show_default=default, help="Split of the store.")
+
+
 json_output = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON for a machine to read."
-)
-dask_address = click.option(
-    "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
-)
-return_parts_option = click.option(
-    "--return-parts", is_flag=True, help="With --dask: workers do not share the folder."
+    "--json", "as_json", is_flag=True, help="Print the figures as JSON, for programs to read."
 )
 overwrite_store = click.option(
-    "--overwrite", is_flag=True, help="Replace a store of the same name."
+    "--overwrite", is_flag=True, help="Replace an existing store of this name."
+)
+overwrite_file = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing file of this name."
+)
+name_option = click.option(
+    "-o", "--name", metavar="NAME", show_default="LEVEL or LEVEL-valid", help="Name of the store."
 )
 
 
@@ -111,9 +188,9 @@ def lasting_imports() -> Iterator[None]:
 def is_on_cluster(dask: str | None, return_parts: bool, workers: int | None) -> bool:
     """Whether a cluster does the work; click's own error for options that do not go together."""
     if dask and workers:
-        raise click.UsageError("--workers goes without --dask")
+        raise click.UsageError("--workers cannot be combined with --dask")
     if return_parts and not dask:
-        raise click.UsageError("--return-parts goes with --dask")
+        raise click.UsageError("--return-parts needs --dask")
     return dask is not None
 
 
@@ -128,7 +205,7 @@ def confirmed(question: str, path: Path) -> bool:
         raise StoreError(
             "nobody answered the question, so nothing was removed",
             path=path,
-            fix="say --yes to remove without being asked",
+            fix="add --yes to remove without being asked",
         ) from None
 
 
@@ -145,8 +222,29 @@ def say(*lines: str) -> None:
         raise from_os_error(error, "standard output") from error
 
 
+class Result(Protocol):
+    """What a job has done: a dataclass that can say so; its texts of others are printable."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def text(self) -> str:
+        """Lines for a person."""
+
+
+def print_result(result: Result, *, quiet: bool, as_json: bool = False) -> None:
+    """Print what a job has done, for a person or a program."""
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    elif not quiet:
+        say(*result.text().split("\n"))
+
+
 def print_json(value: Any) -> None:
-    """Print a value for a machine to read."""
+    """Print a value for a program to read."""
+
+    def plain(other: object) -> object:
+        return [other.start, other.stop] if isinstance(other, range) else str(other)
+
     # the one control character that JSON leaves as it is
-    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
+    text = json.dumps(value, indent=2, default=plain).replace("\x7f", "\\u007f")
     say(*text.split("\n"))

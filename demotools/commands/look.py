@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from demotools.cli import common, json_output, print_json, say
+from demotools.cli import common, json_output, output_option, overwrite_file, print_json, say
 
 
 @click.command("list")
 @json_output
 @common
 def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
-    """Show every level: its stores, what was fetched of it, and where it can be fetched from.
+    """List the levels with their stores, downloads and sources.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
 @json_output
 @common
 def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
-    """Show what STORE holds, where it came from, and a table of its arrays.
+    """Show what a store holds and where it came from.
 
     \b
     Example:
@@ -52,14 +52,18 @@ def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
 
 @click.command("show")
 @click.argument("store")
-@click.option("--episode", type=int, help="Number of the episode [default: the first].")
-@click.option("--mission", help="Among the episodes whose mission contains this text.")
-@click.option("--longest", is_flag=True, help="The longest of them.")
-@click.option("--random", is_flag=True, help="Any of them.")
+@click.option(
+    "--episode", metavar="N", type=int, show_default="the first", help="Number of the episode."
+)
+@click.option(
+    "--mission", metavar="TEXT", help="Choose among episodes whose mission has this text."
+)
+@click.option("--longest", is_flag=True, help="Choose the longest episode.")
+@click.option("--random", is_flag=True, help="Choose an episode at random.")
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write all steps to this picture.")
-@click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@click.option("--ansi", is_flag=True, help="Print all steps in colour.")
+@overwrite_file
 @json_output
 @common
 def show_command(
@@ -76,10 +80,10 @@ def show_command(
     folder: Path,
     quiet: bool,
 ) -> None:
-    """Look at one episode of STORE as the agent saw it, and the room beside it.
+    """Show an episode: what the agent saw, with the whole room.
 
-    The room is played again from the episode's seed, and shown where every step agrees with the
-    store. In a terminal one steps with the arrow keys; elsewhere all steps are printed.
+    The room comes from replaying the episode from its seed; it is shown only if every step agrees
+    with the store. In a terminal, step with the arrow keys; elsewhere all steps are printed.
 
     \b
     Example:
@@ -99,9 +103,9 @@ def show_command(
     from demotools.store.reading import open_store, store_path
 
     if episode is not None and (mission is not None or longest or random):
-        raise click.UsageError("--episode goes without --mission, --longest and --random")
+        raise click.UsageError("--episode cannot be combined with --mission, --longest or --random")
     if longest and random:
-        raise click.UsageError("--longest goes without --random")
+        raise click.UsageError("--longest cannot be combined with --random")
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
     for file, _draw in wanted:
         check_output(file, overwrite=overwrite)
@@ -126,36 +130,30 @@ def show_command(
 
 @click.command("report")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
-@click.option(
-    "-o",
-    "output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("report.html"),
-    show_default=True,
-    help="The file.",
-)
+@output_option("Write the page to this file.", "report.html", dir_okay=False)
 @click.option(
     "--instruction-len",
+    metavar="N",
     type=click.IntRange(min=1),
-    help="Tokens that a network reads of a mission: how many episodes are cut?",
+    help="Count the missions that a network which reads N tokens would see truncated.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
+@overwrite_file
 @json_output
 @common
 def report_command(
     stores: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     instruction_len: int | None,
     overwrite: bool,
     as_json: bool,
     folder: Path,
     quiet: bool,
 ) -> None:
-    """Write one HTML file about the given stores: figures, pictures, findings.
+    """Write an HTML page about one or several stores.
 
-    The findings are duplicate episodes and seeds within the stores and between them (train and
-    valid, say), missions out of grammar or cut, unbalanced actions. With --json, they are printed
-    and no file is written.
+    It shows figures, pictures and findings: duplicate episodes and seeds within a store or between
+    stores (train and valid, say), missions outside the grammar or truncated, unbalanced actions.
+    With --json, figures and findings are printed and no page is written.
 
     \b
     Example:
@@ -165,6 +163,7 @@ def report_command(
     from demotools.output import check_output, size_text, write_output
     from demotools.store.reading import store_path
 
+    output = output or Path("report.html")
     if not as_json:
         check_output(output, overwrite=overwrite)
     paths = [store_path(store, folder) for store in stores]
@@ -208,22 +207,25 @@ def diff_command(first: str, second: str, as_json: bool, folder: Path, quiet: bo
 
 @click.command("verify")
 @click.argument("store")
-@click.option("--replay", is_flag=True, help="Also play episodes again, from their seeds.")
+@click.option("--replay", is_flag=True, help="Replay episodes in the environment, too.")
 @click.option(
+    "-n",
     "--episodes",
+    metavar="N",
     type=click.IntRange(min=1),
-    help="With --replay: at most so many, evenly spread [default: 1000].",
+    show_default="1000",
+    help="With --replay: replay at most N episodes, evenly spread.",
 )
 @json_output
 @common
 def verify_command(
     store: str, replay: bool, episodes: int | None, as_json: bool, folder: Path, quiet: bool
 ) -> None:
-    """Check every byte of STORE, and every array against the format and the others.
+    """Check a store for damage: every byte and every array.
 
-    With --replay the stored actions are played again in the environment, and every view,
-    direction, mission and the reward compared. Episodes whose seed is not known, or which another
-    version of the environment recorded, are named as such.
+    --replay plays the stored actions again in the environment, and compares every view, direction
+    and mission, and the reward. Episodes without a known seed, or recorded with another version of
+    the environment, are reported as such.
 
     \b
     Example:
@@ -234,7 +236,7 @@ def verify_command(
     from demotools.store.verify import raise_if_damaged, verify_store
 
     if episodes and not replay:
-        raise click.UsageError("--episodes goes with --replay")
+        raise click.UsageError("--episodes needs --replay")
     path = store_path(store, folder)
     played = partial(replay_check, episodes=episodes or 1000, quiet=quiet) if replay else None
     checks = verify_store(path, replay=played, quiet=quiet)

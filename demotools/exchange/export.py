@@ -56,34 +56,45 @@ _REWARD = 1.0
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export to Minari.
+    """A finished export.
 
-    root                the folder of datasets, for Minari's own variable
+    path                the pickle, or the folder of Minari datasets (for Minari's own variable)
+    dataset_id          None for a pickle
     last_observations   how many of them are `replayed`, how many `repeated`
     """
 
-    dataset_id: str
-    root: Path
+    path: Path
     episodes: int
-    last_observations: dict[str, int]
+    dataset_id: str | None = None
+    last_observations: dict[str, int] | None = None
 
     def text(self) -> str:
         """What was exported, for a person."""
+        path = printable_text(self.path)
+        if self.last_observations is None:
+            return f"exported {path}: {self.episodes:,} episodes; this format has no seeds"
         counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())
         return (
             f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
             f"  last observations: {counts}\n"
-            f"  load it with {_ROOT_VARIABLE}={printable_text(self.root)}"
+            f"  load it with {_ROOT_VARIABLE}={path}"
         )
 
 
 def export_pickle(
-    store: Store, path: Path, *, overwrite: bool = False, quiet: bool = False
-) -> Path:
+    store: Store, path: Path | None = None, *, overwrite: bool = False, quiet: bool = False
+) -> Exported:
     """Write a store as a legacy pickle that babyai's own loader reads; seeds have no place in it.
+
+    path   None means beside the store, under the name that babyai gives such a file, which
+           `demotools convert` understands, too
 
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
+    if path is None:
+        about = store.attributes
+        tag = "_valid" if about.split == "valid" else ""
+        path = store.path.with_name(f"{about.environment_id or about.level}_agent{tag}.pkl")
     check_output(path, overwrite=overwrite)
     bar = tqdm(
         total=store.episodes,
@@ -99,14 +110,7 @@ def export_pickle(
 
     with bar:
         write_pickle(path, blocks())
-    return path
-
-
-def pickle_name(store: Store) -> str:
-    """The name that babyai gives such a file, which `demotools convert` understands, too."""
-    about = store.attributes
-    tag = "_valid" if about.split == "valid" else ""
-    return f"{about.environment_id or about.level}_agent{tag}.pkl"
+    return Exported(path, store.episodes)
 
 
 def _batches(store: Store) -> Iterator[range]:
@@ -193,7 +197,7 @@ def export_minari(
             _name_namespace(minari, dataset_id)
     except OSError as error:
         raise from_os_error(error, root) from error
-    return Exported(dataset_id, root, store.episodes, counts)
+    return Exported(root, store.episodes, dataset_id, counts)
 
 
 def _refuse_malformed(dataset_id: str) -> None:

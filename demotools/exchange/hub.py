@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,12 @@ _REPOSITORY = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 _CARD = "README.md"
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What was published.
-
-    repository   OWNER/NAME
-    files        the names of the files that were sent
-    url          of the commit
-    """
-
-    repository: str
-    files: tuple[str, ...]
-    url: str
-
-
-def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = False) -> Pushed:
+def push_store(
+    path: Path, place: str, *, private: bool = False, quiet: bool = False
+) -> tuple[list[str], str]:
     """Publish a store in the dataset `hf:OWNER/NAME`, which is made where it does not exist.
+
+    returns  the names of the files that were sent, and the address of the commit
 
     A card that is there already is kept: it may be of several stores, or written by hand.
 
@@ -76,7 +65,7 @@ def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = F
             commit_message=f"Add {store.name}",
             repo_type="dataset",
         )
-    return Pushed(repository, tuple(files), str(commit.commit_url))
+    return list(files), str(commit.commit_url)
 
 
 def repository_of(place: str) -> str:
