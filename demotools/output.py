@@ -88,6 +88,17 @@ def write_output(path: Path, content: bytes, *, overwrite: bool) -> None:
         stream.write(content)
 
 
+def check_room(folder: Path, size_bytes: float) -> None:
+    """DemotoolsError where the disk has less free than `size_bytes`."""
+    free = shutil.disk_usage(folder).free
+    if size_bytes > free:
+        raise DemotoolsError(
+            f"the disk has {free:,} bytes free, and {int(size_bytes):,} are needed",
+            path=folder,
+            fix="free some space, or name another folder with --data-dir",
+        )
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """A regular file open for reading; a pipe or a device, which may never answer, is refused.
 

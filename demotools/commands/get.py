@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,6 +23,15 @@ from demotools.cli import (
     split_option,
 )
 
+if TYPE_CHECKING:
+    from demotools.fetch.places import Place
+
+
+def _place(_context: click.Context, _option: click.Parameter, value: str | None) -> Place | None:
+    from demotools.fetch.places import place_named
+
+    return None if value is None else place_named(value)
+
 
 @click.command("fetch")
 @click.argument("levels", nargs=-1, required=True, metavar="LEVEL...")
@@ -36,6 +45,7 @@ from demotools.cli import (
     "--from",
     "origin",
     metavar="FILE|URL",
+    callback=_place,
     help="Take the file from here: a path, an address, hf:OWNER/NAME/PATH@REVISION.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,6 @@ from demotools.store.building import StoreBuilder, read_lengths, read_notes, rea
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
-_PACKED_AXES = 3  # [S, 7, 7]; images have four
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
 _METADATA_BYTES = 1 << 26
 # What one episode may ask for: an HDF5 file of a few kB can announce any size.
@@ -205,17 +204,18 @@ def _read_metadata(file: Path) -> _Metadata:
     with open_regular(file) as stream:
         content = stream.read(_METADATA_BYTES + 1)
     if len(content) > _METADATA_BYTES:
-        raise StoreError("the dataset's metadata are larger than any are", path=file, fix=_BROKEN)
+        raise _broken("the dataset's metadata are too large", file)
     try:
         return _Metadata.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "its top level"
-        raise StoreError(
-            f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}",
-            path=file,
-            fix=_BROKEN,
-        ) from error
+        what = f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}"
+        raise _broken(what, file) from error
+
+
+def _broken(what: str, path: Path | str) -> StoreError:
+    return StoreError(what, path=path, fix=_BROKEN)
 
 
 def _check_files(folder: Path, metadata: _Metadata) -> None:
@@ -226,7 +226,7 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
     if metadata.data_format == "hdf5":
         file = folder / _HDF5
         if not file.exists():
-            raise StoreError("the dataset's HDF5 file is missing", path=file, fix=_BROKEN)
+            raise _broken("the dataset's HDF5 file is missing", file)
         import h5py
 
         with _reading(file, "the dataset's HDF5 file is broken"), h5py.File(file, "r") as content:
@@ -234,11 +234,9 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
     else:
         found = sum(child.is_dir() and child.name.isdecimal() for child in folder.iterdir())
     if found != metadata.total_episodes:
-        raise StoreError(
-            f"the dataset's metadata tell of {metadata.total_episodes:,} episodes, and there are "
-            f"{found:,}",
-            path=folder,
-            fix=_BROKEN,
+        said = metadata.total_episodes
+        raise _broken(
+            f"the dataset's metadata announce {said:,} episodes, it has {found:,}", folder
         )
 
 
@@ -260,9 +258,7 @@ def _reading(path: Path | str, what: str = "Minari cannot read this dataset") ->
     except Exception as error:  # their parsers let through whatever a damaged file provokes
         said = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        raise StoreError(
-            f"{what}: {printable_text(reason, 300)}", path=path, fix=_BROKEN
-        ) from error
+        raise _broken(f"{what}: {printable_text(reason, 300)}", path) from error
 
 
 def _refuse_other_spaces(dataset: Any, name: str) -> None:
@@ -294,7 +290,7 @@ def _is_view(space: spaces.Space[Any]) -> bool:
 def import_minari(
     dataset: Dataset, path: Path, *, overwrite: bool = False, quiet: bool = False
 ) -> Imported:
-    """Make a store of a Minari dataset, going on where an earlier call was ended.
+    """Make a store of a Minari dataset, resuming where an earlier call was ended.
 
     StoreError  the store exists, the dataset is damaged, shows whole rooms, or no episode can be
                 kept
@@ -321,7 +317,10 @@ def import_minari(
             raise
         finally:
             bar.close()
-        left_out, episodes = _summary(builder)
+        notes = {part: read_notes(builder.parts, part) for part in builder.finished_parts()}
+        episodes = sum(len(read_lengths(builder.parts, part)) for part in notes)
+        counts = sum((Counter(note["left_out"]) for note in notes.values()), Counter[str]())
+        left_out = dict(sorted(counts.items()))
         if not episodes:
             builder.discard()
             reasons = ", ".join(left_out) or "it is empty"
@@ -330,7 +329,7 @@ def import_minari(
                 path=about.dataset_id,
                 fix="name another dataset, or another --level or --split",
             )
-        _unpack_mixed_parts(builder)
+        _unpack_mixed_parts(builder.parts, notes)
         builder.finish(
             level=dataset.level,
             split=dataset.split,
@@ -341,20 +340,6 @@ def import_minari(
             parent=ours.parent if ours else None,
         )
     return Imported(path, episodes, left_out)
-
-
-@dataclass(frozen=True)
-class _Episode:
-    """One episode of T steps, each column checked.
-
-    image   uint8 [T, H, W, C]
-    """
-
-    mission: str
-    seed: int
-    image: NDArray[np.uint8]
-    direction: NDArray[np.uint8]
-    action: NDArray[np.uint8]
 
 
 class _UnfitError(Exception):
@@ -369,26 +354,34 @@ def _write_part(
     seeds   those of earlier episodes; the new ones are added
     """
     shape = dataset.minari.observation_space["image"].shape
-    kept: list[_Episode] = []
+    none = np.zeros(0, np.uint8)
+    kept = [
+        Episodes(
+            none.astype(int), [], none.astype(int), np.zeros((0, *shape), np.uint8), none, none
+        )
+    ]
     left_out: Counter[str] = Counter()
-    for episode, about in _read_episodes(dataset, rows):
+    for content, about in _read_episodes(dataset, rows):
         try:
-            fit = _checked_episode(episode, about, shape, manifest, dataset.split)
-            if fit.seed in seeds and fit.seed >= 0:
+            episode = _checked_episode(content, about, shape, manifest, dataset.split)
+            seed = int(episode.seed[0])
+            if seed in seeds and seed >= 0:
                 raise _UnfitError("its seed is that of an earlier episode")
         except _UnfitError as reason:
             left_out[str(reason)] += 1
         else:
-            kept.append(fit)
-            seeds.add(fit.seed)
-    episodes = _columns(kept, shape)
-    packed = episodes.view.ndim == _PACKED_AXES
-    if packed and shows_agent(episodes.view).any():
-        raise StoreError(
-            "its views show the agent: they are of the whole room, not what the agent sees",
-            path=dataset.folder,
-            fix="record it without FullyObsWrapper, or name another dataset",
-        )
+            kept.append(episode)
+            seeds.add(seed)
+    episodes = Episodes.concatenated(kept)
+    packed = fits_cells(episodes.view)
+    if packed:
+        episodes = replace(episodes, view=packed_cells(episodes.view))
+        if shows_agent(episodes.view).any():
+            raise StoreError(
+                "its views show the agent: they are of the whole room, not what the agent sees",
+                path=dataset.folder,
+                fix="record it without FullyObsWrapper, or name another dataset",
+            )
     write_part(folder, part, episodes, {"left_out": dict(left_out), "packed": packed})
 
 
@@ -430,15 +423,14 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
             elif np.asarray(episode.attrs.get("seed", -1)).dtype.kind not in "iu":
                 wrong = "has a seed that is not a whole number"
             if wrong:
-                what = f"episode {number} of the dataset {wrong}"
-                raise StoreError(what, path=file, fix=_BROKEN)
+                raise _broken(f"episode {number} of the dataset {wrong}", file)
 
 
 def _checked_episode(
-    episode: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
-) -> _Episode:
-    """The steps of an episode that a store can hold; _UnfitError where it cannot hold them."""
-    seen, rewards = episode["observations"], np.asarray(episode["rewards"])
+    content: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
+) -> Episodes:
+    """The steps of one episode, views as images; _UnfitError where a store cannot hold them."""
+    seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
     if not steps:
         raise _UnfitError("no step")
@@ -447,16 +439,20 @@ def _checked_episode(
     missions = seen.get("mission")
     seed = _seed(about.get("seed"), split)
     mission = _mission(missions, manifest)
-    if len(missions) not in (steps, steps + 1):
-        raise _UnfitError("observations and actions of different lengths")
-    each = len(missions)
-    image = _whole_numbers(seen.get("image"), (each, *shape), 256, "image")
-    direction = _whole_numbers(seen.get("direction"), (each,), 4, "direction")
-    action = _whole_numbers(episode["actions"], (steps,), len(ACTIONS), "action")
-    return _Episode(mission, seed, image[:steps], direction[:steps], action)
+    # one observation for each step, and one after the last
+    rows = len(missions) if len(missions) in (steps, steps + 1) else -1
+    columns = {
+        "image": (seen.get("image"), (rows, *shape), 256),
+        "direction": (seen.get("direction"), (rows,), 4),
+        "action": (content["actions"], (steps,), len(ACTIONS)),
+    }
+    view, direction, action = (
+        _whole_numbers(name, *column)[:steps] for name, column in columns.items()
+    )
+    return Episodes(np.array([steps]), [mission], np.array([seed]), view, direction, action)
 
 
-def _whole_numbers(values: Any, shape: tuple[int, ...], limit: int, name: str) -> NDArray[np.uint8]:
+def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -> NDArray[np.uint8]:
     array = np.asarray(values)
     if array.shape[:1] != shape[:1]:
         raise _UnfitError("observations and actions of different lengths")
@@ -495,35 +491,10 @@ def _seed(value: Any, split: Split) -> int:
     return int(value)
 
 
-def _columns(kept: list[_Episode], shape: tuple[int, ...]) -> Episodes:
-    images = np.concatenate([np.zeros((0, *shape), np.uint8), *(one.image for one in kept)])
-    none = np.zeros(0, np.uint8)
-    return Episodes(
-        length=np.array([len(one.action) for one in kept], dtype=np.int64),
-        mission=[one.mission for one in kept],
-        seed=np.array([one.seed for one in kept], dtype=np.int64),
-        view=packed_cells(images) if fits_cells(images) else images,
-        direction=np.concatenate([none, *(one.direction for one in kept)]),
-        action=np.concatenate([none, *(one.action for one in kept)]),
-    )
-
-
-def _summary(builder: StoreBuilder) -> tuple[dict[str, int], int]:
-    """What was left out of all parts, by reason, and how many episodes are in them."""
-    left_out: Counter[str] = Counter()
-    for part in builder.finished_parts():
-        left_out.update(read_notes(builder.parts, part)["left_out"])
-    episodes = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
-    return dict(sorted(left_out.items())), episodes
-
-
-def _unpack_mixed_parts(builder: StoreBuilder) -> None:
+def _unpack_mixed_parts(parts: Path, notes: Mapping[int, dict[str, Any]]) -> None:
     """Views pack part by part; where those of one part do not, none may be packed."""
-    notes = {part: read_notes(builder.parts, part) for part in builder.finished_parts()}
     packed = [part for part, note in notes.items() if note["packed"]]
-    if len(packed) == len(notes):
-        return
-    for part in packed:
-        content = read_part(builder.parts, part)
+    for part in packed if len(packed) < len(notes) else ():
+        content = read_part(parts, part)
         images = replace(content, view=unpacked_cells(content.view))
-        write_part(builder.parts, part, images, {**notes[part], "packed": False})
+        write_part(parts, part, images, {**notes[part], "packed": False})

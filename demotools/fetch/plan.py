@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from demotools.babyai.levels import PublishedFile, Source, Split
+from demotools.fetch.places import Place
 
 RECORDS_NAME = "fetched.toml"
 DOWNLOADS = "downloads"
@@ -39,7 +40,7 @@ class FetchedRecord(BaseModel):
 class FetchOptions:
     """What the user asks for.
 
-    origin            a file or an address to take instead of the manifest's sources
+    origin            where to take the file from, instead of the manifest's sources
     timeout_seconds   without a byte, after which a connection is given up
     retries           attempts in a row that bring nothing new
     """
@@ -48,7 +49,7 @@ class FetchOptions:
     keep_pickle: bool = False
     check: bool = False
     overwrite: bool = False
-    origin: str | None = None
+    origin: Place | None = None
     timeout_seconds: float = 30.0
     retries: int = 5
     quiet: bool = False
@@ -149,7 +150,9 @@ def _expected(file: PublishedFile | None, record: FetchedRecord | None) -> Expec
     if file is not None and published:
         return Expected(file.size_bytes, file.sha256, file.md5, "the manifest")
     if record is not None:
-        return Expected(record.size_bytes, record.sha256, None, f"{RECORDS_NAME} of an earlier day")
+        return Expected(
+            record.size_bytes, record.sha256, None, f"{RECORDS_NAME} from an earlier fetch"
+        )
     return Expected()
 
 
@@ -165,20 +168,20 @@ def _action(
         if found.store_source is not None:
             return _action_with_store(found.store_source, expected, options)
     if options.origin is not None:
-        return "download", "from where you say", ""
+        return "download", f"from {options.origin}", ""
     if found.pickle_bytes is None:
         return "download", _size_reason(found, expected), ""
     if expected.size_bytes not in (None, found.pickle_bytes):
-        what = f"the file there has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
+        what = f"the file has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
         return "download", what, ""
     if options.convert:
-        return "convert", "it is downloaded already", ""
-    return ("check" if options.check else "nothing"), "it is downloaded already", ""
+        return "convert", "it has been downloaded", ""
+    return ("check" if options.check else "nothing"), "it has been downloaded", ""
 
 
 def _size_reason(found: Found, expected: Expected) -> str:
     if found.part_bytes:
-        return f"{found.part_bytes:,} bytes of it are there already"
+        return f"{found.part_bytes:,} bytes of it are here already"
     if expected.size_bytes is None:
         return "its size is not published"
     return f"{expected.size_bytes:,} bytes"
@@ -191,9 +194,9 @@ def _action_with_store(
     if options.origin is not None:
         return "refuse", "the store exists already", fix
     if source.get("kind") != "pickle":
-        return "refuse", f"a store of this name is there, made from: {source.get('kind')}", fix
+        return "refuse", f"there is another store of this name, of kind {source.get('kind')}", fix
     made_from = {file.get("sha256") for file in source.get("files", [])}
     if expected.sha256 is not None and expected.sha256 not in made_from:
-        what = f"the store there was made from another file than {expected.known_from} names"
+        what = f"the store was made from another file than {expected.known_from} names"
         return "refuse", what, fix
-    return ("check" if options.check else "nothing"), "the store is there", ""
+    return ("check" if options.check else "nothing"), "the store exists", ""
