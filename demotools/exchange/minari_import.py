@@ -465,9 +465,9 @@ def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -
 
 def _mission(missions: Any, manifest: Manifest) -> str:
     if not isinstance(missions, list) or not all(isinstance(text, str) for text in missions):
-        raise _UnfitError("its missions are not texts")
+        raise _UnfitError("its missions are not text")
     if len(set(missions)) != 1:
-        raise _UnfitError("it has not one mission from its first step to its last")
+        raise _UnfitError("its mission changes between steps")
     mission: str = missions[0]
     if not mission.isprintable() or not mission_words(mission):
         raise _UnfitError("its mission has no words, or characters that cannot be printed")

@@ -190,7 +190,7 @@ def _damaged(what: str, path: Path | str) -> PickleError:
     return PickleError(
         what,
         path=path,
-        fix="get the file again, or convert what is whole with --on-error skip",
+        fix="get the file again, or skip malformed episodes with --on-error skip",
     )
 
 

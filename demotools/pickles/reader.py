@@ -319,7 +319,7 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> str:
             raise PickleError(
                 f"this gzip file {problem}",
                 path=path,
-                fix="get the whole file again, or add --salvage to convert what is whole",
+                fix="get the whole file again, or add --salvage to convert the intact part",
             )
     with path.open("rb") as packed:
         return hashlib.file_digest(packed, "sha256").hexdigest()

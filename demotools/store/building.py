@@ -190,7 +190,7 @@ class StoreBuilder:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
-            error.add_note("what is done is kept: the same command goes on where it was")
+            error.add_note("what is done is kept: the same command resumes where it stopped")
         if type(error) is DemotoolsError:  # the operating system's: a full disk, say
             self._keep_or_discard(error)
         if self._lock is not None:
@@ -201,7 +201,7 @@ class StoreBuilder:
             self.discard()
             return
         error.fix += (
-            f". What is done is kept in {self.folder}: the same command goes on from it, "
+            f". What is done is kept in {self.folder}: the same command resumes from it, "
             "or remove that folder"
         )
 

@@ -172,7 +172,7 @@ def helped(
                 raise DemotoolsError(
                     f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
                     path=path,
-                    fix="run the command again with fewer --workers, it goes on where it was",
+                    fix="run the command again with fewer --workers: it resumes where it stopped",
                 ) from error
 
     try:
@@ -186,7 +186,7 @@ def helped(
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
             path=path,
-            fix="run the command again, it goes on where it was; fewer --workers need less memory",
+            fix="run the command again: it resumes where it stopped; fewer --workers need less memory",
         ) from error
     finally:
         lifeline.close()

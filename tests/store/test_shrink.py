@@ -75,7 +75,7 @@ def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> 
         "Open.zarr",
     ]
     second = runner.invoke(main, arguments)
-    assert "skipped GoToLocal: it is there already, the same" in second.output
+    assert "skipped GoToLocal: it exists already and is the same" in second.output
     third = runner.invoke(main, [*arguments[:2], "9", *arguments[3:]])
     assert "skipped GoToLocal: the store exists already; add --overwrite" in third.output
 
