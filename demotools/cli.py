@@ -6,15 +6,16 @@ answers at once, and no command waits for what another one needs.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -29,26 +30,28 @@ _GROUPS = {
 """The groups that `--help` shows: a module of `commands`, and its commands: `NAME_command`."""
 _MODULES = {name: module for module, names in _GROUPS.values() for name in names}
 # What people type who have not read the help; the tests list whole lines.
-_OTHER_COMMANDS = {
-    **dict.fromkeys(("download", "get"), "fetch"),
-    **dict.fromkeys(("record", "gen"), "generate"),
-    **dict.fromkeys(("subset", "sample"), "shrink"),
-    **dict.fromkeys(("zip", "pack"), "archive"),
-    **dict.fromkeys(("unzip", "unpack", "restore"), "unarchive"),
-    **dict.fromkeys(("rm", "delete"), "remove"),
-    **dict.fromkeys(("ls", "levels"), "list"),
-    **dict.fromkeys(("inspect", "describe"), "info"),
-    **dict.fromkeys(("view", "watch"), "show"),
-    **dict.fromkeys(("check", "validate"), "verify"),
-    **dict.fromkeys(("upload", "publish"), "push"),
+_GUESSES = {
+    "fetch": "download get",
+    "generate": "record gen",
+    "shrink": "subset sample",
+    "archive": "zip pack",
+    "unarchive": "unzip unpack restore",
+    "remove": "rm delete",
+    "list": "ls levels",
+    "info": "inspect describe",
+    "show": "view watch",
+    "verify": "check validate",
+    "push": "upload publish",
 }
-_OTHER_OPTIONS = {
-    **dict.fromkeys(("force", "replace"), "overwrite"),
-    **dict.fromkeys(("processes", "jobs", "num-workers"), "workers"),
-    **dict.fromkeys(("num-episodes", "count"), "episodes"),
-    **dict.fromkeys(("format",), "to"),
-    **dict.fromkeys(("out", "file"), "output"),
+_OPTION_GUESSES = {
+    "overwrite": "force replace",
+    "workers": "processes jobs num-workers",
+    "episodes": "num-episodes count",
+    "to": "format",
+    "output": "out file",
 }
+_COMMANDS = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
+_OPTIONS = {guess: name for name, guesses in _OPTION_GUESSES.items() for guess in guesses.split()}
 
 
 class _Group(click.Group):
@@ -56,7 +59,7 @@ class _Group(click.Group):
         return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        name = _OTHER_COMMANDS.get(cmd_name, cmd_name)
+        name = _COMMANDS.get(cmd_name, cmd_name)
         if name not in _MODULES:
             return None
         module = import_module(f"demotools.commands.{_MODULES[name]}")
@@ -87,7 +90,7 @@ class _Group(click.Group):
     cls=_Group,
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda token: _OTHER_OPTIONS.get(token, token),
+        "token_normalize_func": lambda token: _OPTIONS.get(token, token),
     },
 )
 @click.version_option(None, "-V", "--version", package_name="demotools")
@@ -105,28 +108,68 @@ def main() -> None:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _data_folder(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
-    from demotools.output import data_folder
+@dataclass(frozen=True)
+class Shell:
+    """What every command is told: the folder of the stores, and what to print."""
 
-    return data_folder(value)
+    folder: Path
+    quiet: bool
+    as_json: bool
+
+    def store(self, name: str) -> Path:
+        """The folder of a store, given its name or its path."""
+        from demotools.store.reading import store_path
+
+        return store_path(name, self.folder)
+
+    def new_store(self, name: str) -> Path:
+        """The folder of a store that is to be made."""
+        from demotools.store.reading import new_store_path
+
+        return new_store_path(name, self.folder)
+
+    def print(self, figures: Any, *lines: str) -> None:
+        """What was done: for a program, for a person, or not at all."""
+        if self.as_json:
+            print_json(figures)
+        elif not self.quiet:
+            say(*lines)
+
+    def print_result(self, result: Result) -> None:
+        """The same of a job's own summary."""
+        self.print(result, *result.text().split("\n"))
 
 
-def common(command: Command) -> Command:
-    """The options that every command has."""
-    folder = click.option(
+class Result(Protocol):
+    """What a job has done, in lines for a person; its texts of others are printable."""
+
+    def text(self) -> str:
+        """The lines."""
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command has; it gets them as its first argument."""
+
+    @click.option(
         "--data-dir",
         "folder",
         type=click.Path(file_okay=False, path_type=Path),
-        callback=_data_folder,
         show_default="$DEMOTOOLS_DATA, or the user's data folder",
         help="Keep the stores in this folder.",
     )
-    quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress bar, no summary.")
-    return folder(quiet(command))
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs to read.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print no progress bar, no summary.")
+    @functools.wraps(command)
+    def with_shell(folder: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+        from demotools.output import data_folder
+
+        command(Shell(data_folder(folder), quiet, as_json), **options)
+
+    return with_shell
 
 
 def on_workers(command: Command) -> Command:
-    """The options that say which processes do the work; `is_on_cluster` checks them."""
+    """The options that say which processes do the work; see `is_on_cluster`."""
     workers = click.option(
         "--workers",
         type=click.IntRange(min=1),
@@ -157,9 +200,6 @@ def split_option(default: str) -> Callable[[Command], Command]:
     return click.option("--split", type=kind, show_default=default, help="Split of the store.")
 
 
-json_output = click.option(
-    "--json", "as_json", is_flag=True, help="Print the figures as JSON, for programs to read."
-)
 overwrite_store = click.option(
     "--overwrite", is_flag=True, help="Replace an existing store of this name."
 )
@@ -222,27 +262,12 @@ def say(*lines: str) -> None:
         raise from_os_error(error, "standard output") from error
 
 
-class Result(Protocol):
-    """What a job has done: a dataclass that can say so; its texts of others are printable."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def text(self) -> str:
-        """Lines for a person."""
-
-
-def print_result(result: Result, *, quiet: bool, as_json: bool = False) -> None:
-    """Print what a job has done, for a person or a program."""
-    if as_json:
-        print_json(dataclasses.asdict(result))
-    elif not quiet:
-        say(*result.text().split("\n"))
-
-
 def print_json(value: Any) -> None:
-    """Print a value for a program to read."""
+    """Print a value for a program to read: JSON values, dataclasses, paths."""
 
-    def plain(other: object) -> object:
+    def plain(other: Any) -> object:
+        if is_dataclass(other) and not isinstance(other, type):
+            return asdict(other)
         return [other.start, other.stop] if isinstance(other, range) else str(other)
 
     # the one control character that JSON leaves as it is

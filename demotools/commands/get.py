@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from demotools.cli import (
+    Shell,
     common,
     is_on_cluster,
-    json_output,
     lasting_imports,
     name_option,
     on_workers,
     overwrite_store,
-    print_json,
-    print_result,
     say,
     split_option,
 )
@@ -76,15 +74,13 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     help="Folder of further manifests (docs/fetch.md).",
 )
 @overwrite_store
-@json_output
 @common
 def fetch_command(
+    shell: Shell,
     levels: tuple[str, ...],
     split: str | None,
     dry_run: bool,
     manifests: str | None,
-    as_json: bool,
-    folder: Path,
     **choices: Any,
 ) -> None:
     """Download published demonstrations, check and convert them.
@@ -107,22 +103,20 @@ def fetch_command(
         click.get_current_context().call_on_close(
             lambda: os.environ.update({MANIFESTS_VARIABLE: before or ""})
         )
-    options = FetchOptions(**choices)
+    options = FetchOptions(**choices, quiet=shell.quiet or shell.as_json)
     names = level_names() if levels == ("all",) else levels
     chosen = split or ("train" if options.origin else "all")
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
     if options.origin is not None and (len(names), len(splits)) != (1, 1):
         raise click.UsageError("--from takes one level and one split")
-    if dry_run or as_json or not options.quiet:
-        plans = fetch_plans(names, splits, folder, options)
-        if as_json:
-            print_json([asdict(plan) for plan in plans])
-        else:
-            say(*(line for plan in plans for line in plan.text().split("\n")))
+    if dry_run or shell.as_json or not shell.quiet:
+        plans = fetch_plans(names, splits, shell.folder, options)
+        lines = [line for plan in plans for line in plan.text().split("\n")]
+        replace(shell, quiet=False).print(plans, *lines)
     if dry_run:
         return
-    for text in fetch_levels(names, splits, folder, options):
-        if not options.quiet and not as_json:
+    for text in fetch_levels(names, splits, shell.folder, options):
+        if not options.quiet:
             say(*text.split("\n"))
 
 
@@ -141,9 +135,9 @@ def fetch_command(
 @on_workers
 @name_option
 @overwrite_store
-@json_output
 @common
 def generate_command(
+    shell: Shell,
     level: str,
     episodes: int,
     split: Literal["train", "valid"] | None,
@@ -153,9 +147,6 @@ def generate_command(
     return_parts: bool,
     name: str | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Record the expert bot playing a level.
 
@@ -169,19 +160,18 @@ def generate_command(
     """
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
-    from demotools.store.reading import new_store_path
 
     recording = planned_recording(level, episodes, split=split or "train", first_seed=seed)
-    path = new_store_path(name or recording.store_name, folder)
+    path = shell.new_store(name or recording.store_name)
     players = None
     if is_on_cluster(dask, return_parts, workers):
         from demotools.recording.record import cluster_players
 
         players = cluster_players(str(dask), return_parts=return_parts)
     recorded = record(
-        recording, path, workers=workers, players=players, overwrite=overwrite, quiet=quiet
+        recording, path, workers=workers, players=players, overwrite=overwrite, quiet=shell.quiet
     )
-    print_result(recorded, quiet=quiet, as_json=as_json)
+    shell.print_result(recorded)
 
 
 @click.command("convert")
@@ -209,15 +199,13 @@ def generate_command(
 @on_workers
 @name_option
 @overwrite_store
-@json_output
 @common
 def convert_command(
+    shell: Shell,
     files: tuple[Path, ...],
     encoding: str,
     dask: str | None,
     return_parts: bool,
-    as_json: bool,
-    folder: Path,
     **choices: Any,
 ) -> None:
     """Convert legacy demo pickles into a store.
@@ -233,14 +221,14 @@ def convert_command(
     with lasting_imports():
         from demotools.pickles.convert import ConvertOptions, convert_files, known_encoding
 
-    options = ConvertOptions(encoding=known_encoding(encoding), **choices)
+    options = ConvertOptions(encoding=known_encoding(encoding), quiet=shell.quiet, **choices)
     decoders = None
     if is_on_cluster(dask, return_parts, options.workers):
         from demotools.pickles.convert import cluster_decoders
 
         decoders = cluster_decoders(str(dask), return_parts=return_parts)
-    converted = convert_files(files, folder, options, decoders=decoders)
-    print_result(converted, quiet=options.quiet, as_json=as_json)
+    converted = convert_files(files, shell.folder, options, decoders=decoders)
+    shell.print_result(converted)
 
 
 @click.command("import")
@@ -257,17 +245,14 @@ def convert_command(
 @split_option("from the dataset, or train")
 @name_option
 @overwrite_store
-@json_output
 @common
 def import_command(
+    shell: Shell,
     dataset: str,
     level: str | None,
     split: Literal["train", "valid"] | None,
     name: str | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Import a Minari dataset as a store.
 
@@ -280,9 +265,8 @@ def import_command(
       demotools import babyai/GoToLocal-v0 --name GoToLocal-copy
     """
     from demotools.exchange.minari_import import import_minari, opened_dataset
-    from demotools.store.reading import new_store_path
 
     opened = opened_dataset(dataset, level=level, split=split)
-    path = new_store_path(name or opened.store_name, folder)
-    imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
-    print_result(imported, quiet=quiet, as_json=as_json)
+    path = shell.new_store(name or opened.store_name)
+    imported = import_minari(opened, path, overwrite=overwrite, quiet=shell.quiet)
+    shell.print_result(imported)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
-from demotools.cli import common, json_output, output_option, overwrite_file, print_json, say
+from demotools.cli import Shell, common, output_option, overwrite_file, print_json, say
 
 
 @click.command("list")
-@json_output
 @common
-def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
+def list_command(shell: Shell) -> None:
     """List the levels with their stores, downloads and sources.
 
     \b
@@ -22,18 +21,14 @@ def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
     """
     from demotools.fetch.list import listing, listing_text
 
-    found = listing(folder)
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        say(*listing_text(found).split("\n"))
+    found = listing(shell.folder)
+    shell.print(found, *listing_text(found).split("\n"))
 
 
 @click.command("info")
 @click.argument("store")
-@json_output
 @common
-def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
+def info_command(shell: Shell, store: str) -> None:
     """Show what a store holds and where it came from.
 
     \b
@@ -41,13 +36,9 @@ def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
       demotools info GoToLocal
     """
     from demotools.look.info import info_text, store_info
-    from demotools.store.reading import store_path
 
-    found = store_info(store_path(store, folder))
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        say(*info_text(found).split("\n"))
+    found = store_info(shell.store(store))
+    shell.print(found, *info_text(found).split("\n"))
 
 
 @click.command("show")
@@ -64,9 +55,9 @@ def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
 @click.option("--png", type=click.Path(path_type=Path), help="Write all steps to this picture.")
 @click.option("--ansi", is_flag=True, help="Print all steps in colour.")
 @overwrite_file
-@json_output
 @common
 def show_command(
+    shell: Shell,
     store: str,
     episode: int | None,
     mission: str | None,
@@ -76,9 +67,6 @@ def show_command(
     png: Path | None,
     ansi: bool,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Show an episode: what the agent saw, with the whole room.
 
@@ -100,7 +88,7 @@ def show_command(
     )
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
-    from demotools.store.reading import open_store, store_path
+    from demotools.store.reading import open_store
 
     if episode is not None and (mission is not None or longest or random):
         raise click.UsageError("--episode cannot be combined with --mission, --longest or --random")
@@ -109,17 +97,17 @@ def show_command(
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
     for file, _draw in wanted:
         check_output(file, overwrite=overwrite)
-    opened = open_store(store_path(store, folder))
+    opened = open_store(shell.store(store))
     number = chosen_episode(
         opened, episode=episode, mission=mission, longest=longest, random=random
     )
     shown = shown_episode(opened, number)
     for file, draw in wanted:
-        write_output(file, draw(shown, quiet=quiet), overwrite=overwrite)
-        if not quiet and not as_json:
+        write_output(file, draw(shown, quiet=shell.quiet), overwrite=overwrite)
+        if not shell.quiet and not shell.as_json:
             say(f"made {file}: {shown.title}")
             say(*filter(None, [f"  {shown.mission}", shown.note]))
-    if as_json:
+    if shell.as_json:
         print_json(shown.as_json())
     elif not wanted and is_interactive() and not ansi:
         show_in_terminal(shown, coloured=not is_plain())
@@ -138,16 +126,13 @@ def show_command(
     help="Count the missions that a network which reads N tokens would see truncated.",
 )
 @overwrite_file
-@json_output
 @common
 def report_command(
+    shell: Shell,
     stores: tuple[str, ...],
     output: Path | None,
     instruction_len: int | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Write an HTML page about one or several stores.
 
@@ -161,31 +146,29 @@ def report_command(
     """
     from demotools.look.report import store_report
     from demotools.output import check_output, size_text, write_output
-    from demotools.store.reading import store_path
 
     output = output or Path("report.html")
-    if not as_json:
+    if not shell.as_json:
         check_output(output, overwrite=overwrite)
-    paths = [store_path(store, folder) for store in stores]
-    found = store_report(paths, instruction_len=instruction_len, quiet=quiet)
-    if as_json:
+    paths = [shell.store(store) for store in stores]
+    found = store_report(paths, instruction_len=instruction_len, quiet=shell.quiet)
+    if shell.as_json:
         print_json(found.as_json())
         return
     content = found.html.encode()
     write_output(output, content, overwrite=overwrite)
-    for finding in () if quiet else found.findings:
+    for finding in () if shell.quiet else found.findings:
         mark = "LOOK" if finding.alarm else "fine"
         say(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
-    if not quiet:
+    if not shell.quiet:
         say(f"made {output}: {size_text(len(content))}")
 
 
 @click.command("diff")
 @click.argument("first", metavar="STORE")
 @click.argument("second", metavar="STORE")
-@json_output
 @common
-def diff_command(first: str, second: str, as_json: bool, folder: Path, quiet: bool) -> None:
+def diff_command(shell: Shell, first: str, second: str) -> None:
     """Compare two stores: attributes, missions, and episodes wherever they stand.
 
     Episodes are the same where the agent saw, did and was told the same.
@@ -195,14 +178,10 @@ def diff_command(first: str, second: str, as_json: bool, folder: Path, quiet: bo
       demotools diff GoToLocal GoToLocal-small
     """
     from demotools.look.diff import store_difference
-    from demotools.store.reading import store_path
 
-    paths = [store_path(store, folder) for store in (first, second)]
-    found = store_difference(*paths, quiet=quiet)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        say(*found.text().split("\n"))
+    paths = [shell.store(store) for store in (first, second)]
+    found = store_difference(*paths, quiet=shell.quiet)
+    shell.print(found.as_json(), *found.text().split("\n"))
 
 
 @click.command("verify")
@@ -216,11 +195,8 @@ def diff_command(first: str, second: str, as_json: bool, folder: Path, quiet: bo
     show_default="1000",
     help="With --replay: replay at most N episodes, evenly spread.",
 )
-@json_output
 @common
-def verify_command(
-    store: str, replay: bool, episodes: int | None, as_json: bool, folder: Path, quiet: bool
-) -> None:
+def verify_command(shell: Shell, store: str, replay: bool, episodes: int | None) -> None:
     """Check a store for damage: every byte and every array.
 
     --replay plays the stored actions again in the environment, and compares every view, direction
@@ -232,17 +208,13 @@ def verify_command(
       demotools verify GoToLocal --replay --episodes 200
     """
     from demotools.recording.replay import replay_check
-    from demotools.store.reading import store_path
     from demotools.store.verify import raise_if_damaged, verify_store
 
     if episodes and not replay:
         raise click.UsageError("--episodes needs --replay")
-    path = store_path(store, folder)
-    played = partial(replay_check, episodes=episodes or 1000, quiet=quiet) if replay else None
-    checks = verify_store(path, replay=played, quiet=quiet)
-    if as_json:
-        print_json([check.as_json() for check in checks])
-    elif not quiet:
-        for check in checks:
-            say(*check.text().split("\n"))
+    path = shell.store(store)
+    played = partial(replay_check, episodes=episodes or 1000, quiet=shell.quiet) if replay else None
+    checks = verify_store(path, replay=played, quiet=shell.quiet)
+    lines = [line for check in checks for line in check.text().split("\n")]
+    shell.print([check.as_json() for check in checks], *lines)
     raise_if_damaged(path, checks)

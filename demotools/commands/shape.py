@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from demotools.cli import (
+    Shell,
     common,
     confirmed,
-    json_output,
     output_option,
     overwrite_file,
     overwrite_store,
-    print_json,
     say,
 )
 
@@ -40,17 +38,14 @@ from demotools.cli import (
     "-o", "--name", metavar="NAME", show_default="STORE-small", help="Name of the one small copy."
 )
 @overwrite_store
-@json_output
 @common
 def shrink_command(
+    shell: Shell,
     stores: tuple[str, ...],
     episodes: int,
     seed: int,
     name: str | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Make small copies of stores, named STORE-small.
 
@@ -62,42 +57,42 @@ def shrink_command(
       demotools shrink --episodes 100
       demotools shrink GoToLocal --episodes 10000 --name GoToLocal-10000
     """
-    from demotools.store.reading import new_store_path, store_path
     from demotools.store.shrink import shrink_store, shrink_stores
 
     if name is not None and len(stores) != 1:
         raise click.UsageError("--name names one copy: give exactly one STORE")
-    paths = [store_path(store, folder) for store in stores]
+    paths = [shell.store(store) for store in stores]
     if name is not None:
-        copy = new_store_path(name, folder)
+        copy = shell.new_store(name)
         results = [
             shrink_store(
-                paths[0], copy, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+                paths[0], copy, episodes=episodes, seed=seed, overwrite=overwrite, quiet=shell.quiet
             )
         ]
     else:
         results = shrink_stores(
-            paths, folder, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+            paths,
+            shell.folder,
+            episodes=episodes,
+            seed=seed,
+            overwrite=overwrite,
+            quiet=shell.quiet,
         )
-    if as_json:
-        print_json([asdict(result) for result in results])
-        return
-    for result in () if quiet else results:
-        if result.skipped:
-            say(f"skipped {result.parent}: {result.skipped}")
-        else:
-            say(f"made {result.path}: {result.episodes:,} episodes of {result.parent}")
+    lines = [
+        f"skipped {result.parent}: {result.skipped}"
+        if result.skipped
+        else f"made {result.path}: {result.episodes:,} episodes of {result.parent}"
+        for result in results
+    ]
+    shell.print(results, *lines)
 
 
 @click.command("archive")
 @click.argument("store")
 @output_option("Write the archive to this file.", "STORE.zarr.zip beside the store")
 @overwrite_file
-@json_output
 @common
-def archive_command(
-    store: str, output: Path | None, overwrite: bool, as_json: bool, folder: Path, quiet: bool
-) -> None:
+def archive_command(shell: Shell, store: str, output: Path | None, overwrite: bool) -> None:
     """Pack a store into one zip file, STORE.zarr.zip.
 
     Any unzip unpacks it, and plain zarr reads it as it is. `demotools unarchive` restores the store
@@ -109,14 +104,10 @@ def archive_command(
     """
     from demotools.exchange.archive import archive_store
     from demotools.output import size_text
-    from demotools.store.reading import store_path
 
-    file = archive_store(store_path(store, folder), output, overwrite=overwrite, quiet=quiet)
+    file = archive_store(shell.store(store), output, overwrite=overwrite, quiet=shell.quiet)
     size_bytes = file.stat().st_size
-    if as_json:
-        print_json({"path": file, "size_bytes": size_bytes})
-    elif not quiet:
-        say(f"made {file}: {size_text(size_bytes)}")
+    shell.print({"path": file, "size_bytes": size_bytes}, f"made {file}: {size_text(size_bytes)}")
 
 
 @click.command("unarchive")
@@ -126,9 +117,7 @@ def archive_command(
 )
 @overwrite_store
 @common
-def unarchive_command(
-    file: Path, name: str | None, overwrite: bool, folder: Path, quiet: bool
-) -> None:
+def unarchive_command(shell: Shell, file: Path, name: str | None, overwrite: bool) -> None:
     """Restore a store from its archive, bit for bit.
 
     \b
@@ -136,19 +125,17 @@ def unarchive_command(
       demotools unarchive GoToLocal.zarr.zip --name GoToLocal-copy
     """
     from demotools.exchange.archive import archived_store_name, unarchive_store
-    from demotools.store.reading import new_store_path
 
-    path = new_store_path(name or archived_store_name(file), folder)
-    unarchive_store(file, path, overwrite=overwrite, quiet=quiet)
-    if not quiet:
-        say(f"made {path}")
+    path = shell.new_store(name or archived_store_name(file))
+    unarchive_store(file, path, overwrite=overwrite, quiet=shell.quiet)
+    shell.print({"path": path}, f"made {path}")
 
 
 @click.command("remove")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 @common
-def remove_command(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool) -> None:
+def remove_command(shell: Shell, stores: tuple[str, ...], yes: bool) -> None:
     """Remove stores, after asking.
 
     What is not a demo store is left alone.
@@ -157,10 +144,9 @@ def remove_command(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool
     Example:
       demotools remove GoToLocal-small
     """
-    from demotools.store.reading import store_path
     from demotools.store.remove import planned_removals, remove_store
 
-    removals = planned_removals([store_path(store, folder) for store in stores])
+    removals = planned_removals([shell.store(store) for store in stores])
     if not yes:
         for removal in removals:
             say(removal.text())
@@ -168,5 +154,7 @@ def remove_command(stores: tuple[str, ...], yes: bool, folder: Path, quiet: bool
             return
     for removal in removals:
         remove_store(removal)
-        if not quiet:
-            say(f"removed {removal.text()}")
+        if not shell.as_json:
+            shell.print(removal, f"removed {removal.text()}")
+    if shell.as_json:
+        shell.print(removals)

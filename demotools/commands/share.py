@@ -8,12 +8,11 @@ from typing import Literal
 import click
 
 from demotools.cli import (
+    Shell,
     common,
-    json_output,
     output_option,
     overwrite_file,
     overwrite_store,
-    print_result,
     say,
 )
 
@@ -31,17 +30,14 @@ from demotools.cli import (
     "--id", "dataset_id", show_default="babyai/STORE-v0", help="Id of the Minari dataset."
 )
 @overwrite_store
-@json_output
 @common
 def export_command(
+    shell: Shell,
     store: str,
     kind: Literal["pickle", "minari"],
     output: Path | None,
     dataset_id: str | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
     """Export a store to a legacy pickle or a Minari dataset.
 
@@ -53,18 +49,18 @@ def export_command(
       demotools export GoToLocal --to minari
     """
     from demotools.exchange.export import export_minari, export_pickle
-    from demotools.store.reading import open_store, store_path
+    from demotools.store.reading import open_store
 
-    opened = open_store(store_path(store, folder))
+    opened = open_store(shell.store(store))
     if kind == "pickle" and dataset_id:
         raise click.UsageError("--id needs --to minari")
     if kind == "pickle":
-        exported = export_pickle(opened, output, overwrite=overwrite, quiet=quiet)
+        exported = export_pickle(opened, output, overwrite=overwrite, quiet=shell.quiet)
     else:
         exported = export_minari(
-            opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=quiet
+            opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=shell.quiet
         )
-    print_result(exported, quiet=quiet, as_json=as_json)
+    shell.print_result(exported)
 
 
 @click.command("card")
@@ -72,9 +68,7 @@ def export_command(
 @output_option("Write the card to this file.", "print it", dir_okay=False)
 @overwrite_file
 @common
-def card_command(
-    store: str, output: Path | None, overwrite: bool, folder: Path, quiet: bool
-) -> None:
+def card_command(shell: Shell, store: str, output: Path | None, overwrite: bool) -> None:
     """Write a dataset card for the Hugging Face hub.
 
     A card is Markdown with the header that the hub reads.
@@ -85,15 +79,13 @@ def card_command(
     """
     from demotools.exchange.hub import store_card
     from demotools.output import write_output
-    from demotools.store.reading import store_path
 
-    text = store_card(store_path(store, folder))
+    text = store_card(shell.store(store))
     if output is None:
         say(*text.removesuffix("\n").split("\n"))
         return
     write_output(output, text.encode(), overwrite=overwrite)
-    if not quiet:
-        say(f"made {output}")
+    shell.print({"path": output}, f"made {output}")
 
 
 @click.command("push")
@@ -101,7 +93,7 @@ def card_command(
 @click.argument("place", metavar="hf:OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make the dataset private, where it is new.")
 @common
-def push_command(store: str, place: str, private: bool, folder: Path, quiet: bool) -> None:
+def push_command(shell: Shell, store: str, place: str, private: bool) -> None:
     """Publish a store on the Hugging Face hub.
 
     Sends the store's archive, and its card where the dataset has none. Needs the extra `hf`, and a
@@ -113,8 +105,6 @@ def push_command(store: str, place: str, private: bool, folder: Path, quiet: boo
       demotools push GoToLocal hf:me/babyai-demos
     """
     from demotools.exchange.hub import push_store
-    from demotools.store.reading import store_path
 
-    files, url = push_store(store_path(store, folder), place, private=private, quiet=quiet)
-    if not quiet:
-        say(f"published {', '.join(files)}: {url}")
+    files, url = push_store(shell.store(store), place, private=private, quiet=shell.quiet)
+    shell.print({"files": files, "url": url}, f"published {', '.join(files)}: {url}")

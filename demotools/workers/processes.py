@@ -186,7 +186,7 @@ def helped(
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
             path=path,
-            fix="run the command again: it resumes where it stopped; fewer --workers need less memory",
+            fix="run it again: it resumes where it stopped; fewer --workers need less memory",
         ) from error
     finally:
         lifeline.close()

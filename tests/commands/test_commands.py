@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -156,6 +157,34 @@ def meaning(line: str) -> tuple[str | None, dict[str, object]]:
 @pytest.mark.parametrize("line", GUESSES)
 def test_what_somebody_would_guess_works(line: str) -> None:
     assert meaning(line) == meaning(GUESSES[line])
+
+
+JSON_LINES = [
+    "generate GoToObj --episodes 2 --workers 1",
+    "list",
+    "info GoToObj",
+    "show GoToObj",
+    "report GoToObj",
+    "verify GoToObj",
+    "shrink GoToObj --episodes 1",
+    "export GoToObj --to pickle",
+    "convert BabyAI-GoToObj-v0_agent.pkl --workers 1 --name Converted",
+    "archive GoToObj",
+    "unarchive GoToObj.zarr.zip --name Restored",
+    "fetch GoToObj --from GoToObj.zarr.zip --dry-run",
+    "remove Restored GoToObj-small --yes",
+]
+
+
+def test_every_command_that_prints_figures_prints_them_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
+    for line in JSON_LINES:
+        done = CliRunner().invoke(demotools.cli.main, [*line.split(), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout), line
 
 
 def test_help_is_a_word_too() -> None:
