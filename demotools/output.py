@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 import platformdirs
 
-from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -86,6 +89,22 @@ def write_output(path: Path, content: bytes, *, overwrite: bool) -> None:
     check_output(path, overwrite=overwrite)
     with written_whole(path) as stream:
         stream.write(content)
+
+
+def progress_bar(
+    what: object, total: int | None, *, quiet: bool, unit: str = " episodes", initial: int = 0
+) -> tqdm[Any]:
+    """A bar on stderr, shown on a terminal only; unit "B" is scaled."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=printable_text(what),
+        total=total,
+        initial=initial,
+        unit=unit,
+        unit_scale=unit == "B",
+        disable=quiet or None,  # None: where stderr is no terminal
+    )
 
 
 def check_room(folder: Path, size_bytes: float) -> None:

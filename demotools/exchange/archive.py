@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
-from demotools.output import acquired_lock, check_room, open_regular, written_whole
+from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.output import acquired_lock, check_room, open_regular, progress_bar, written_whole
 from demotools.store.building import StoreBuilder, removed
 from demotools.store.reading import (
     JSON_BYTES_AT_MOST,
@@ -88,7 +86,7 @@ def _write_members(stream: Any, folder: Path, *, quiet: bool) -> None:
     total = sum((folder / name).stat().st_size for name in names)
     with (
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=_DEFLATE_LEVEL) as archive,
-        _bar("archive", total, quiet=quiet) as bar,
+        progress_bar("archive", total, quiet=quiet, unit="B") as bar,
     ):
         for name in names:
             about = zipfile.ZipInfo(name)
@@ -258,7 +256,7 @@ def _extract(
 ) -> None:
     removed(building)
     total = sum(info.file_size for info in members.values())
-    with _bar("unarchive", total, quiet=quiet) as bar:
+    with progress_bar("unarchive", total, quiet=quiet, unit="B") as bar:
         # the file that makes the folder a store comes last
         for name in sorted(members, key=lambda name: (name == "zarr.json", name)):
             target = building / name
@@ -267,10 +265,3 @@ def _extract(
                 for block in _blocks(archive, members[name], file):
                     stream.write(block)
                     bar.update(len(block))
-
-
-def _bar(what: str, size_bytes: int, *, quiet: bool) -> tqdm[Any]:
-    disable = True if quiet else None  # None: shown on a terminal only
-    return tqdm(
-        total=size_bytes, desc=printable_text(what), unit="B", unit_scale=True, disable=disable
-    )

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import (
@@ -33,7 +32,7 @@ from demotools.errors import (
     from_os_error,
     printable_text,
 )
-from demotools.output import check_output, working_folder
+from demotools.output import check_output, progress_bar, working_folder
 from demotools.pickles.writer import write_pickle
 from demotools.recording.environment import (
     Environment,
@@ -96,19 +95,13 @@ def export_pickle(
         tag = "_valid" if about.split == "valid" else ""
         path = store.path.with_name(f"{about.environment_id or about.level}_agent{tag}.pkl")
     check_output(path, overwrite=overwrite)
-    bar = tqdm(
-        total=store.episodes,
-        desc=printable_text(path.name),
-        unit=" episodes",
-        disable=quiet or None,
-    )
+    with progress_bar(path.name, store.episodes, quiet=quiet) as bar:
 
-    def blocks() -> Iterator[Episodes]:
-        for batch in _batches(store):
-            yield store.select(np.arange(batch.start, batch.stop))
-            bar.update(len(batch))
+        def blocks() -> Iterator[Episodes]:
+            for batch in _batches(store):
+                yield store.select(np.arange(batch.start, batch.stop))
+                bar.update(len(batch))
 
-    with bar:
         write_pickle(path, blocks())
     return Exported(path, store.episodes)
 
@@ -192,9 +185,16 @@ def export_minari(
                 old.rename(final)  # an export was killed between its two renames
             with datasets_root(folder):
                 counts = _write_dataset(minari, store, dataset_id, quiet)
-            _publish(folder / dataset_id, final, old)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                final.rename(old)
+            (folder / dataset_id).rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        namespace, _, _ = dataset_id.rpartition("/")
         with datasets_root(root):
-            _name_namespace(minari, dataset_id)
+            if namespace and namespace not in minari.namespace.list_local_namespaces():
+                minari.namespace.create_namespace(namespace)
     except OSError as error:
         raise from_os_error(error, root) from error
     return Exported(root, store.episodes, dataset_id, counts)
@@ -213,29 +213,13 @@ def _refuse_malformed(dataset_id: str) -> None:
         ) from error
 
 
-def _publish(written: Path, final: Path, old: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    written.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _name_namespace(minari: ModuleType, dataset_id: str) -> None:
-    namespace, _, _ = dataset_id.rpartition("/")
-    if namespace and namespace not in minari.namespace.list_local_namespaces():
-        minari.namespace.create_namespace(namespace)
-
-
 def _write_dataset(
     minari: ModuleType, store: Store, dataset_id: str, quiet: bool
 ) -> dict[str, int]:
     environment = None if reason_against(store) else make_environment(store.attributes.level)
     counts: Counter[str] = Counter()
     dataset = None
-    bar = tqdm(total=store.episodes, desc=dataset_id, unit=" episodes", disable=quiet or None)
-    with bar:
+    with progress_bar(dataset_id, store.episodes, quiet=quiet) as bar:
         for batch in _batches(store):
             written = [_buffer(store, episode, environment) for episode in batch]
             buffers = [buffer for buffer, _how in written]

@@ -25,7 +25,6 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tqdm import tqdm
 
 from demotools.babyai.cells import ACTIONS, fits_cells, packed_cells, shows_agent, unpacked_cells
 from demotools.babyai.levels import (
@@ -39,7 +38,7 @@ from demotools.babyai.levels import (
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
 from demotools.exchange.export import minari_module
-from demotools.output import open_regular
+from demotools.output import open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
 
@@ -153,11 +152,11 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     folder = _dataset_folder(minari, name)
     metadata = _read_metadata(folder / _METADATA)
     if metadata.minari_version not in minari.supported_dataset_versions:
-        raise StoreError(
+        raise _broken(
             f"the dataset is of Minari {metadata.minari_version}, which the installed Minari "
             f"{minari.__version__} cannot read",
-            path=folder,
-            fix="install a version of Minari that can, or get the dataset of another version",
+            folder,
+            "install a version of Minari that can, or get the dataset of another version",
         )
     _check_files(folder, metadata)
     with _reading(folder):
@@ -214,8 +213,8 @@ def _read_metadata(file: Path) -> _Metadata:
         raise _broken(what, file) from error
 
 
-def _broken(what: str, path: Path | str) -> StoreError:
-    return StoreError(what, path=path, fix=_BROKEN)
+def _broken(what: str, path: Path | str, fix: str = _BROKEN) -> StoreError:
+    return StoreError(what, path=path, fix=fix)
 
 
 def _check_files(folder: Path, metadata: _Metadata) -> None:
@@ -262,29 +261,27 @@ def _reading(path: Path | str, what: str = "Minari cannot read this dataset") ->
 
 
 def _refuse_other_spaces(dataset: Any, name: str) -> None:
-    space = dataset.observation_space
-    known = isinstance(space, spaces.Dict) and {"image", "direction", "mission"} <= set(space)
-    if not known or not _is_view(space["image"]) or not isinstance(space["mission"], spaces.Text):
-        raise StoreError(
+    space, actions = dataset.observation_space, dataset.action_space
+    seen = space if isinstance(space, spaces.Dict) else {}
+    view = seen.get("image")
+    if not (
+        {"image", "direction", "mission"} <= set(seen)
+        and isinstance(seen["mission"], spaces.Text)
+        # images [height, width, channels] of bytes
+        and isinstance(view, spaces.Box)
+        and view.dtype == np.uint8
+        and len(view.shape) == 3
+        and 0 not in view.shape
+    ):
+        raise _broken(
             "its observations are not an image, a direction and a mission as text: "
             + printable_text(space, 300),
-            path=name,
-            fix="export it from the unwrapped environment, or name another dataset",
+            name,
+            "export it from the unwrapped environment, or name another dataset",
         )
-    actions = dataset.action_space
     if not isinstance(actions, spaces.Discrete) or actions.n != len(ACTIONS) or actions.start:
-        raise StoreError(
-            f"its actions are not minigrid's seven: {printable_text(actions, 300)}",
-            path=name,
-            fix="name another dataset",
-        )
-
-
-def _is_view(space: spaces.Space[Any]) -> bool:
-    """Whether these are images [height, width, channels] of bytes."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return False
-    return len(space.shape) == 3 and 0 not in space.shape
+        what = f"its actions are not minigrid's seven: {printable_text(actions, 300)}"
+        raise _broken(what, name, "name another dataset")
 
 
 def import_minari(
@@ -301,9 +298,7 @@ def import_minari(
     with StoreBuilder(path, dataset.job(), overwrite=overwrite) as builder:
         done = set(builder.finished_parts())
         seeds: set[int] = set()
-        bar = tqdm(
-            total=total, desc=printable_text(path.stem), unit=" episodes", disable=quiet or None
-        )
+        bar = progress_bar(path.stem, total, quiet=quiet)
         try:
             for part, first in enumerate(range(0, total, _EPISODES_A_PART)):
                 rows = range(first, min(first + _EPISODES_A_PART, total))
@@ -323,12 +318,9 @@ def import_minari(
         left_out = dict(sorted(counts.items()))
         if not episodes:
             builder.discard()
-            reasons = ", ".join(left_out) or "it is empty"
-            raise StoreError(
-                f"no episode can be kept: {reasons}",
-                path=about.dataset_id,
-                fix="name another dataset, or another --level or --split",
-            )
+            what = f"no episode can be kept: {', '.join(left_out) or 'it is empty'}"
+            fix = "name another dataset, or another --level or --split"
+            raise _broken(what, about.dataset_id, fix)
         _unpack_mixed_parts(builder.parts, notes)
         builder.finish(
             level=dataset.level,
@@ -377,10 +369,10 @@ def _write_part(
     if packed:
         episodes = replace(episodes, view=packed_cells(episodes.view))
         if shows_agent(episodes.view).any():
-            raise StoreError(
+            raise _broken(
                 "its views show the agent: they are of the whole room, not what the agent sees",
-                path=dataset.folder,
-                fix="record it without FullyObsWrapper, or name another dataset",
+                dataset.folder,
+                "record it without FullyObsWrapper, or name another dataset",
             )
     write_part(folder, part, episodes, {"left_out": dict(left_out), "packed": packed})
 

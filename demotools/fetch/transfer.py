@@ -36,6 +36,7 @@ from demotools.fetch.places import (
     url_behind_page,
 )
 from demotools.fetch.plan import FetchOptions
+from demotools.output import progress_bar
 
 # under 128 KiB, where malloc starts to map pages afresh for each block: half the system time
 _BLOCK_BYTES = 96 << 10
@@ -97,12 +98,10 @@ class Transfer:
         RefusedError   the server will not give the file, or has failed too often
         """
         failures, furthest = 0, self.offset
-        hidden = True if self._options.quiet else None  # None: where stderr is no terminal
+        quiet = self._options.quiet
         with (
             requests.Session() as session,
-            tqdm(
-                desc=self._name, initial=self.offset, unit="B", unit_scale=True, disable=hidden
-            ) as bar,
+            progress_bar(self._name, None, quiet=quiet, unit="B", initial=self.offset) as bar,
         ):
             session.headers["User-Agent"] = _USER_AGENT
             session.max_redirects = _REDIRECTS_AT_MOST
@@ -145,12 +144,9 @@ class Transfer:
             what = str(error).replace("no connection", f"no connection to {error.lost}", 1)
             return UnreachableError(f"{what}: no network?")
         times = f", {failures} times in a row" if failures > 1 else ""
-        return RefusedError(f"{error}{times}, {self._progress()}")
-
-    def _progress(self) -> str:
-        if not self.offset:
-            return "before its first byte"
-        return f"after {self.offset:,} {'' if self.total is None else f'of {self.total:,} '}bytes"
+        of = f"of {self.total:,} " if self.total else ""
+        at = f"after {self.offset:,} {of}bytes" if self.offset else "before its first byte"
+        return RefusedError(f"{error}{times}, {at}")
 
     def _attempt(self, session: requests.Session) -> Generator[bytes | None]:
         with self._answer(session) as response:
