@@ -333,7 +333,7 @@ def _seeds_within(survey: Survey) -> Finding:
     if repeated:
         parts.append(f"{repeated:,} seeds occur again")
     if evaluation:
-        parts.append(f"{evaluation:,} seeds are of those that evaluation keeps to itself")
+        parts.append(f"{evaluation:,} seeds are reserved for evaluation")
     return Finding(
         name="seeds",
         stores=(survey.name,),
@@ -402,7 +402,7 @@ def _foreign_missions(survey: Survey, *, quiet: bool) -> Finding:
 def _cut_missions(survey: Survey, instruction_len: int | None) -> Finding:
     name, longest = "missions cut by the instruction length", int(survey.mission_length.max())
     if instruction_len is None:
-        text = f"not asked (--instruction-len); the longest mission has {longest} words"
+        text = f"not checked without --instruction-len; the longest mission has {longest} words"
         return Finding(name, (survey.name,), False, text, {"longest": longest})
     cut = survey.mission_length > instruction_len
     episodes = int(survey.mission_episodes[cut].sum())
@@ -428,7 +428,7 @@ def _unbalanced_actions(survey: Survey) -> Finding:
     most = int(share.argmax())
     rare = [ACTIONS[n] for n in np.flatnonzero((share > 0) & (share < _RARE))]
     never = [ACTIONS[n] for n in np.flatnonzero(share == 0)]
-    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps: always saying so is right as often"
+    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps: always taking it is right as often"
     text += f"; under {_RARE:.0%}: {', '.join(rare)}" if rare else ""
     text += f"; never: {', '.join(never)}" if never else ""
     return Finding(
