@@ -198,6 +198,19 @@ def _has_locks(folder: Path) -> bool:
     return True
 
 
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for a while; processes that start meanwhile see it too."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
 DATA_VARIABLE = "DEMOTOOLS_DATA"
 
 

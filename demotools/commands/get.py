@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,13 +95,10 @@ def fetch_command(
     from demotools.babyai.levels import MANIFESTS_VARIABLE, SPLITS, level_names
     from demotools.fetch.job import fetch_levels, fetch_plans
     from demotools.fetch.plan import FetchOptions
+    from demotools.output import variable_set
 
     if manifests:
-        before = os.environ.get(MANIFESTS_VARIABLE)
-        os.environ[MANIFESTS_VARIABLE] = manifests  # so that helper processes see them too
-        click.get_current_context().call_on_close(
-            lambda: os.environ.update({MANIFESTS_VARIABLE: before or ""})
-        )
+        click.get_current_context().with_resource(variable_set(MANIFESTS_VARIABLE, manifests))
     options = FetchOptions(**choices, quiet=shell.quiet or shell.as_json)
     names = level_names() if levels == ("all",) else levels
     chosen = split or ("train" if options.origin else "all")

@@ -7,16 +7,14 @@ is repeated, and the dataset says of how many episodes, and of each such episode
 
 from __future__ import annotations
 
-import os
 import shutil
 import string
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,15 @@ from gymnasium import spaces
 
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import (
-    DemotoolsError,
     LevelError,
     ManifestError,
     SettingsError,
     StoreError,
     from_os_error,
+    optional_package,
     printable_text,
 )
-from demotools.output import check_output, progress_bar, working_folder
+from demotools.output import check_output, progress_bar, variable_set, working_folder
 from demotools.pickles.writer import write_pickle
 from demotools.recording.environment import (
     Environment,
@@ -116,35 +114,18 @@ def _batches(store: Store) -> Iterator[range]:
         first = stop
 
 
-def minari_module() -> ModuleType:
-    """The package `minari`.
+def minari_module() -> Any:
+    """The package `minari`, with its storage, which it does not install by itself.
 
-    DemotoolsError  it is not installed
+    DemotoolsError  one of them is not installed
     """
-    try:
-        import h5py  # noqa: F401  Minari's storage, which it does not install by itself
-        import minari
-    except ImportError as error:
-        raise DemotoolsError(
-            f"the package {error.name} is not installed",
-            path=str(error.name),
-            fix="pip install 'demotools[minari]'",
-        ) from error
-    module: ModuleType = minari
-    return module
+    optional_package("h5py", "minari")
+    return optional_package("minari", "minari")
 
 
-@contextmanager
-def datasets_root(folder: Path) -> Iterator[None]:
+def datasets_root(folder: Path) -> AbstractContextManager[None]:
     """Minari's folder of datasets, for a while; its API takes no other way to name it."""
-    before = os.environ.get(_ROOT_VARIABLE)
-    os.environ[_ROOT_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(_ROOT_VARIABLE)
-        if before is not None:
-            os.environ[_ROOT_VARIABLE] = before
+    return variable_set(_ROOT_VARIABLE, str(folder))
 
 
 def export_minari(
@@ -213,9 +194,7 @@ def _refuse_malformed(dataset_id: str) -> None:
         ) from error
 
 
-def _write_dataset(
-    minari: ModuleType, store: Store, dataset_id: str, quiet: bool
-) -> dict[str, int]:
+def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> dict[str, int]:
     environment = None if reason_against(store) else make_environment(store.attributes.level)
     counts: Counter[str] = Counter()
     dataset = None
@@ -237,7 +216,7 @@ def _write_dataset(
     return dict(sorted(counts.items()))
 
 
-def _create_dataset(minari: ModuleType, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
+def _create_dataset(minari: Any, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
     about = store.attributes
     recorded = about.source.get("minigrid")
     with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demotools.errors import FetchError, from_os_error, printable_values
+from demotools.errors import FetchError, from_os_error, optional_package, printable_values
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archive_store
 from demotools.look.info import flat_texts, store_info
 from demotools.output import size_text, working_folder, write_output
@@ -42,7 +42,7 @@ def push_store(
     """
     repository = repository_of(place)
     store = open_store(path)
-    hub = hub_package(place)
+    hub = optional_package("huggingface_hub", "hf")
     if hub.get_token() is None:
         raise FetchError(
             "there is no token for the Hugging Face hub",
@@ -85,20 +85,6 @@ def repository_of(place: str) -> str:
             "this is no dataset on the Hugging Face hub", path=place, fix="write hf:OWNER/NAME"
         )
     return match[1]
-
-
-def hub_package(place: str) -> Any:
-    """The package that talks to the hub; FetchError where it is not installed."""
-    try:
-        import huggingface_hub
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise FetchError(
-            "the Hugging Face hub needs the package huggingface_hub",
-            path=place,
-            fix="install it: pip install 'demotools[hf]'",
-        ) from error
-    return huggingface_hub
 
 
 def hub_reason(error: Exception, hub: Any) -> str:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from demotools.exchange.hub import hub_package, hub_reason
+from demotools.errors import optional_package
+from demotools.exchange.hub import hub_reason
 from demotools.fetch.places import Place, RefusedError, WrongFileError, hub_file, page_problem
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
@@ -191,7 +192,7 @@ def _download_from_hub(
 ) -> Downloaded:
     """By the hub's own package; what names the file afterwards is the commit, not a branch."""
     repository, path, revision = hub_file(place.name)
-    hub = hub_package(str(place))
+    hub = optional_package("huggingface_hub", "hf")
     if options.quiet or not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
     beside = final.with_name(f".{final.name}.hub")  # stays after a failure: the package resumes

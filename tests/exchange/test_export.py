@@ -149,7 +149,7 @@ def test_a_store_comes_back_from_minari_bit_for_bit(
 ) -> None:
     exported = export_minari(recorded, root=tmp_path / "datasets", quiet=True)
     assert exported.last_observations == {"replayed": EPISODES}
-    dataset = opened_dataset(str(tmp_path / "datasets" / exported.dataset_id))
+    dataset = opened_dataset(str(tmp_path / "datasets" / str(exported.dataset_id)))
     import_minari(dataset, tmp_path / "back.zarr", quiet=True)
     back = open_store(tmp_path / "back.zarr")
     # the fingerprint covers every byte of every array: seeds and missions in their order, too
