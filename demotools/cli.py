@@ -194,10 +194,12 @@ def output_option(help_text: str, default: str, **settings: Any) -> Callable[[Co
     return click.option("-o", "--output", type=kind, show_default=default, help=help_text)
 
 
-def split_option(default: str) -> Callable[[Command], Command]:
-    """`--split`, where `default` says what happens without it."""
+def split_option(without: str | bool, **settings: Any) -> Callable[[Command], Command]:
+    """`--split`; `without` says what it is otherwise."""
     kind = click.Choice(["train", "valid"])
-    return click.option("--split", type=kind, show_default=default, help="Split of the store.")
+    return click.option(
+        "--split", type=kind, show_default=without, help="Split of the store.", **settings
+    )
 
 
 overwrite_store = click.option(

@@ -46,8 +46,13 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     help="Take the file from here: a path, an address, hf:OWNER/NAME/PATH@REVISION.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
-@click.option("--check", is_flag=True, help="Check every byte of what is there already.")
-@click.option("--convert/--no-convert", default=True, help="Convert the download into a store.")
+@click.option("--check", is_flag=True, help="Check every byte of stores and downloads that exist.")
+@click.option(
+    "--convert/--no-convert",
+    default=True,
+    show_default=True,
+    help="Convert the download into a store.",
+)
 @click.option("--keep-pickle", is_flag=True, help="Keep the download after its conversion.")
 @click.option(
     "--timeout",
@@ -84,8 +89,8 @@ def fetch_command(
 ) -> None:
     """Download published demonstrations, check and convert them.
 
-    LEVEL is the name of a level, or `all`. What is there already is kept; a download that was
-    interrupted resumes where it stopped. --json prints what is to be done.
+    LEVEL is the name of a level, or `all`. Stores and downloads that exist are kept; a download
+    that was interrupted resumes where it stopped. --json prints what is to be done.
 
     \b
     Example:
@@ -121,7 +126,7 @@ def fetch_command(
 @click.option(
     "-n", "--episodes", metavar="N", type=int, required=True, help="Record N solved episodes."
 )
-@split_option("train")
+@split_option(True, default="train")
 @click.option(
     "--seed",
     type=int,
@@ -136,7 +141,7 @@ def generate_command(
     shell: Shell,
     level: str,
     episodes: int,
-    split: Literal["train", "valid"] | None,
+    split: Literal["train", "valid"],
     seed: int | None,
     workers: int | None,
     dask: str | None,
@@ -157,7 +162,7 @@ def generate_command(
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
 
-    recording = planned_recording(level, episodes, split=split or "train", first_seed=seed)
+    recording = planned_recording(level, episodes, split=split, first_seed=seed)
     path = shell.new_store(name or recording.store_name)
     players = None
     if is_on_cluster(dask, return_parts, workers):
