@@ -42,7 +42,7 @@ def push_store(
     """
     repository = repository_of(place)
     store = open_store(path)
-    hub = optional_package("huggingface_hub", "hf")
+    hub = hub_package()
     if hub.get_token() is None:
         raise FetchError(
             "there is no token for the Hugging Face hub",
@@ -85,6 +85,15 @@ def repository_of(place: str) -> str:
             "this is no dataset on the Hugging Face hub", path=place, fix="write hf:OWNER/NAME"
         )
     return match[1]
+
+
+def hub_package() -> Any:
+    """The package `huggingface_hub`, with `utils`, which it does not import by itself.
+
+    DemotoolsError  it is not installed
+    """
+    optional_package("huggingface_hub.utils", "hf")
+    return optional_package("huggingface_hub", "hf")
 
 
 def hub_reason(error: Exception, hub: Any) -> str:

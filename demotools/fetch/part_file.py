@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from demotools.errors import optional_package
-from demotools.exchange.hub import hub_reason
 from demotools.fetch.places import Place, RefusedError, WrongFileError, hub_file, page_problem
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
@@ -192,7 +190,9 @@ def _download_from_hub(
 ) -> Downloaded:
     """By the hub's own package; what names the file afterwards is the commit, not a branch."""
     repository, path, revision = hub_file(place.name)
-    hub = optional_package("huggingface_hub", "hf")
+    from demotools.exchange.hub import hub_package
+
+    hub = hub_package()
     if options.quiet or not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
     beside = final.with_name(f".{final.name}.hub")  # stays after a failure: the package resumes
@@ -223,6 +223,8 @@ def _hub_refusals(hub: Any) -> Iterator[None]:
     except Exception as error:
         if type(error) in (OSError, PermissionError, NotADirectoryError):
             raise
+        from demotools.exchange.hub import hub_reason
+
         what = f"the Hugging Face hub did not send it: {hub_reason(error, hub)}"
         raise RefusedError(what) from error
 
