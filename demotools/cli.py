@@ -6,47 +6,94 @@ answers at once, and no command waits for what another one needs.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from demotools.errors import StoreError, exit_with_message, from_os_error, printable_text
 
-_MODULES = {
-    "get": ("fetch", "generate", "convert", "import"),
-    "shape": ("shrink", "remove"),
-    "look": ("list", "info", "show", "report", "verify"),
-    "share": ("export", "archive", "unarchive", "card", "push"),
+_GROUPS = {
+    "Get data": ("get", ("fetch", "generate", "convert", "import")),
+    "Shape it": ("shape", ("shrink", "archive", "unarchive", "remove")),
+    "Look at it": ("look", ("list", "info", "show", "report", "verify")),
+    "Share it": ("share", ("export", "card", "push")),
 }
-"""The modules of `commands`, and the commands in each: `NAME_command`."""
-_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+"""The groups that `--help` shows: a module of `commands`, and its commands: `NAME_command`."""
+_MODULES = {name: module for module, names in _GROUPS.values() for name in names}
+# What people type who have not read the help; the tests list whole lines.
+_GUESSES = {
+    "fetch": "download get",
+    "generate": "record gen",
+    "shrink": "subset sample",
+    "archive": "zip pack",
+    "unarchive": "unzip unpack restore",
+    "remove": "rm delete",
+    "list": "ls levels",
+    "info": "inspect describe",
+    "show": "view watch",
+    "verify": "check validate",
+    "push": "upload publish",
+}
+_OPTION_GUESSES = {
+    "overwrite": "force replace",
+    "workers": "processes jobs num-workers",
+    "episodes": "num-episodes count",
+    "to": "format",
+    "output": "out file",
+}
+_COMMANDS = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
+_OPTIONS = {guess: name for name, guesses in _OPTION_GUESSES.items() for guess in guesses.split()}
 
 
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return sorted(_PLACES)
+        return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _PLACES:
+        name = _COMMANDS.get(cmd_name, cmd_name)
+        if name not in _MODULES:
             return None
-        module = import_module(f"demotools.commands.{_PLACES[cmd_name]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        module = import_module(f"demotools.commands.{_MODULES[name]}")
+        command: click.Command = getattr(module, f"{name}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, (_module, names) in _GROUPS.items():
+            with formatter.section(title):
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                rows = [
+                    (name, command.get_short_help_str(200)) for name, command in commands if command
+                ]
+                formatter.write_dl(rows)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        with exit_with_message():  # `--help` is printed here
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with exit_with_message():
             return super().invoke(ctx)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="demotools")
+@click.group(
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: _OPTIONS.get(token, token),
+    },
+)
+@click.version_option(None, "-V", "--version", package_name="demotools")
 def main() -> None:
     """BabyAI demonstrations as memory-mapped Zarr stores.
 
@@ -61,33 +108,105 @@ def main() -> None:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _data_folder(_context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
-    from demotools.output import data_folder
+@dataclass(frozen=True)
+class Shell:
+    """What every command is told: the folder of the stores, and what to print."""
 
-    return data_folder(value)
+    folder: Path
+    quiet: bool
+    as_json: bool
+
+    def store(self, name: str) -> Path:
+        """The folder of a store, given its name or its path."""
+        from demotools.store.reading import store_path
+
+        return store_path(name, self.folder)
+
+    def new_store(self, name: str) -> Path:
+        """The folder of a store that is to be made."""
+        from demotools.store.reading import new_store_path
+
+        return new_store_path(name, self.folder)
+
+    def print(self, figures: Any, *lines: str) -> None:
+        """What was done: for a program, for a person, or not at all."""
+        if self.as_json:
+            print_json(figures)
+        elif not self.quiet:
+            say(*lines)
+
+    def print_result(self, result: Result) -> None:
+        """The same of a job's own summary."""
+        self.print(result, *result.text().split("\n"))
 
 
-def common(command: Command) -> Command:
-    """The options that every command has."""
-    folder = click.option(
+class Result(Protocol):
+    """What a job has done, in lines for a person; its texts of others are printable."""
+
+    def text(self) -> str:
+        """The lines."""
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command has; it gets them as its first argument."""
+
+    @click.option(
         "--data-dir",
         "folder",
         type=click.Path(file_okay=False, path_type=Path),
-        callback=_data_folder,
-        help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
+        show_default="$DEMOTOOLS_DATA, or the user's data folder",
+        help="Keep the stores in this folder.",
     )
-    quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar, no summary.")
-    return folder(quiet(command))
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs to read.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print no progress bar, no summary.")
+    @functools.wraps(command)
+    def with_shell(folder: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+        from demotools.output import data_folder
+
+        command(Shell(data_folder(folder), quiet, as_json), **options)
+
+    return with_shell
 
 
-json_output = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON for a machine to read."
-)
-dask_address = click.option(
-    "--dask", metavar="ADDRESS", help="Use the Dask cluster at tcp://HOST:PORT (docs/cluster.md)."
-)
+def on_workers(command: Command) -> Command:
+    """The options that say which processes do the work; see `check_dask`."""
+    workers = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="one per processor",
+        help="Run N worker processes; they change no result.",
+    )
+    dask = click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Use the Dask cluster at tcp://HOST:PORT instead (docs/cluster.md).",
+    )
+    return workers(dask(command))
+
+
+def output_option(help_text: str, default: str, **settings: Any) -> Callable[[Command], Command]:
+    """`-o`, for a command that writes a file; `default` says what happens without it."""
+    kind = click.Path(path_type=Path, **settings)
+    return click.option("-o", "--output", type=kind, show_default=default, help=help_text)
+
+
+def split_option(without: str | bool, **settings: Any) -> Callable[[Command], Command]:
+    """`--split`; `without` says what it is otherwise."""
+    kind = click.Choice(["train", "valid"])
+    return click.option(
+        "--split", type=kind, show_default=without, help="Split of the store.", **settings
+    )
+
+
 overwrite_store = click.option(
-    "--overwrite", is_flag=True, help="Replace a store of the same name."
+    "--overwrite", is_flag=True, help="Replace an existing store of this name."
+)
+overwrite_file = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing file of this name."
+)
+name_option = click.option(
+    "-o", "--name", metavar="NAME", show_default="LEVEL or LEVEL-valid", help="Name of the store."
 )
 
 
@@ -108,7 +227,7 @@ def lasting_imports() -> Iterator[None]:
 def check_dask(dask: str | None, workers: int | None) -> None:
     """Click's own error for options that do not go together."""
     if dask and workers:
-        raise click.UsageError("--workers goes without --dask")
+        raise click.UsageError("--workers cannot be combined with --dask")
 
 
 def confirmed(question: str, path: Path) -> bool:
@@ -122,7 +241,7 @@ def confirmed(question: str, path: Path) -> bool:
         raise StoreError(
             "nobody answered the question, so nothing was removed",
             path=path,
-            fix="say --yes to remove without being asked",
+            fix="add --yes to remove without being asked",
         ) from None
 
 
@@ -140,7 +259,13 @@ def say(*lines: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value for a machine to read."""
+    """Print a value for a program to read: JSON values, dataclasses, paths."""
+
+    def plain(other: Any) -> object:
+        if is_dataclass(other) and not isinstance(other, type):
+            return asdict(other)
+        return [other.start, other.stop] if isinstance(other, range) else str(other)
+
     # the one control character that JSON leaves as it is
-    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")
+    text = json.dumps(value, indent=2, default=plain).replace("\x7f", "\\u007f")
     say(*text.split("\n"))

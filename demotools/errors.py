@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,21 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
     where = error.filename if error.filename is not None else path
     fix = fixes.get(error.errno or 0, "check the path and try again")
     return DemotoolsError(what, path=str(where), fix=fix)
+
+
+def optional_package(name: str, extra: str) -> Any:
+    """The package `name`, which the extra `demotools[EXTRA]` installs.
+
+    DemotoolsError  it is not installed
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DemotoolsError(
+            f"the package {error.name or name} is not installed",
+            path=name,
+            fix=f"install it: pip install 'demotools[{extra}]'",
+        ) from error
 
 
 @contextmanager

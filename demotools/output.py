@@ -91,6 +91,17 @@ def write_output(path: Path, content: bytes, *, overwrite: bool) -> None:
         stream.write(content)
 
 
+def check_room(folder: Path, size_bytes: float) -> None:
+    """DemotoolsError where the disk has less free than `size_bytes`."""
+    free = shutil.disk_usage(folder).free
+    if size_bytes > free:
+        raise DemotoolsError(
+            f"the disk has {free:,} bytes free, and {int(size_bytes):,} are needed",
+            path=folder,
+            fix="free some space, or name another folder with --data-dir",
+        )
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """A regular file open for reading; a pipe or a device, which may never answer, is refused.
 
@@ -198,6 +209,19 @@ def progress_bar(
         unit_scale=unit == "B" or unit.endswith("steps"),
         disable=True if quiet else None,  # None: where stderr is no terminal
     )
+
+
+@contextmanager
+def variable_set(name: str, value: str) -> Iterator[None]:
+    """An environment variable, for a while; processes that start meanwhile see it too."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 DATA_VARIABLE = "DEMOTOOLS_DATA"

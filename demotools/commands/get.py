@@ -2,70 +2,95 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from demotools.cli import (
+    Shell,
     check_dask,
     common,
-    dask_address,
     lasting_imports,
+    name_option,
+    on_workers,
     overwrite_store,
     say,
+    split_option,
 )
+
+if TYPE_CHECKING:
+    from demotools.fetch.places import Place
+
+
+def _place(_context: click.Context, _option: click.Parameter, value: str | None) -> Place | None:
+    from demotools.fetch.places import place_named
+
+    return None if value is None else place_named(value)
 
 
 @click.command("fetch")
 @click.argument("levels", nargs=-1, required=True, metavar="LEVEL...")
 @click.option(
-    "--split", type=click.Choice(["train", "valid", "all"]), help="[default: all; of --from: train]"
+    "--split",
+    type=click.Choice(["train", "valid", "all"]),
+    show_default="all; train with --from",
+    help="Split to fetch.",
 )
 @click.option(
-    "--keep-pickle/--no-keep-pickle", help="Keep the download [default: until converted]."
+    "--from",
+    "origin",
+    metavar="FILE|URL",
+    callback=_place,
+    help="Take the file from here: a path, an address, hf:OWNER/NAME/PATH@REVISION.",
 )
-@click.option("--no-convert", is_flag=True, help="Download only.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
+@click.option("--check", is_flag=True, help="Check every byte of stores and downloads that exist.")
 @click.option(
-    "--from", "origin", metavar="FILE|URL", help="Take this, or hf:OWNER/NAME/PATH@REVISION."
+    "--convert/--no-convert",
+    default=True,
+    show_default=True,
+    help="Convert the download into a store.",
 )
-@click.option("--check", is_flag=True, help="Check every byte of what is there already.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done.")
+@click.option("--keep-pickle", is_flag=True, help="Keep the download after its conversion.")
 @click.option(
     "--timeout",
+    "timeout_seconds",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
     default=30.0,
-    help="Give up a connection after SECONDS without data.",
+    show_default=True,
+    help="Give up after SECONDS without data.",
 )
 @click.option(
     "--retries",
+    metavar="N",
     type=click.IntRange(min=0),
     default=5,
-    help="Give up after so many attempts that bring nothing new.",
+    show_default=True,
+    help="Give up after N retries in a row that bring no new data.",
 )
-@click.option("--manifests", type=click.Path(exists=True, file_okay=False), help="More manifests.")
+@click.option(
+    "--manifests",
+    type=click.Path(exists=True, file_okay=False),
+    show_default="$DEMOTOOLS_MANIFESTS",
+    help="Folder of further manifests (docs/fetch.md).",
+)
 @overwrite_store
 @common
 def fetch_command(
+    shell: Shell,
     levels: tuple[str, ...],
     split: str | None,
-    keep_pickle: bool,
-    no_convert: bool,
-    origin: str | None,
-    check: bool,
     dry_run: bool,
-    timeout: float,
-    retries: int,
     manifests: str | None,
-    overwrite: bool,
-    folder: Path,
-    quiet: bool,
+    **choices: Any,
 ) -> None:
-    """Download the published demonstrations of each LEVEL (or `all`), check and convert them.
+    """Download published demonstrations, check and convert them.
 
-    What is there already is kept; a download that was cut resumes where it stopped.
+    LEVEL is the name of a level, or `all`. Stores and downloads that exist are kept; a download
+    that was interrupted resumes where it stopped. --json prints what is to be done.
 
     \b
     Example:
@@ -74,50 +99,46 @@ def fetch_command(
     """
     from demotools.babyai.levels import MANIFESTS_VARIABLE, SPLITS, level_names
     from demotools.fetch.job import fetch_levels, fetch_plans
-    from demotools.fetch.places import place_named
     from demotools.fetch.plan import FetchOptions
+    from demotools.output import variable_set
 
     if manifests:
-        before = os.environ.get(MANIFESTS_VARIABLE)
-        os.environ[MANIFESTS_VARIABLE] = manifests  # so that helper processes see them too
-        click.get_current_context().call_on_close(
-            lambda: os.environ.update({MANIFESTS_VARIABLE: before or ""})
-        )
+        click.get_current_context().with_resource(variable_set(MANIFESTS_VARIABLE, manifests))
+    options = FetchOptions(**choices, quiet=shell.quiet or shell.as_json)
     names = level_names() if levels == ("all",) else levels
-    chosen = split or ("train" if origin else "all")
+    chosen = split or ("train" if options.origin else "all")
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
-    if origin is not None:
-        if (len(names), len(splits)) != (1, 1):
-            raise click.UsageError("--from goes with one level and one split")
-        place_named(origin)  # refuses what is no address before anything else is done
-    options = FetchOptions(
-        not no_convert, keep_pickle, check, overwrite, origin, timeout, retries, quiet
-    )
-    if dry_run or not quiet:
-        for plan in fetch_plans(names, splits, folder, options):
-            say(*plan.text().split("\n"))
+    if options.origin is not None and (len(names), len(splits)) != (1, 1):
+        raise click.UsageError("--from takes one level and one split")
+    if dry_run or shell.as_json or not shell.quiet:
+        plans = fetch_plans(names, splits, shell.folder, options)
+        lines = [line for plan in plans for line in plan.text().split("\n")]
+        replace(shell, quiet=False).print(plans, *lines)
     if dry_run:
         return
-    for text in fetch_levels(names, splits, folder, options):
-        if not quiet:
+    for text in fetch_levels(names, splits, shell.folder, options):
+        if not options.quiet:
             say(*text.split("\n"))
 
 
 @click.command("generate")
 @click.argument("level")
-@click.option("--episodes", type=int, required=True, help="Solved episodes to record.")
-@click.option("--split", type=click.Choice(["train", "valid"]), default="train", show_default=True)
+@click.option(
+    "-n", "--episodes", metavar="N", type=int, required=True, help="Record N solved episodes."
+)
+@split_option(True, default="train")
 @click.option(
     "--seed",
     type=int,
-    help="First environment seed [default: 0 for train, 1000000000 for valid].",
+    show_default="0 for train, 1000000000 for valid",
+    help="First environment seed.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
-@dask_address
-@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
+@on_workers
+@name_option
 @overwrite_store
 @common
 def generate_command(
+    shell: Shell,
     level: str,
     episodes: int,
     split: Literal["train", "valid"],
@@ -126,13 +147,12 @@ def generate_command(
     dask: str | None,
     name: str | None,
     overwrite: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
-    """Record the expert bot on LEVEL: the first episodes that it solves, in seed order.
+    """Record the expert bot playing a level.
 
-    The same options give the same store, bit for bit, with any number of workers; a command that
-    was ended goes on where it was. With --dask the workers of a cluster play.
+    The store holds the first episodes that the bot solves, in the order of their seeds. The same
+    options give the same store, bit for bit, with any number of workers. A recording that was
+    interrupted resumes where it stopped.
 
     \b
     Example:
@@ -140,46 +160,52 @@ def generate_command(
     """
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
-    from demotools.store.reading import new_store_path
 
     recording = planned_recording(level, episodes, split=split, first_seed=seed)
-    path = new_store_path(name or recording.store_name, folder)
+    path = shell.new_store(name or recording.store_name)
     check_dask(dask, workers)
-    recorded = record(recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=quiet)
-    if not quiet:
-        say(*recorded.text().split("\n"))
+    recorded = record(
+        recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=shell.quiet
+    )
+    shell.print_result(recorded)
 
 
 @click.command("convert")
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
 )
-@click.option("--level", help="The level [default: from the file name].")
-@click.option("--split", type=click.Choice(["train", "valid"]), help="[default: from the name].")
+@click.option("--level", show_default="from the file name", help="Level of the demonstrations.")
+@split_option("from the file name")
 @click.option(
     "--encoding",
     type=click.Choice(["auto", "2018-08-28", "2018-11-16", "2019-01-08", "image"]),
     default="auto",
     show_default=True,
-    help="Object encoding of the views, by its first day; image: store them as they are.",
+    help="Object encoding of the views, by the day it was introduced; `image` keeps them as they "
+    "are.",
 )
-@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: all processors].")
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
-@click.option("--salvage", is_flag=True, help="Take what is whole of a file that was cut short.")
-@dask_address
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="Refuse a file with a malformed episode, or skip such episodes.",
+)
+@click.option("--salvage", is_flag=True, help="Convert the intact part of a truncated file.")
+@on_workers
+@name_option
 @overwrite_store
 @common
 def convert_command(
+    shell: Shell,
     files: tuple[Path, ...],
-    folder: Path,
-    quiet: bool,
     **choices: Any,
 ) -> None:
-    """Convert legacy demo pickles into a store; several shard files make one.
+    """Convert legacy demo pickles into a store.
 
-    Nothing in the files is executed. The object encoding is told from the data, and recoded to
-    today's. A conversion that was ended goes on where it was.
+    Several files are the shards of one store, in the order given. Nothing in the files is executed.
+    The object encoding is inferred from the data, and translated into today's. A conversion that
+    was interrupted resumes where it stopped.
 
     \b
     Example:
@@ -188,11 +214,9 @@ def convert_command(
     with lasting_imports():
         from demotools.pickles.convert import ConvertOptions, convert_files
 
-    options = ConvertOptions(quiet=quiet, **choices)
+    options = ConvertOptions(quiet=shell.quiet, **choices)
     check_dask(options.dask, options.workers)
-    converted = convert_files(files, folder, options)
-    if not quiet:
-        say(*converted.text().split("\n"))
+    shell.print_result(convert_files(files, shell.folder, options))
 
 
 @click.command("import")
@@ -200,38 +224,37 @@ def convert_command(
 @click.option(
     "--from",
     type=click.Choice(["minari"]),
-    required=True,
+    default="minari",
+    show_default=True,
     expose_value=False,
-    help="The program that DATASET belongs to.",
+    help="Library that DATASET belongs to.",
 )
-@click.option("--level", help="The level, where the dataset does not say it.")
-@click.option("--split", type=click.Choice(["train", "valid"]), help="[default: as exported]")
-@click.option("--name", help="The store's name [default: LEVEL or LEVEL-valid].")
+@click.option("--level", show_default="from the dataset", help="Level of the demonstrations.")
+@split_option("from the dataset, or train")
+@name_option
 @overwrite_store
 @common
 def import_command(
+    shell: Shell,
     dataset: str,
     level: str | None,
     split: Literal["train", "valid"] | None,
     name: str | None,
     overwrite: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
-    """Make a store of DATASET, the id of a Minari dataset on this machine, or its folder.
+    """Import a Minari dataset as a store.
 
-    Successes are kept; what is left out is counted. What `demotools export` wrote comes back bit
-    for bit. Legacy pickles are read by `demotools convert`.
+    DATASET is the id of a dataset on this machine, or its folder. Successful episodes are kept, the
+    others are counted. What `demotools export` has written comes back bit for bit. For legacy
+    pickles, use `demotools convert`.
 
     \b
     Example:
-      demotools import babyai/GoToLocal-v0 --from minari --name GoToLocal-copy
+      demotools import babyai/GoToLocal-v0 --name GoToLocal-copy
     """
     from demotools.exchange.minari_import import import_minari, opened_dataset
-    from demotools.store.reading import new_store_path
 
     opened = opened_dataset(dataset, level=level, split=split)
-    path = new_store_path(name or opened.store_name, folder)
-    imported = import_minari(opened, path, overwrite=overwrite, quiet=quiet)
-    if not quiet:
-        say(*imported.text().split("\n"))
+    path = shell.new_store(name or opened.store_name)
+    imported = import_minari(opened, path, overwrite=overwrite, quiet=shell.quiet)
+    shell.print_result(imported)

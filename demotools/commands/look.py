@@ -7,14 +7,13 @@ from pathlib import Path
 
 import click
 
-from demotools.cli import common, json_output, print_json, say
+from demotools.cli import Shell, common, output_option, overwrite_file, print_json, say
 
 
 @click.command("list")
-@json_output
 @common
-def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
-    """Show every level: its stores, what was fetched of it, and where it can be fetched from.
+def list_command(shell: Shell) -> None:
+    """List the levels with their stores, downloads and sources.
 
     \b
     Example:
@@ -22,47 +21,43 @@ def list_command(as_json: bool, folder: Path, quiet: bool) -> None:
     """
     from demotools.fetch.list import listing, listing_text
 
-    found = listing(folder)
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        say(*listing_text(found).split("\n"))
+    found = listing(shell.folder)
+    shell.print(found, *listing_text(found).split("\n"))
 
 
 @click.command("info")
 @click.argument("store")
-@json_output
 @common
-def info_command(store: str, as_json: bool, folder: Path, quiet: bool) -> None:
-    """Show what STORE holds, where it came from, and a table of its arrays.
+def info_command(shell: Shell, store: str) -> None:
+    """Show what a store holds and where it came from.
 
     \b
     Example:
       demotools info GoToLocal
     """
     from demotools.look.info import info_text, store_info
-    from demotools.store.reading import store_path
 
-    found = store_info(store_path(store, folder))
-    if as_json:
-        print_json(found)
-    elif not quiet:
-        say(*info_text(found).split("\n"))
+    found = store_info(shell.store(store))
+    shell.print(found, *info_text(found).split("\n"))
 
 
 @click.command("show")
 @click.argument("store")
-@click.option("--episode", type=int, help="Number of the episode [default: the first].")
-@click.option("--mission", help="Among the episodes whose mission contains this text.")
-@click.option("--longest", is_flag=True, help="The longest of them.")
-@click.option("--random", is_flag=True, help="Any of them.")
+@click.option(
+    "--episode", metavar="N", type=int, show_default="the first", help="Number of the episode."
+)
+@click.option(
+    "--mission", metavar="TEXT", help="Choose among episodes whose mission has this text."
+)
+@click.option("--longest", is_flag=True, help="Choose the longest episode.")
+@click.option("--random", is_flag=True, help="Choose an episode at random.")
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
 @click.option("--png", type=click.Path(path_type=Path), help="Write all steps to this picture.")
-@click.option("--ansi", is_flag=True, help="Print all steps, coloured.")
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-@json_output
+@click.option("--ansi", is_flag=True, help="Print all steps in colour.")
+@overwrite_file
 @common
 def show_command(
+    shell: Shell,
     store: str,
     episode: int | None,
     mission: str | None,
@@ -72,14 +67,11 @@ def show_command(
     png: Path | None,
     ansi: bool,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
-    """Look at one episode of STORE as the agent saw it, and the room beside it.
+    """Show an episode: what the agent saw, with the whole room.
 
-    The room is played again from the episode's seed, and shown where every step agrees with the
-    store. In a terminal one steps with the arrow keys; elsewhere all steps are printed.
+    The room comes from replaying the episode from its seed; it is shown only if every step agrees
+    with the store. In a terminal, step with the arrow keys; elsewhere all steps are printed.
 
     \b
     Example:
@@ -96,26 +88,26 @@ def show_command(
     )
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
-    from demotools.store.reading import open_store, store_path
+    from demotools.store.reading import open_store
 
     if episode is not None and (mission is not None or longest or random):
-        raise click.UsageError("--episode goes without --mission, --longest and --random")
+        raise click.UsageError("--episode cannot be combined with --mission, --longest or --random")
     if longest and random:
-        raise click.UsageError("--longest goes without --random")
+        raise click.UsageError("--longest cannot be combined with --random")
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
     for file, _draw in wanted:
         check_output(file, overwrite=overwrite)
-    opened = open_store(store_path(store, folder))
+    opened = open_store(shell.store(store))
     number = chosen_episode(
         opened, episode=episode, mission=mission, longest=longest, random=random
     )
     shown = shown_episode(opened, number)
     for file, draw in wanted:
-        write_output(file, draw(shown, quiet=quiet), overwrite=overwrite)
-        if not quiet and not as_json:
+        write_output(file, draw(shown, quiet=shell.quiet), overwrite=overwrite)
+        if not shell.quiet and not shell.as_json:
             say(f"made {file}: {shown.title}")
             say(*filter(None, [f"  {shown.mission}", shown.note]))
-    if as_json:
+    if shell.as_json:
         print_json(shown.as_json())
     elif not wanted and is_interactive() and not ansi:
         show_in_terminal(shown, coloured=not is_plain())
@@ -126,37 +118,28 @@ def show_command(
 
 @click.command("report")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
-@click.option(
-    "-o",
-    "output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("report.html"),
-    show_default=True,
-    help="The file.",
-)
+@output_option("Write the page to this file.", "report.html", dir_okay=False)
 @click.option(
     "--instruction-len",
+    metavar="N",
     type=click.IntRange(min=1),
-    help="Tokens that a network reads of a mission: how many episodes are cut?",
+    help="Count the missions that a network which reads N tokens would see truncated.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-@json_output
+@overwrite_file
 @common
 def report_command(
+    shell: Shell,
     stores: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     instruction_len: int | None,
     overwrite: bool,
-    as_json: bool,
-    folder: Path,
-    quiet: bool,
 ) -> None:
-    """Write one HTML file about the given stores: figures, pictures, findings.
+    """Write an HTML page about one or several stores.
 
-    The findings are duplicate episodes and seeds within the stores and between them (train and
-    valid, say), missions out of grammar or cut, unbalanced actions; and of every two stores what
-    they have in common: attributes, missions, episodes. With --json, they are printed and no file
-    is written.
+    It shows figures, pictures and findings: duplicate episodes and seeds within a store or between
+    stores (train and valid, say), missions outside the grammar or truncated, unbalanced actions;
+    and what every two stores have in common: attributes, missions, episodes. With --json, figures
+    and findings are printed and no page is written.
 
     \b
     Example:
@@ -164,59 +147,55 @@ def report_command(
     """
     from demotools.look.report import store_report
     from demotools.output import check_output, size_text, write_output
-    from demotools.store.reading import store_path
 
-    if not as_json:
+    output = output or Path("report.html")
+    if not shell.as_json:
         check_output(output, overwrite=overwrite)
-    paths = [store_path(store, folder) for store in stores]
-    found = store_report(paths, instruction_len=instruction_len, quiet=quiet)
-    if as_json:
+    paths = [shell.store(store) for store in stores]
+    found = store_report(paths, instruction_len=instruction_len, quiet=shell.quiet)
+    if shell.as_json:
         print_json(found.as_json())
         return
     content = found.html.encode()
     write_output(output, content, overwrite=overwrite)
-    for finding in () if quiet else found.findings:
+    for finding in () if shell.quiet else found.findings:
         mark = "LOOK" if finding.alarm else "fine"
         say(f"{mark}  {', '.join(finding.stores)}: {finding.name}: {finding.text}")
-    if not quiet:
+    if not shell.quiet:
         say(f"made {output}: {size_text(len(content))}")
 
 
 @click.command("verify")
 @click.argument("store")
-@click.option("--replay", is_flag=True, help="Also play episodes again, from their seeds.")
+@click.option("--replay", is_flag=True, help="Replay episodes in the environment, too.")
 @click.option(
+    "-n",
     "--episodes",
+    metavar="N",
     type=click.IntRange(min=1),
-    help="With --replay: at most so many, evenly spread [default: 1000].",
+    show_default="1000",
+    help="With --replay: replay at most N episodes, evenly spread.",
 )
-@json_output
 @common
-def verify_command(
-    store: str, replay: bool, episodes: int | None, as_json: bool, folder: Path, quiet: bool
-) -> None:
-    """Check every byte of STORE, and every array against the format and the others.
+def verify_command(shell: Shell, store: str, replay: bool, episodes: int | None) -> None:
+    """Check a store for damage: every byte and every array.
 
-    With --replay the stored actions are played again in the environment, and every view,
-    direction, mission and the reward compared. Episodes whose seed is not known, or which another
-    version of the environment recorded, are named as such.
+    --replay plays the stored actions again in the environment, and compares every view, direction
+    and mission, and the reward. Episodes without a known seed, or recorded with another version of
+    the environment, are reported as such.
 
     \b
     Example:
       demotools verify GoToLocal --replay --episodes 200
     """
     from demotools.recording.replay import replay_check
-    from demotools.store.reading import store_path
     from demotools.store.verify import raise_if_damaged, verify_store
 
     if episodes and not replay:
-        raise click.UsageError("--episodes goes with --replay")
-    path = store_path(store, folder)
-    played = partial(replay_check, episodes=episodes or 1000, quiet=quiet) if replay else None
-    checks = verify_store(path, replay=played, quiet=quiet)
-    if as_json:
-        print_json([check.as_json() for check in checks])
-    elif not quiet:
-        for check in checks:
-            say(*check.text().split("\n"))
+        raise click.UsageError("--episodes needs --replay")
+    path = shell.store(store)
+    played = partial(replay_check, episodes=episodes or 1000, quiet=shell.quiet) if replay else None
+    checks = verify_store(path, replay=played, quiet=shell.quiet)
+    lines = [line for check in checks for line in check.text().split("\n")]
+    shell.print([check.as_json() for check in checks], *lines)
     raise_if_damaged(path, checks)

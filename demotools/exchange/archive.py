@@ -8,7 +8,6 @@ that its metadata announce, of the sizes that they announce, before anything is 
 
 from __future__ import annotations
 
-import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from demotools.errors import DemotoolsError, StoreError, from_os_error
-from demotools.output import acquired_lock, open_regular, progress_bar, written_whole
+from demotools.output import acquired_lock, check_room, open_regular, progress_bar, written_whole
 from demotools.store.building import StoreBuilder, removed
 from demotools.store.reading import (
     JSON_BYTES_AT_MOST,
@@ -53,9 +52,8 @@ def archive_store(
     store = open_store(path)
     final = output or path.with_name(store.name + ARCHIVE_SUFFIX)
     if final.is_dir():
-        raise StoreError(
-            "this is a folder", path=final, fix=f"name a file: -o {final / store.name}.zarr.zip"
-        )
+        fix = f"name a file: -o {final / store.name}{ARCHIVE_SUFFIX}"
+        raise StoreError("this is a folder", path=final, fix=fix)
     with acquired_lock(final):
         if final.exists() and not overwrite:
             raise StoreError(
@@ -115,7 +113,7 @@ def unarchive_store(
         with StoreBuilder(output, job, overwrite=overwrite) as builder:
             building = builder.folder / builder.path.name
             try:
-                _check_room(members, file, builder.path)
+                check_room(output.parent, sum(info.file_size for info in members.values()))
                 _extract(archive, members, file, building, quiet=quiet)
                 builder.publish(building)
             except StoreError as error:
@@ -163,7 +161,9 @@ def _refusing(file: Path, member: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         what = (
-            f"member {member!r} cannot be read" if member else "it is no zip file, or part of one"
+            f"member {member!r} cannot be read"
+            if member
+            else "it is not a zip file, or only a part of one"
         )
         raise _unusable(file, f"{what} ({error})") from error
 
@@ -185,17 +185,31 @@ def _described(
     """
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        _check_member(info, file)
-        if info.filename in members or len(members) > _MEMBERS_AT_MOST:
-            raise _unusable(file, f"member {info.filename!r} is there twice, or one too many")
+        faults = {
+            "is encrypted": info.flag_bits & 0x1,
+            "is a link or a device": stat.S_IFMT(info.external_attr >> 16)
+            not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "is compressed in an unknown way": info.compress_type
+            not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+            "occurs twice": info.filename in members,
+            "is one too many": len(members) > _MEMBERS_AT_MOST,
+        }
+        for what in filter(faults.get, faults):
+            raise _unusable(file, f"member {info.filename!r} {what}")
         members[info.filename] = info
     files = {name: info for name, info in members.items() if not info.is_dir()}
-    attributes = parsed_attributes(_content(archive, files, "zarr.json", file), file)
+
+    def content(name: str) -> bytes:
+        if name not in files or files[name].file_size > JSON_BYTES_AT_MOST:
+            raise _unusable(file, f"member {name!r} is missing, or far too long")
+        return b"".join(_blocks(archive, files[name], file))
+
+    attributes = parsed_attributes(content("zarr.json"), file)
     sizes: dict[str, int | None] = {"zarr.json": None}
     for name in files:
         array, _, rest = name.partition("/")
         if rest == "zarr.json":
-            metadata = parsed_metadata(_content(archive, files, name, file), file, array)
+            metadata = parsed_metadata(content(name), file, array)
             chunks = metadata.chunk_files(Path(array))
             sizes |= {chunk.as_posix(): metadata.raw_chunk_bytes for chunk in chunks}
             sizes[name] = None
@@ -213,24 +227,6 @@ def _parents(names: Mapping[str, object]) -> set[str]:
     return {name[: place + 1] for name in names for place, sign in enumerate(name) if sign == "/"}
 
 
-def _check_member(info: zipfile.ZipInfo, file: Path) -> None:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if info.flag_bits & 0x1:
-        raise _unusable(file, f"member {info.filename!r} is encrypted")
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _unusable(file, f"member {info.filename!r} is a link or a device")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _unusable(file, f"member {info.filename!r} is packed in an unknown way")
-
-
-def _content(
-    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str, file: Path
-) -> bytes:
-    if name not in members or members[name].file_size > JSON_BYTES_AT_MOST:
-        raise _unusable(file, f"member {name!r} is missing, or far too long")
-    return b"".join(_blocks(archive, members[name], file))
-
-
 def _blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> Iterator[bytes]:
     """The content of a member, never more than it announces."""
     left = info.file_size
@@ -246,16 +242,6 @@ def _blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> Iter
             if not block:
                 return
             yield block
-
-
-def _check_room(members: Mapping[str, zipfile.ZipInfo], file: Path, output: Path) -> None:
-    size_bytes = sum(info.file_size for info in members.values())
-    if size_bytes > shutil.disk_usage(output.parent).free:
-        raise StoreError(
-            f"its store takes {size_bytes:,} bytes, more than the disk has free",
-            path=file,
-            fix="free some space, or name another folder with --data-dir",
-        )
 
 
 def _extract(

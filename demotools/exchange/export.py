@@ -7,16 +7,14 @@ is repeated, and the dataset says of how many episodes, and of each such episode
 
 from __future__ import annotations
 
-import os
 import shutil
 import string
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,15 @@ from gymnasium import spaces
 
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import (
-    DemotoolsError,
     LevelError,
     ManifestError,
     SettingsError,
     StoreError,
     from_os_error,
+    optional_package,
     printable_text,
 )
-from demotools.output import check_output, progress_bar, working_folder
+from demotools.output import check_output, progress_bar, variable_set, working_folder
 from demotools.pickles.writer import write_pickle
 from demotools.recording.environment import (
     Environment,
@@ -55,52 +53,55 @@ _REWARD = 1.0
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export to Minari.
+    """A finished export.
 
-    root                the folder of datasets, for Minari's own variable
+    path                the pickle, or the folder of Minari datasets (for Minari's own variable)
+    dataset_id          None for a pickle
     last_observations   how many of them are `replayed`, how many `repeated`
     """
 
-    dataset_id: str
-    root: Path
+    path: Path
     episodes: int
-    last_observations: dict[str, int]
+    dataset_id: str | None = None
+    last_observations: dict[str, int] | None = None
 
     def text(self) -> str:
         """What was exported, for a person."""
+        path = printable_text(self.path)
+        if self.last_observations is None:
+            return f"exported {path}: {self.episodes:,} episodes; this format has no seeds"
         counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())
         return (
             f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
             f"  last observations: {counts}\n"
-            f"  load it with {_ROOT_VARIABLE}={printable_text(self.root)}"
+            f"  load it with {_ROOT_VARIABLE}={path}"
         )
 
 
 def export_pickle(
-    store: Store, path: Path, *, overwrite: bool = False, quiet: bool = False
-) -> Path:
+    store: Store, path: Path | None = None, *, overwrite: bool = False, quiet: bool = False
+) -> Exported:
     """Write a store as a legacy pickle that babyai's own loader reads; seeds have no place in it.
+
+    path   None means beside the store, under the name that babyai gives such a file, which
+           `demotools convert` understands, too
 
     DemotoolsError  the file exists and `overwrite` is False, or it cannot be written
     """
+    if path is None:
+        about = store.attributes
+        tag = "_valid" if about.split == "valid" else ""
+        path = store.path.with_name(f"{about.environment_id or about.level}_agent{tag}.pkl")
     check_output(path, overwrite=overwrite)
-    bar = progress_bar(store.episodes, path.name, "episodes", quiet=quiet)
+    with progress_bar(store.episodes, path.name, "episodes", quiet=quiet) as bar:
 
-    def blocks() -> Iterator[Episodes]:
-        for batch in _batches(store):
-            yield store.select(np.arange(batch.start, batch.stop))
-            bar.update(len(batch))
+        def blocks() -> Iterator[Episodes]:
+            for batch in _batches(store):
+                yield store.select(np.arange(batch.start, batch.stop))
+                bar.update(len(batch))
 
-    with bar:
         write_pickle(path, blocks())
-    return path
-
-
-def pickle_name(store: Store) -> str:
-    """The name that babyai gives such a file, which `demotools convert` understands, too."""
-    about = store.attributes
-    tag = "_valid" if about.split == "valid" else ""
-    return f"{about.environment_id or about.level}_agent{tag}.pkl"
+    return Exported(path, store.episodes)
 
 
 def _batches(store: Store) -> Iterator[range]:
@@ -113,35 +114,18 @@ def _batches(store: Store) -> Iterator[range]:
         first = stop
 
 
-def minari_module() -> ModuleType:
-    """The package `minari`.
+def minari_module() -> Any:
+    """The package `minari`, with its storage, which it does not install by itself.
 
-    DemotoolsError  it is not installed
+    DemotoolsError  one of them is not installed
     """
-    try:
-        import h5py  # noqa: F401  Minari's storage, which it does not install by itself
-        import minari
-    except ImportError as error:
-        raise DemotoolsError(
-            f"the package {error.name} is not installed",
-            path=str(error.name),
-            fix="pip install 'demotools[minari]'",
-        ) from error
-    module: ModuleType = minari
-    return module
+    optional_package("h5py", "minari")
+    return optional_package("minari", "minari")
 
 
-@contextmanager
-def datasets_root(folder: Path) -> Iterator[None]:
+def datasets_root(folder: Path) -> AbstractContextManager[None]:
     """Minari's folder of datasets, for a while; its API takes no other way to name it."""
-    before = os.environ.get(_ROOT_VARIABLE)
-    os.environ[_ROOT_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop(_ROOT_VARIABLE)
-        if before is not None:
-            os.environ[_ROOT_VARIABLE] = before
+    return variable_set(_ROOT_VARIABLE, str(folder))
 
 
 def export_minari(
@@ -182,12 +166,19 @@ def export_minari(
                 old.rename(final)  # an export was killed between its two renames
             with datasets_root(folder):
                 counts = _write_dataset(minari, store, dataset_id, quiet)
-            _publish(folder / dataset_id, final, old)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+            if final.exists():
+                final.rename(old)
+            (folder / dataset_id).rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        namespace, _, _ = dataset_id.rpartition("/")
         with datasets_root(root):
-            _name_namespace(minari, dataset_id)
+            if namespace and namespace not in minari.namespace.list_local_namespaces():
+                minari.namespace.create_namespace(namespace)
     except OSError as error:
         raise from_os_error(error, root) from error
-    return Exported(dataset_id, root, store.episodes, counts)
+    return Exported(root, store.episodes, dataset_id, counts)
 
 
 def _refuse_malformed(dataset_id: str) -> None:
@@ -203,24 +194,7 @@ def _refuse_malformed(dataset_id: str) -> None:
         ) from error
 
 
-def _publish(written: Path, final: Path, old: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    written.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _name_namespace(minari: ModuleType, dataset_id: str) -> None:
-    namespace, _, _ = dataset_id.rpartition("/")
-    if namespace and namespace not in minari.namespace.list_local_namespaces():
-        minari.namespace.create_namespace(namespace)
-
-
-def _write_dataset(
-    minari: ModuleType, store: Store, dataset_id: str, quiet: bool
-) -> dict[str, int]:
+def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> dict[str, int]:
     environment = None if reason_against(store) else make_environment(store.attributes.level)
     counts: Counter[str] = Counter()
     dataset = None
@@ -242,7 +216,7 @@ def _write_dataset(
     return dict(sorted(counts.items()))
 
 
-def _create_dataset(minari: ModuleType, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
+def _create_dataset(minari: Any, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
     about = store.attributes
     recorded = about.source.get("minigrid")
     with warnings.catch_warnings():

@@ -15,11 +15,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demotools.errors import FetchError, from_os_error, printable_values
+from demotools.errors import FetchError, from_os_error, optional_package, printable_values
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archive_store
 from demotools.look.info import flat_texts, store_info
 from demotools.output import size_text, working_folder, write_output
@@ -29,22 +28,12 @@ _REPOSITORY = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 _CARD = "README.md"
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What was published.
-
-    repository   OWNER/NAME
-    files        the names of the files that were sent
-    url          of the commit
-    """
-
-    repository: str
-    files: tuple[str, ...]
-    url: str
-
-
-def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = False) -> Pushed:
+def push_store(
+    path: Path, place: str, *, private: bool = False, quiet: bool = False
+) -> tuple[list[str], str]:
     """Publish a store in the dataset `hf:OWNER/NAME`, which is made where it does not exist.
+
+    returns  the names of the files that were sent, and the address of the commit
 
     A card that is there already is kept: it may be of several stores, or written by hand.
 
@@ -53,18 +42,23 @@ def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = F
     """
     repository = repository_of(place)
     store = open_store(path)
-    hub, token = _hub(place)
+    hub = hub_package()
+    if hub.get_token() is None:
+        raise FetchError(
+            "there is no token for the Hugging Face hub",
+            path=place,
+            fix="run `hf auth login`, or set $HF_TOKEN",
+        )
     if quiet:
         hub.utils.disable_progress_bars()
     name = store.name + ARCHIVE_SUFFIX
     # beside the store: as much room as it has
     with (
-        _as_messages(path),
         working_folder(path.with_name(f".{path.name}.push")) as folder,
-        _refusals(hub, token, place),
+        _refusals(hub, place, path),
     ):
         archive = archive_store(path, folder / name, quiet=quiet)
-        api = hub.HfApi(token=token)
+        api = hub.HfApi(token=hub.get_token())
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         files = {name: archive}
         if not api.file_exists(repository, _CARD, repo_type="dataset"):
@@ -76,7 +70,7 @@ def push_store(path: Path, place: str, *, private: bool = False, quiet: bool = F
             commit_message=f"Add {store.name}",
             repo_type="dataset",
         )
-    return Pushed(repository, tuple(files), str(commit.commit_url))
+    return list(files), str(commit.commit_url)
 
 
 def repository_of(place: str) -> str:
@@ -93,35 +87,24 @@ def repository_of(place: str) -> str:
     return match[1]
 
 
-def _hub(place: str) -> tuple[Any, str]:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise FetchError(
-            "publishing needs the package huggingface_hub",
-            path=place,
-            fix="install it: pip install 'demotools[hf]'",
-        ) from error
-    token = huggingface_hub.get_token()
-    if token is None:
-        raise FetchError(
-            "there is no token for the Hugging Face hub",
-            path=place,
-            fix="run `hf auth login`, or set $HF_TOKEN",
-        )
-    return huggingface_hub, token
+def hub_package() -> Any:
+    """The package `huggingface_hub`, with `utils`, which it does not import by itself.
+
+    DemotoolsError  it is not installed
+    """
+    optional_package("huggingface_hub.utils", "hf")
+    return optional_package("huggingface_hub", "hf")
+
+
+def hub_reason(error: Exception, hub: Any) -> str:
+    """Why the hub refused, in one line without the token."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    # the token goes before the text is cut: half a token is still a secret
+    return reason.replace(hub.get_token() or "\0", "(token)")[:300]
 
 
 @contextmanager
-def _as_messages(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(error, path.parent) from error
-
-
-@contextmanager
-def _refusals(hub: Any, token: str, place: str) -> Iterator[None]:
+def _refusals(hub: Any, place: str, path: Path) -> Iterator[None]:
     """What the hub, the network or the package refuse, as a FetchError."""
     refused = hub.errors.HfHubHTTPError
     # the package's HTTP library changed twice; its errors are the bases of this one
@@ -130,25 +113,67 @@ def _refusals(hub: Any, token: str, place: str) -> Iterator[None]:
     try:
         yield
     except (refused, hub.errors.HFValidationError, *network) as error:
-        # the token goes before the text is cut: half a token is still a secret
-        reason = " ".join(str(error).replace(token, "(token)").split())[:300]
         raise FetchError(
-            f"the Hugging Face hub did not take it: {reason}",
+            f"the Hugging Face hub did not accept it: {hub_reason(error, hub)}",
             path=place,
             fix="check OWNER/NAME, that your token may write there, and the network",
         ) from error
+    except OSError as error:
+        raise from_os_error(error, path.parent) from error
 
 
-# The hub's name of each licence that stores of ours carry; anything else is "other", with its text.
-_LICENCES = {
-    "BSD-3-Clause": "bsd-3-clause",
-    "BSD-2-Clause": "bsd-2-clause",
-    "MIT": "mit",
-    "Apache-2.0": "apache-2.0",
-    "CC-BY-4.0": "cc-by-4.0",
-    "CC0-1.0": "cc0-1.0",
-}
+# Licences of stores that the hub knows, in lower case; others are "other", with their text.
+_LICENCES = {"BSD-3-Clause", "BSD-2-Clause", "MIT", "Apache-2.0", "CC-BY-4.0", "CC0-1.0"}
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_CARD_TEXT = """\
+---
+{header}
+---
+
+# {name}
+
+Expert demonstrations of the BabyAI level {level} (environment: {environment}), {split} split: \
+{episodes:,} episodes of {mean_length:.2f} steps on average, {longest:,} at most, {steps:,} steps \
+in all; {missions:,} distinct missions.
+
+At each step, the agent sees 7 x 7 cells before it and is told a mission in a small English-like \
+language; the expert's action is stored beside it.
+
+## Use
+
+`{archive}` is a Zarr v3 store in a zip file, which plain zarr reads:
+
+```python
+import zarr
+
+store = zarr.storage.ZipStore({quoted_archive}, mode="r")
+group = zarr.open_group(store, mode="r")
+first, last = group["episode_offset"][:2]
+mission = int(group["episode_mission"][0])
+print(group["mission_text"][mission], group["action"][first:last])
+```
+
+`demotools unarchive {archive}` restores the folder of memory-mapped chunk files ({size}).
+
+## Arrays
+
+| array | dtype | shape | meaning |
+| --- | --- | --- | --- |
+{rows}
+
+## Where it came from
+
+{provenance}
+- made by: {created_by}
+- schema: babyai-demos, version {schema_version}
+- fingerprint: `{fingerprint}`
+
+## Licence and citation
+
+{licence}
+
+{citation}
+"""
 
 
 def store_card(path: Path) -> str:
@@ -157,29 +182,38 @@ def store_card(path: Path) -> str:
     StoreError  see `open_store`
     """
     info = printable_values(store_info(path))
-    lines = ["---", *_header(info), "---", "", f"# {info['name']}", "", *_introduction(info)]
-    lines += ["", "## Use", "", *_use(info), "", "## Arrays", "", *_arrays(info)]
-    lines += ["", "## Where it came from", "", *_provenance(info)]
-    lines += ["", "## Licence and citation", "", info["licence"], "", info["citation"], ""]
-    return "\n".join(lines)
-
-
-def _header(info: dict[str, Any]) -> list[str]:
-    values: dict[str, Any] = {
+    archive = info["name"] + ARCHIVE_SUFFIX
+    # the licence's name alone, or with a remark in brackets: "MIT-0" and "MIT or later" are others
+    licence = re.sub(r"\s*\([^()]*\)$", "", info["licence"])
+    header = {
         "pretty_name": f"BabyAI {info['level']} demonstrations ({info['name']})",
-        **_licence(info["licence"]),
+        **(
+            {"license": licence.lower()}
+            if licence in _LICENCES
+            else {"license": "other", "license_name": info["licence"]}
+        ),
         "language": ["en"],
         "task_categories": ["reinforcement-learning", "robotics"],
         "size_categories": [size_category(info["episodes"])],
         "tags": ["babyai", "minigrid", "imitation-learning", "instruction-following", "zarr"],
     }
-    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-
-
-def _licence(text: str) -> dict[str, str]:
-    # the name alone, or with a remark in brackets: "MIT-0" and "MIT or later" are others
-    known = _LICENCES.get(re.sub(r"\s*\([^()]*\)$", "", text))
-    return {"license": known} if known else {"license": "other", "license_name": text}
+    origin = [("- ", text) for text in flat_texts(info["source"])]
+    origin += [("- parent's ", text) for text in flat_texts(info["parent"] or {})]
+    rows = (
+        f"| {each['name']} | {each['dtype']} | {' x '.join(map(str, each['shape']))} "
+        f"| {each['meaning']} |"
+        for each in info["arrays"]
+    )
+    return _CARD_TEXT.format(
+        **info,
+        header="\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in header.items()),
+        environment=info["environment_id"] or "none in today's minigrid",
+        archive=archive,
+        quoted_archive=json.dumps(archive),
+        size=size_text(info["size_bytes"]),
+        rows="\n".join(rows),
+        provenance="\n".join(mark + " ".join(str(text).split()) for mark, text in origin),
+    )
 
 
 def size_category(episodes: int) -> str:
@@ -189,60 +223,3 @@ def size_category(episodes: int) -> str:
     ('n<1K', '1K<n<10K', '1M<n<10M')
     """
     return _SIZES[min(max(len(str(episodes)) - 3, 0), len(_SIZES) - 1)]
-
-
-def _introduction(info: dict[str, Any]) -> list[str]:
-    environment = info["environment_id"] or "none in today's minigrid"
-    return [
-        f"Expert demonstrations of the BabyAI level {info['level']} (environment: {environment}), "
-        f"{info['split']} split: {info['episodes']:,} episodes of {info['mean_length']:.2f} steps "
-        f"on average, {info['longest']:,} at most, {info['steps']:,} steps in all; "
-        f"{info['missions']:,} distinct missions.",
-        "",
-        "At each step, the agent sees 7 x 7 cells before it and is told a mission in a small "
-        "English-like language; the expert's action is stored beside it.",
-    ]
-
-
-def _use(info: dict[str, Any]) -> list[str]:
-    archive = f"{info['name']}.zarr.zip"
-    return [
-        f"`{archive}` is a Zarr v3 store in a zip file, which plain zarr reads:",
-        "",
-        "```python",
-        "import zarr",
-        "",
-        f'store = zarr.storage.ZipStore({json.dumps(archive)}, mode="r")',
-        'group = zarr.open_group(store, mode="r")',
-        'first, last = group["episode_offset"][:2]',
-        'mission = int(group["episode_mission"][0])',
-        'print(group["mission_text"][mission], group["action"][first:last])',
-        "```",
-        "",
-        f"`demotools unarchive {archive}` restores the folder of memory-mapped chunk files "
-        f"({size_text(info['size_bytes'])}).",
-    ]
-
-
-def _arrays(info: dict[str, Any]) -> list[str]:
-    rows = [
-        f"| {array['name']} | {array['dtype']} | {' x '.join(map(str, array['shape']))} "
-        f"| {array['meaning']} |"
-        for array in info["arrays"]
-    ]
-    return ["| array | dtype | shape | meaning |", "| --- | --- | --- | --- |", *rows]
-
-
-def _provenance(info: dict[str, Any]) -> list[str]:
-    lines = [f"- {_inline(text)}" for text in flat_texts(info["source"])]
-    lines += [f"- parent's {_inline(text)}" for text in flat_texts(info["parent"] or {})]
-    return [
-        *lines,
-        f"- made by: {info['created_by']}",
-        f"- schema: babyai-demos, version {info['schema_version']}",
-        f"- fingerprint: `{info['fingerprint']}`",
-    ]
-
-
-def _inline(value: Any) -> str:
-    return " ".join(str(value).split())

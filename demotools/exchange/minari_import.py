@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,11 +152,11 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     folder = _dataset_folder(minari, name)
     metadata = _read_metadata(folder / _METADATA)
     if metadata.minari_version not in minari.supported_dataset_versions:
-        raise StoreError(
+        raise _broken(
             f"the dataset is of Minari {metadata.minari_version}, which the installed Minari "
             f"{minari.__version__} cannot read",
-            path=folder,
-            fix="install a version of Minari that can, or get the dataset of another version",
+            folder,
+            "install a version of Minari that can, or get the dataset of another version",
         )
     _check_files(folder, metadata)
     with _reading(folder):
@@ -203,17 +203,18 @@ def _read_metadata(file: Path) -> _Metadata:
     with open_regular(file) as stream:
         content = stream.read(_METADATA_BYTES + 1)
     if len(content) > _METADATA_BYTES:
-        raise StoreError("the dataset's metadata are larger than any are", path=file, fix=_BROKEN)
+        raise _broken("the dataset's metadata are too large", file)
     try:
         return _Metadata.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "its top level"
-        raise StoreError(
-            f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}",
-            path=file,
-            fix=_BROKEN,
-        ) from error
+        what = f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}"
+        raise _broken(what, file) from error
+
+
+def _broken(what: str, path: Path | str, fix: str = _BROKEN) -> StoreError:
+    return StoreError(what, path=path, fix=fix)
 
 
 def _check_files(folder: Path, metadata: _Metadata) -> None:
@@ -224,7 +225,7 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
     if metadata.data_format == "hdf5":
         file = folder / _HDF5
         if not file.exists():
-            raise StoreError("the dataset's HDF5 file is missing", path=file, fix=_BROKEN)
+            raise _broken("the dataset's HDF5 file is missing", file)
         import h5py
 
         with _reading(file, "the dataset's HDF5 file is broken"), h5py.File(file, "r") as content:
@@ -232,11 +233,9 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
     else:
         found = sum(child.is_dir() and child.name.isdecimal() for child in folder.iterdir())
     if found != metadata.total_episodes:
-        raise StoreError(
-            f"the dataset's metadata tell of {metadata.total_episodes:,} episodes, and there are "
-            f"{found:,}",
-            path=folder,
-            fix=_BROKEN,
+        said = metadata.total_episodes
+        raise _broken(
+            f"the dataset's metadata announce {said:,} episodes, it has {found:,}", folder
         )
 
 
@@ -258,41 +257,37 @@ def _reading(path: Path | str, what: str = "Minari cannot read this dataset") ->
     except Exception as error:  # their parsers let through whatever a damaged file provokes
         said = str(error).strip().partition("\n")[0]
         reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        raise StoreError(
-            f"{what}: {printable_text(reason, 300)}", path=path, fix=_BROKEN
-        ) from error
+        raise _broken(f"{what}: {printable_text(reason, 300)}", path) from error
 
 
 def _refuse_other_spaces(dataset: Any, name: str) -> None:
-    space = dataset.observation_space
-    known = isinstance(space, spaces.Dict) and {"image", "direction", "mission"} <= set(space)
-    if not known or not _is_view(space["image"]) or not isinstance(space["mission"], spaces.Text):
-        raise StoreError(
+    space, actions = dataset.observation_space, dataset.action_space
+    seen = space if isinstance(space, spaces.Dict) else {}
+    view = seen.get("image")
+    if not (
+        {"image", "direction", "mission"} <= set(seen)
+        and isinstance(seen["mission"], spaces.Text)
+        # images [height, width, channels] of bytes
+        and isinstance(view, spaces.Box)
+        and view.dtype == np.uint8
+        and len(view.shape) == 3
+        and 0 not in view.shape
+    ):
+        raise _broken(
             "its observations are not an image, a direction and a mission as text: "
             + printable_text(space, 300),
-            path=name,
-            fix="export it from the unwrapped environment, or name another dataset",
+            name,
+            "export it from the unwrapped environment, or name another dataset",
         )
-    actions = dataset.action_space
     if not isinstance(actions, spaces.Discrete) or actions.n != len(ACTIONS) or actions.start:
-        raise StoreError(
-            f"its actions are not minigrid's seven: {printable_text(actions, 300)}",
-            path=name,
-            fix="name another dataset",
-        )
-
-
-def _is_view(space: spaces.Space[Any]) -> bool:
-    """Whether these are images [height, width, channels] of bytes."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return False
-    return len(space.shape) == 3 and 0 not in space.shape
+        what = f"its actions are not minigrid's seven: {printable_text(actions, 300)}"
+        raise _broken(what, name, "name another dataset")
 
 
 def import_minari(
     dataset: Dataset, path: Path, *, overwrite: bool = False, quiet: bool = False
 ) -> Imported:
-    """Make a store of a Minari dataset, going on where an earlier call was ended.
+    """Make a store of a Minari dataset, resuming where an earlier call was ended.
 
     StoreError  the store exists, the dataset is damaged, shows whole rooms, or no episode can be
                 kept
@@ -311,15 +306,15 @@ def import_minari(
                 else:
                     _write_part(dataset, manifest, rows, seeds, builder.parts, part)
                 bar.update(len(rows))
-        left_out, episodes = _summary(builder)
+        notes = {part: read_notes(builder.parts, part) for part in builder.finished_parts()}
+        episodes = sum(len(read_lengths(builder.parts, part)) for part in notes)
+        counts = sum((Counter(note["left_out"]) for note in notes.values()), Counter[str]())
+        left_out = dict(sorted(counts.items()))
         if not episodes:
-            reasons = ", ".join(left_out) or "it is empty"
-            raise StoreError(
-                f"no episode can be kept: {reasons}",
-                path=about.dataset_id,
-                fix="name another dataset, or another --level or --split",
-            )
-        _unpack_mixed_parts(builder)
+            what = f"no episode can be kept: {', '.join(left_out) or 'it is empty'}"
+            fix = "name another dataset, or another --level or --split"
+            raise _broken(what, about.dataset_id, fix)
+        _unpack_mixed_parts(builder.parts, notes)
         builder.finish(
             level=dataset.level,
             split=dataset.split,
@@ -346,26 +341,27 @@ def _write_part(
     shape = dataset.minari.observation_space["image"].shape
     kept: list[Episodes] = []
     left_out: Counter[str] = Counter()
-    for episode, about in _read_episodes(dataset, rows):
+    for content, about in _read_episodes(dataset, rows):
         try:
-            fit = _checked_episode(episode, about, shape, manifest, dataset.split)
-            seed = int(fit.seed[0])
+            episode = _checked_episode(content, about, shape, manifest, dataset.split)
+            seed = int(episode.seed[0])
             if seed in seeds and seed >= 0:
                 raise _UnfitError("its seed is that of an earlier episode")
         except _UnfitError as reason:
             left_out[str(reason)] += 1
         else:
-            kept.append(fit)
+            kept.append(episode)
             seeds.add(seed)
     episodes = Episodes.concatenated([Episodes.none(shape), *kept])
-    if packed := fits_cells(episodes.view):
+    packed = fits_cells(episodes.view)
+    if packed:
         episodes = replace(episodes, view=packed_cells(episodes.view))
-    if packed and shows_agent(episodes.view).any():
-        raise StoreError(
-            "its views show the agent: they are of the whole room, not what the agent sees",
-            path=dataset.folder,
-            fix="record it without FullyObsWrapper, or name another dataset",
-        )
+        if shows_agent(episodes.view).any():
+            raise _broken(
+                "its views show the agent: they are of the whole room, not what the agent sees",
+                dataset.folder,
+                "record it without FullyObsWrapper, or name another dataset",
+            )
     write_part(folder, part, episodes, {"left_out": dict(left_out), "packed": packed})
 
 
@@ -407,15 +403,14 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
             elif np.asarray(episode.attrs.get("seed", -1)).dtype.kind not in "iu":
                 wrong = "has a seed that is not a whole number"
             if wrong:
-                what = f"episode {number} of the dataset {wrong}"
-                raise StoreError(what, path=file, fix=_BROKEN)
+                raise _broken(f"episode {number} of the dataset {wrong}", file)
 
 
 def _checked_episode(
-    episode: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
+    content: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
 ) -> Episodes:
-    """The steps of an episode that a store can hold; _UnfitError where it cannot hold them."""
-    seen, rewards = episode["observations"], np.asarray(episode["rewards"])
+    """The steps of one episode, views as images; _UnfitError where a store cannot hold them."""
+    seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
     if not steps:
         raise _UnfitError("no step")
@@ -424,16 +419,20 @@ def _checked_episode(
     missions = seen.get("mission")
     seed = _seed(about.get("seed"), split)
     mission = _mission(missions, manifest)
-    if len(missions) not in (steps, steps + 1):
-        raise _UnfitError("observations and actions of different lengths")
-    each = len(missions)
-    image = _whole_numbers(seen.get("image"), (each, *shape), 256, "image")
-    direction = _whole_numbers(seen.get("direction"), (each,), 4, "direction")
-    action = _whole_numbers(episode["actions"], (steps,), len(ACTIONS), "action")
-    return Episodes.one(mission, seed, image[:steps], direction[:steps], action)
+    # one observation for each step, and one after the last
+    rows = len(missions) if len(missions) in (steps, steps + 1) else -1
+    columns = {
+        "image": (seen.get("image"), (rows, *shape), 256),
+        "direction": (seen.get("direction"), (rows,), 4),
+        "action": (content["actions"], (steps,), len(ACTIONS)),
+    }
+    view, direction, action = (
+        _whole_numbers(name, *column)[:steps] for name, column in columns.items()
+    )
+    return Episodes.one(mission, seed, view, direction, action)
 
 
-def _whole_numbers(values: Any, shape: tuple[int, ...], limit: int, name: str) -> NDArray[np.uint8]:
+def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -> NDArray[np.uint8]:
     array = np.asarray(values)
     if array.shape[:1] != shape[:1]:
         raise _UnfitError("observations and actions of different lengths")
@@ -446,9 +445,9 @@ def _whole_numbers(values: Any, shape: tuple[int, ...], limit: int, name: str) -
 
 def _mission(missions: Any, manifest: Manifest) -> str:
     if not isinstance(missions, list) or not all(isinstance(text, str) for text in missions):
-        raise _UnfitError("its missions are not texts")
+        raise _UnfitError("its missions are not text")
     if len(set(missions)) != 1:
-        raise _UnfitError("it has not one mission from its first step to its last")
+        raise _UnfitError("its mission changes between steps")
     mission: str = missions[0]
     if not mission.isprintable() or not mission_words(mission):
         raise _UnfitError("its mission has no words, or characters that cannot be printed")
@@ -472,22 +471,10 @@ def _seed(value: Any, split: Split) -> int:
     return int(value)
 
 
-def _summary(builder: StoreBuilder) -> tuple[dict[str, int], int]:
-    """What was left out of all parts, by reason, and how many episodes are in them."""
-    left_out: Counter[str] = Counter()
-    for part in builder.finished_parts():
-        left_out.update(read_notes(builder.parts, part)["left_out"])
-    episodes = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
-    return dict(sorted(left_out.items())), episodes
-
-
-def _unpack_mixed_parts(builder: StoreBuilder) -> None:
+def _unpack_mixed_parts(parts: Path, notes: Mapping[int, dict[str, Any]]) -> None:
     """Views pack part by part; where those of one part do not, none may be packed."""
-    notes = {part: read_notes(builder.parts, part) for part in builder.finished_parts()}
     packed = [part for part, note in notes.items() if note["packed"]]
-    if len(packed) == len(notes):
-        return
-    for part in packed:
-        content = read_part(builder.parts, part)
+    for part in packed if len(packed) < len(notes) else ():
+        content = read_part(parts, part)
         images = replace(content, view=unpacked_cells(content.view))
-        write_part(builder.parts, part, images, {**notes[part], "packed": False})
+        write_part(parts, part, images, {**notes[part], "packed": False})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,11 @@ import filelock
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from demotools.babyai.levels import PublishedFile, Split, read_archive, read_manifest
+from demotools.babyai.levels import Manifest, PublishedFile, Split, read_archive, read_manifest
 from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
 from demotools.fetch.part_file import Downloaded, checked_file, content_kind, download, part_bytes
-from demotools.fetch.places import RefusedError, UnreachableError, place_named, place_of
+from demotools.fetch.places import RefusedError, UnreachableError, place_of
 from demotools.fetch.plan import (
     DOWNLOADS,
     RECORDS_NAME,
@@ -43,8 +44,6 @@ from demotools.store.verify import raise_if_damaged, verify_store
 _TEXTS_AT_MOST = 4
 _RECORDS = TypeAdapter(dict[str, FetchedRecord])
 
-# each plan with its file, or with the reason why no place gave it
-Outcome = tuple[Plan, Downloaded | DemotoolsError]
 # who refused, and why
 Refusal = tuple[str, RefusedError]
 
@@ -55,20 +54,31 @@ def fetch_plans(
     """What a fetch would do, from what lies on disk now.
 
     ManifestError  an unknown level
-    FetchError     the records of earlier fetches cannot be read
+    FetchError     a file in place of a level; records of earlier fetches that cannot be read
     """
+    manifests = list(map(_manifest, levels))
     records = read_records(folder)
     plans = []
-    for manifest in map(read_manifest, levels):
+    for manifest in manifests:
         for split in splits:
             file = manifest.files.get(split)
             store = store_name(manifest.level, split)
-            if options.origin is not None and place_named(options.origin).path.endswith(".zip"):
+            if options.origin is not None and options.origin.path.endswith(".zip"):
                 file = PublishedFile(name=store + ARCHIVE_SUFFIX, sources=())
             found = _found(folder, store, file)
             record = records.get(file.name) if file else None
             plans.append(decided(manifest.level, split, file, found, record, options))
     return plans
+
+
+def _manifest(level: str) -> Manifest:
+    if re.search(r"[/:]|\.\w+$", level):
+        raise FetchError(
+            "this is a file or an address, not the name of a level",
+            path=level,
+            fix="name the level, too: `demotools fetch LEVEL --from FILE`",
+        )
+    return read_manifest(level)
 
 
 def fetch_levels(
@@ -79,27 +89,44 @@ def fetch_levels(
     FetchError, PickleError, StoreError   as the first failure was; the others are named with it
     """
     failures: list[DemotoolsError] = []
+    refused: dict[str, list[Refusal]] = {}
+    downloads = folder / DOWNLOADS
     with contextlib.ExitStack() as locks:
-        for level in dict.fromkeys(read_manifest(level).level for level in levels):
+        for level in dict.fromkeys(_manifest(level).level for level in levels):
             locks.enter_context(_level_lock(folder, level))
-        missing = []
+        rest = []
         for plan in fetch_plans(levels, splits, folder, options):
-            try:
-                if plan.action == "download":
-                    missing.append(plan)
-                else:
+            with _failing_into(failures, downloads / plan.name):
+                if plan.action != "download":
                     yield _without_network(plan, folder, options)
-            except DemotoolsError as error:
-                failures.append(error)
-        for plan, outcome in _downloads(missing, folder / DOWNLOADS, options):
-            try:
-                if isinstance(outcome, DemotoolsError):
-                    raise outcome
-                yield _finished(plan, outcome, folder, options)
-            except DemotoolsError as error:
-                failures.append(error)
+                elif file := _from_places(plan, downloads, options, refused):
+                    yield _finished(plan, file, folder, options)
+                else:
+                    rest.append(plan)
+        for name in dict.fromkeys(name for plan in rest for name in _archives(plan)):
+            missing = {pattern: p for p in rest if (pattern := _archives(p).get(name))}
+            with _failing_into(failures, downloads):
+                members = _from_archive(name, missing, downloads, options, refused)
+                for plan, file in members:
+                    rest.remove(plan)
+                    with _failing_into(failures, downloads / plan.name):
+                        yield _finished(plan, file, folder, options)
+                continue
+            rest = [plan for plan in rest if plan not in missing.values()]
+        failures += [_nobody_gave(plan, downloads, refused[plan.store]) for plan in rest]
     if failures:
         raise _joined(failures)
+
+
+@contextlib.contextmanager
+def _failing_into(failures: list[DemotoolsError], path: Path) -> Iterator[None]:
+    """Keep a failure for later: the other files are tried first."""
+    try:
+        yield
+    except DemotoolsError as error:
+        failures.append(error)
+    except OSError as error:
+        failures.append(from_os_error(error, path))
 
 
 def read_records(folder: Path) -> dict[str, FetchedRecord]:
@@ -181,45 +208,19 @@ def _without_network(plan: Plan, folder: Path, options: FetchOptions) -> str:
     return f"{plan.store}: {plan.reason}, {done}"
 
 
-def _downloads(plans: Sequence[Plan], folder: Path, options: FetchOptions) -> Iterator[Outcome]:
-    """Each plan's file as soon as it is there, or why no place gave it."""
-    refused: dict[str, list[Refusal]] = {plan.store: [] for plan in plans}
-    rest = []
-    for plan in plans:
-        try:
-            file = _from_places(plan, folder / plan.name, options, refused[plan.store])
-        except DemotoolsError as error:
-            yield plan, error
-        except OSError as error:
-            yield plan, from_os_error(error, folder / plan.name)
-        else:
-            if file is None:
-                rest.append(plan)
-            else:
-                yield plan, file
-    for name in dict.fromkeys(name for plan in rest for name in _archives(plan)):
-        wanted = [plan for plan in rest if name in _archives(plan)]
-        for plan, outcome in _from_archive(name, wanted, folder, options, refused):
-            rest.remove(plan)
-            yield plan, outcome
-    for plan in rest:
-        yield plan, _nobody_gave(plan, folder, refused[plan.store])
-
-
-def _archives(plan: Plan) -> list[str]:
-    return [source.archive for source in plan.sources if source.archive is not None]
+def _archives(plan: Plan) -> dict[str, str]:
+    """The archives that hold a file, with the pattern of its name there."""
+    return {source.archive: source.member or plan.name for source in plan.sources if source.archive}
 
 
 def _from_places(
-    plan: Plan, final: Path, options: FetchOptions, refusals: list[Refusal]
+    plan: Plan, folder: Path, options: FetchOptions, refused: dict[str, list[Refusal]]
 ) -> Downloaded | None:
-    if options.origin is not None:
-        places = [place_named(options.origin)]
-    else:
-        places = [place_of(source) for source in plan.sources if source.archive is None]
-    for place in places:
+    refusals = refused.setdefault(plan.store, [])
+    places = [place_of(source) for source in plan.sources if source.archive is None]
+    for place in [options.origin] if options.origin else places:
         try:
-            return download(place, final, plan.expected, options)
+            return download(place, folder / plan.name, plan.expected, options)
         except RefusedError as error:
             refusals.append((str(place), error))
     return None
@@ -227,39 +228,26 @@ def _from_places(
 
 def _from_archive(
     name: str,
-    plans: Sequence[Plan],
+    missing: dict[str, Plan],
     folder: Path,
     options: FetchOptions,
     refused: dict[str, list[Refusal]],
-) -> Iterator[Outcome]:
-    """The plans whose files the archive has; of the others, why not goes into `refused`."""
-    missing = {_member(plan, name): plan for plan in plans}
-    refusals: list[Refusal] = []
-    try:
-        archive = read_archive(name)
-        expected = Expected(archive.size_bytes, archive.sha256, archive.md5)
-        for place in map(place_of, archive.sources):
-            wanted = {pattern: folder / plan.name for pattern, plan in missing.items()}
-            try:
-                for pattern, file in extract_members(place, wanted, expected, options):
-                    yield missing.pop(pattern), file
-                refusals.append((str(place), RefusedError("the archive has no such member")))
-            except RefusedError as error:
-                refusals.append((str(place), error))
-            if not missing:
-                return
-    except DemotoolsError as error:
-        yield from ((plan, error) for plan in missing.values())
-    except OSError as error:
-        yield from ((plan, from_os_error(error, folder)) for plan in missing.values())
-    else:
+) -> Iterator[tuple[Plan, Downloaded]]:
+    """The plans whose files an archive has, which leave `missing`; why not goes into `refused`."""
+    archive = read_archive(name)
+    expected = Expected(archive.size_bytes, archive.sha256, archive.md5)
+    for place in map(place_of, archive.sources):
+        wanted = {pattern: folder / plan.name for pattern, plan in missing.items()}
+        refusal = RefusedError("the archive has no such member")
+        try:
+            for pattern, file in extract_members(place, wanted, expected, options):
+                yield missing.pop(pattern), file
+        except RefusedError as error:
+            refusal = error
         for plan in missing.values():
-            refused[plan.store] += [(f"archive {name}, {who}", error) for who, error in refusals]
-
-
-def _member(plan: Plan, archive: str) -> str:
-    source = next(source for source in plan.sources if source.archive == archive)
-    return source.member or plan.name
+            refused[plan.store].append((f"archive {name}, {place}", refusal))
+        if not missing:
+            return
 
 
 def _nobody_gave(plan: Plan, folder: Path, refusals: Sequence[Refusal]) -> FetchError:
@@ -293,8 +281,8 @@ def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions)
         return f"{file.path}: {file.size_bytes:,} bytes from {file.source}"
     try:
         text = _converted(plan, file, folder, options)
-    except PickleError as error:
-        if not ours:
+    except (PickleError, StoreError) as error:
+        if not ours or (isinstance(error, StoreError) and error.path != str(file.path)):
             raise
         refused = file.path.with_name(file.path.name + ".refused")
         file.path.replace(refused)
@@ -316,7 +304,8 @@ def _converted(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions
         level, split = about.get("level"), about.get("split")
         if (level, split) != (plan.level, plan.split):
             raise FetchError(
-                f"the archive holds {level}, {split} split, not {plan.level}, {plan.split} split",
+                f"the archive ({file.source}) holds level {level}, {split} split, "
+                f"not {plan.level}, {plan.split} split",
                 path=file.path,
                 fix="name its level and --split, or restore it with `demotools unarchive`",
             )

@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tqdm import tqdm
-
-from demotools.errors import FetchError, printable_text
 from demotools.fetch.places import Place, RefusedError, WrongFileError, hub_file, page_problem
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
-from demotools.output import open_regular, progress_bar, written_whole
+from demotools.output import check_room, open_regular, written_whole
 
 _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 512
@@ -57,7 +54,7 @@ def download(place: Place, final: Path, expected: Expected, options: FetchOption
         return checked_file(Path(place.name), expected)
     if place.kind == "hf":
         return _download_from_hub(place, final, expected, options)
-    with opened_part(final, str(place), with_md5=expected.md5 is not None) as part:
+    with opened_part(final, str(place)) as part:
         if not part.size_bytes or part.size_bytes != part.total:
             _receive(part, place, expected, options)
         return part.finish(expected, place)
@@ -69,15 +66,12 @@ def checked_file(path: Path, expected: Expected) -> Downloaded:
     RefusedError    it is not a demo file, or not the one expected
     DemotoolsError  it cannot be read
     """
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    hashes = _Hashes()
     with open_regular(path) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            sha256.update(block)
-            md5.update(block)
-        size = stream.tell()
+        hashes.read(stream)
         _check_ends(stream)
-    compare(expected, size, sha256.hexdigest(), md5.hexdigest())
-    return Downloaded(path, size, sha256.hexdigest(), f"file {path.name}", None)
+    sha256 = hashes.compare(expected)
+    return Downloaded(path, hashes.size_bytes, sha256, f"file {path.name}", None)
 
 
 def compare(
@@ -96,6 +90,31 @@ def compare(
             )
 
 
+class _Hashes:
+    """What tells files apart: their size, sha256 and md5."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def update(self, block: bytes | memoryview) -> None:
+        """Take the next bytes of the file."""
+        self._sha256.update(block)
+        self._md5.update(block)
+        self.size_bytes += len(block)
+
+    def read(self, stream: IO[bytes]) -> None:
+        """Take a stream to its end."""
+        while block := stream.read(_BLOCK_BYTES):
+            self.update(block)
+
+    def compare(self, expected: Expected) -> str:
+        """The sha256; WrongFileError where another file is expected."""
+        sha256 = self._sha256.hexdigest()
+        compare(expected, self.size_bytes, sha256, self._md5.hexdigest())
+        return sha256
+
+
 def content_kind(path: Path) -> Literal["pickle", "archive"]:
     """What a file is by its first and last bytes.
 
@@ -112,7 +131,7 @@ def _check_ends(stream: IO[bytes]) -> Literal["pickle", "archive"]:
     tail = stream.read()
     whole = tail.endswith(b".") if kind == "pickle" else tail.startswith(_ZIP_END)
     if not whole:
-        raise WrongFileError(f"the file is cut short: its last bytes do not end {kind}s")
+        raise WrongFileError(f"the file is cut short: it does not end as {kind}s do")
     return kind
 
 
@@ -124,19 +143,8 @@ def _kind_of_head(head: bytes) -> Literal["pickle", "archive"]:
         return "archive"
     if head.lstrip()[:1] in (b"<", b"{"):
         raise WrongFileError(page_problem(head.decode("utf-8", "replace")))
-    what = "a gzip file" if head.startswith(b"\x1f\x8b") else "no pickle" if head else "empty"
-    raise WrongFileError(f"what came is not a demo file: {what} (first bytes {head[:8].hex()})")
-
-
-def check_room(folder: Path, size_bytes: float) -> None:
-    """FetchError where the disk has less free than `size_bytes`."""
-    free = shutil.disk_usage(folder).free
-    if size_bytes > free:
-        raise FetchError(
-            f"the disk has {free:,} bytes free, and {int(size_bytes):,} are needed",
-            path=folder,
-            fix="free some space, or name another folder with --data-dir",
-        )
+    what = "a gzip file" if head.startswith(b"\x1f\x8b") else "not a pickle" if head else "empty"
+    raise WrongFileError(f"this is not a demo file: {what} (first bytes {head[:8].hex()})")
 
 
 def part_bytes(final: Path, source: str) -> int:
@@ -150,51 +158,31 @@ def _part_path(final: Path, source: str) -> Path:
     return final.with_name(f".{final.name}.{name}.part")
 
 
-def download_bar(name: str, options: FetchOptions, initial: int = 0) -> tqdm[Any]:
-    """A bar of bytes on stderr, shown on a terminal only."""
-    return progress_bar(None, name, "B", quiet=options.quiet, done=initial)
-
-
-def show_waiting(bar: tqdm[Any], name: str, text: str, options: FetchOptions) -> None:
-    """Say why a download waits: in its bar, or in a line on stderr where no bar is shown."""
-    if not bar.disable:
-        bar.set_description_str(f"{name}, {text}")
-    elif not options.quiet:
-        tqdm.write(printable_text(f"{name}: {text}"), file=sys.stderr)
-
-
 def _receive(part: PartFile, place: Place, expected: Expected, options: FetchOptions) -> None:
-    name = part.final.name
     checked = 0
-    with download_bar(name, options, part.size_bytes) as bar:
-        transfer = Transfer(
-            place,
-            options,
-            offset=part.size_bytes,
-            validators=part.validators,
-            total=part.total,
-            waiting=lambda text: show_waiting(bar, name, text, options),
-        )
-        for block in transfer.blocks():
-            if block is None:
-                part.restart()
-                bar.reset()
-            elif not block:
-                compare(expected, transfer.total)
-                rest = (transfer.total or 0) * options.room - part.size_bytes
-                check_room(part.path.parent, rest)
-                part.remember(transfer.validators, transfer.total)
-                bar.total = transfer.total
-                bar.set_description_str(name)
-            else:
-                # a network may hand over the first bytes one by one: then the last check decides
-                if not part.size_bytes and len(block) >= _HEAD_BYTES:
-                    _kind_of_head(block)
-                part.append(block)
-                bar.update(len(block))
-                if not transfer.total and part.size_bytes - checked > _BYTES_BETWEEN_ROOM_CHECKS:
-                    checked = part.size_bytes
-                    check_room(part.path.parent, checked * options.room)
+    transfer = Transfer(
+        part.final.name,
+        place,
+        options,
+        offset=part.size_bytes,
+        validators=part.validators,
+        total=part.total,
+    )
+    for block in transfer.blocks():
+        if block is None:
+            part.restart()
+        elif not block:
+            compare(expected, transfer.total)
+            check_room(part.path.parent, (transfer.total or 0) * options.room - part.size_bytes)
+            part.remember(transfer.validators, transfer.total)
+        else:
+            # a network may hand over the first bytes one by one: then the last check decides
+            if not part.size_bytes and len(block) >= _HEAD_BYTES:
+                _kind_of_head(block)
+            part.append(block)
+            if not transfer.total and part.size_bytes - checked > _BYTES_BETWEEN_ROOM_CHECKS:
+                checked = part.size_bytes
+                check_room(part.path.parent, checked * options.room)
 
 
 def _download_from_hub(
@@ -202,70 +190,54 @@ def _download_from_hub(
 ) -> Downloaded:
     """By the hub's own package; what names the file afterwards is the commit, not a branch."""
     repository, path, revision = hub_file(place.name)
-    hub = _hub_package(place)
+    from demotools.exchange.hub import hub_package
+
+    hub = hub_package()
     if options.quiet or not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
-    beside = final.with_name(f".{final.name}.hub")
-    try:
+    beside = final.with_name(f".{final.name}.hub")  # stays after a failure: the package resumes
+    wait = options.timeout_seconds
+    with _hub_refusals(hub):
         url = hub.hf_hub_url(repository, path, repo_type="dataset", revision=revision)
-        about = hub.get_hf_file_metadata(url, timeout=options.timeout_seconds)
-    except Exception as error:
-        raise _hub_refusal(error, hub) from error
+        about = hub.get_hf_file_metadata(url, timeout=wait)
     compare(expected, about.size)
     final.parent.mkdir(parents=True, exist_ok=True)
     check_room(final.parent, (about.size or 0) * options.room)
-    try:
-        came = hub.hf_hub_download(
-            repository,
-            path,
-            repo_type="dataset",
-            revision=about.commit_hash,
-            local_dir=beside,
-            etag_timeout=options.timeout_seconds,
-        )
-    except Exception as error:
-        raise _hub_refusal(error, hub) from error
+    at = {"repo_type": "dataset", "revision": about.commit_hash, "local_dir": beside}
+    with _hub_refusals(hub):
+        came = hub.hf_hub_download(repository, path, **at, etag_timeout=wait)
     try:
         file = checked_file(Path(came), expected)
         file.path.replace(final)
     finally:
         shutil.rmtree(beside)
-    commit = f"{repository}/{path}@{about.commit_hash}"
-    return Downloaded(final, file.size_bytes, file.sha256, f"hf {commit}", f"hf:{commit}")
-
-
-def _hub_package(place: Place) -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise FetchError(
-            "files of the Hugging Face hub need the package huggingface_hub",
-            path=str(place),
-            fix="install it: pip install 'demotools[hf]'",
-        ) from error
-    return huggingface_hub
-
-
-def _hub_refusal(error: Exception, hub: Any) -> Exception:
-    """What the package raises for whatever the hub sends; a failure of our disk stays itself."""
-    if type(error) in (OSError, PermissionError, NotADirectoryError):
-        return error
-    reason = " ".join(str(error).split()) or type(error).__name__
-    # the token goes before the text is cut: half a token is still a secret
-    reason = reason.replace(hub.get_token() or "\0", "(token)")
-    return RefusedError(f"the Hugging Face hub did not give it: {reason[:300]}")
+    name = f"{repository}/{path}@{about.commit_hash}"
+    return Downloaded(final, file.size_bytes, file.sha256, f"hf {name}", f"hf:{name}")
 
 
 @contextmanager
-def opened_part(final: Path, source: str, *, with_md5: bool) -> Iterator[PartFile]:
-    """What an earlier run has of a file, open to be continued; what is the wrong file goes."""
+def _hub_refusals(hub: Any) -> Iterator[None]:
+    """Whatever the package raises about what the hub sends; a failure of our disk stays itself."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) in (OSError, PermissionError, NotADirectoryError):
+            raise
+        from demotools.exchange.hub import hub_reason
+
+        what = f"the Hugging Face hub did not send it: {hub_reason(error, hub)}"
+        raise RefusedError(what) from error
+
+
+@contextmanager
+def opened_part(final: Path, source: str) -> Iterator[PartFile]:
+    """What an earlier run has of a file, open to be continued; a wrong file is removed."""
     path = _part_path(final, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         open_regular(path).close()  # a pipe would never open for writing
     with path.open("ab", buffering=0) as stream:
-        part = PartFile(final, path, stream, with_md5=with_md5)
+        part = PartFile(final, path, stream)
         try:
             yield part
         except WrongFileError:
@@ -273,7 +245,7 @@ def opened_part(final: Path, source: str, *, with_md5: bool) -> Iterator[PartFil
             raise
         except KeyboardInterrupt as error:
             if part.size_bytes:
-                error.add_note("what has come is kept: the same command goes on from there")
+                error.add_note("what has come is kept: the same command resumes from there")
             raise
         finally:
             if not part.size_bytes:
@@ -286,18 +258,16 @@ class PartFile:
     validators, total   as the server said when the first bytes came
     """
 
-    def __init__(self, final: Path, path: Path, stream: IO[bytes], *, with_md5: bool) -> None:
+    def __init__(self, final: Path, path: Path, stream: IO[bytes]) -> None:
         self.final = final
         self.path = path
         self.validators: dict[str, str] = {}
         self.total: int | None = None
         self._about = path.with_name(path.name + ".json")
         self._stream = stream
-        self._with_md5 = with_md5
-        self._forget()
+        self._hashes = _Hashes()
         with open_regular(path) as there:
-            while block := there.read(_BLOCK_BYTES):
-                self._count(block)
+            self._hashes.read(there)
         if self._about.exists():
             with (
                 open_regular(self._about) as there,
@@ -306,6 +276,11 @@ class PartFile:
                 about = json.load(there)
                 total = None if about["total"] is None else int(about["total"])
                 self.validators, self.total = dict(about["validators"]), total
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that are there."""
+        return self._hashes.size_bytes
 
     def remember(self, validators: dict[str, str], total: int | None) -> None:
         """Keep what the server said, before the first byte that it goes with."""
@@ -317,14 +292,16 @@ class PartFile:
         left = memoryview(block)
         while left:
             written = self._stream.write(left)
-            self._count(left[:written])  # piece by piece: the disk may be full before the end
+            self._hashes.update(
+                left[:written]
+            )  # piece by piece: the disk may be full before the end
             left = left[written:]
 
     def restart(self) -> None:
         """Throw the bytes away."""
         self._about.unlink(missing_ok=True)
         self._stream.truncate(0)
-        self._forget()
+        self._hashes = _Hashes()
 
     def finish(self, expected: Expected, place: Place) -> Downloaded:
         """Give the file its name.
@@ -332,9 +309,7 @@ class PartFile:
         WrongFileError  what lies there is no whole demo file, or not the one expected
         """
         content_kind(self.path)
-        sha256 = self._sha256.hexdigest()
-        md5 = self._md5.hexdigest() if self._with_md5 else None
-        compare(expected, self.size_bytes, sha256, md5)
+        sha256 = self._hashes.compare(expected)
         os.fsync(self._stream.fileno())
         self.path.replace(self.final)
         self.remove()
@@ -344,14 +319,3 @@ class PartFile:
         """Remove the bytes and what was said of them."""
         self.path.unlink(missing_ok=True)
         self._about.unlink(missing_ok=True)
-
-    def _forget(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self.size_bytes = 0
-
-    def _count(self, block: bytes | memoryview) -> None:
-        self._sha256.update(block)
-        if self._with_md5:
-            self._md5.update(block)
-        self.size_bytes += len(block)

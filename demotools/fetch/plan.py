@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from demotools.babyai.levels import PublishedFile, Source, Split
+from demotools.fetch.places import Place
 
 RECORDS_NAME = "fetched.toml"
 DOWNLOADS = "downloads"
@@ -39,7 +40,7 @@ class FetchedRecord(BaseModel):
 class FetchOptions:
     """What the user asks for.
 
-    origin            a file or an address to take instead of the manifest's sources
+    origin            where to take the file from, instead of the manifest's sources
     timeout_seconds   without a byte, after which a connection is given up
     retries           attempts in a row that bring nothing new
     """
@@ -48,7 +49,7 @@ class FetchOptions:
     keep_pickle: bool = False
     check: bool = False
     overwrite: bool = False
-    origin: str | None = None
+    origin: Place | None = None
     timeout_seconds: float = 30.0
     retries: int = 5
     quiet: bool = False
@@ -128,72 +129,54 @@ def decided(
     file     of the manifest; None where it names none
     record   of an earlier fetch of the same file
     """
-    expected = _expected(file, record)
-    action, reason, fix = _action(file, found, expected, options)
     store = store_name(level, split)
-    return Plan(
-        level=level,
-        split=split,
-        name=file.name if file else f"{store}.pkl",
-        store=store,
-        action=action,
-        reason=reason,
-        sources=file.sources if file and options.origin is None else (),
-        expected=expected,
-        fix=fix,
-    )
+    expected = _expected(file, record)
+
+    def plan(action: Action, reason: str, fix: str = "") -> Plan:
+        sources = file.sources if file and options.origin is None else ()
+        name = file.name if file else f"{store}.pkl"
+        return Plan(level, split, name, store, action, reason, sources, expected, fix)
+
+    unchanged: Action = "check" if options.check else "nothing"
+    if file is None and options.origin is None:
+        fix = "record it with `demotools generate`, or pass --from FILE"
+        return plan("refuse", "the manifest names no file of this split", fix)
+    if options.convert and not options.overwrite:
+        if refusal := found.store_problem or _store_refusal(found, expected, options):
+            return plan("refuse", refusal, "add --overwrite to replace it")
+        if found.store_source is not None:
+            return plan(unchanged, "the store exists")
+    if options.origin is not None:
+        return plan("download", f"from {options.origin}")
+    if found.pickle_bytes is None:
+        size = expected.size_bytes
+        what = "its size is not published" if size is None else f"{size:,} bytes"
+        part = f"{found.part_bytes:,} bytes of it are here already"
+        return plan("download", part if found.part_bytes else what)
+    if expected.size_bytes not in (None, found.pickle_bytes):
+        what = f"the file has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
+        return plan("download", what)
+    return plan("convert" if options.convert else unchanged, "it has been downloaded")
+
+
+def _store_refusal(found: Found, expected: Expected, options: FetchOptions) -> str | None:
+    """Why the store that exists is not what would be fetched."""
+    source = found.store_source
+    if source is None:
+        return None
+    if options.origin is not None:
+        return "the store exists already"
+    if source.get("kind") != "pickle":
+        return f"there is another store of this name, of kind {source.get('kind')}"
+    if expected.sha256 not in (None, *(file.get("sha256") for file in source.get("files", []))):
+        return f"the store was made from another file than {expected.known_from} names"
+    return None
 
 
 def _expected(file: PublishedFile | None, record: FetchedRecord | None) -> Expected:
-    published = file is not None and (file.size_bytes, file.sha256, file.md5) != (None, None, None)
-    if file is not None and published:
-        return Expected(file.size_bytes, file.sha256, file.md5, "the manifest")
+    if file is not None and (file.size_bytes, file.sha256, file.md5) != (None, None, None):
+        return Expected(file.size_bytes, file.sha256, file.md5)
     if record is not None:
-        return Expected(record.size_bytes, record.sha256, None, f"{RECORDS_NAME} of an earlier day")
+        name = f"{RECORDS_NAME} from an earlier fetch"
+        return Expected(record.size_bytes, record.sha256, None, name)
     return Expected()
-
-
-def _action(
-    file: PublishedFile | None, found: Found, expected: Expected, options: FetchOptions
-) -> tuple[Action, str, str]:
-    if file is None and options.origin is None:
-        fix = "record it with `demotools generate`, or pass --from FILE"
-        return "refuse", "the manifest names no file of this split", fix
-    if options.convert and not options.overwrite:
-        if found.store_problem is not None:
-            return "refuse", found.store_problem, "add --overwrite to replace it"
-        if found.store_source is not None:
-            return _action_with_store(found.store_source, expected, options)
-    if options.origin is not None:
-        return "download", "from where you say", ""
-    if found.pickle_bytes is None:
-        return "download", _size_reason(found, expected), ""
-    if expected.size_bytes not in (None, found.pickle_bytes):
-        what = f"the file there has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
-        return "download", what, ""
-    if options.convert:
-        return "convert", "it is downloaded already", ""
-    return ("check" if options.check else "nothing"), "it is downloaded already", ""
-
-
-def _size_reason(found: Found, expected: Expected) -> str:
-    if found.part_bytes:
-        return f"{found.part_bytes:,} bytes of it are there already"
-    if expected.size_bytes is None:
-        return "its size is not published"
-    return f"{expected.size_bytes:,} bytes"
-
-
-def _action_with_store(
-    source: Mapping[str, Any], expected: Expected, options: FetchOptions
-) -> tuple[Action, str, str]:
-    fix = "add --overwrite to replace it"
-    if options.origin is not None:
-        return "refuse", "the store exists already", fix
-    if source.get("kind") != "pickle":
-        return "refuse", f"a store of this name is there, made from: {source.get('kind')}", fix
-    made_from = {file.get("sha256") for file in source.get("files", [])}
-    if expected.sha256 is not None and expected.sha256 not in made_from:
-        what = f"the store there was made from another file than {expected.known_from} names"
-        return "refuse", what, fix
-    return ("check" if options.check else "nothing"), "the store is there", ""

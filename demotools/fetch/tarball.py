@@ -6,23 +6,15 @@ import fnmatch
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tqdm import tqdm
-
-from demotools.fetch.part_file import (
-    Downloaded,
-    check_room,
-    download_bar,
-    opened_part,
-    show_waiting,
-)
+from demotools.fetch.part_file import Downloaded, opened_part
 from demotools.fetch.places import Place, RefusedError
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
+from demotools.output import check_room
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -52,32 +44,20 @@ def extract_members(
     """
     missing = dict(wanted)
     held: list[tuple[str, Downloaded]] = []
-    with (
-        download_bar(str(place), options) as bar,
-        _TransferStream(place, options, bar) as stream,
-    ):
-        with stream.boundary():
-            tar = tarfile.open(  # noqa: SIM115  closed by the `with` below
-                fileobj=io.BufferedReader(stream, _BLOCK_BYTES), mode="r|*", tarinfo=_Member
-            )
-        with tar:
-            while missing or options.check:
-                with stream.boundary():
-                    member = tar.next()
-                if member is None:
-                    break
-                tar.members.clear()  # type: ignore[attr-defined]  # an archive may never end
-                pattern = _wanted_pattern(member, missing)
-                if pattern is None:
+    with _TransferStream(place, options) as stream:
+        reader = io.BufferedReader(stream, _BLOCK_BYTES)
+        with stream.guarded(tarfile.open, fileobj=reader, mode="r|*", tarinfo=_Member) as tar:
+            while (missing or options.check) and (member := stream.guarded(tar.next)):
+                tar.members.clear()
+                if (pattern := _wanted_pattern(member, missing)) is None:
                     continue
-                final = missing.pop(pattern)
-                held.append((pattern, _taken(tar, member, final, stream, options)))
+                held.append((pattern, _taken(tar, member, missing.pop(pattern), stream, options)))
                 if not options.check:
                     yield held.pop()
         if options.check and expected.md5 not in (None, stream.rest_md5()):
             for _, file in held:
                 file.path.unlink()
-            raise RefusedError(f"the archive's md5 is not {expected.md5}, which is published")
+            raise RefusedError(f"the archive's md5 is not {expected.md5}, as published")
     yield from held
 
 
@@ -97,27 +77,14 @@ def _taken(
 ) -> Downloaded:
     if not 0 <= member.size < _MEMBER_BYTES_AT_MOST:
         raise RefusedError("the archive is damaged: no member has such a size")
-    with opened_part(final, str(stream.place), with_md5=False) as part:
+    with opened_part(final, str(stream.place)) as part:
         part.restart()
         check_room(final.parent, member.size * options.room)
-        for block in _content(tar, member, stream):
+        content = stream.guarded(tar.extractfile, member)
+        while block := stream.guarded(content.read, _BLOCK_BYTES):
             part.append(block)
         expected = Expected(size_bytes=member.size, known_from="the archive")
         return part.finish(expected, stream.place)
-
-
-def _content(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, stream: _TransferStream
-) -> Iterator[bytes]:
-    with stream.boundary():
-        content = tar.extractfile(member)
-    assert content is not None, "of a regular file"
-    while True:
-        with stream.boundary():
-            block = content.read(_BLOCK_BYTES)
-        if not block:
-            return
-        yield block
 
 
 class _Member(tarfile.TarInfo):
@@ -136,28 +103,21 @@ class _Member(tarfile.TarInfo):
 class _TransferStream(io.RawIOBase):
     """A transfer as a stream that reads forward only, with the md5 of what was read."""
 
-    def __init__(self, place: Place, options: FetchOptions, bar: tqdm[Any]) -> None:
+    def __init__(self, place: Place, options: FetchOptions) -> None:
         self.place = place
-        self._transfer = Transfer(
-            place,
-            options,
-            waiting=lambda text: show_waiting(bar, str(place), text, options),
-        )
-        self._blocks = self._transfer.blocks()
-        self._bar = bar
+        self._blocks = Transfer(str(place), place, options).blocks()
         self._left = memoryview(b"")
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._ends = 0
         self._failed = False
 
-    @contextmanager
-    def boundary(self) -> Iterator[None]:
-        """Around calls into tarfile alone: whatever it raises, the archive is damaged.
+    def guarded(self, function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """Call a function of tarfile: whatever it raises, the archive is damaged.
 
         What the stream itself raises meanwhile stays what it is.
         """
         try:
-            yield
+            return function(*args, **settings)
         except Exception as error:
             if self._failed:
                 raise
@@ -189,12 +149,8 @@ class _TransferStream(io.RawIOBase):
                     raise RefusedError("the archive is damaged: it ends too early") from None
                 return
             if block is None:
-                raise RefusedError("the server cannot continue where the connection was cut")
-            if not block:
-                self._bar.total = self._transfer.total
-                self._bar.set_description_str(str(self.place))
+                raise RefusedError("the server cannot resume where the connection was lost")
             self._md5.update(block)
-            self._bar.update(len(block))
             self._left = memoryview(block)
 
     def rest_md5(self) -> str:

@@ -14,16 +14,20 @@ import random
 import re
 import socket
 import ssl
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from tqdm import tqdm
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from demotools.errors import printable_text
 from demotools.fetch.places import (
     Place,
     RefusedError,
@@ -32,6 +36,7 @@ from demotools.fetch.places import (
     url_behind_page,
 )
 from demotools.fetch.plan import FetchOptions
+from demotools.output import progress_bar
 
 # under 128 KiB, where malloc starts to map pages afresh for each block: half the system time
 _BLOCK_BYTES = 96 << 10
@@ -63,28 +68,28 @@ class _PassingError(Exception):
 class Transfer:
     """The bytes of a remote file from `offset` on, over as many connections as it takes.
 
+    name         in the bar, and in the lines about retries where no bar is shown
     offset       bytes that the caller has
     validators   headers that came with them, which the answer must repeat; empty: start again
     total        length of the file, None while unknown
-    waiting      called before each retry with why and how long, for a person
     """
 
     def __init__(
         self,
+        name: str,
         place: Place,
         options: FetchOptions,
         *,
         offset: int = 0,
         validators: Mapping[str, str] | None = None,
         total: int | None = None,
-        waiting: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.place = place
         self.offset = offset
         self.validators = dict(validators or {})
         self.total = total
+        self._name = printable_text(name)
         self._options = options
-        self._waiting = waiting
         self._came = False
 
     def blocks(self) -> Generator[bytes | None]:
@@ -93,13 +98,25 @@ class Transfer:
         RefusedError   the server will not give the file, or has failed too often
         """
         failures, furthest = 0, self.offset
-        with requests.Session() as session:
+        quiet = self._options.quiet
+        with (
+            requests.Session() as session,
+            progress_bar(None, self._name, "B", quiet=quiet, done=self.offset) as bar,
+        ):
             session.headers["User-Agent"] = _USER_AGENT
             session.max_redirects = _REDIRECTS_AT_MOST
             session.hooks["response"].append(_close_redirection)
             while True:
                 try:
-                    yield from self._attempt(session)
+                    for block in self._attempt(session):
+                        if block is None:
+                            bar.reset()
+                        elif not block:
+                            bar.total = self.total
+                            bar.set_description_str(self._name)
+                        else:
+                            bar.update(len(block))
+                        yield block
                     return
                 except _PassingError as error:
                     failures = 0 if self.offset > furthest else failures + 1
@@ -109,25 +126,27 @@ class Transfer:
                         retries = min(retries, _RETRIES_WITHOUT_CONNECTION)
                     if failures > retries:
                         raise self._refusal(error, failures) from error
-                    self._wait(error, f"try {failures + 1} of {retries + 1}", failures)
+                    grown = _FIRST_WAIT_SECONDS * 2 ** min(failures, 10) * random.uniform(0.5, 1)
+                    seconds = min(max(grown, error.wait_seconds), _LONGEST_WAIT_SECONDS)
+                    attempt = f"try {failures + 1} of {retries + 1}"
+                    self._show(bar, f"waiting {seconds:.0f} s, {attempt}: {error}")
+                    time.sleep(seconds)
+
+    def _show(self, bar: tqdm[Any], text: str) -> None:
+        """In the bar, or in a line on stderr where no bar is shown."""
+        if not bar.disable:
+            bar.set_description_str(f"{self._name}, {text}")
+        elif not self._options.quiet:
+            tqdm.write(printable_text(f"{self._name}: {text}"), file=sys.stderr)
 
     def _refusal(self, error: _PassingError, failures: int) -> RefusedError:
         if error.lost:
             what = str(error).replace("no connection", f"no connection to {error.lost}", 1)
             return UnreachableError(f"{what}: no network?")
         times = f", {failures} times in a row" if failures > 1 else ""
-        return RefusedError(f"{error}{times}, {self._progress()}")
-
-    def _progress(self) -> str:
-        if not self.offset:
-            return "before its first byte"
-        return f"after {self.offset:,} {'' if self.total is None else f'of {self.total:,} '}bytes"
-
-    def _wait(self, error: _PassingError, attempt: str, failures: int) -> None:
-        grown = _FIRST_WAIT_SECONDS * 2 ** min(failures, 10) * random.uniform(0.5, 1)
-        seconds = min(max(grown, error.wait_seconds), _LONGEST_WAIT_SECONDS)
-        self._waiting(f"waiting {seconds:.0f} s, {attempt}: {error}")
-        time.sleep(seconds)
+        of = f"of {self.total:,} " if self.total else ""
+        at = f"after {self.offset:,} {of}bytes" if self.offset else "before its first byte"
+        return RefusedError(f"{error}{times}, {at}")
 
     def _attempt(self, session: requests.Session) -> Generator[bytes | None]:
         with self._answer(session) as response:
@@ -245,7 +264,7 @@ def _is_file(response: requests.Response) -> bool:
     packed = response.headers.get("Content-Encoding", "").strip().lower()
     if packed not in ("", "identity"):
         response.close()
-        raise RefusedError(f"the server packs the file ({packed[:40]}), although asked not to")
+        raise RefusedError(f"the server compresses the file ({packed[:40]}), although asked not to")
     return True
 
 
@@ -293,12 +312,12 @@ def _failure(error: Exception, url: str) -> _PassingError | RefusedError:
         host = urlsplit(request.url if request else url).hostname or url
         return _PassingError(f"no connection ({cause})", lost=host)
     if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
-        return _PassingError("the server fell silent")
+        return _PassingError("the server stopped sending")
     network = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
     # addresses and headers that cannot be read are of these kinds too
     final = (ValueError, requests.TooManyRedirects)
     if isinstance(error, network) and not isinstance(error, final):
-        return _PassingError("the connection was cut")
+        return _PassingError("the connection was lost")
     text = " ".join(str(error).split()) or type(error).__name__
     return RefusedError(f"its answer cannot be read: {text[:200]}")
 

@@ -460,7 +460,7 @@ def _grammar(one: StoreStatistics, *, quiet: bool) -> Finding:
 def _cut_missions(one: StoreStatistics, instruction_len: int | None) -> Finding:
     name, longest = "missions cut by the instruction length", int(one.mission_length.max())
     if instruction_len is None:
-        text = f"not asked (--instruction-len); the longest mission has {longest} words"
+        text = f"not checked without --instruction-len; the longest mission has {longest} words"
         return Finding(name, (one.name,), False, text, {"longest": longest})
     cut = one.mission_length > instruction_len
     episodes = int(one.mission_episodes[cut].sum())
@@ -486,7 +486,7 @@ def _unbalanced_actions(one: StoreStatistics) -> Finding:
     most = int(share.argmax())
     rare = [ACTIONS[n] for n in np.flatnonzero((share > 0) & (share < _RARE))]
     never = [ACTIONS[n] for n in np.flatnonzero(share == 0)]
-    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps: always saying so is right as often"
+    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps: always taking it is right as often"
     text += f"; under {_RARE:.0%}: {', '.join(rare)}" if rare else ""
     text += f"; never: {', '.join(never)}" if never else ""
     return Finding(

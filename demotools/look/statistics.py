@@ -132,7 +132,7 @@ def hashes(contents: Iterable[bytes]) -> NDArray[np.uint64]:
 def _word_episodes(store: Store, mission_episodes: NDArray[np.int64]) -> NDArray[np.int64]:
     words = len(store.attributes.vocabulary)
     if store.mission_tokens.max(initial=0) > words:
-        raise damaged(store.path, "its missions have words that its vocabulary has not")
+        raise damaged(store.path, "its missions have words that are not in its vocabulary")
     result = np.zeros(words + 1, dtype=np.int64)
     tokens = store.mission_tokens
     for column in range(tokens.shape[1]):

@@ -196,7 +196,7 @@ def _level_and_split(paths: Sequence[Path], options: ConvertOptions) -> tuple[st
             raise PickleError(
                 f"the file names disagree on the {what}: {', '.join(sorted(names))}",
                 path=", ".join(path.name for path in paths),
-                fix=f"convert them one by one, or say it with --{what}",
+                fix=f"convert them one by one, or give it with --{what}",
             )
     level = level_from_environment_id(options.level or levels.pop())
     return level, options.split or splits.pop()
@@ -264,7 +264,7 @@ class _Seeds:
                     f"episode {part.number[place]} has the seed {seed}, which is not one of the "
                     f"{self._split} split: {self._allowed.start:,} to {self._allowed.stop - 1:,}",
                     path=file.path,
-                    fix="say the other one with --split; seeds beyond both are kept for evaluation",
+                    fix="use the other one with --split; seeds beyond both are kept for evaluation",
                 )
             self._seen.add(seed)
 

@@ -335,9 +335,9 @@ def _no_encoding(path: Path, evidence: Evidence) -> PickleError:
             fix="store them as the images that they are, with --encoding image",
         )
     return PickleError(
-        f"the data does not tell its object encoding: {evidence}",
+        f"the object encoding cannot be inferred from the data: {evidence}",
         path=path,
-        fix=f"say it with --encoding, one of {', '.join(Encoding)}, by the day the file was "
+        fix=f"give it with --encoding, one of {', '.join(Encoding)}, by the day the file was "
         "made; or image, to store the views as they are",
     )
 

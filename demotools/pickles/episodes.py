@@ -159,7 +159,7 @@ def pickled_episode(item: Any) -> PickledEpisode:
         return _named_episode(item)
     if type(item) is tuple and len(item) >= 4 and not _is_step(item[0]):
         if type(item[0]) is dict:
-            raise ValueError("it is a step, not an episode: steps belong into a list an episode")
+            raise ValueError("it is a step, not an episode: its steps belong in one list")
         seed, rest = _extra_fields(item)
         mission, images, directions, actions = item[:4]
         return _episode(mission, images, directions, actions, seed, rest)

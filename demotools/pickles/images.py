@@ -197,7 +197,7 @@ def _damaged(what: str, path: Path | str) -> PickleError:
     return PickleError(
         what,
         path=path,
-        fix="get the file again, or convert what is whole with --on-error skip",
+        fix="get the file again, or leave such episodes out with --on-error skip",
     )
 
 
@@ -245,7 +245,7 @@ def decoded_part(
             continue
         if len(data) > part.holds[place]:
             raise PickleError(
-                f"episode {part.number[place]} has other images than a moment ago",
+                f"episode {part.number[place]} changed while it was read",
                 path=path,
                 fix="run the command again when nothing writes to the file",
             )

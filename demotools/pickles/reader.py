@@ -314,5 +314,5 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> None:
             raise PickleError(
                 f"this gzip file {problem}",
                 path=path,
-                fix="get the whole file again, or add --salvage to convert what is whole",
+                fix="get the whole file again, or add --salvage to convert the intact part",
             )

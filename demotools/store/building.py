@@ -183,12 +183,12 @@ class StoreBuilder:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
-            error.add_note("what is done is kept: the same command goes on where it was")
+            error.add_note("what is done is kept: the same command resumes where it stopped")
         if isinstance(error, DemotoolsError):
             # the operating system's, a full disk say, may be mended; the others are the source's
             if type(error) is DemotoolsError and self.finished_parts():
                 error.fix += (
-                    f". What is done is kept in {self.folder}: the same command goes on from it, "
+                    f". What is done is kept in {self.folder}: the same command resumes from it, "
                     "or remove that folder"
                 )
             else:

@@ -571,7 +571,7 @@ def _replaced(path: Path) -> StoreError:
     return StoreError(
         "the store was replaced by another while it was in use",
         path=path,
-        fix="begin anew with the new store, or put the old one back",
+        fix="start again with the new store, or put the old one back",
     )
 
 

@@ -67,7 +67,7 @@ def shrink_store(
     }
     if twin.exists() and twin.samefile(path):
         raise StoreError(
-            "a twin cannot take the place of its own store", path=path, fix="give another --name"
+            "a small copy cannot replace its own store", path=path, fix="give another --name"
         )
     if store.episodes < episodes:
         raise StoreError(
@@ -76,7 +76,7 @@ def shrink_store(
             fix=f"ask for at most --episodes {store.episodes}",
         )
     if _is_twin(twin, parent, episodes):
-        return Shrunk(store.name, twin, episodes, "it is there already, the same")
+        return Shrunk(store.name, twin, episodes, "it exists already and is the same")
     with StoreBuilder(twin, {"shrink": parent, "wanted": episodes}, overwrite=overwrite) as builder:
         for number, rows in _blocks(store, episodes, seed, quiet):
             write_part(builder.parts, number, store.select(rows), {})

@@ -125,7 +125,7 @@ def _client(address: str) -> Iterator[Any]:
         raise DemotoolsError(
             "the Dask scheduler went away",
             path=address,
-            fix="start it again and run the command again, it goes on where it was",
+            fix="start it again and run the command again: it resumes where it stopped",
         ) from error
     finally:
         log.setLevel(level)

@@ -182,7 +182,7 @@ def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
                 raise DemotoolsError(
                     f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
                     path=folder,
-                    fix="run the command again with fewer --workers, it goes on where it was",
+                    fix="run the command again with fewer --workers: it resumes where it stopped",
                 ) from error
 
     try:
@@ -196,7 +196,7 @@ def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
             path=folder,
-            fix="run the command again, it goes on where it was; fewer --workers need less memory",
+            fix="run it again: it resumes where it stopped; fewer --workers need less memory",
         ) from error
     finally:
         lifeline.close()

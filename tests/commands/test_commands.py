@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,7 +61,7 @@ def help_text(name: str) -> str:
 def commands_page() -> str:
     """docs/commands.md, made anew from the commands themselves."""
     parts = [
-        "# All commands\n\nMade from the commands' own help by "
+        "# All commands\n\nThe `--help` of every command, written by "
         "`python -m tests.commands.test_commands`.\n"
     ]
     parts += [f"## {name}\n\n```text\n{help_text(name)}```\n" for name in COMMANDS]
@@ -89,6 +91,107 @@ def test_every_command_has_an_example_of_itself(name: str) -> None:
 def test_every_option_of_every_command_has_a_help_text_or_a_default(name: str) -> None:
     options = [p for p in COMMANDS[name].params if isinstance(p, click.Option)]
     assert all(option.help or option.show_default for option in options)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name.startswith("demotools")])
+def test_every_option_is_explained_in_a_sentence_and_every_word_means_one_thing(name: str) -> None:
+    options = [p for p in COMMANDS[name].params if isinstance(p, click.Option)]
+    for option in options:
+        assert re.fullmatch(r"[A-Z].*\.", option.help or ""), f"{name}: {option.opts}"
+        assert "[default" not in (option.help or ""), f"{name}: {option.opts}"
+    words = {word: option.opts for option in options for word in option.opts}
+    assert words.keys().isdisjoint({"--jobs", "--processes", "--force"})
+    assert set(words.get("--yes", ["-y"])) >= {"-y"}
+    assert set(words.get("--output", ["-o"])) >= {"-o"}
+
+
+def test_the_help_shows_every_command_of_demotools_in_a_group_and_cuts_no_summary() -> None:
+    shown = help_text("demotools")
+    assert "..." not in shown.partition("Options:")[2]
+    titles = re.findall("^([A-Z].*):$", shown, re.MULTILINE)
+    assert titles[1:] == ["Get data", "Shape it", "Look at it", "Share it"]
+    names = [name.split()[1] for name in COMMANDS if re.fullmatch("demotools .+", name)]
+    rows = re.findall(r"^  ([a-z]+)  +[A-Z].*", shown.partition("Get data:")[2], re.MULTILINE)
+    assert sorted(rows) == sorted(names)
+
+
+# What somebody types who has not read the help, and the line that it stands for.
+GUESSES = {
+    "download GoToLocal --dry-run": "fetch GoToLocal --dry-run",
+    "get GoToLocal --from a.pkl --force": "fetch GoToLocal --from a.pkl --overwrite",
+    "record GoToLocal -n 100": "generate GoToLocal --episodes 100",
+    "gen GoToLocal -n 100 -o mine": "generate GoToLocal --episodes 100 --name mine",
+    "generate GoToLocal --num-episodes 9 --jobs 4": "generate GoToLocal --episodes 9 --workers 4",
+    "generate GoToLocal --count 9 --processes 4": "generate GoToLocal --episodes 9 --workers 4",
+    "convert a.pkl b.pkl -o both --replace": "convert a.pkl b.pkl --name both --overwrite",
+    "import babyai/GoToLocal-v0": "import babyai/GoToLocal-v0 --from minari",
+    "sample GoToLocal -n 10": "shrink GoToLocal --episodes 10",
+    "subset GoToLocal -n 10 -o few": "shrink GoToLocal --episodes 10 --name few",
+    "zip GoToLocal --out a.zarr.zip": "archive GoToLocal --output a.zarr.zip",
+    "unzip GoToLocal.zarr.zip": "unarchive GoToLocal.zarr.zip",
+    "restore a.zarr.zip -o mine": "unarchive a.zarr.zip --name mine",
+    "rm GoToLocal-small -y": "remove GoToLocal-small --yes",
+    "delete GoToLocal-small -y": "remove GoToLocal-small --yes",
+    "ls": "list",
+    "inspect GoToLocal --json": "info GoToLocal --json",
+    "view GoToLocal --episode 7": "show GoToLocal --episode 7",
+    "check GoToLocal": "verify GoToLocal",
+    "validate GoToLocal --replay -n 5": "verify GoToLocal --replay --episodes 5",
+    "report GoToLocal --file page.html": "report GoToLocal --output page.html",
+    "export GoToLocal --format minari": "export GoToLocal --to minari",
+    "upload GoToLocal hf:me/demos": "push GoToLocal hf:me/demos",
+    "fetch GoToLocal --check": "fetch GoToLocal --check",
+}
+
+
+def meaning(line: str) -> tuple[str | None, dict[str, object]]:
+    group = demotools.cli.main
+    with group.make_context("demotools", [], resilient_parsing=True) as context:
+        name, command, rest = group.resolve_command(context, shlex.split(line))
+        assert command is not None
+        context.resilient_parsing = False
+        with command.make_context(name, rest, parent=context) as own:
+            return command.name, own.params
+
+
+@pytest.mark.parametrize("line", GUESSES)
+def test_what_somebody_would_guess_works(line: str) -> None:
+    assert meaning(line) == meaning(GUESSES[line])
+
+
+JSON_LINES = [
+    "generate GoToObj --episodes 2 --workers 1",
+    "list",
+    "info GoToObj",
+    "show GoToObj",
+    "report GoToObj",
+    "verify GoToObj",
+    "shrink GoToObj --episodes 1",
+    "export GoToObj --to pickle",
+    "convert BabyAI-GoToObj-v0_agent.pkl --workers 1 --name Converted",
+    "archive GoToObj",
+    "unarchive GoToObj.zarr.zip --name Restored",
+    "fetch GoToObj --from GoToObj.zarr.zip --dry-run",
+    "remove Restored GoToObj-small --yes",
+]
+
+
+def test_every_command_that_prints_figures_prints_them_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
+    for line in JSON_LINES:
+        done = CliRunner().invoke(demotools.cli.main, [*line.split(), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout), line
+
+
+def test_help_is_a_word_too() -> None:
+    asked = CliRunner().invoke(demotools.cli.main, ["help", "fetch"], prog_name="demotools")
+    assert "Usage: demotools fetch" in asked.output
+    version = CliRunner().invoke(demotools.cli.main, ["-V"])
+    assert version.exit_code == 0 and "version" in version.output
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name.count(" ") == 1])

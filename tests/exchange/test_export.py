@@ -86,7 +86,9 @@ def test_a_reader_as_in_babyai_reads_the_exported_pickle(
     vars(module)["MiniGridEnv"] = types.SimpleNamespace(Actions=Actions)
     monkeypatch.setitem(sys.modules, "gym_minigrid", types.ModuleType("gym_minigrid"))
     monkeypatch.setitem(sys.modules, "gym_minigrid.minigrid", module)
-    demos = pickle.loads(export_pickle(recorded, tmp_path / "demos.pkl", quiet=True).read_bytes())
+    demos = pickle.loads(
+        export_pickle(recorded, tmp_path / "demos.pkl", quiet=True).path.read_bytes()
+    )
 
     assert len(demos) == recorded.episodes
     for number, (mission, frame, directions, actions) in enumerate(demos):
@@ -108,7 +110,7 @@ def test_a_store_survives_the_way_through_a_pickle(
 ) -> None:
     folder = tmp_path_factory.mktemp("pickle")
     store = build_store(folder / "GoToLocal.zarr", make_episodes(lengths, seed))
-    file = export_pickle(store, folder / "BabyAI-GoToLocal-v0_agent.pkl", quiet=True)
+    file = export_pickle(store, folder / "BabyAI-GoToLocal-v0_agent.pkl", quiet=True).path
     # random cells are no evidence of an encoding
     options = ConvertOptions(encoding=Encoding.TODAY, name="back", workers=1, quiet=True)
     back = open_store(convert_files([file], folder, options).path)
@@ -122,7 +124,7 @@ def test_the_file_is_named_so_that_convert_knows_level_and_split(tmp_path: Path)
     result = CliRunner().invoke(main, ["export", str(path), "--to", "pickle"])
     assert result.exit_code == 0, result.output
     file = tmp_path / "BabyAI-GoToLocal-v0_agent_valid.pkl"
-    assert result.stdout == f"exported {file}: 60 episodes; this layout has no seeds\n"
+    assert result.stdout == f"exported {file}: 60 episodes; this format has no seeds\n"
     converted = convert_files([file], tmp_path, ConvertOptions(name="back", workers=1, quiet=True))
     back = open_store(converted.path)
     assert (back.attributes.level, back.attributes.split) == ("GoToLocal", "valid")
@@ -147,7 +149,7 @@ def test_a_store_comes_back_from_minari_bit_for_bit(
 ) -> None:
     exported = export_minari(recorded, root=tmp_path / "datasets", quiet=True)
     assert exported.last_observations == {"replayed": EPISODES}
-    dataset = opened_dataset(str(tmp_path / "datasets" / exported.dataset_id))
+    dataset = opened_dataset(str(tmp_path / "datasets" / str(exported.dataset_id)))
     import_minari(dataset, tmp_path / "back.zarr", quiet=True)
     back = open_store(tmp_path / "back.zarr")
     # the fingerprint covers every byte of every array: seeds and missions in their order, too

@@ -185,7 +185,7 @@ def test_a_card_that_is_there_already_is_kept(
     pushed = run("push", str(make_store(lengths=[3]).path), "hf:me/demos", "--private")
     assert pushed.returncode == 0, pushed.stderr
     assert hub.files["README.md"] == b"mine"
-    assert "published GoToLocal.zarr.zip in me/demos" in pushed.stdout
+    assert "published GoToLocal.zarr.zip" in pushed.stdout
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
 
 
@@ -196,7 +196,7 @@ def test_a_refusal_is_a_message_without_the_token(
     store = make_store(lengths=[3])
     pushed = run("push", str(store.path), "hf:me/demos")
     assert pushed.returncode == 1
-    assert "error: the Hugging Face hub did not take it: " in pushed.stderr
+    assert "error: the Hugging Face hub did not accept it: " in pushed.stderr
     assert "  next:  check OWNER/NAME" in pushed.stderr
     assert "Traceback" not in pushed.stderr
     assert TOKEN not in pushed.stdout + pushed.stderr
@@ -219,7 +219,7 @@ def test_a_hub_that_cannot_be_reached_is_a_message(
     hub.server_close()
     pushed = run("push", str(store.path), "hf:me/demos")
     assert pushed.returncode == 1
-    assert "error: the Hugging Face hub did not take it: " in pushed.stderr
+    assert "error: the Hugging Face hub did not accept it: " in pushed.stderr
     assert "Traceback" not in pushed.stderr
 
 

@@ -16,7 +16,9 @@ import tempfile
 import threading
 import time
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -24,12 +26,11 @@ import numpy as np
 import pytest
 import trustme
 from click.testing import CliRunner, Result
-from tqdm import tqdm
 
 from demotools.babyai.levels import read_archive, read_manifest
 from demotools.cli import main
 from demotools.exchange.archive import archive_store
-from demotools.fetch.part_file import download, part_bytes, show_waiting
+from demotools.fetch.part_file import download, part_bytes
 from demotools.fetch.places import RefusedError, UnreachableError, place_named
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
@@ -244,7 +245,44 @@ def test_an_archive_of_ours_is_taken_from_any_source(
         done = fetch("GoToLocal", "--from", origin, "--overwrite")
         assert done.exit_code == 0, done.output
         assert store_files(folder) == before
-    refused(fetch("GoTo", "--from", str(packed)), "GoToLocal, train split", "unarchive")
+    refused(fetch("GoTo", "--from", str(packed)), "holds level GoToLocal, train split", "unarchive")
+
+
+@pytest.mark.parametrize("level", [None, "", "../GoToObj", "x.zarr.zip", "\x1b[2J", 7])
+def test_an_archive_without_a_level_or_with_an_odd_one_is_refused_and_changes_nothing(
+    level: object, server: DriveServer, demos: bytes, fetch: Fetch, folder: Path, tmp_path: Path
+) -> None:
+    server.files["demos.pkl"] = Served(demos)
+    fetch("GoToLocal", "--from", f"{server.url}/demos.pkl")
+    before = store_files(folder)
+    packed = archive_store(folder / "GoToLocal.zarr", tmp_path / "Packed.zarr.zip")
+    odd = tmp_path / "Odd.zarr.zip"
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(odd, "w") as edited:
+        for name in archive.namelist():
+            content = json.loads(archive.read(name)) if name == "zarr.json" else None
+            if content and level is None:
+                del content["attributes"]["level"]
+            elif content:
+                content["attributes"]["level"] = level
+            edited.writestr(name, json.dumps(content) if content else archive.read(name))
+    server.files["Odd.zarr.zip"] = Served(odd)
+    for origin in (str(odd), f"{server.url}/Odd.zarr.zip"):
+        refused(fetch("GoToLocal", "--from", origin, "--overwrite"), "Odd.zarr.zip", "level")
+        refused(fetch("GoTo", "--from", origin), "level")
+    assert store_files(folder) == before
+    assert {path.name for path in folder.glob("*.zarr")} == {"GoToLocal.zarr"}
+
+
+@pytest.mark.parametrize(
+    "level",
+    ["Packed.zarr.zip", "./Packed.zarr.zip", "a.pkl", "https://example.org/a.pkl", "hf:me/x/a.pkl"],
+)
+def test_a_file_or_an_address_in_place_of_a_level_is_told_how_to_be_fetched(
+    level: str, fetch: Fetch, folder: Path
+) -> None:
+    for options in ([], ["-q"], ["--dry-run"], ["--from", "a.zarr.zip"]):
+        refused(fetch(level, *options), "not the name of a level", f"where: {level}", "--from FILE")
+    assert not folder.exists()
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:
@@ -441,7 +479,7 @@ def test_a_page_served_as_a_file_is_refused_at_its_first_bytes(
     ("content", "words"),
     [
         (gzip.compress(b"demos"), "gzip file"),
-        (b"demos", "no pickle (first bytes 64656d6f73)"),
+        (b"demos", "not a pickle (first bytes 64656d6f73)"),
         (b"", "cut short|no demo file|not a demo file"),
         (b"\x80\x04K\x01", "cut short"),
         (b"PK\x03\x04 half of an archive", "cut short"),
@@ -629,7 +667,7 @@ def test_a_server_that_stalls_for_ever_is_given_up(
 ) -> None:
     server.files["a.pkl"] = Served(demos, stalls=[3.0] * 9, piece=1000)
     server.files["a.pkl"].ranges = False
-    refused(from_url(fetch, server, "--timeout", "0.2"), "fell silent", "3 times in a row")
+    refused(from_url(fetch, server, "--timeout", "0.2"), "stopped sending", "3 times in a row")
     assert visible(folder) == set()
 
 
@@ -675,30 +713,38 @@ def test_many_levels_without_a_network_fail_in_one_short_message(
 
 
 def test_a_connection_lost_in_the_middle_is_borne_as_long_as_any_other_failure(
-    server: DriveServer, demos: bytes
+    server: DriveServer, demos: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.files["a.pkl"] = Served(demos, cuts=[1000])
-    said: list[str] = []
     place = place_named(f"{server.url}/a.pkl")
-    transfer = Transfer(place, HASTY, waiting=said.append)
+    transfer = Transfer("a.pkl", place, replace(HASTY, quiet=False))
     blocks = transfer.blocks()
     while not transfer.offset:
         next(blocks)
     transfer.place = place_named("http://127.0.0.1:9/a.pkl")
     with pytest.raises(UnreachableError):
         list(blocks)
-    assert [re.sub(r"waiting \d+ s, ", "", text) for text in said] == [
-        "try 1 of 3: the connection was cut",
+    said = capfd.readouterr().err.splitlines()
+    assert [re.sub(r"a.pkl: waiting \d+ s, ", "", text) for text in said] == [
+        "try 1 of 3: the connection was lost",
         "try 2 of 3: no connection (connection refused)",
         "try 3 of 3: no connection (connection refused)",
     ]
 
 
-def test_on_a_terminal_the_bar_says_why_it_waits() -> None:
-    text = io.StringIO()
-    with tqdm(desc="a.pkl", file=text) as bar:
-        show_waiting(bar, "a.pkl", "waiting 4 s, try 3 of 6: connection cut", HASTY)
-    assert "a.pkl, waiting 4 s, try 3 of 6: connection cut: 0it" in text.getvalue()
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_bar_says_why_it_waits(
+    server: DriveServer, demos: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["a.pkl"] = Served(demos, cuts=[1000])
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    place = place_named(f"{server.url}/a.pkl")
+    assert b"".join(filter(None, Transfer("a.pkl", place, replace(HASTY, quiet=False)).blocks()))
+    assert "a.pkl, waiting 0 s, try 1 of 3: the connection was lost: " in terminal.getvalue()
 
 
 @pytest.mark.usefixtures("server")
@@ -796,7 +842,7 @@ def test_a_store_made_by_the_bot_is_not_taken_for_a_fetched_one(
 ) -> None:
     command = ["generate", "GoToLocal", "--episodes", "3", "--workers", "1", "-q"]
     CliRunner().invoke(main, [*command, "--data-dir", str(folder)])
-    refused(fetch(), "made from: bot", "--overwrite")
+    refused(fetch(), "of kind bot", "--overwrite")
     assert server.requests == []
 
 

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demotools.babyai.levels import PublishedFile, Source
+from demotools.fetch.places import place_named
 from demotools.fetch.plan import FetchedRecord, FetchOptions, Found, decided
 
 FILE = PublishedFile(
@@ -27,7 +28,7 @@ def test_what_is_missing_is_downloaded() -> None:
     assert action(Found()) == ("download", "100 bytes")
     assert action(Found(), record=None) == ("download", "its size is not published")
     found = Found(part_bytes=1234)
-    assert action(found) == ("download", "1,234 bytes of it are there already")
+    assert action(found) == ("download", "1,234 bytes of it are here already")
 
 
 def test_what_is_there_is_left_or_checked() -> None:
@@ -39,7 +40,7 @@ def test_what_is_there_is_left_or_checked() -> None:
 
 def test_a_download_that_lies_there_whole_is_converted_and_a_wrong_one_replaced() -> None:
     assert action(Found(pickle_bytes=100))[0] == "convert"
-    assert action(Found(pickle_bytes=99)) == ("download", "the file there has 99 bytes, not 100")
+    assert action(Found(pickle_bytes=99)) == ("download", "the file has 99 bytes, not 100")
     assert action(Found(pickle_bytes=99), record=None)[0] == "convert"
 
 
@@ -47,7 +48,10 @@ def test_a_store_that_is_not_the_fetched_one_is_refused() -> None:
     assert action(Found(store_source=MADE_FROM_ANOTHER))[0] == "refuse"
     assert action(Found(store_source={"kind": "bot"}))[0] == "refuse"
     assert action(Found(store_problem="it is damaged")) == ("refuse", "it is damaged")
-    assert action(Found(store_source=MADE_FROM_IT), FetchOptions(origin="b.pkl"))[0] == "refuse"
+    assert (
+        action(Found(store_source=MADE_FROM_IT), FetchOptions(origin=place_named("b.pkl")))[0]
+        == "refuse"
+    )
 
 
 def test_a_split_that_the_manifest_does_not_name_is_refused() -> None:
@@ -61,7 +65,7 @@ options = st.builds(
     keep_pickle=st.booleans(),
     check=st.booleans(),
     overwrite=st.booleans(),
-    origin=st.none() | st.just("b.pkl"),
+    origin=st.none() | st.just(place_named("b.pkl")),
 )
 found = st.builds(
     Found,

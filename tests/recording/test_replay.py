@@ -172,7 +172,7 @@ def test_the_command_plays_as_many_episodes_as_asked_for(recorded: Store) -> Non
 def test_a_number_of_episodes_without_replay_is_wrong_usage(recorded: Store) -> None:
     result = CliRunner().invoke(main, ["verify", str(recorded.path), "--episodes", "5"])
     assert result.exit_code == 2
-    assert "--episodes goes with --replay" in result.output
+    assert "--episodes needs --replay" in result.output
 
 
 def test_rows_are_spread_evenly_and_never_twice() -> None:

@@ -190,7 +190,7 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(
             write_part(builder.parts, number, make_episodes([3]), {})
         raise KeyboardInterrupt
     assert left.value.code == 130
-    kept = "; what is done is kept: the same command goes on where it was" if parts else ""
+    kept = "; what is done is kept: the same command resumes where it stopped" if parts else ""
     assert capsys.readouterr().err == f"\ninterrupted{kept}\n"
     assert not (tmp_path / "A.zarr").exists()
 
@@ -224,7 +224,7 @@ def test_a_full_disk_is_said_in_three_parts_and_leaves_the_old_store(tmp_path: P
     assert done.returncode == 1
     assert "file too large" in done.stderr
     kept = tmp_path / ".A.zarr.building"
-    assert f"What is done is kept in {kept}: the same command goes on from it" in done.stderr
+    assert f"What is done is kept in {kept}: the same command resumes from it" in done.stderr
     assert len(list(kept.glob("parts/*.npy"))) == 4
     assert "Traceback" not in done.stderr
     assert open_store(path).steps == 3

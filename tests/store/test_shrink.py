@@ -75,7 +75,7 @@ def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> 
         "Open.zarr",
     ]
     second = runner.invoke(main, arguments)
-    assert "skipped GoToLocal: it is there already, the same" in second.output
+    assert "skipped GoToLocal: it exists already and is the same" in second.output
     third = runner.invoke(main, [*arguments[:2], "9", *arguments[3:]])
     assert "skipped GoToLocal: the store exists already; add --overwrite" in third.output
 
@@ -90,7 +90,7 @@ def test_one_twin_may_have_a_name_of_its_own(tmp_path: Path) -> None:
     for stores in ([], ["GoToLocal", "few"]):
         wrong = CliRunner().invoke(main, ["shrink", *stores, *arguments])
         assert wrong.exit_code == 2
-        assert "--name is for one twin" in wrong.output
+        assert "--name names one copy" in wrong.output
     itself = [*arguments[:1], "GoToLocal", *arguments[2:], "--overwrite"]
     assert CliRunner().invoke(main, ["shrink", "GoToLocal", *itself]).exit_code == 1
     assert open_store(tmp_path / "GoToLocal.zarr").episodes == 30
