@@ -1,8 +1,9 @@
-"""docs/architecture.md names every room and file there is, and nothing that there is not."""
+"""The pages name every room and file there is, and nothing that there is not."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "results.md", *sorted(ROOT.glob("docs/*.md"))]
 PACKAGES = ("demotools", "trainer")
 FILE = re.compile(r"[\w/]+\.py|manifests/\w+\.toml")
 FOLDER = re.compile(r"\w+/(?:\w+/)*")
@@ -47,14 +49,12 @@ def defined(path: Path) -> set[str]:
 
 
 @cache
-def public_names() -> set[str]:
-    """What users import from the two packages."""
-    names: set[str] = set()
-    for package in PACKAGES:
-        for node in ast.parse((ROOT / package / "__init__.py").read_text("utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                names |= set(ast.literal_eval(node.value))
-    return names
+def public_names(package: str) -> set[str]:
+    """What users import from a package."""
+    for node in ast.parse((ROOT / package / "__init__.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError(f"{package} says nothing of what is public")
 
 
 def wrong(line: str) -> list[str]:
@@ -64,7 +64,7 @@ def wrong(line: str) -> list[str]:
     or constant is defined in one of the line's files, or is public.
     """
     found: list[str] = []
-    names = set(public_names())
+    names = set().union(*map(public_names, PACKAGES))
     folder = ROOT
     for word in quoted(line):
         if FOLDER.fullmatch(word):
@@ -129,4 +129,39 @@ def test_the_rooms_stand_in_the_order_in_which_they_may_import(package: str) -> 
 
 def test_the_page_names_what_users_import_and_no_more() -> None:
     (paragraph,) = (part for part in PAGE.split("\n\n") if part.startswith("What users import"))
-    assert set(quoted(paragraph)) == {*PACKAGES, *public_names()}
+    assert set(quoted(paragraph)) == set(PACKAGES).union(*map(public_names, PACKAGES))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_by_its_path_exists(page: Path) -> None:
+    path = (
+        r"\b(?:(?:demotools|trainer|tests|benchmarks|manifests)/[\w/]+|docs/\w+)\.(?:py|md|toml)\b"
+    )
+    named = set(re.findall(path, page.read_text("utf-8")))
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def examples(page: Path) -> list[str]:
+    """The Python on a page or in a notebook; what goes to the shell is left out."""
+    text = page.read_text("utf-8")
+    if page.suffix == ".md":
+        return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return [re.sub(r"(?m)^!(?:.*\\\n)*.*$", "", "".join(source)) for source in cells]
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "docs" / "tutorial.ipynb"], ids=lambda page: page.name
+)
+def test_examples_import_public_names_only(page: Path) -> None:
+    imported = [
+        (node.module or "", alias.name)
+        for code in examples(page)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+        for alias in node.names
+    ]
+    # what a loss of the user's own gives
+    allowed = {("trainer.learning.losses", "LossResult")}
+    allowed |= {(package, name) for package in PACKAGES for name in public_names(package)}
+    assert set(imported) <= allowed
