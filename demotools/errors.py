@@ -142,7 +142,7 @@ def exit_with_message() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (DemotoolsError, OSError, MemoryError, RecursionError) as error:
-        if isinstance(error, RecursionError) and hasattr(error, "__notes__"):
+        if not isinstance(error, DemotoolsError) and hasattr(error, "__notes__"):
             raise  # of the user's own code, which a note names
         sys.stderr.write(f"error: {_in_three_parts(error)}\n")
         raise SystemExit(1) from error

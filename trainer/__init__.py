@@ -2,6 +2,7 @@
 
 ExpertTrajectoryIterator   batches out of demo stores, for a training loop of your own
 load_policy                a trained network that acts
+train                      a run: settings in, its folder out
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.data.iterator import ExpertTrajectoryIterator
     from trainer.run.loading import LoadedPolicy, load_policy
+    from trainer.run.session import train
 
-__all__ = ["ExpertTrajectoryIterator", "LoadedPolicy", "load_policy"]
+__all__ = ["ExpertTrajectoryIterator", "LoadedPolicy", "load_policy", "train"]
 
 _PLACES = {
     "ExpertTrajectoryIterator": "trainer.data.iterator",
     "LoadedPolicy": "trainer.run.loading",
     "load_policy": "trainer.run.loading",
+    "train": "trainer.run.session",
 }
 
 

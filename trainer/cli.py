@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +50,13 @@ _data_dir = click.option(
     callback=lambda _ctx, _param, value: data_folder(value),
     help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
 )
-_processes = click.option(
+_workers = click.option(
     "-m",
-    "--processes",
+    "--workers",
+    metavar="N",
     type=click.IntRange(min=1),
     show_default="one per core",
-    help="Processes that step environments; they change no result.",
+    help="Step the environments in N processes; this changes no result.",
 )
 _folders = click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
@@ -100,7 +102,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option(
     "--trust", is_flag=True, help="Run the code that another run's settings.toml names, too."
 )
-@_processes
+@_workers
 @_data_dir
 @_quiet
 def run(
@@ -113,7 +115,7 @@ def run(
     force_settings: bool,
     overwrite: bool,
     trust: bool,
-    processes: int | None,
+    workers: int | None,
     data: Path,
     quiet: bool,
 ) -> None:
@@ -128,28 +130,40 @@ def run(
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
     """
     from trainer.report.plot import drawn_curve
-    from trainer.run.session import Options, dry_run_text, run_recipe
+    from trainer.run.session import Stopped, train
+    from trainer.run.session import dry_run as described
 
-    options = Options(
-        recipe=recipe,
-        overrides=overrides,
-        output=output,
-        data=data,
-        processes=processes,
-        tiny=tiny,
-        resume=resume,
-        force_settings=force_settings,
-        overwrite=overwrite,
-        trust=trust,
-        quiet=quiet,
-    )
+    common: dict[str, Any] = {"overrides": overrides, "tiny": tiny, "trust": trust}
+    common |= {"data_dir": data, "workers": workers}
     if dry_run:
-        click.echo(dry_run_text(options), nl=False)
+        click.echo(described(recipe, **common), nl=False)
         return
-    say = (lambda _line: None) if quiet else _say
-    signal_number = run_recipe(options, say, drawn_curve)
-    if signal_number:
-        raise SystemExit(128 + signal_number)
+    try:
+        folder = train(
+            recipe,
+            **common,
+            output=output,
+            resume=resume,
+            force_settings=force_settings,
+            overwrite=overwrite,
+            quiet=quiet,
+            say=_say,
+        )
+    except Stopped as stopped:
+        if not quiet and _writes():
+            again = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+            _say(f"stopped; the checkpoint is {stopped.checkpoint}; this goes on from it:")
+            _say(f"  {shlex.join(['trainer', *again, '--resume'])}")
+        raise
+    if _writes():
+        drawn = drawn_curve(folder)
+        if not quiet:
+            _say(drawn)
+
+
+def _writes() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @main.command()
@@ -169,7 +183,7 @@ def run(
 @_level
 @_trust
 @_json
-@_processes
+@_workers
 @_quiet
 def evaluate(
     checkpoint: Path | None,
@@ -178,7 +192,7 @@ def evaluate(
     level: str | None,
     trust: bool,
     as_json: bool,
-    processes: int | None,
+    workers: int | None,
     quiet: bool,
 ) -> None:
     """Measure how often CHECKPOINT, a file or a run's folder, succeeds on unseen episodes.
@@ -196,7 +210,7 @@ def evaluate(
     from demotools.workers.processes import processor_count
     from trainer.run.session import measured_success
 
-    count = processes or processor_count()
+    count = workers or processor_count()
     result = measured_success(checkpoint, policy, level, episodes, count, trust=trust, quiet=quiet)
     click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
 

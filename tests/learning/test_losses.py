@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
-from trainer.learning.losses import ExpertCrossEntropy, LossResult, merged_losses
+from trainer.learning.losses import ExpertCrossEntropy, LossResult, weighted_sum
 from trainer.learning.networks.base import Output
 
 
@@ -46,5 +46,5 @@ def test_losses_are_added_by_their_weights() -> None:
     def result(value: float) -> LossResult:
         return LossResult(torch.tensor(value), {}, torch.zeros(0), 1)
 
-    merged = merged_losses({"a": result(2.0), "b": result(10.0)}, {"a": 0.5, "b": 3.0})
+    merged = weighted_sum({"a": result(2.0), "b": result(10.0)}, {"a": 0.5, "b": 3.0})
     assert merged.item() == 31.0

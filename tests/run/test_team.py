@@ -15,7 +15,7 @@ from demotools.babyai.cells import CELL_CODES
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from trainer.acting.collect import Rollout
-from trainer.learning.losses import PPO, ExpertCrossEntropy, LossStep, merged_losses
+from trainer.learning.losses import PPO, ExpertCrossEntropy, LossStep, weighted_sum
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
@@ -124,7 +124,7 @@ def write_gradient(path: str) -> None:
         mine = mine.with_advantages(0.99, 0.95, normalise=True, team=team)
         step = team.wrapped(LossStep(network))
         results = step(losses, mine.batch, dict.fromkeys(losses, mine.memory))
-        merged_losses(results, {"ppo": 1.0, "expert_ce": 0.5}, team).backward()  # type: ignore[no-untyped-call]
+        weighted_sum(results, {"ppo": 1.0, "expert_ce": 0.5}, team).backward()  # type: ignore[no-untyped-call]
         if team.writes:
             torch.save({name: p.grad for name, p in network.named_parameters()}, path)
 

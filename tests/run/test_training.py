@@ -28,7 +28,7 @@ from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
 from trainer.run.session import resolved
-from trainer.run.state import new_parts, open_run, open_stage
+from trainer.run.state import new_run, open_stage
 from trainer.settings.models import Settings, read_settings
 
 BARE = (
@@ -159,8 +159,7 @@ def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
     bot_data: Path, tmp_path: Path
 ) -> None:
     settings = read_settings("ppo", ["run.device=cpu", "model.type=small"], tiny=True)
-    parts = new_parts(settings, {}, WORDS)
-    said = expected_cost(settings, parts.network, WORDS, {}, 1).lines("ppo.toml")
+    said = expected_cost(new_run(settings, {}, WORDS, tmp_path)).lines("ppo.toml")
     assert any(line.startswith("stage 1 of 1: 128 env steps, ") for line in said)
     assert "demo" not in "".join(said) and "network:" not in "".join(said)
     changed = [*BARE[1:4:2], "stages.0.max_demo_steps=90", "on_policy="]
@@ -168,7 +167,7 @@ def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
     store = {"GoToLocal": open_store(bot_data / "GoToLocal.zarr")}
     reinforced: tuple[Settings, dict[str, Store], int] = (settings, {}, 128)
     for chosen, stores, total in (reinforced, (cloning, store, 160)):
-        with open_run(new_parts(chosen, stores, WORDS), tmp_path) as run, open_stage(run) as stage:
+        with open_stage(new_run(chosen, stores, WORDS, tmp_path)) as stage:
             assert stage.bar.total == total
 
 

@@ -1,8 +1,11 @@
-"""A user's own parts that fail: each is a message that names the part and the cause."""
+"""A user's own parts that fail: with their own traceback, and a note of the setting."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,11 +52,33 @@ def number_loss():
 def wide_loss():
     return lambda model, batch, memory: LossResult(model(batch, memory).logits, {}, memory, 1)
 
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradients):
+        raise OSError("the disk is gone")
+
+def failing_backward():
+    def loss(model, batch, memory):
+        output = model(batch, memory)
+        return LossResult(Backward.apply(output.logits).mean(), {}, output.memory, 1)
+    return loss
+
 def constant_loss():
     return lambda model, batch, memory: LossResult(torch.zeros(()), {}, memory, 1)
 
 def forgetful_loss():
     return lambda model, batch, memory: LossResult(model(batch, memory).logits.sum(), {}, None, 1)
+
+def of_one(vocabulary_size):
+    return 5
+
+class Nameless(SmallNetwork):
+    def initial_memory(self, rollouts):
+        return torch.zeros(3, 3)
 
 class Forgetful(nn.Module):
     def __init__(self, vocabulary_size):
@@ -88,23 +113,70 @@ def assert_refused(result: Result, *what: str) -> None:
     assert not Path("run").exists()
 
 
+def assert_raised(result: Result, kind: type[BaseException], what: str, setting: str) -> None:
+    """The user's own error came through, with a note that names the setting."""
+    assert type(result.exception) is kind, result.output
+    assert what in str(result.exception)
+    assert any(setting in note for note in getattr(result.exception, "__notes__", []))
+    assert not Path("run").exists()
+
+
+SETTINGS = {
+    "losses.ppo={type='PARTS:x'}": "losses.ppo.type = 'parts_",
+    "on_policy.environment=PARTS:x": "on_policy.environment = 'parts_",
+}
+
+
 @pytest.mark.parametrize(
-    ("text", "cause"),
+    ("text", "kind", "what"),
     [
-        ("raise KeyError('gone')", "KeyError: 'gone' (parts_"),
-        ("def broken(:", "SyntaxError: "),
-        ("import sys\nsys.exit(0)", "SystemExit: 0"),
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("x = '\\ud800'.encode()", "UnicodeEncodeError"),
+        ("raise KeyError('gone')", KeyError, "gone"),
+        ("def broken(:", SyntaxError, "invalid syntax"),
+        ("import sys\nsys.exit(0)", RuntimeError, "this code ended the program: exit(0)"),
+        ("import no_such_module", ModuleNotFoundError, "No module named 'no_such_module'"),
+        ("import os\nos.nothing", AttributeError, "nothing"),
+        ("x = '\\ud800'.encode()", UnicodeEncodeError, "surrogates"),
+        ("raise OSError('the disk is gone')", OSError, "the disk is gone"),
     ],
 )
-@pytest.mark.parametrize(
-    "override", ["losses.ppo={type='PARTS:x'}", "on_policy.environment=PARTS:x"]
-)
-def test_a_module_that_cannot_be_imported_is_told_with_its_cause(
-    attempt: Callable[..., Result], override: str, text: str, cause: str
+@pytest.mark.parametrize("override", SETTINGS)
+def test_a_module_that_fails_while_it_is_imported_raises_its_own_error(
+    attempt: Callable[..., Result], override: str, text: str, kind: type[Exception], what: str
 ) -> None:
-    assert_refused(attempt(override, text), "cannot be imported: ", cause, "where: type = 'parts_")
+    assert_raised(attempt(override, text), kind, what, SETTINGS[override])
+
+
+@pytest.mark.parametrize("override", SETTINGS)
+@pytest.mark.parametrize("text", ["y = 5", None])
+def test_a_module_or_a_name_that_is_not_there_is_refused(
+    attempt: Callable[..., Result], override: str, text: str | None
+) -> None:
+    if text is None:
+        override = override.replace("PARTS", "no.such")
+    result = attempt(override, text or "")
+    where = SETTINGS[override.replace("no.such", "PARTS")].rpartition("'")[0]
+    assert_refused(result, "cannot be imported: ", f"where: {where}")
+
+
+def test_the_traceback_of_the_users_code_is_shown_and_last_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def loss():\n    raise OSError('the disk is gone')\n")
+    line = ["run", "ppo", "--tiny", "-m", "1", "--set", "losses.ppo={type='mine:loss'}"]
+    result = subprocess.run(
+        [sys.executable, "-m", "trainer", *line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert 'mine.py", line 2, in loss' in result.stderr
+    assert result.stderr.endswith(
+        "OSError: the disk is gone\n"
+        "raised by code of your own, which the setting losses.ppo.type = 'mine:loss' names\n"
+    )
 
 
 @pytest.mark.parametrize("name", [":", ".:x", "..:x", "os:", ":x", "a..b:x", "os:path.", "a b:c"])
@@ -117,37 +189,50 @@ def test_a_name_that_names_nothing_is_refused(attempt: Callable[..., Result], na
     ("override", "what"),
     [
         ("losses.ppo={type='PARTS:number'}", "the loss is not callable but int"),
-        ("losses.ppo={type='builtins:dict'}", "the loss does not say what it takes"),
-        ("losses.ppo={type='PARTS:failing'}", "OSError: the disk is gone (parts_"),
-        ("losses.ppo={type='PARTS:leaving'}", "SystemExit: 0"),
         ("losses.ppo={type='PARTS:loss_of_none'}", "the loss gives NoneType, which"),
-        ("losses.ppo={type='PARTS:failing_loss'}", "the loss fails: OSError: the disk is gone"),
-        ("losses.ppo={type='PARTS:leaving_loss'}", "the loss fails: SystemExit: 0"),
-        (
-            "losses.ppo={type='PARTS:empty_loss'}",
-            "NoneType, not a trainer.learning.losses.LossResult",
-        ),
-        ("losses.ppo={type='PARTS:number_loss'}", "`loss` that is not a tensor"),
-        ("losses.ppo={type='PARTS:wide_loss'}", "`loss` that is not a tensor"),
-        ("losses.ppo={type='PARTS:constant_loss'}", "without a gradient"),
-        ("losses.ppo={type='PARTS:forgetful_loss'}", "a memory that is not like"),
-        ("model={type='PARTS:failing'}", "the network refuses its settings: OSError"),
-        ("model={type='PARTS:loss_of_none'}", "the network refuses its settings: TypeError"),
-        ("model={type='PARTS:environment_of_five'}", "the network gives int, not a torch.nn"),
+        ("model={type='PARTS:of_one'}", "the network gives int, not a torch.nn"),
         ("model={type='PARTS:Forgetful'}", "no method `initial_memory`"),
         ("optimizer.schedule={type='PARTS:environment_of_none'}", "the schedule gives NoneType"),
         ("on_policy.environment=PARTS:number", "the environment is not callable but int"),
-        ("on_policy.environment=PARTS:environment_of_none", "the environment gives NoneType"),
-        ("on_policy.environment=PARTS:environment_of_five", "the environment gives int"),
-        ("on_policy.environment=PARTS:of_two", "cannot be made: TypeError: "),
-        ("on_policy.environment=PARTS:failing", "cannot be made: OSError: the disk is gone"),
-        ("on_policy.environment=PARTS:leaving", "cannot be made: SystemExit: 0"),
+        ("on_policy.environment=PARTS:environment_of_none", "the environment is NoneType"),
+        ("on_policy.environment=PARTS:environment_of_five", "the environment is int"),
     ],
 )
-def test_a_part_that_fails_or_gives_something_else_is_told_with_its_cause(
+def test_a_part_of_another_kind_than_its_setting_wants_is_refused(
     attempt: Callable[..., Result], override: str, what: str
 ) -> None:
-    assert_refused(attempt(override), what, "parts_" if "PARTS" in override else "")
+    assert_refused(attempt(override), what, "parts_")
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "what"),
+    [
+        ("losses.ppo={type='builtins:dict'}", ValueError, "no signature found"),
+        ("losses.ppo={type='PARTS:failing'}", OSError, "the disk is gone"),
+        ("losses.ppo={type='PARTS:leaving'}", RuntimeError, "exit(0)"),
+        ("losses.ppo={type='PARTS:failing_loss'}", OSError, "the disk is gone"),
+        ("losses.ppo={type='PARTS:leaving_loss'}", RuntimeError, "exit(0)"),
+        ("losses.ppo={type='PARTS:empty_loss'}", TypeError, "NoneType, not a LossResult"),
+        ("losses.ppo={type='PARTS:number_loss'}", AttributeError, "'float' object"),
+        ("losses.ppo={type='PARTS:wide_loss'}", ValueError, "not one number"),
+        ("losses.ppo={type='PARTS:constant_loss'}", ValueError, "the loss has no gradient"),
+        ("losses.ppo={type='PARTS:failing_backward'}", OSError, "the disk is gone"),
+        ("losses.ppo={type='PARTS:forgetful_loss'}", AttributeError, "'NoneType' object"),
+        ("model={type='PARTS:failing'}", OSError, "the disk is gone"),
+        ("model={type='PARTS:loss_of_none'}", TypeError, "takes 0 positional arguments"),
+        ("model={type='PARTS:Nameless'}", ValueError, "not (4, size)"),
+        ("optimizer={type='PARTS:failing', lr=0.1}", OSError, "the disk is gone"),
+        ("optimizer.schedule={type='PARTS:failing'}", OSError, "the disk is gone"),
+        ("on_policy.environment=PARTS:of_two", TypeError, "missing 1 required positional"),
+        ("on_policy.environment=PARTS:failing", OSError, "the disk is gone"),
+        ("on_policy.environment=PARTS:leaving", RuntimeError, "exit(0)"),
+    ],
+)
+def test_a_part_that_fails_raises_its_own_error(
+    attempt: Callable[..., Result], override: str, kind: type[Exception], what: str
+) -> None:
+    key = override.replace("={type", ".type").partition("=")[0]
+    assert_raised(attempt(override), kind, what, f"{key} = '")
 
 
 def test_a_part_may_lie_inside_a_class(attempt: Callable[..., Result]) -> None:

@@ -20,8 +20,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +28,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from demotools.errors import SettingsError
-from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, ForeignLoss, Loss
+from trainer.batch import Batch
+from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, LossResult, needs_expert
+from trainer.learning.networks.base import Model
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.small import SmallNetwork
 from trainer.settings.models import Named, OptimizerSettings, Settings
-from trainer.settings.user_code import FOREIGN, build, demand, told
+from trainer.settings.user_code import accepted_settings, build, users_code
 
 _TRIED_STEPS = 1000
-_WANTED = {
-    "optimizer": "one whose step() takes no arguments and dense gradients, as adam or sgd",
-    "schedule": "one whose step() takes no arguments, once an update, for all updates of the run",
-}
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -52,8 +49,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
     """The optimizer of the settings over all weights; SettingsError where there is none."""
     options = {"lr": settings.lr, **settings.options}
-    built = build("optimizer", settings.type, options, OPTIMIZERS, model.parameters())
-    return demand("optimizer", settings.type, built, Optimizer)
+    weights = model.parameters()
+    return build("optimizer.type", settings.type, options, OPTIMIZERS, weights, wanted=Optimizer)
 
 
 def build_schedule(
@@ -95,8 +92,8 @@ def build_schedule(
         "linear": decaying(lambda x: 1 - x),
         "cosine": decaying(lambda x: (1 + math.cos(math.pi * x)) / 2),
     }
-    built = build("schedule", settings.type, settings.options, ours, optimizer)
-    return demand("schedule", settings.type, built, LRScheduler)
+    key = "optimizer.schedule.type"
+    return build(key, settings.type, settings.options, ours, optimizer, wanted=LRScheduler)
 
 
 def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -> None:
@@ -110,9 +107,9 @@ def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -
         schedule = build_schedule(settings.schedule, optimizer, updates)
         for weights in copies:
             weights.grad = torch.zeros_like(weights)
-        with _refused("optimizer", settings.type):
+        with accepted_settings("optimizer.type", settings.type):
             optimizer.step()
-        with _refused("schedule", settings.schedule.type):
+        with accepted_settings("optimizer.schedule.type", settings.schedule.type):
             for _ in range(min(updates, _TRIED_STEPS)):
                 schedule.step()
             if updates > _TRIED_STEPS and type(schedule).__module__.startswith("torch."):
@@ -122,18 +119,6 @@ def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -
             rate = max(group["lr"] for group in optimizer.param_groups)
             if not 0 <= rate < math.inf:
                 raise ValueError(f"the learning rate becomes {rate} within {updates:,} updates")
-
-
-@contextmanager
-def _refused(kind: str, name: str) -> Iterator[None]:
-    try:
-        yield
-    except FOREIGN as error:
-        raise SettingsError(
-            f"the {kind} cannot be used here: {told(error)}",
-            path=f"type = {name!r}",
-            fix=f"name {_WANTED[kind]}, or correct the keys beside its type",
-        ) from error
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
@@ -166,13 +151,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 def build_network(name: str, options: dict[str, object], vocabulary_size: int) -> nn.Module:
     """The network `name` (ours or `package.module:Name`); SettingsError where there is none."""
-    network = demand(
-        "network", name, build("network", name, options, NETWORKS, vocabulary_size), nn.Module
-    )
+    network = build("model.type", name, options, NETWORKS, vocabulary_size, wanted=nn.Module)
     if not callable(getattr(network, "initial_memory", None)):
         raise SettingsError(
             "the network has no method `initial_memory`",
-            path=f"type = {name!r}",
+            path=f"model.type = {name!r}",
             fix="give it one, from a number of rollouts to zeros [rollouts, memory size]",
         )
     return network
@@ -216,18 +199,27 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 
 def build_losses(settings: Settings, names: dict[str, float]) -> dict[str, Loss]:
     """The losses of these names; SettingsError where a type does not exist."""
-    chosen = {name: settings.losses[name] for name in names}
-    return {name: _built(named) for name, named in chosen.items()}
+    return {name: _built(name, settings.losses[name]) for name in names}
 
 
-def _built(named: Named) -> Loss:
-    loss = build("loss", named.type, named.options, LOSSES)
+def _built(name: str, named: Named) -> Loss:
+    key = f"losses.{name}.type"
+    loss = build(key, named.type, named.options, LOSSES)
     if named.type in LOSSES:
         return loss
-    if not callable(loss):
-        raise SettingsError(
-            f"the loss gives {type(loss).__name__}, which cannot be called with a batch",
-            path=f"type = {named.type!r}",
-            fix="name what is called with its keys and gives the loss",
-        )
-    return ForeignLoss(named.type, loss)
+
+    def checked(model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        with users_code(key, named.type):
+            result = loss(model, batch, memory)
+            if not isinstance(result, LossResult):
+                raise TypeError(f"the loss gives {type(result).__name__}, not a LossResult")
+            if result.loss.dim():
+                raise ValueError(f"the loss is {tuple(result.loss.shape)}, not one number")
+            if torch.is_grad_enabled() and not result.loss.requires_grad:
+                raise ValueError("the loss has no gradient")
+            if result.memory.shape != memory.shape:
+                raise ValueError("the loss gives a memory that is not like the one it was given")
+        return result
+
+    checked.needs_expert = needs_expert(loss)  # type: ignore[attr-defined]
+    return checked

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from demotools.errors import DemotoolsError, SettingsError
 from trainer.batch import Batch
 from trainer.learning.networks.base import Model, Output, output_of
-from trainer.settings.user_code import FOREIGN, demand, told
 from trainer.team import ALONE, Team
 
 
@@ -47,60 +45,6 @@ class Loss(Protocol):
         """The loss of a batch; see `trainer.batch` for what it holds."""
 
 
-@dataclass(frozen=True)
-class ForeignLoss:
-    """A user's own loss; where it fails, or gives what is no result, that is a SettingsError.
-
-    type   by which the settings name it
-    """
-
-    type: str
-    loss: Loss
-
-    @property
-    def needs_expert(self) -> bool:
-        """Whether it takes `expert_action` from rollouts."""
-        return bool(getattr(self.loss, "needs_expert", False))
-
-    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        """The result of the user's loss."""
-        try:
-            result = self.loss(model, batch, memory)
-        except DemotoolsError:
-            raise
-        except FOREIGN as error:
-            raise self._wrong(f"fails: {told(error)}") from error
-        demand("loss", self.type, result, LossResult)
-        for name, tensor in {"loss": result.loss, **result.scalars}.items():
-            if not isinstance(tensor, Tensor) or tensor.numel() != 1:
-                raise self._wrong(f"gives a `{name}` that is not a tensor of one number")
-        if torch.is_grad_enabled() and not result.loss.requires_grad:
-            raise self._wrong("gives a value without a gradient")
-        if not isinstance(result.memory, Tensor) or result.memory.shape != memory.shape:
-            raise self._wrong("gives a memory that is not like the one it was given")
-        return result
-
-    def _wrong(self, what: str) -> SettingsError:
-        return SettingsError(
-            f"the loss {what}", path=f"type = {self.type!r}", fix="correct that function"
-        )
-
-
-def merged_losses(
-    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
-) -> Tensor:
-    """The weighted sum of losses: a scalar.
-
-    Its mean over a team is that of means over the steps of all, however unequally these lie.
-    """
-    losses = [weights[name] * result.loss for name, result in results.items()]
-    if team.world > 1:
-        steps = losses[0].new_tensor([result.steps for result in results.values()])
-        shares = steps * team.world / team.total(steps).clamp(min=1)
-        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
-    return torch.stack(losses).sum()
-
-
 class LossStep(nn.Module):
     """All losses of a batch in one call: what processes that train together wrap.
 
@@ -119,12 +63,12 @@ class LossStep(nn.Module):
         self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
     ) -> dict[str, LossResult]:
         """The result of each loss, by its name; `memories` before the batch by the same names."""
-        model = cast(Model, _Once(self.network, self._bfloat16))
+        model = _OnePass(self.network, self._bfloat16)
         return {name: loss(model, batch, memories[name]) for name, loss in losses.items()}
 
 
-class _Once:
-    """A network that computes the same thing once; in all else it is the network."""
+class _OnePass:
+    """A network that computes the same thing once: a `Model`."""
 
     def __init__(self, network: nn.Module, bfloat16: bool) -> None:
         self._network = network
@@ -142,6 +86,21 @@ class _Once:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
+
+
+def weighted_sum(
+    results: Mapping[str, LossResult], weights: Mapping[str, float], team: Team = ALONE
+) -> Tensor:
+    """The weighted sum of losses: a scalar.
+
+    Its mean over a team is that of means over the steps of all, however unequally these lie.
+    """
+    losses = [weights[name] * result.loss for name, result in results.items()]
+    if team.world > 1:
+        steps = torch.stack([torch.as_tensor(one.steps).to(losses[0]) for one in results.values()])
+        shares = steps * team.world / team.total(steps).clamp(min=1)
+        losses = [loss * share for loss, share in zip(losses, shares, strict=True)]
+    return torch.stack(losses).sum()
 
 
 def gae_advantages(

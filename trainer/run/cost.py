@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -9,23 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from demotools.store.reading import Store
+from demotools.workers.processes import processor_count
 from trainer.acting.collect import Collector, NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
 from trainer.learning.building import build_losses
-from trainer.learning.losses import LossStep, merged_losses
+from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
-from trainer.run.state import DemoStream, StagePlan, enough_memory, stage_plan
-from trainer.settings.models import Settings, StageSettings
-from trainer.team import ALONE, Team
+from trainer.run.state import Run, StagePlan, StoreBatches, enough_memory, stage_plan
+from trainer.settings.models import StageSettings
+from trainer.settings.user_code import naming_users_code
 
 SLOW_SECONDS = 30 * 60
 FASTER_RECIPE = "bc_small_cpu.toml"
 _MEASURED_UPDATES = 3
-_MEASURED_ENVIRONMENTS = 8
-_MEASURED_STEPS = 32
+_MEASURED_ENVIRONMENTS = 64
+_MEASURED_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,24 @@ class Cost:
         return result
 
 
-def expected_cost(
-    settings: Settings,
-    model: nn.Module,
-    words: tuple[str, ...],
-    stores: dict[str, Store],
-    processes: int,
-    team: Team = ALONE,
-) -> Cost:
+def expected_cost(run: Run) -> Cost:
     """The cost of a run; takes a second or so, and leaves the network and all streams alone.
 
     Measured is this process's share of the work, which all others do at the same time.
 
     SettingsError  the memory is not enough for it
     """
+    settings, model = run.settings, run.network
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
-    with torch.random.fork_rng(), enough_memory():
+    with torch.random.fork_rng(), naming_users_code(settings), enough_memory():
         for stage, plan in zip(settings.stages, plans, strict=True):
-            store = stores[stage.off_policy.store] if stage.off_policy else None
-            passes.append(plan.demo_steps / store.steps if store else 0.0)
-            if store is not None:
-                stream = DemoStream(settings, stage, store, words, model, team)
-                seconds += plan.off_policy_updates * _update_seconds(stream, model)
-            if plan.on_policy_updates:
-                each = _learning_seconds(settings, stage, model, words, team)
-                seconds += plan.env_steps / team.world * stage.repeats * each
-        env_steps = sum(plan.env_steps for plan in plans)
-        if env_steps:
-            each = _step_seconds(settings, model, words, processes, team)
-            seconds += env_steps / team.world * each
+            passes.append(0.0)
+            if stage.off_policy is not None:
+                passes[-1] = plan.demo_steps / run.stores[stage.off_policy.store].steps
+                seconds += plan.off_policy_updates * _update_seconds(run, stage)
+            if plan.env_steps:
+                seconds += plan.env_steps / run.team.world * _env_step_seconds(run, stage)
     parameters = parameter_count(model)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
@@ -113,64 +101,48 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _update_seconds(stream: DemoStream, model: nn.Module) -> float:
+def _update_seconds(run: Run, stage: StageSettings) -> float:
     """The median of a few updates without their last step, which changes the weights."""
-    times = []
+    batches, step, times = StoreBatches(run, stage), LossStep(run.network), []
     for _ in range(_MEASURED_UPDATES):
         start = time.perf_counter()
-        results = stream.results(LossStep(model), stream.batch())
-        stream.merged(results).backward()  # type: ignore[no-untyped-call]
-        model.zero_grad()
+        results = step(batches.losses, next(batches), batches.memory)
+        weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
+        run.network.zero_grad()
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
-def _learning_seconds(
-    settings: Settings, stage: StageSettings, model: nn.Module, words: tuple[str, ...], team: Team
-) -> float:
-    """Seconds to learn once from one step of an environment rollout."""
-    assert settings.on_policy is not None
-    losses = build_losses(settings, stage.losses)
-    mine = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-    count = min(_MEASURED_ENVIRONMENTS, mine)
-    kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
-    with VectorEnvironment(kind, count) as vector:
-        policy = NetworkPolicy(model, words, sample=True)
-        rollout = Collector(vector, policy, words, settings.run.seed).collect(_MEASURED_STEPS)
-    rollout = rollout.with_advantages(0.99, 1.0, normalise=True)
-    start = time.perf_counter()
-    memories = dict.fromkeys(losses, rollout.memory)
-    results = LossStep(model)(losses, rollout.batch, memories)
-    merged_losses(results, stage.losses).backward()  # type: ignore[no-untyped-call]
-    model.zero_grad()
-    return (time.perf_counter() - start) / rollout.batch["masks"].numel()
-
-
-def _step_seconds(
-    settings: Settings, model: nn.Module, words: tuple[str, ...], processes: int, team: Team
-) -> float:
-    """Seconds for one step of one environment, the policy's share included."""
-    assert settings.on_policy is not None
-    width = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-    count = min(_MEASURED_ENVIRONMENTS, width)
-    policy = NetworkPolicy(model, words)
-    policy.reset(width)
-    spent = np.zeros(2)
-    kind = EnvironmentKind(settings.run.level, settings.on_policy.environment)
-    with VectorEnvironment(kind, count) as vector:
-        step = vector.reset(seed_streams(range(1_000_000), count))
-        repeats = -(-width // count)
+def _env_step_seconds(run: Run, stage: StageSettings) -> float:
+    """Seconds for one step of one environment: to take it, and to learn from it."""
+    settings = run.settings.on_policy
+    assert settings is not None
+    losses = build_losses(run.settings, stage.losses)
+    share = len(run.team.share(settings.environments, "on_policy.environments"))
+    count = min(_MEASURED_ENVIRONMENTS, share)
+    with VectorEnvironment(
+        EnvironmentKind(run.settings.run.level, settings.environment), count
+    ) as v:
+        v.reset(seed_streams(range(1_000_000), count))
+        start = time.perf_counter()
         for _ in range(_MEASURED_STEPS):
-            start = time.perf_counter()
-            action = policy.act(
-                np.tile(step.cells, (repeats, 1, 1))[:width],
-                np.tile(step.direction, repeats)[:width],
-                (step.missions * repeats)[:width],
-                np.tile(step.mask, repeats)[:width],
-            )
-            acted = time.perf_counter()
-            step = vector.step(action[:count])
-            spent += [acted - start, time.perf_counter() - acted]
-    acting = spent[0] / _MEASURED_STEPS / width
-    cores = max(min(processes, torch.get_num_threads()), 1)
-    return float(acting + spent[1] / _MEASURED_STEPS / count / cores)
+            v.step(np.zeros(count, dtype=np.int64))
+        stepping = time.perf_counter() - start
+        policy = NetworkPolicy(run.network, run.words, sample=True)
+        collector = Collector(v, policy, run.words, run.settings.run.seed)
+        start = time.perf_counter()
+        rollout = collector.collect(_MEASURED_STEPS)
+        acting = max(time.perf_counter() - start - stepping, 0.0)
+    learning = 0.0
+    if losses:
+        rollout = rollout.with_advantages(0.99, 1.0, normalise=True)
+        start = time.perf_counter()
+        results = LossStep(run.network)(
+            losses, rollout.batch, dict.fromkeys(losses, rollout.memory)
+        )
+        weighted_sum(results, stage.losses).backward()  # type: ignore[no-untyped-call]
+        run.network.zero_grad()
+        learning = stage.repeats * (time.perf_counter() - start)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the team, on this machine
+    processes = max(min(run.workers, count, processor_count() // here), 1)
+    return (stepping / processes + acting + learning) / (_MEASURED_STEPS * count)

@@ -11,41 +11,48 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from demotools.errors import DemotoolsError, SettingsError
 from trainer.acting.collect import Collector, minibatches
 from trainer.batch import Batch
 from trainer.learning.building import clip_gradients
-from trainer.learning.losses import LossResult, kl_targets, merged_losses
+from trainer.learning.losses import Loss, LossResult, kl_targets, weighted_sum
 from trainer.run.checkpoint import FILE_NAME
-from trainer.run.log import Group, resident_mib
+from trainer.run.log import Group, Stopwatch, resident_mib
 from trainer.run.resume import copied, save, save_best, save_failed, state_of, write_state
 from trainer.run.state import (
-    DemoStream,
     Progress,
     Run,
     Stage,
+    StoreBatches,
     ends_early,
     enough_memory,
     open_stage,
     rollout_updates,
 )
-from trainer.settings.user_code import FOREIGN, told
+from trainer.settings.user_code import naming_users_code, users_code
 from trainer.team import StopRequest
 
 
-def train(run: Run, stop: StopRequest) -> None:
-    """Run all stages; save at every interval, at the end, and when asked to stop."""
-    progress = run.progress
+def run_stages(run: Run, stop: StopRequest) -> None:
+    """Train through all stages; save at every interval, at the end, and when asked to stop."""
+    progress, run.watch = run.progress, Stopwatch()
     while progress.stage < len(run.settings.stages):
         with open_stage(run) as stage:
             while progress.in_cycle or not stage.finished(progress):
-                before = Progress(**vars(progress))
+                before = replace(progress)
                 with _saved_first(run, stage), enough_memory():
-                    _cycle(run, stage, stop)
+                    # a run that was stopped inside a cycle has taken this cycle's rollout already
+                    if stage.collector is not None and not progress.in_cycle:
+                        _learn_from_environments(run, stage, stage.collector)
+                    if stage.demos is not None:
+                        progress.in_cycle = True
+                        _learn_from_demos(run, stage, stage.demos, stop)
                     whole = not progress.in_cycle
                     progress.stage_over = whole and ends_early(run, stage)
                 _report(run, before)
@@ -58,15 +65,6 @@ def train(run: Run, stop: StopRequest) -> None:
                     return
         progress.next_stage()
         save(run)
-
-
-def _cycle(run: Run, stage: Stage, stop: StopRequest) -> None:
-    # a run that was stopped inside a cycle has taken this cycle's rollout already
-    if stage.collector is not None and not run.progress.in_cycle:
-        _learn_from_environments(run, stage, stage.collector)
-    if stage.demos is not None:
-        run.progress.in_cycle = True
-        _learn_from_demos(run, stage, stage.demos, stop)
 
 
 def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> None:
@@ -92,11 +90,11 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
         for batch in minibatches(rollout, stage.settings.minibatches)
     )
     for number, (batch, memory) in zip(range(1, planned + 1), dealt, strict=False):
-        with run.watch.of("forward"):
-            results = run.losses(stage.losses, batch, dict.fromkeys(stage.losses, memory))
-        run.meter.add("onpolicy", _update(run, results, stage.settings.losses, batch))
-        gone = [results[name].scalars["approximate_kl"].item() > targets[name] for name in targets]
-        if gone and run.team.any(any(gone)):
+        memories = dict.fromkeys(stage.losses, memory)
+        _, scalars = _update(run, stage.losses, stage.settings.losses, batch, memories)
+        run.meter.add("onpolicy", scalars)
+        gone = any(scalars[f"{name}/approximate_kl"] > targets[name] for name in targets)
+        if targets and run.team.any(gone):
             # the rate is planned over all updates: it goes on over those left out
             for _ in range(planned - number):
                 run.schedule.step()
@@ -106,22 +104,60 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
     stage.advance(run)
 
 
-def _learn_from_demos(run: Run, stage: Stage, demos: DemoStream, stop: StopRequest) -> None:
+def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopRequest) -> None:
     """Updates on batches from the store, up to the end of the cycle or of the budget."""
     progress, settings = run.progress, demos.settings
     spent = False
     while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
         with run.watch.of("data"):
-            batch = demos.batch()
-        with run.watch.of("forward"):
-            results = demos.results(run.losses, batch)
-        run.meter.add("offpolicy", _update(run, results, settings.losses, batch))
+            batch = next(demos)
+        results, scalars = _update(run, demos.losses, settings.losses, batch, demos.memory)
+        demos.memory = {name: result.memory.detach() for name, result in results.items()}
+        run.meter.add("offpolicy", scalars)
         progress.add(demo_steps=settings.batch_steps)
         progress.cycle_updates += 1
         stage.advance(run)
         spent = bool(stage.settings.max_demo_steps) and stage.finished(progress)
     if progress.cycle_updates == settings.updates or spent:
         progress.cycle_updates, progress.in_cycle = 0, False
+
+
+def _update(
+    run: Run,
+    losses: Mapping[str, Loss],
+    weights: Mapping[str, float],
+    batch: Batch,
+    memories: Mapping[str, Tensor],
+) -> tuple[dict[str, LossResult], dict[str, float]]:
+    """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
+    settings = run.settings.optimizer
+    with run.watch.of("forward"):
+        results: dict[str, LossResult] = run.losses(losses, batch, memories)
+        loss = weighted_sum(results, weights, run.team)
+    with run.watch.of("backward"):
+        run.optimizer.zero_grad()
+        with naming_users_code(run.settings):
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradients(run.network.parameters(), settings.max_grad_norm)
+        scalars = _fetched(loss, norm, results)  # the one wait for the device
+        if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["gradient_norm"])):
+            raise _failure(run, scalars, losses, batch)
+        with users_code("optimizer.type", settings.type):
+            run.optimizer.step()
+        with users_code("optimizer.schedule.type", settings.schedule.type):
+            run.schedule.step()
+    run.progress.updates += 1
+    return results, scalars
+
+
+def _fetched(loss: Tensor, norm: Tensor, results: Mapping[str, LossResult]) -> dict[str, float]:
+    """All scalars of an update, by one transfer from the device."""
+    named = {"loss": loss, "gradient_norm": norm}
+    for name, result in results.items():
+        of_loss = {"loss": result.loss, **result.scalars}
+        named |= {f"{name}/{key}": value for key, value in of_loss.items()}
+    stacked = torch.stack([value.detach().to(loss).reshape(()) for value in named.values()])
+    return dict(zip(named, stacked.tolist(), strict=True))
 
 
 class _NotFiniteError(SettingsError):
@@ -150,56 +186,19 @@ def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
                 kept = f"what was learned could not be saved: {another}"
             if isinstance(error, DemotoolsError):
                 error.fix += f"; {kept}"
+            else:
+                error.add_note(kept)
         raise
 
 
-def _update(
-    run: Run, results: Mapping[str, LossResult], weights: Mapping[str, float], batch: Batch
-) -> dict[str, float]:
-    """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
-    with run.watch.of("forward"):
-        loss = merged_losses(results, weights, run.team)
-        value = loss.item()
-    if not math.isfinite(value):
-        finite = {name: math.isfinite(result.loss.item()) for name, result in results.items()}
-        culprits = " and ".join(name for name in finite if not finite[name])
-        raise _failure(run, f"the loss {culprits or 'sum'}", value, batch)
-    settings = run.settings.optimizer
-    with run.watch.of("backward"):
-        run.optimizer.zero_grad()
-        with _told("the backward pass", f"the losses {', '.join(results)}"):
-            loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(run.network.parameters(), settings.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise _failure(run, "the norm of the gradients", norm, batch)
-        with _told("the step of the optimizer", f"type = {settings.type!r}"):
-            run.optimizer.step()
-        with _told("the step of the schedule", f"type = {settings.schedule.type!r}"):
-            run.schedule.step()
-    run.progress.updates += 1
-    scalars = {"loss": value, "gradient_norm": norm}
-    for name, result in results.items():
-        of_loss: dict[str, Tensor] = {"loss": result.loss, **result.scalars}
-        scalars |= {f"{name}/{key}": tensor.item() for key, tensor in of_loss.items()}
-    return scalars
-
-
-@contextmanager
-def _told(what: str, where: str) -> Iterator[None]:
-    """SettingsError where code of the user's fails that torch calls for us."""
-    try:
-        with enough_memory():
-            yield
-    except DemotoolsError:
-        raise
-    except FOREIGN as error:
-        raise SettingsError(
-            f"{what} fails: {told(error)}", path=where, fix="correct that code"
-        ) from error
-
-
-def _failure(run: Run, what: str, value: float, batch: Batch) -> SettingsError:
+def _failure(
+    run: Run, scalars: Mapping[str, float], losses: Mapping[str, Loss], batch: Batch
+) -> SettingsError:
     """What to raise where something is not a number; all there is to look into is saved."""
+    what, value = "the norm of the gradients", scalars["gradient_norm"]
+    if not math.isfinite(scalars["loss"]):
+        culprits = [name for name in losses if not math.isfinite(scalars[f"{name}/loss"])]
+        what, value = f"the loss {' and '.join(culprits) or 'sum'}", scalars["loss"]
     progress = run.progress
     finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
     path = save_failed(run, batch) if run.team.writes else run.folder

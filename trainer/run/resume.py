@@ -105,9 +105,9 @@ def state_of(run: Run, stage: Stage | None) -> dict[str, Any]:
 
 
 def copied(state: Any) -> Any:
-    """A copy that stays as it is while training goes on, in this machine's own memory."""
+    """A copy that stays as it is while training goes on, on the device of the original."""
     if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
+        return state.detach().clone()
     if isinstance(state, dict):
         return {key: copied(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

@@ -1,17 +1,12 @@
-"""From a recipe to a finished run, and from a checkpoint to its success; the commands call these.
-
-Nothing here prints: lines for the user go to the function `say` that the caller hands over.
-"""
+"""From settings to a finished run (`train`), and from a checkpoint to its success."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -34,15 +29,16 @@ from trainer.run.cost import duration, expected_cost
 from trainer.run.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
 from trainer.run.log import CURVE_FILE as PLOT_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
-from trainer.run.loop import train
+from trainer.run.loop import run_stages
 from trainer.run.resume import check_resumed, load_best, restore
-from trainer.run.state import Parts, Run, new_parts, open_run, stage_plan
+from trainer.run.state import Run, new_run, open_log, stage_plan
 from trainer.settings.models import (
     LEVELS,
     SETTINGS_FILE,
     Device,
     Settings,
     StageSettings,
+    parsed_settings,
     read_settings,
     recipe_path,
     toml_of,
@@ -62,126 +58,111 @@ _FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line of `trainer run` says.
+class Stopped(SystemExit):
+    """A signal ended the run, which is saved; the exit code says which signal.
 
-    data             folder of the demo stores
-    processes        of environments; None: one per core, at most one per environment
-    force_settings   resume although settings changed, where that is harmless
-    trust            import what the recipe names, though it is the settings.toml of some run
+    checkpoint   its file
     """
 
-    recipe: str
-    overrides: tuple[str, ...]
-    output: Path | None
-    data: Path
-    processes: int | None = None
-    tiny: bool = False
-    resume: bool = False
-    force_settings: bool = False
-    overwrite: bool = False
-    trust: bool = False
-    quiet: bool = False
-
-    @property
-    def process_count(self) -> int:
-        """Of environments."""
-        return self.processes or processor_count()
-
-    def command_to_resume(self) -> str:
-        """The command that goes on with the run from its checkpoint, for a shell."""
-        words = ["trainer", "run", self.recipe]
-        for override in self.overrides:
-            words += ["--set", override]
-        if self.tiny:
-            words.append("--tiny")
-        if self.output is not None:
-            words += ["-o", str(self.output)]
-        if self.processes is not None:
-            words += ["-m", str(self.processes)]
-        if self.data != data_folder(None):
-            words += ["--data-dir", str(self.data)]
-        if self.trust:
-            words.append("--trust")
-        return shlex.join([*words, "--resume"])
+    def __init__(self, number: int, checkpoint: Path) -> None:
+        super().__init__(128 + number)
+        self.checkpoint = checkpoint
 
 
-def run_recipe(
-    options: Options, say: Callable[[str], None], draw: Callable[[Path], str] | None = None
-) -> int:
-    """Train by a recipe; the number of the signal that ended it early, else 0.
+def train(
+    settings: Settings | Mapping[str, Any] | Path | str,
+    *,
+    output: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    tiny: bool = False,
+    data_dir: Path | str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    force_settings: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train by these settings; the folder of the run, with its checkpoint, log and settings.
 
-    draw   draws the learning curve of the folder of a run, and gives what to say of it
+    settings         a recipe's path or name, or what stands in one as a dict or an object
+    output           the folder; None: runs/NAME
+    overrides        `a.b=value` each, of a recipe
+    tiny             whether the recipe's own [tiny] overrides come first
+    data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
+    workers          processes of environments; None: one per core, at most one per environment
+    resume           go on from the checkpoint in the folder
+    force_settings   resume although settings changed, where that is harmless
+    overwrite        replace a run in the same folder
+    trust            import what a recipe names, though it is the settings.toml of some run
+    say              takes a line for the user; quiet: there are none, and no progress bar
 
     SettingsError, StoreError, CheckpointError  before anything is written
+    Stopped                                     a signal ended the run; it can be resumed
+
+    Usage:
+
+        folder = trainer.train("bc_small_cpu", output="runs/first", overrides=["run.seed=3"])
+        policy = trainer.load_policy(folder)
     """
-    settings, reasons = _resolved(options)
-    with joined_team(settings.run.device) as team:
-        if team.writes:
-            return _run(options, settings, reasons, team, say, draw)
-        return _run(options, settings, reasons, team, lambda _line: None, draw)
-
-
-def _run(
-    options: Options,
-    settings: Settings,
-    reasons: list[str],
-    team: Team,
-    say: Callable[[str], None],
-    draw: Callable[[Path], str] | None,
-) -> int:
-    parts, said = _prepared(options, settings, team)
-    folder = options.output or Path("runs") / settings.run.name
-    if options.resume and not folder.is_dir():
-        _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
-    with _locked(folder) if team.writes else nullcontext():
-        checkpoint = _checkpoint_to_resume(folder) if options.resume else None
-        if checkpoint is not None:
-            check_resumed(checkpoint, settings, forced=options.force_settings)
-        with nullcontext() if checkpoint or not team.writes else _emptied(folder, options):
-            for line in [*reasons, *said, f"folder: {folder}"]:
+    data = data_folder(Path(data_dir) if data_dir is not None else None)
+    chosen, lines = _resolved(settings, overrides, tiny, trust, data)
+    folder = Path(output) if output is not None else Path("runs") / chosen.run.name
+    with joined_team(chosen.run.device) as team:
+        if quiet or not team.writes:
+            say = _silence
+        run = _new_run(chosen, folder, data, workers, team, quiet=quiet, say=say)
+        cost = expected_cost(run)
+        lines += [*_remarks(chosen, run.stores), *cost.lines(str(settings)), f"folder: {folder}"]
+        with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
+            if checkpoint is not None:
+                check_resumed(checkpoint, chosen, forced=force_settings)
+            for line in lines:
                 say(line)
-            return _trained(options, parts, folder, checkpoint, say, draw)
+            _trained(run, checkpoint)
+    return folder
 
 
-def _trained(
-    options: Options,
-    parts: Parts,
-    folder: Path,
-    checkpoint: Checkpoint | None,
-    say: Callable[[str], None],
-    draw: Callable[[Path], str] | None,
-) -> int:
-    team = parts.team
-    with open_run(
-        parts, folder, processes=options.process_count, quiet=options.quiet, say=say
-    ) as run:
-        if team.writes:
-            with written_whole(folder / SETTINGS_FILE) as stream:
-                stream.write(toml_of(parts.settings).encode())
+def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Train to the end and measure success; raises Stopped where a signal came first."""
+    with open_log(run), stop_request() as stop:
+        if run.team.writes:
+            with written_whole(run.folder / SETTINGS_FILE) as stream:
+                stream.write(toml_of(run.settings).encode())
         if checkpoint is not None:
             restore(run, checkpoint)
-        with stop_request() as stop:
-            train(run, stop)
-        if not stop and team.writes:
-            say(f"trained for {duration(60 * run.progress.minutes)}")
-            _evaluate(run, say)
-    if team.writes and draw is not None:
-        say(draw(folder))
-    if stop:
-        say(f"stopped; the checkpoint is {folder / CHECKPOINT_FILE}; this goes on from it:")
-        say(f"  {options.command_to_resume()}")
-    return stop.signal
+        run_stages(run, stop)
+        if stop:
+            raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
+        if run.team.writes:
+            run.say(f"trained for {duration(60 * run.progress.minutes)}")
+            _evaluate(run)
 
 
-def dry_run_text(options: Options) -> str:
+def dry_run(
+    recipe: str,
+    *,
+    overrides: Sequence[str] = (),
+    tiny: bool = False,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    trust: bool = False,
+) -> str:
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
-    settings, reasons = _resolved(options)
-    names = foreign_names(settings)
-    said = _planned(options, settings, names) if names else None
-    said = said or _prepared(options, settings, ALONE)[1]
-    return "".join(f"# {line}\n" for line in [*reasons, *said]) + toml_of(settings)
+    data = data_folder(data_dir)
+    settings, lines = _resolved(recipe, overrides, tiny, trust, data)
+    if names := foreign_names(settings):
+        stores = open_stores(settings, data)
+        lines += [*_remarks(settings, stores), *_planned(settings, stores, names)]
+    else:
+        run = _new_run(settings, Path(), data, workers, ALONE)
+        lines += [*_remarks(settings, run.stores), *expected_cost(run).lines(recipe)]
+    return "".join(f"# {line}\n" for line in lines) + toml_of(settings)
+
+
+def _silence(_line: str) -> None:
+    """For a run that says nothing."""
 
 
 def measured_success(
@@ -217,65 +198,90 @@ def measured_success(
     return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
 
 
-def _resolved(options: Options) -> tuple[Settings, list[str]]:
+def _resolved(
+    source: Settings | Mapping[str, Any] | Path | str,
+    overrides: Sequence[str],
+    tiny: bool,
+    trust: bool,
+    data: Path,
+) -> tuple[Settings, list[str]]:
     """The settings without any `auto`, and the reasons for what was chosen."""
-    settings = read_settings(options.recipe, options.overrides, tiny=options.tiny)
-    path = recipe_path(options.recipe)
-    if path.name == SETTINGS_FILE:
-        check_trusted(settings, path, trust=options.trust)
-    search_recipe_folders([str(path.resolve().parent)])
-    return resolved(settings, options.data)
+    if isinstance(source, Settings):
+        settings = source
+    elif isinstance(source, Mapping):
+        settings = parsed_settings(dict(source), "the settings given to train()")
+    else:
+        settings = read_settings(str(source), overrides, tiny=tiny)
+        path = recipe_path(str(source))
+        if path.name == SETTINGS_FILE:
+            check_trusted(settings, path, trust=trust)
+        search_recipe_folders([str(path.resolve().parent)])
+    return resolved(settings, data)
 
 
-def _prepared(options: Options, settings: Settings, team: Team) -> tuple[Parts, list[str]]:
-    """The parts of the run, and what the user should know of it before the first step."""
+def _new_run(
+    settings: Settings,
+    folder: Path,
+    data: Path,
+    workers: int | None,
+    team: Team,
+    *,
+    quiet: bool = True,
+    say: Callable[[str], None] = _silence,
+) -> Run:
+    """The run, its settings checked against what there is: levels, stores, packages."""
     if settings.on_policy is not None:
-        _check_environments(settings, options.processes, team)
+        _check_environments(settings, workers, team)
     elif settings.evaluation is not None:
         check_playable(settings.run.level)
     if settings.run.wandb is not None:
         weights_and_biases()
-    stores = open_stores(settings, options.data)
+    stores = open_stores(settings, data)
     words = shared_words(list(stores.values()))
-    widened = check_augmentation(settings, stores) if stores else []
-    parts = new_parts(settings, stores, words, team)
-    cost = expected_cost(settings, parts.network, words, stores, options.process_count, team)
-    return parts, [*other_levels(settings, stores), *widened, *cost.lines(options.recipe)]
+    return new_run(
+        *(settings, stores, words, folder, team),
+        workers=workers or processor_count(),
+        quiet=quiet,
+        say=say,
+    )
 
 
-def _planned(options: Options, settings: Settings, names: list[str]) -> list[str]:
+def _remarks(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
+    return [*other_levels(settings, stores), *check_augmentation(settings, stores)]
+
+
+def _planned(settings: Settings, stores: Mapping[str, Store], names: list[str]) -> list[str]:
     """What there is to know of a run without importing the code that its settings name."""
-    stores = open_stores(settings, options.data)
-    words = shared_words(list(stores.values()))
     lines = [
         f"not imported by a dry run: {', '.join(names)}",
         "time and memory: unknown without them",
     ]
     if settings.model.type in NETWORKS:
-        network = build_network(settings.model.type, settings.model.options, len(words))
+        count = len(shared_words(list(stores.values())))
+        network = build_network(settings.model.type, settings.model.options, count)
         lines.append(f"parameters: {parameter_count(network):,}")
     for number, stage in enumerate(settings.stages):
         plan = stage_plan(stage, settings.on_policy)
         steps = stores[stage.off_policy.store].steps if stage.off_policy else 0
         text = plan.text(plan.demo_steps / steps if steps else 0.0)
         lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
-    return [*other_levels(settings, stores), *check_augmentation(settings, stores), *lines]
+    return lines
 
 
 def _environment_of(settings: Settings) -> str:
     return settings.on_policy.environment if settings.on_policy is not None else LEVELS
 
 
-def _check_environments(settings: Settings, processes: int | None, team: Team) -> None:
+def _check_environments(settings: Settings, workers: int | None, team: Team) -> None:
     """That the level has an environment, the bot plays it where asked to, and there are enough."""
     assert settings.on_policy is not None
     maker = settings.on_policy.environment
     count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-    if processes is not None and processes > count:
+    if workers is not None and workers > count:
         raise SettingsError(
-            f"there are more processes than environments: {processes} for {count}",
-            path="--processes",
-            fix=f"give -m {count} or less, or set on_policy.environments to {processes} or more",
+            f"there are more workers than environments: {workers} for {count}",
+            path="--workers",
+            fix=f"give -m {count} or less, or set on_policy.environments to {workers} or more",
         )
     if maker == LEVELS:
         check_playable(settings.run.level)
@@ -307,8 +313,14 @@ def _checkpoint_to_resume(folder: Path) -> Checkpoint:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder of a run, in order, and this process's alone inside the block."""
+def _claimed(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Checkpoint | None]:
+    """The folder of a run, in order and nobody else's inside; the checkpoint to resume from."""
+    folder = run.folder
+    if resume and not folder.is_dir():
+        _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
+    if not run.team.writes:
+        yield _checkpoint_to_resume(folder) if resume else None
+        return
     try:
         lock = acquired_lock(folder / "run")
     except StoreError as error:
@@ -319,19 +331,23 @@ def _locked(folder: Path) -> Iterator[None]:
         ) from error
     try:
         _settle(folder)
-        yield
+        if resume:
+            yield _checkpoint_to_resume(folder)
+        else:
+            with _emptied(folder, overwrite=overwrite):
+                yield None
     finally:
         lock.release()
 
 
 @contextmanager
-def _emptied(folder: Path, options: Options) -> Iterator[None]:
+def _emptied(folder: Path, *, overwrite: bool) -> Iterator[None]:
     """A place for a new run, where the files of the one before come back if it has no checkpoint.
 
     Only what a run writes is ever moved or removed.
     """
     existing = [path for name in _FILES for path in folder.glob(name)]
-    if existing and not options.overwrite:
+    if existing and not overwrite:
         raise SettingsError(
             "there is a run in this folder already",
             path=folder,
@@ -370,18 +386,18 @@ def _settle(folder: Path) -> None:
         raise from_os_error(error, folder) from error
 
 
-def _evaluate(run: Run, say: Callable[[str], None]) -> None:
+def _evaluate(run: Run) -> None:
     """Measure success where the settings ask for it, and note it in the log."""
     if run.settings.evaluation is None or run.log is None:
         return
     if line := load_best(run):
-        say(line)
+        run.say(line)
     result = evaluate_policy(
         NetworkPolicy(run.network.eval(), run.words),
         run.settings.run.level,
         run.settings.evaluation.episodes,
         make=_environment_of(run.settings),
-        processes=run.processes,
+        processes=run.workers,
         quiet=run.quiet,
     )
     low, high = result.interval
@@ -393,7 +409,7 @@ def _evaluate(run: Run, say: Callable[[str], None]) -> None:
         "episodes": result.episodes,
     }
     run.log.write("evaluation", scalars, where=run.progress.where())
-    say(result.text())
+    run.say(result.text())
 
 
 _NETWORKS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -33,10 +33,8 @@ from trainer.learning.building import (
 )
 from trainer.learning.losses import (
     Loss,
-    LossResult,
     LossStep,
     masked_cross_entropy,
-    merged_losses,
     needs_expert,
 )
 from trainer.learning.networks.base import memory_of, output_of
@@ -97,12 +95,12 @@ class Progress:
 
 @dataclass
 class Run:
-    """All that a run holds from its first step to its last.
+    """All that a run holds from its first step to its last, and how far it has come.
 
     losses      the network with all losses of a batch, as several processes share it
-    log         None in a process that does not write
-    processes   of environments
+    workers     processes of environments
     say         takes a line for the user
+    log         None before it is open, and in a process that does not write
     restored    state of the stage that a checkpoint was taken in, until the stage takes it up
     """
 
@@ -116,34 +114,27 @@ class Run:
     schedule: LRScheduler
     progress: Progress
     team: Team
-    log: RunLog | None
-    processes: int
+    workers: int
     quiet: bool
     say: Callable[[str], None]
+    log: RunLog | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     meter: Meter = field(default_factory=Meter)
     restored: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of, before anything of it is written."""
-
-    settings: Settings
-    stores: dict[str, Store]
-    words: tuple[str, ...]
-    network: nn.Module
-    losses: nn.Module
-    optimizer: Optimizer
-    schedule: LRScheduler
-    progress: Progress
-    team: Team
-
-
-def new_parts(
-    settings: Settings, stores: dict[str, Store], words: tuple[str, ...], team: Team = ALONE
-) -> Parts:
-    """The parts of a new run, weights drawn by the run's seed, on the run's device.
+def new_run(
+    settings: Settings,
+    stores: dict[str, Store],
+    words: tuple[str, ...],
+    folder: Path,
+    team: Team = ALONE,
+    *,
+    workers: int = 1,
+    quiet: bool = True,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Run:
+    """A run at its beginning, weights drawn by its seed, on its device; nothing is written yet.
 
     SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys
     """
@@ -166,8 +157,26 @@ def new_parts(
     schedule = build_schedule(
         settings.optimizer.schedule, optimizer, updates, lambda: progress.env_steps
     )
-    losses = team.wrapped(LossStep(network, bfloat16=settings.run.precision == "bfloat16"))
-    return Parts(settings, stores, words, network, losses, optimizer, schedule, progress, team)
+
+    def speak(line: str) -> None:
+        with tqdm.external_write_mode():
+            say(line)
+
+    return Run(
+        settings=settings,
+        folder=folder,
+        stores=stores,
+        words=words,
+        network=network,
+        losses=team.wrapped(LossStep(network, bfloat16=settings.run.precision == "bfloat16")),
+        optimizer=optimizer,
+        schedule=schedule,
+        progress=progress,
+        team=team,
+        workers=workers,
+        quiet=quiet,
+        say=speak,
+    )
 
 
 def check_minibatches(settings: Settings, number: int, team: Team) -> None:
@@ -186,109 +195,76 @@ def check_minibatches(settings: Settings, number: int, team: Team) -> None:
 
 
 @contextmanager
-def open_run(
-    parts: Parts,
-    folder: Path,
-    *,
-    processes: int = 1,
-    quiet: bool = True,
-    say: Callable[[str], None] = lambda _line: None,
-) -> Iterator[Run]:
-    """A run at its beginning, with its log open.
-
-    say   takes a line for the user
-    """
-    settings = parts.settings
-
-    def speak(line: str) -> None:
-        with tqdm.external_write_mode():
-            say(line)
-
-    with ExitStack() as stack:
-        log = None
-        if parts.team.writes:
-            log = RunLog(
-                folder,
-                # a kind of steps that every cycle takes
-                axis="demo_steps" if all(s.off_policy for s in settings.stages) else "env_steps",
-                project=settings.run.wandb,
-                config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
-                say=speak,
-            )
-            stack.enter_context(log)
-        yield Run(
-            **vars(parts), folder=folder, log=log, processes=processes, quiet=quiet, say=speak
-        )
+def open_log(run: Run) -> Iterator[None]:
+    """The run's log is open inside, in the process that writes."""
+    if not run.team.writes:
+        yield
+        return
+    settings = run.settings
+    with RunLog(
+        run.folder,
+        # a kind of steps that every cycle takes
+        axis="demo_steps" if all(stage.off_policy for stage in settings.stages) else "env_steps",
+        project=settings.run.wandb,
+        config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
+        say=run.say,
+    ) as run.log:
+        yield
 
 
 _STATE = "the state of this stage in the checkpoint is damaged"
 
 
-class DemoStream:
-    """The off-policy half of a stage, and all that must survive a resume of it."""
+class StoreBatches:
+    """The batches of a stage from its store, augmented, with all that must survive a resume.
 
-    def __init__(
-        self,
-        settings: Settings,
-        stage: StageSettings,
-        store: Store,
-        words: tuple[str, ...],
-        model: nn.Module,
-        team: Team = ALONE,
-    ) -> None:
+    memory   of the network before the next batch, for each loss [B, memory size]
+    """
+
+    def __init__(self, run: Run, stage: StageSettings) -> None:
         assert stage.off_policy is not None
         self.settings = stage.off_policy
-        share = team.share(self.settings.rollouts, "off_policy.rollouts")
-        self._losses = build_losses(settings, stage.off_policy.losses)
+        self.losses = build_losses(run.settings, self.settings.losses)
+        share = run.team.share(self.settings.rollouts, "off_policy.rollouts")
+        seed = run.settings.run.seed
         self._iterator = ExpertTrajectoryIterator(
-            store,
+            run.stores[self.settings.store],
             rollouts=self.settings.rollouts,
             rollout_len=self.settings.rollout_len,
-            seed=settings.run.seed,
+            seed=seed,
             layout="native",
-            rank=team.rank,
-            world=team.world,
+            rank=run.team.rank,
+            world=run.team.world,
         )
         self._augmenter = Augmenter(
             self.settings.augment,
-            words,
+            run.words,
             rollouts=len(share),
-            seed=settings.run.seed,
+            seed=seed,
             first_rollout=share.start,
         )
-        self._memory = dict.fromkeys(self._losses, memory_of(model, len(share)))
+        self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
+        self._device = run.settings.run.device
 
-    def batch(self) -> Batch:
-        """The next batch, on the device of the network."""
+    def __next__(self) -> Batch:
         batch = self._augmenter(next(self._iterator), self._iterator.mission_tokens)
-        device = next(iter(self._memory.values())).device
-        return {name: values.to(device) for name, values in batch.items()}
-
-    def results(self, step: nn.Module, batch: Batch) -> dict[str, LossResult]:
-        """Every loss of a batch, by a `LossStep`; memory is carried on."""
-        results: dict[str, LossResult] = step(self._losses, batch, self._memory)
-        self._memory = {name: result.memory.detach() for name, result in results.items()}
-        return results
-
-    def merged(self, results: dict[str, LossResult]) -> Tensor:
-        """The weighted sum of the losses."""
-        return merged_losses(results, self.settings.losses)
+        return {name: values.to(self._device) for name, values in batch.items()}
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands: plain values and tensors."""
+        """Where the batches stand: plain values and tensors."""
         return {
             "iterator": self._iterator.state(),
             "augmenter": self._augmenter.state(),
-            "memory": dict(self._memory),
+            "memory": dict(self.memory),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; CheckpointError where it belongs to another store."""
         self._iterator.load_state(state["iterator"])
         self._augmenter.load_state(state["augmenter"])
-        device = next(iter(self._memory.values())).device
-        self._memory = {
-            name: torch.as_tensor(memory).to(device) for name, memory in state["memory"].items()
+        self.memory = {
+            name: torch.as_tensor(memory).to(self._device)
+            for name, memory in state["memory"].items()
         }
 
 
@@ -344,7 +320,7 @@ class Stage:
     settings: StageSettings
     losses: dict[str, Loss]
     collector: Collector | None
-    demos: DemoStream | None
+    demos: StoreBatches | None
     hold_out: HoldOut | None
     bar: tqdm[NoReturn]
 
@@ -382,8 +358,7 @@ def open_stage(run: Run) -> Iterator[Stage]:
                 with fitting(run.folder, _STATE):
                     collector.load_state(run.restored["collector"])
         if stage.off_policy is not None:
-            store = run.stores[stage.off_policy.store]
-            demos = DemoStream(settings, stage, store, run.words, run.network, run.team)
+            demos = StoreBatches(run, stage)
             if run.restored is not None:
                 with fitting(run.folder, _STATE):
                     demos.load_state(run.restored["demos"])
@@ -409,7 +384,7 @@ def _collector(
     expert = stage.teacher_forcing is not None or any(map(needs_expert, losses.values()))
     kind = EnvironmentKind(run.settings.run.level, on_policy.environment, expert=expert)
     share = run.team.share(on_policy.environments, "on_policy.environments")
-    vector = VectorEnvironment(kind, len(share), processes=run.processes)
+    vector = VectorEnvironment(kind, len(share), processes=run.workers)
     forcing = stage.teacher_forcing
     return Collector(
         stack.enter_context(vector),

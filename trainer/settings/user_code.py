@@ -37,30 +37,34 @@ _OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRSchedule
 _recipe_folders: list[str] = []
 
 
+_KINDS = {
+    "model.type": "network",
+    "optimizer.type": "optimizer",
+    "optimizer.schedule.type": "schedule",
+    "on_policy.environment": "environment",
+}
+
+
 def build(
-    kind: str,
+    key: str,
     name: str,
     options: Mapping[str, Any],
     ours: Mapping[str, Callable[..., T]],
     *arguments: object,
+    wanted: type | None = None,
 ) -> T:
     """What `name` makes of `arguments` and `options`.
 
-    kind       what it is, for messages: "loss", "network"
+    key        the setting that has this name, as `losses.ce.type`
     name       a key of `ours`, else `package.module:Name`
     arguments  what we hand over; `options` are the user's keys
+    wanted     the class of what it makes; None: something that can be called
 
-    SettingsError  nothing of that name, an option it does not take, or it fails
+    SettingsError  nothing of that name, an option that it does not take or refuses, another class
     """
-    maker = find(kind, name, ours)
-    try:
+    maker, kind = find(key, name, ours), _kind(key)
+    with accepted_settings(key, name):
         parameters = inspect.signature(maker).parameters
-    except (TypeError, ValueError) as error:
-        raise SettingsError(
-            f"the {kind} does not say what it takes: {told(error)}",
-            path=f"type = {name!r}",
-            fix="name a function or class that is written in Python",
-        ) from error
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = list(parameters)[len(arguments) :]
     for option in options:
@@ -68,53 +72,107 @@ def build(
             near = difflib.get_close_matches(option, given, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(given) or 'none'}"
             raise SettingsError(f"unknown key `{option}`", path=f"{kind} {name}", fix=hint)
-    try:
-        return maker(*arguments, **options)
-    except DemotoolsError:
-        raise
-    except FOREIGN as error:
-        raise SettingsError(
-            f"the {kind} refuses its settings: {told(error)}",
-            path=f"{kind} {name}",
-            fix="correct the keys beside its type",
-        ) from error
+    with accepted_settings(key, name):
+        made = maker(*arguments, **options)
+    if isinstance(made, wanted) if wanted else callable(made):
+        return made
+    what = f"not a {wanted.__module__}.{wanted.__name__}" if wanted else "which cannot be called"
+    raise SettingsError(
+        f"the {kind} gives {type(made).__name__}, {what}",
+        path=f"{key} = {name!r}",
+        fix="correct what it returns",
+    )
 
 
-def find(kind: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
-    """What makes the thing of this name; SettingsError where there is none."""
+def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
+    """What makes the thing that the setting `key` names; SettingsError where there is none."""
     if name in ours:
         return ours[name]
-    module, colon, attributes = name.partition(":")
-    if not colon:
+    kind = _kind(key)
+    if ":" not in name:
         near = difflib.get_close_matches(name, ours, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours)}"
         raise SettingsError(
             f"there is no {kind} of the name `{name}`",
-            path=f"type = {name!r}",
+            path=f"{key} = {name!r}",
             fix=f"{hint}; your own is named as `package.module:Name`",
         )
     if not is_importable(name):
         raise SettingsError(
             f"`{name}` names nothing that can be imported",
-            path=f"type = {name!r}",
+            path=f"{key} = {name!r}",
             fix="write it as `package.module:Name`",
         )
-    try:
-        found: Any = torch_class(name) or _imported(module, attributes)
-    except FOREIGN as error:
-        raise SettingsError(
-            f"the {kind} cannot be imported: {told(error)}",
-            path=f"type = {name!r}",
-            fix="install the package, put the module beside the recipe, or correct the name",
-        ) from error
+    found: Any = torch_class(name) or _imported(key, name)
     if not callable(found):
         raise SettingsError(
             f"the {kind} is not callable but {type(found).__name__}",
-            path=f"type = {name!r}",
+            path=f"{key} = {name!r}",
             fix="name a function or a class",
         )
     maker: Callable[..., T] = found
     return maker
+
+
+@contextmanager
+def users_code(key: str, name: str) -> Iterator[None]:
+    """Where code of the user's raises inside, a note says which setting named it.
+
+    key, name   the setting, and what it names
+    """
+    try:
+        yield
+    except DemotoolsError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not _is_users(name):
+            raise
+        note = f"raised by code of your own, which the setting {key} = {name!r} names"
+        if isinstance(error, SystemExit):  # it would end the program as if all were well
+            failure = RuntimeError(f"this code ended the program: exit({error.code!r})")
+            failure.add_note(note)
+            raise failure from error
+        if note not in getattr(error, "__notes__", []):
+            error.add_note(note)
+        raise
+
+
+@contextmanager
+def naming_users_code(settings: Settings) -> Iterator[None]:
+    """Where a backward pass fails inside, a note says which settings name code of the user's."""
+    try:
+        yield
+    except Exception as error:
+        names = foreign_names(settings)
+        if names and not isinstance(error, DemotoolsError) and not hasattr(error, "__notes__"):
+            error.add_note(f"raised by code of your own, which a setting names: {', '.join(names)}")
+        raise
+
+
+@contextmanager
+def accepted_settings(key: str, name: str) -> Iterator[None]:
+    """SettingsError where what is ours or torch's refuses its options; else as `users_code`."""
+    try:
+        with users_code(key, name):
+            yield
+    except DemotoolsError:
+        raise
+    except Exception as error:
+        if _is_users(name):
+            raise
+        raise SettingsError(
+            f"the {_kind(key)} refuses its settings: {type(error).__name__}: {error}",
+            path=f"{key} = {name!r}",
+            fix="correct the keys beside its type, or name another",
+        ) from error
+
+
+def _is_users(name: str) -> bool:
+    return ":" in name and torch_class(name) is None
+
+
+def _kind(key: str) -> str:
+    return _KINDS.get(key, "loss")
 
 
 def is_importable(text: str) -> bool:
@@ -144,11 +202,26 @@ def search_recipe_folders(folders: list[str]) -> None:
     _recipe_folders[:] = folders
 
 
-def _imported(module: str, attributes: str) -> Any:
-    with _users_folders_first():
-        found: Any = importlib.import_module(module)
-    for attribute in attributes.split("."):
-        found = getattr(found, attribute)
+def _imported(key: str, name: str) -> Any:
+    """What `package.module:Name` names; SettingsError where there is no such module or name."""
+    module, _, attributes = name.partition(":")
+    found: Any = None
+    try:
+        with users_code(key, name), _users_folders_first():
+            found = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
+            f"{error.name}."
+        )
+        if not missing and found is None:
+            raise  # the module is there: this is its own failure
+        raise SettingsError(
+            f"the {_kind(key)} cannot be imported: {error}",
+            path=f"{key} = {name!r}",
+            fix="install the package, put the module beside the recipe, or correct the name",
+        ) from error
     return found
 
 
@@ -165,17 +238,6 @@ def _users_folders_first() -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def demand(kind: str, name: str, thing: object, wanted: type[T]) -> T:
-    """What `name` made; SettingsError where it is not of the class that is wanted."""
-    if isinstance(thing, wanted):
-        return thing
-    raise SettingsError(
-        f"the {kind} gives {type(thing).__name__}, not a {wanted.__module__}.{wanted.__name__}",
-        path=f"type = {name!r}",
-        fix="correct what it returns",
-    )
 
 
 def told(error: BaseException) -> str:
@@ -196,27 +258,27 @@ def made_environment(make: str, level: str) -> Environment:
 
     make   `package.module:function` from a level to a gymnasium environment
 
-    SettingsError  there is no such function, it fails, or gives something else
+    SettingsError  there is no such function, or it gives something else
     LevelError     it knows no such level
     """
-    maker: Callable[[str], object] = find("environment", make, _OURS)
+    key = "on_policy.environment"
+    maker: Callable[[str], object] = find(key, make, _OURS)
     try:
-        environment = maker(level)
-    except DemotoolsError:
-        raise
+        with users_code(key, make):
+            environment = maker(level)
     except gymnasium.error.Error as error:
         raise LevelError(
             f"there is no environment for the level `{level}`: {error}",
-            path=f"environment = {make!r}",
+            path=f"{key} = {make!r}",
             fix="correct run.level, or on_policy.environment",
         ) from error
-    except FOREIGN as error:
-        raise SettingsError(
-            f"the environment of `{level}` cannot be made: {told(error)}",
-            path=f"environment = {make!r}",
-            fix="correct that function: it is called with the level alone",
-        ) from error
-    return demand("environment", make, environment, gymnasium.Env)
+    if isinstance(environment, gymnasium.Env):
+        return environment
+    raise SettingsError(
+        f"the environment is {type(environment).__name__}, not a gymnasium.Env",
+        path=f"{key} = {make!r}",
+        fix="correct what it returns",
+    )
 
 
 # Every other text that could be imported counts as a name of code, also in settings yet to come.

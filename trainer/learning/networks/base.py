@@ -11,17 +11,15 @@ rollouts (docs/log.md has the figures); `lstm_by_steps`, the plain loop, is what
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from demotools.babyai.cells import ACTIONS
-from demotools.errors import DemotoolsError, SettingsError
 from trainer.batch import Batch
-from trainer.settings.user_code import FOREIGN, told
+from trainer.settings.user_code import users_code
 
 LARGEST = 8192
 _HEAD = 64
@@ -140,63 +138,35 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-T = TypeVar("T")
-
-
 def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
-    """The output of every step; SettingsError where the user's network fails or gives another."""
-    output = _asked(network, lambda model: model(batch, memory))
-    if not _is_ours(network):
-        _check(network, output, tuple(batch["masks"].shape), tuple(memory.shape))
+    """The output of every step; a user's network is checked, as wrong shapes could go unnoticed."""
+    if _is_ours(network):
+        return cast(Output, network(batch, memory))
+    with users_code("model.type", _name(network)):
+        output = network(batch, memory)
+        steps = tuple(batch["masks"].shape)
+        wanted = {"logits": (*steps, len(ACTIONS)), "values": steps, "memory": memory.shape}
+        for (name, shape), tensor in zip(wanted.items(), output, strict=True):
+            if tensor.shape != shape:
+                raise ValueError(f"the {name} are {tuple(tensor.shape)}, not {tuple(shape)}")
     return Output(*output)
 
 
 def memory_of(network: nn.Module, rollouts: int) -> Tensor:
-    """Memory before the first step; SettingsError where the user's network gives none."""
-    memory = _asked(network, lambda model: model.initial_memory(rollouts))
-    if not isinstance(memory, Tensor) or memory.dim() != 2 or len(memory) != rollouts:
-        what = tuple(memory.shape) if isinstance(memory, Tensor) else type(memory).__name__
-        raise _wrong(network, f"begins with the memory {what}, not with zeros ({rollouts}, size)")
+    """Memory before the first step: zeros [B, memory size]."""
+    with users_code("model.type", "" if _is_ours(network) else _name(network)):
+        memory = cast(Model, network).initial_memory(rollouts)
+        if memory.dim() != 2 or len(memory) != rollouts:
+            raise ValueError(f"the first memory is {tuple(memory.shape)}, not ({rollouts}, size)")
     return memory
-
-
-def _asked(network: nn.Module, question: Callable[[Model], T]) -> T:
-    if _is_ours(network):
-        return question(cast(Model, network))
-    try:
-        return question(cast(Model, network))
-    except DemotoolsError:
-        raise
-    except FOREIGN as error:
-        raise _wrong(network, f"fails: {told(error)}") from error
-
-
-def _check(
-    network: nn.Module, output: Any, steps: tuple[int, ...], memory: tuple[int, ...]
-) -> None:
-    """SettingsError where this is no output of so many steps."""
-    if not isinstance(output, tuple) or len(output) != len(Output._fields):
-        raise _wrong(network, f"gives {type(output).__name__}, not logits, values and memory")
-    wanted = {"logits": (*steps, len(ACTIONS)), "values": steps, "memory": memory}
-    for (name, shape), tensor in zip(wanted.items(), output, strict=True):
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
-            what = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise _wrong(network, f"gives the {name} {what}, not {shape}")
-    if not output[0].isfinite().all():
-        raise _wrong(network, "gives logits that are not finite")
 
 
 def _is_ours(network: nn.Module) -> bool:
     return type(network).__module__.startswith("trainer.")
 
 
-def _wrong(network: nn.Module, what: str) -> SettingsError:
-    kind = type(network)
-    return SettingsError(
-        f"the network {what}",
-        path=f"type = '{kind.__module__}:{kind.__qualname__}'",
-        fix="correct that class",
-    )
+def _name(network: nn.Module) -> str:
+    return f"{type(network).__module__}:{type(network).__qualname__}"
 
 
 @dataclass(frozen=True)
