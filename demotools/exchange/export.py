@@ -264,7 +264,7 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
     """One episode as Minari's buffer, and where its last observation comes from."""
     from minari.data_collector import EpisodeBuffer
 
-    start, stop = (int(step) for step in store.episode_offset[episode : episode + 2])
+    start, stop = store.bounds(episode)
     images, directions = store.images(start, stop), store.direction.span(start, stop)
     last: Observation = {"image": images[-1], "direction": directions[-1]}
     seed, reward, how = int(store.episode_seed[episode]), _REWARD, REPEATED

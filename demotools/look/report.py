@@ -229,7 +229,7 @@ def gallery(one: StoreStatistics, *, quiet: bool) -> list[dict[str, Any]]:
 
 
 def _data_uri(store: Store, episode: int) -> str:
-    start, stop = (int(step) for step in store.episode_offset[episode : episode + 2])
+    start, stop = store.bounds(episode)
     stop = min(stop, start + _STEPS_AT_MOST)
     views, actions = store.view.span(start, stop), store.action.span(start, stop)
     pictures = [

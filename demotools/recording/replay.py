@@ -92,7 +92,7 @@ def replayed_episode(environment: Environment, store: Store, episode: int) -> Re
     Compared at every step: view, direction and mission; then that the episode goes on until its
     last action, and ends there with a reward > 0.
     """
-    start, stop = (int(step) for step in store.episode_offset[episode : episode + 2])
+    start, stop = store.bounds(episode)
     images = store.images(start, stop)
     directions = store.direction.span(start, stop)
     actions = store.action.span(start, stop)

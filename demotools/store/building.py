@@ -7,11 +7,9 @@ makes those again that were damaged since. `StoreBuilder.finish` joins the
 parts in order into the chunk files, checks what it wrote, writes the attributes last and renames
 the folder. The result depends on the parts alone, never on who wrote them or when.
 
-Begin the arrays of a new store: their zarr.json as zarr spells it, and their chunk files.
-
-zarr itself would do it: but its import costs as much processor time as a tenth of a second of
-work, of every conversion, and what it writes would follow its version. tests/store/test_arrays.py
-compares with zarr, byte for byte.
+The arrays are written here, their zarr.json as zarr spells it: importing zarr would cost every
+conversion a fifth of a second, and what it writes would follow its version (docs/log.md).
+tests/store/test_arrays.py compares with zarr, byte for byte.
 """
 
 from __future__ import annotations

@@ -5,13 +5,11 @@ last four bytes are a CRC-32C, so they are memory-mapped as they lie. Opening co
 whatever the size: the metadata files and the checksums at the ends of the chunk files must give
 the fingerprint that the attributes hold, which finds a store that was cut, mixed or rewritten;
 every byte is checked by `demotools verify`. All files are opened at once: what happens to the
-folder afterwards does not change what an open store gives. This module imports neither torch,
-click nor minigrid.
-
-What the zarr.json of each array of a store may say, checked once, before anything is mapped.
+folder afterwards does not change what an open store gives.
 
 A zarr.json is a text that anybody can edit: sizes, types and codecs are trusted only after they
-were found to be those of the format (docs/format.md).
+were found to be those of the format, before anything is mapped. This module imports neither torch,
+click nor minigrid.
 """
 
 from __future__ import annotations
@@ -346,6 +344,10 @@ class Store:
             texts = _unpacked_texts(files[number], length, self.path, number)
             found |= {row: texts[row % length] for row in wanted if row // length == number}
         return [found[row] for row in wanted]
+
+    def bounds(self, episode: int) -> tuple[int, int]:
+        """First step of an episode, and of the next."""
+        return int(self.episode_offset[episode]), int(self.episode_offset[episode + 1])
 
     def array_bytes(self, array: str) -> int:
         """What the chunk files of an array take."""
