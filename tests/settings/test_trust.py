@@ -236,7 +236,7 @@ def test_modules_that_lie_in_the_working_directory_by_chance_are_not_imported(
 def test_a_module_beside_the_recipe_wins_and_strays_stay_strays(tmp_path: Path) -> None:
     recipe = tmp_path / "recipes" / "mine.toml"
     recipe.parent.mkdir()
-    text = (Path(trainer.__file__).parents[1] / "recipes" / "ppo.toml").read_text("utf-8")
+    text = (Path(trainer.__file__).parent / "recipes" / "ppo.toml").read_text("utf-8")
     recipe.write_text(text, "utf-8")
     # pyclbr exists in Python's library too
     (recipe.parent / "pyclbr.py").write_text(
