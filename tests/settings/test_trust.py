@@ -208,7 +208,7 @@ def console_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     """`trainer` as it is installed, which does not search the working directory."""
     code = "import sys; sys.path.remove(''); from trainer.__main__ import run; run()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(trainer.__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(trainer.__file__).parents[1])
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -316,7 +316,7 @@ def within(size_bytes: int, code: str) -> None:
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[1])},
     )
     if result.returncode:
         raise CheckpointError(result.stderr, path="", fix="")
