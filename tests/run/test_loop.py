@@ -387,7 +387,10 @@ def test_memory_that_is_not_enough_is_told_with_the_settings_that_lower_it(
     )
     assert result.returncode == 1, result.stderr
     assert "error: the memory is used up: " in result.stderr
-    assert "\n  next:  lower off_policy.rollouts" in result.stderr
+    assert (
+        "\n  next:  lower off_policy.rollouts, on_policy.environments or their rollout_len"
+        in result.stderr
+    )
     assert "Traceback" not in result.stderr
 
 
