@@ -65,7 +65,7 @@ def shrink_store(
         "episodes": store.episodes,
         "seed": seed,
     }
-    if twin.exists() and twin.samefile(path):
+    if twin.resolve() == path.resolve():
         raise StoreError(
             "a small copy cannot replace its own store", path=path, fix="give another --name"
         )

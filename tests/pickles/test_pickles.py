@@ -218,7 +218,7 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) ->
     path.write_bytes(whole[:size_at] + bytes(4) + whole[size_at + 4 :])
     (announcing_less,) = PickleReader(path)
     path.write_bytes(whole)
-    with pytest.raises(PickleError, match="episode 1 has other images"):
+    with pytest.raises(PickleError, match="episode 1 changed while it was read"):
         decoded_part(path, announcing_less, TODAY)
 
 

@@ -221,7 +221,7 @@ def test_a_worker_that_is_killed_ends_the_command_with_what_to_do(tmp_path: Path
     code, errors = ended(process)
     assert code == 1
     assert "a helper process died" in errors
-    assert "run the command again" in errors
+    assert "run it again" in errors
     assert "Traceback" not in errors
 
 
