@@ -33,6 +33,7 @@ from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, LossResu
 from trainer.learning.networks.base import Model
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
+from trainer.learning.networks.maze import MazeNetwork
 from trainer.learning.networks.small import SmallNetwork
 from trainer.settings.models import Named, OptimizerSettings, Settings
 from trainer.settings.user_code import accepted_settings, build, users_code
@@ -153,6 +154,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallNetwork,
     "film": FilmNetwork,
     "big": BigNetwork,
+    "maze": MazeNetwork,
 }
 """The networks that `type` names, each built from the number of words and its keys."""
 
