@@ -17,6 +17,9 @@ from trainer.learning.building import build_network
 from trainer.learning.networks import maze
 from trainer.learning.networks.maze import MapState, MazeNetwork, explored, things
 
+FREE, THINGS, BLOCKERS = (
+    (maze._bits() & bit) != 0 for bit in (maze._FREE_BIT, maze._THING_BIT, maze._BLOCKER_BIT)
+)
 LEVELS = ("BossLevel", "GoToObjMaze", "UnblockPickup", "PutNextLocal")
 
 
@@ -124,12 +127,12 @@ def test_distances_and_first_moves_are_those_of_a_plain_search() -> None:
         for step in range(0, steps, 5):
             grid = seen.cells[step, 0].reshape(32, 32)
             x, y = (int(value) & 31 for value in seen.place[step, 0])
-            free = plain_search(grid, x, y, maze._FREE)
-            through = plain_search(grid, x, y, maze._FREE | maze._BLOCKERS)
+            free = plain_search(grid, x, y, FREE)
+            through = plain_search(grid, x, y, FREE | BLOCKERS)
             mine = found.step == step
             rows = found.how[mine]
             codes = found.code[mine]
-            at = np.flatnonzero(maze._THINGS[grid.reshape(-1)])
+            at = np.flatnonzero(THINGS[grid.reshape(-1)])
             assert (codes[1:] == grid.reshape(-1)[at]).all()
             targets = [[(int(p) % 32, int(p) // 32)] for p in at]
             empty = [(p, d) for p, d in free.items() if grid[p[1], p[0]] == 0]
@@ -140,7 +143,7 @@ def test_distances_and_first_moves_are_those_of_a_plain_search() -> None:
             for row, target in zip(rows, targets, strict=True):
                 best = min((free.get(p, 63) for p in target), default=63)
                 is_blocked = best == 63
-                passable = maze._FREE | maze._BLOCKERS if is_blocked else maze._FREE
+                passable = FREE | BLOCKERS if is_blocked else FREE
                 if is_blocked:
                     best = min((through.get(p, 63) for p in target), default=63)
                 blocked += is_blocked and best < 63

@@ -13,6 +13,7 @@ where the episode began, whether the agent has stood before it.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,20 +69,31 @@ def _codes(kinds: tuple[int, ...], *, doors: tuple[int, ...] = ()) -> NDArray[np
     return np.asarray(chosen & (np.arange(256) < CELL_CODES))
 
 
-_FREE = _codes((EMPTY, FLOOR, GOAL), doors=(OPEN,))
-_THINGS = _codes((DOOR, KEY, BALL, BOX))
-_ROOM = _codes((EMPTY, FLOOR, GOAL, KEY, BALL, BOX))
-_BLOCKERS = _codes((KEY, BALL, BOX))
 _UNSEEN_BIT, _FREE_BIT, _THING_BIT, _ROOM_BIT, _BLOCKER_BIT = 1, 2, 4, 8, 16
-_BITS = (
-    (np.arange(256) < 18).astype(np.uint8) * _UNSEEN_BIT
-    + _FREE.astype(np.uint8) * _FREE_BIT
-    + _THINGS.astype(np.uint8) * _THING_BIT
-    + _ROOM.astype(np.uint8) * _ROOM_BIT
-    + _BLOCKERS.astype(np.uint8) * _BLOCKER_BIT
-).astype(np.uint8)
 
 
+@cache
+def _free() -> NDArray[np.bool_]:
+    """By cell code: whether the agent can stand there."""
+    return _codes((EMPTY, FLOOR, GOAL), doors=(OPEN,))
+
+
+@cache
+def _bits() -> NDArray[np.uint8]:
+    """By cell code: all that a search asks of a cell, uint8 [256]."""
+    things = _codes((DOOR, KEY, BALL, BOX))
+    room = _codes((EMPTY, FLOOR, GOAL, KEY, BALL, BOX))
+    blockers = _codes((KEY, BALL, BOX))
+    return (
+        (np.arange(256) < 18).astype(np.uint8) * _UNSEEN_BIT
+        + _free().astype(np.uint8) * _FREE_BIT
+        + things.astype(np.uint8) * _THING_BIT
+        + room.astype(np.uint8) * _ROOM_BIT
+        + blockers.astype(np.uint8) * _BLOCKER_BIT
+    ).astype(np.uint8)
+
+
+@cache
 def _view_offsets() -> NDArray[np.int16]:
     """x and y of each cell of a view from the agent's: int16 [4 directions, 49, 2]."""
     across = np.repeat(np.arange(VIEW_SIZE) - AGENT_COLUMN, VIEW_SIZE)
@@ -89,9 +101,6 @@ def _view_offsets() -> NDArray[np.int16]:
     right = np.roll(_STEP, -1, axis=0)
     offsets = _STEP[:, None] * ahead[:, None] + right[:, None] * across[:, None]
     return np.asarray(offsets, dtype=np.int16)
-
-
-_OFFSETS = _view_offsets()
 
 
 class MapState(NamedTuple):
@@ -160,7 +169,7 @@ def moved_forward(
     """
     changed = (before != after) & (before >= 18) & (after >= 18)
     changed[..., [_AHEAD, _HERE]] = False
-    return np.asarray(~turned & _FREE[before[..., _AHEAD]] & changed.any(-1))
+    return np.asarray(~turned & _free()[before[..., _AHEAD]] & changed.any(-1))
 
 
 def explored(
@@ -180,7 +189,7 @@ def explored(
     heading = np.concatenate([state.direction[None, :, 0], direction[:-1]])
     moved = moved_forward(before, cells, heading != direction) & masks
     steps = _STEP[direction] * moved[..., None]
-    offsets = _OFFSETS[direction]  # [T, B, 49, 2]
+    offsets = _view_offsets()[direction]  # [T, B, 49, 2]
     shown = cells >= 18
     shown[..., _HERE] = False
     kept = Seen(
@@ -391,7 +400,7 @@ def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> 
     """
     N = direction.size
     cells = seen.cells.reshape(N, _PLACES)
-    bits = _BITS[cells]
+    bits = _bits()[cells]
     low = seen.low.reshape(N, 2) - np.int16(1)
     place = seen.place.reshape(N, 2)
     heading = direction.reshape(N)
