@@ -8,6 +8,7 @@ something holds its `acquired_lock`.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -68,7 +69,9 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
     try:
         if target.exists() and not target.is_file():
             raise IsADirectoryError(errno.EISDIR, "only a regular file is written")
-        with temporary.open("xb") as stream:
+        if synced:  # what is not goes into a folder that is thrown away
+            _remove_what_was_killed(target)
+        with _locked_file(temporary) as stream:
             yield stream
             stream.flush()
             if synced:
@@ -79,6 +82,35 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
         raise from_os_error(OSError(error.errno, error.strerror), path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_what_was_killed(target: Path) -> None:
+    """Remove temporary files of writers of `target` that are no more: nobody has them locked."""
+    for left in target.parent.glob(f".{glob.escape(target.name[:200])}.????????????.tmp"):
+        with suppress(OSError), left.open("rb") as stream:
+            if _locked(stream, wait=False):
+                left.unlink()
+
+
+def _locked_file(path: Path) -> IO[bytes]:
+    """A new file, locked until it is closed."""
+    while True:
+        stream = path.open("xb")
+        # before it was locked, another may have taken it for one that was left
+        if not _locked(stream, wait=True) or path.exists():
+            return stream
+        stream.close()
+
+
+def _locked(stream: IO[bytes], *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where another has it, or none can be had."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        return False
+    return True
 
 
 def write_output(path: Path, content: bytes, *, overwrite: bool) -> None:

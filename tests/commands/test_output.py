@@ -51,6 +51,20 @@ def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_that_of_a_living_one_stays(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a"
+    killed = tmp_path / ".a.0123456789ab.tmp"
+    killed.write_bytes(b"half")
+    with written_whole(file) as stream:
+        stream.write(b"one")
+        (living,) = tmp_path.glob(".a.*.tmp")
+        write_output(file, b"two", overwrite=True)
+        assert living.exists()
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_what_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"before")
