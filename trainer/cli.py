@@ -129,7 +129,9 @@ def run(
     data: Path,
     quiet: bool,
 ) -> None:
-    """Train by RECIPE: a TOML file, or the name of one that ships (`trainer recipes`).
+    """Train by a recipe.
+
+    RECIPE is a TOML file, or the name of one that ships (`trainer recipes`).
 
     The folder gets the resolved settings.toml, last.pt, log.jsonl, tensorboard/ and the
     learning curve curve.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the checkpoint before
@@ -205,7 +207,9 @@ def evaluate(
     workers: int | None,
     quiet: bool,
 ) -> None:
-    """Measure how often CHECKPOINT, a file or a run's folder, succeeds on unseen episodes.
+    """Measure how often a policy succeeds on unseen episodes.
+
+    CHECKPOINT is a file or a run's folder.
 
     Success is a reward above 0 within the level's step limit, with the most probable actions, on
     the environment seeds from 2,000,000,000 on, which no store uses.
@@ -295,7 +299,7 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
 def plot(
     folders: tuple[Path, ...], against: Any, output: Path, overwrite: bool, quiet: bool
 ) -> None:
-    """Draw the learning curves of the runs in DIR... into one PNG.
+    """Draw the learning curves of several runs in one picture.
 
     \b
     Example:
@@ -345,7 +349,9 @@ def watch(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Watch the policy of CHECKPOINT, a file or a run's folder, play unseen episodes.
+    """Watch a policy play unseen episodes.
+
+    CHECKPOINT is a file or a run's folder.
 
     Each picture shows what it sees, the room, the mission, and how probable it holds each action.
     In a terminal one steps with the arrow keys; elsewhere all steps are printed.
@@ -408,7 +414,9 @@ def report(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write one HTML file about the runs in DIR...: curves, success, cost, settings side by side.
+    """Write an HTML page about one or several runs.
+
+    It shows curves, success, cost and settings side by side.
 
     With --json, the figures are printed and no file is written.
 

@@ -105,6 +105,12 @@ def test_every_option_is_explained_in_a_sentence_and_every_word_means_one_thing(
     assert set(words.get("--output", ["-o"])) >= {"-o"}
 
 
+def test_the_help_of_trainer_cuts_no_summary() -> None:
+    trainer = pytest.importorskip("trainer.cli")
+    listed = CliRunner().invoke(trainer.main, ["--help"]).output.partition("Commands:")[2]
+    assert len(listed.split("\n")) > 5 and "..." not in listed
+
+
 def test_the_help_shows_every_command_of_demotools_in_a_group_and_cuts_no_summary() -> None:
     shown = help_text("demotools")
     assert "..." not in shown.partition("Options:")[2]
