@@ -124,7 +124,7 @@ def test_forcing_fades_with_the_steps_of_all_environments() -> None:
     assert last.forcing == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_collector_goes_on_bit_for_bit_from_its_state(processes: int) -> None:
     network = small()
     forcing = Forcing(0.5, 0.0, 400)

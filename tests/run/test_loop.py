@@ -340,7 +340,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("moment", [2, 3, 4])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("moment", [pytest.param(2, marks=SLOW), 3, pytest.param(4, marks=SLOW)])
 def test_the_best_checkpoint_is_there_when_the_last_one_says_so_wherever_a_kill_falls(
     moment: int, bot_data: Path, tmp_path: Path
 ) -> None:
@@ -413,7 +416,7 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(bot_data: Path, tmp_path
     ("variables", "drawn"),
     [
         ({"MPLBACKEND": "module://no_such_notebook"}, True),
-        ({"MPLBACKEND": "no such backend"}, True),
+        pytest.param({"MPLBACKEND": "no such backend"}, True, marks=SLOW),
         ({"PATH": "", "MATPLOTLIBRC": "with_tex"}, False),  # TeX is asked for, and not there
     ],
 )
