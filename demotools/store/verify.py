@@ -108,6 +108,9 @@ def _files(path: Path) -> Check:
     folders, files = expected_entries(path)
     problems, tolerated = [], []
     for folder in ("", *sorted(folders)):
+        if not (path / folder).is_dir():
+            problems.append(f"the folder {folder!r} is missing")
+            continue
         with os.scandir(path / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 name = f"{folder}/{entry.name}" if folder else entry.name
