@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from demotools.errors import SettingsError
 
@@ -77,14 +76,23 @@ class Team:
                 columns.setdefault(name, []).append(value)
         return {name: sum(many) / len(many) for name, many in columns.items()}
 
-    def wrapped(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all processes.
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replace each gradient of a network by its mean over all processes.
 
-        A loss may leave a part of the network alone: cloning does not train the critic.
+        A loss may leave a part of the network alone (cloning does not train the critic): what no
+        process has a gradient of keeps none.
         """
         if self.world == 1:
-            return module
-        return DistributedDataParallel(module, find_unused_parameters=True)
+            return
+        weights = [one for one in module.parameters() if one.requires_grad]
+        asked = torch.tensor([float(one.grad is not None) for one in weights]).to(weights[0])
+        asked = self.total(asked)
+        weights = [one for one, count in zip(weights, asked.tolist(), strict=True) if count]
+        gradients = [one.grad if one.grad is not None else torch.zeros_like(one) for one in weights]
+        mean = self.total(torch.cat([one.flatten() for one in gradients])) / self.world
+        parts = torch.split(mean, [one.numel() for one in weights])
+        for one, part in zip(weights, parts, strict=True):
+            one.grad = part.view_as(one)
 
 
 ALONE = Team()

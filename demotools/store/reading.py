@@ -485,7 +485,11 @@ def _folder_state(path: Path) -> tuple[int, int] | None:
 def _opened(path: Path) -> Store:
     folder = present_folder(path)
     attributes, root = _read_attributes(folder, path)
-    content = {name: array_json(folder, name) for name in array_names(folder)}
+    try:
+        names = array_names(folder)
+    except FileNotFoundError as error:  # replaced or removed since its attributes were read
+        raise _missing(path) from error
+    content = {name: array_json(folder, name) for name in names}
     arrays = {name: parsed_metadata(content[name], path, name) for name in content}
     _check_lengths(path, attributes, arrays)
     chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}

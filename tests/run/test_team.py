@@ -15,7 +15,7 @@ from demotools.babyai.cells import CELL_CODES
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from trainer.acting.collect import Rollout
-from trainer.learning.losses import PPO, ExpertCrossEntropy, LossStep, weighted_sum
+from trainer.learning.losses import PPO, ExpertCrossEntropy, Loss, LossStep, weighted_sum
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
@@ -109,7 +109,7 @@ def fixed_rollout() -> Rollout:
 
 def write_gradient(path: str) -> None:
     """Learn by PPO and the expert from this process's rows of the rollout; write the gradient."""
-    losses = {"ppo": PPO(), "expert_ce": ExpertCrossEntropy()}
+    losses: dict[str, Loss] = {"ppo": PPO(), "expert_ce": ExpertCrossEntropy()}
     torch.manual_seed(0)
     network = SmallNetwork(len(WORDS), embedding=8, features=8, memory=8, instruction=8)
     whole = fixed_rollout()
@@ -122,9 +122,9 @@ def write_gradient(path: str) -> None:
         }
         mine = Rollout(batch, whole.memory[rows], whole.episodes)
         mine = mine.with_advantages(0.99, 0.95, normalise=True, team=team)
-        step = team.wrapped(LossStep(network))
-        results = step(losses, mine.batch, dict.fromkeys(losses, mine.memory))
+        results = LossStep(network)(losses, mine.batch, dict.fromkeys(losses, mine.memory))
         weighted_sum(results, {"ppo": 1.0, "expert_ce": 0.5}, team).backward()  # type: ignore[no-untyped-call]
+        team.average_gradients(network)
         if team.writes:
             torch.save({name: p.grad for name, p in network.named_parameters()}, path)
 

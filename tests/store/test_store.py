@@ -412,6 +412,32 @@ def test_a_replaced_store_is_never_missing_nor_half(make_store: MakeStore) -> No
     assert seen <= {(9, MISSIONS), (8, MISSIONS), (7, MISSIONS)}
 
 
+def test_a_store_that_is_moved_away_while_it_is_opened_is_only_ever_missing(
+    make_store: MakeStore,
+) -> None:
+    store = make_store(lengths=[3, 2, 4])
+    mover = subprocess.Popen([sys.executable, "-c", MOVE, str(store.path)])
+    outcomes = set()
+    try:
+        while mover.poll() is None:
+            try:
+                outcomes.add(open_store(store.path).steps)
+            except StoreError:
+                outcomes.add(0)
+    finally:
+        mover.kill()
+        mover.wait()
+    assert mover.returncode == 0
+    assert outcomes == {0, 9}
+
+
+MOVE = """
+import os, sys
+for round in range(100_000):
+    os.rename(sys.argv[1], sys.argv[1] + "-away")
+    os.rename(sys.argv[1] + "-away", sys.argv[1])
+"""
+
 REPLACE = """
 import sys
 from pathlib import Path

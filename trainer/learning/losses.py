@@ -45,21 +45,19 @@ class Loss(Protocol):
         """The loss of a batch; see `trainer.batch` for what it holds."""
 
 
-class LossStep(nn.Module):
-    """All losses of a batch in one call: what processes that train together wrap.
+class LossStep:
+    """All losses of a batch in one call.
 
-    Seen from outside, only weights that a loss really uses are used. Losses that ask for the same
-    batch after the same memory share one pass through the network.
+    Losses that ask for the same batch after the same memory share one pass through the network.
 
     bfloat16   whether the network computes in bfloat16 where that is safe; losses never do
     """
 
     def __init__(self, network: nn.Module, *, bfloat16: bool = False) -> None:
-        super().__init__()
         self.network = network
         self._bfloat16 = bfloat16
 
-    def forward(
+    def __call__(
         self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
     ) -> dict[str, LossResult]:
         """The result of each loss, by its name; `memories` before the batch by the same names."""

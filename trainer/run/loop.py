@@ -132,12 +132,13 @@ def _update(
     """One step of the optimizer down the weighted sum of losses; what the log shows of it."""
     settings = run.settings.optimizer
     with run.watch.of("forward"):
-        results: dict[str, LossResult] = run.losses(losses, batch, memories)
+        results = run.losses(losses, batch, memories)
         loss = weighted_sum(results, weights, run.team)
     with run.watch.of("backward"):
         run.optimizer.zero_grad()
         with naming_users_code(run.settings):
             loss.backward()  # type: ignore[no-untyped-call]
+        run.team.average_gradients(run.network)
         norm = clip_gradients(run.network.parameters(), settings.max_grad_norm)
         scalars = _fetched(loss, norm, results)  # the one wait for the device
         if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["gradient_norm"])):

@@ -98,7 +98,7 @@ class Progress:
 class Run:
     """All that a run holds from its first step to its last, and how far it has come.
 
-    losses      the network with all losses of a batch, as several processes share it
+    losses      the network with all losses of a batch
     workers     processes of environments
     say         takes a line for the user
     log         None before it is open, and in a process that does not write
@@ -110,7 +110,7 @@ class Run:
     stores: dict[str, Store]
     words: tuple[str, ...]
     network: nn.Module
-    losses: nn.Module
+    losses: LossStep
     optimizer: Optimizer
     schedule: LRScheduler
     progress: Progress
@@ -169,7 +169,7 @@ def new_run(
         stores=stores,
         words=words,
         network=network,
-        losses=team.wrapped(LossStep(network, bfloat16=settings.run.precision == "bfloat16")),
+        losses=LossStep(network, bfloat16=settings.run.precision == "bfloat16"),
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
