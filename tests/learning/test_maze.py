@@ -206,3 +206,23 @@ def test_a_batch_is_its_steps_one_by_one() -> None:
         memory = output.memory
         torch.testing.assert_close(output.logits[0], whole.logits[step], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(memory, whole.memory, atol=2e-5, rtol=1e-4)
+
+
+def test_views_of_no_maze_at_all_raise_nothing() -> None:
+    # views that fit no movement, memory that belongs to another place: the map runs off its box
+    random = np.random.default_rng(5)
+    network = build_network("maze", {}, 40)
+    memory = network.initial_memory(16)
+    for _ in range(4):
+        masks = random.random((60, 16)) > 0.02
+        batch = {
+            "cells": torch.from_numpy(random.integers(0, 198, (60, 16, 49)).astype(np.uint8)),
+            "direction": torch.from_numpy(random.integers(0, 4, (60, 16)).astype(np.uint8)),
+            "masks": torch.from_numpy(masks.astype(np.float32)),
+            "mission": torch.zeros(60, 16, dtype=torch.int64),
+            "mission_tokens": torch.tensor([[1, 2, 3]]),
+        }
+        with torch.no_grad():
+            output = network(batch, memory)
+        memory = output.memory
+        assert output.logits.isfinite().all()

@@ -112,6 +112,7 @@ def _update_seconds(run: Run, stage: StageSettings) -> float:
         results = step(batches.losses, next(batches), batches.memory)
         weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
         run.network.zero_grad()
+        batches.memory = {name: result.memory for name, result in results.items()}
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 

@@ -244,6 +244,11 @@ def explored(
     return kept, after
 
 
+def _in_box(places: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Places counted from the least seen; in grids too large for the box, its last cell."""
+    return np.minimum(places & (SIDE - 1), _BOX - 1).astype(np.int64)
+
+
 def _rows(bits: NDArray[np.uint8], bit: int, low: NDArray[np.int16]) -> NDArray[np.uint32]:
     """The 24 x 24 cells from `low` on that have a bit: uint32 [N, 24]."""
     packed = np.packbits((bits & bit).reshape(len(bits), SIDE, SIDE), axis=2, bitorder="little")
@@ -404,7 +409,7 @@ def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> 
     low = seen.low.reshape(N, 2) - np.int16(1)
     place = seen.place.reshape(N, 2)
     heading = direction.reshape(N)
-    column, row = ((place - low) & 31).astype(np.int64).T
+    column, row = _in_box(place - low).T
     free = _rows(bits, _FREE_BIT, low)
     unseen = _rows(bits, _UNSEEN_BIT, low)
     flat = np.flatnonzero((bits & _THING_BIT).reshape(-1))
@@ -455,7 +460,7 @@ def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> 
         towards[use] = again.first[number[use]]
         through_step[use] = nearest[use] < _FARTHEST
     # the room where the episode began, and the sides of its first cell
-    origin = (_START - low).astype(np.int64) & 31
+    origin = _in_box(_START - low)
     room = _flooded(_rows(bits, _ROOM_BIT, low), origin[:, 0], origin[:, 1])
     in_room = ((room[step, y] >> x.astype(np.uint32)) & _ONE).astype(bool)
     beside = np.stack([x - origin[step, 0], y - origin[step, 1]], axis=1)
