@@ -74,13 +74,14 @@ def test_the_page_has_a_block_for_each_of_theirs() -> None:
     assert len(BLOCKS) - len(FILES) >= 8
 
 
-def test_the_experiment_is_the_recipe_that_ships(place: Path) -> None:
+@pytest.mark.usefixtures("place")
+def test_the_experiment_is_the_recipe_that_ships() -> None:
     ours = read("offpolicy.toml").model_dump()
     theirs = read("bc_offpolicy.toml", "model.type=big", "stages.0.off_policy.store=GoToLocal")
     assert ours == theirs.model_dump()
 
 
-def test_a_piece_of_a_file_says_what_the_file_says(place: Path) -> None:
+def test_a_piece_of_a_file_says_what_the_file_says() -> None:
     whole = tomllib.loads(FILES["offpolicy.toml"])
     iterator, loss = (piece for piece in fragments()[:2])
     stage = whole["stages"][0]["off_policy"]
@@ -117,7 +118,8 @@ def test_their_loss_as_a_loss_of_ones_own_gives_what_the_built_in_one_gives(plac
     assert len(losses[0]) == 4
 
 
-def test_the_iterator_gives_the_tutorials_batches(place: Path) -> None:
+@pytest.mark.usefixtures("place")
+def test_the_iterator_gives_the_tutorials_batches() -> None:
     (code,) = (text for language, text in BLOCKS if "batches = Expert" in text)
     exec(compile(code.replace("128", "4"), str(PAGE), "exec"), {})
 

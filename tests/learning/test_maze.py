@@ -211,7 +211,7 @@ def test_a_batch_is_its_steps_one_by_one() -> None:
 def test_views_of_no_maze_at_all_raise_nothing() -> None:
     # views that fit no movement, memory that belongs to another place: the map runs off its box
     random = np.random.default_rng(5)
-    network = build_network("maze", {}, 40)
+    network = MazeNetwork(40)
     memory = network.initial_memory(16)
     for _ in range(4):
         masks = random.random((60, 16)) > 0.02

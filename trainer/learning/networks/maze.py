@@ -246,7 +246,7 @@ def explored(
 
 def _in_box(places: NDArray[np.int16]) -> NDArray[np.int64]:
     """Places counted from the least seen; in grids too large for the box, its last cell."""
-    return np.minimum(places & (SIDE - 1), _BOX - 1).astype(np.int64)
+    return np.asarray(np.minimum(places & (SIDE - 1), _BOX - 1), dtype=np.int64)
 
 
 def _rows(bits: NDArray[np.uint8], bit: int, low: NDArray[np.int16]) -> NDArray[np.uint32]:
