@@ -80,7 +80,7 @@ def tiled(store: Store, episodes: int) -> Iterator[Episodes]:
     block = 2000
     for start in range(0, episodes, block):
         number = np.arange(start, min(start + block, episodes)) % store.episodes
-        yield store.select(number)
+        yield store.take(number)
 
 
 def demo_file(level: str, store: Store, episodes: int) -> Path:

@@ -97,7 +97,7 @@ def export_pickle(
 
         def blocks() -> Iterator[Episodes]:
             for batch in _batches(store):
-                yield store.select(np.arange(batch.start, batch.stop))
+                yield store.take(np.arange(batch.start, batch.stop))
                 bar.update(len(batch))
 
         write_pickle(path, blocks())

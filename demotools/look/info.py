@@ -44,12 +44,12 @@ def store_info(path: Path) -> dict[str, Any]:
         "longest": int(length.max()),
         "size_bytes": size_on_disk(path),
         "files": sum(1 for file in path.rglob("*") if file.is_file()),
-        "arrays": [_array(store, name) for name in sorted(store.metadata)],
+        "arrays": [_array(store, name) for name in sorted(store.arrays)],
     }
 
 
 def _array(store: Store, name: str) -> dict[str, Any]:
-    metadata = store.metadata[name]
+    metadata = store.arrays[name]
     return {
         "name": name,
         "dtype": metadata.data_type,

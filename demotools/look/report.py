@@ -122,7 +122,7 @@ def _page(one: StoreStatistics, *, quiet: bool) -> dict[str, Any]:
     store = one.store
     frequent = np.argsort(-one.mission_episodes, kind="stable")[:_ROWS_AT_MOST]
     counts = one.mission_episodes[frequent].tolist()
-    missions = zip(one.store.missions(frequent), counts, strict=True)
+    missions = zip(one.store.texts(frequent), counts, strict=True)
     words = zip(store.attributes.vocabulary, one.word_episodes.tolist(), strict=True)
     return {
         "info": one.info,
@@ -212,7 +212,7 @@ def gallery(one: StoreStatistics, *, quiet: bool) -> list[dict[str, Any]]:
     """Eight episodes as small animations: the first hundred steps of each."""
     store, length = one.store, one.length
     chosen = gallery_episodes(length)
-    missions = one.store.missions(store.episode_mission[chosen])
+    missions = one.store.texts(store.episode_mission[chosen])
     bar = progress_bar(
         len(chosen), f"draw {store.name}", "episodes", quiet=quiet, items=chosen.tolist()
     )
@@ -355,7 +355,7 @@ def _shared_missions(first: StoreStatistics, second: StoreStatistics) -> Finding
     details = [
         f"only in {one.name}: {text}"
         for one, missing in ((first, ~np.isin(hashes, others)), (second, ~np.isin(others, hashes)))
-        for text in one.store.missions(np.flatnonzero(missing)[:_SHOWN])
+        for text in one.store.texts(np.flatnonzero(missing)[:_SHOWN])
     ]
     text = (
         f"{figures['both']:,} in both, {figures['only_first']:,} only in {first.name}, "
@@ -453,7 +453,7 @@ def _grammar(one: StoreStatistics, *, quiet: bool) -> Finding:
         alarm=bool(rows),
         text=text,
         figures={"checked": True, "missions": len(rows), "episodes": episodes},
-        details=tuple(map(repr, one.store.missions(rows[:_SHOWN]))),
+        details=tuple(map(repr, one.store.texts(rows[:_SHOWN]))),
     )
 
 
@@ -477,7 +477,7 @@ def _cut_missions(one: StoreStatistics, instruction_len: int | None) -> Finding:
         alarm=episodes > 0,
         text=text,
         figures={"longest": longest, "episodes": episodes},
-        details=tuple(map(repr, one.store.missions(rows))),
+        details=tuple(map(repr, one.store.texts(rows))),
     )
 
 
@@ -499,7 +499,7 @@ def _unbalanced_actions(one: StoreStatistics) -> Finding:
 
 
 def _mission(one: StoreStatistics, episode: int) -> str:
-    return one.store.missions([one.store.episode_mission[episode]])[0]
+    return one.store.texts([one.store.episode_mission[episode]])[0]
 
 
 def _share(part: int, whole: int) -> str:

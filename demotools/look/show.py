@@ -132,7 +132,7 @@ def shown_episode(store: Store, episode: int) -> Shown:
 
     episode   0 <= episode < E
     """
-    selected = store.select(np.array([episode]))
+    selected = store.take(np.array([episode]))
     environment, note = _replaying(store, episode)
     return Shown(
         store=store.name,

@@ -364,4 +364,4 @@ def _without_impossible(
             "stores such views)"
         )
         skipped.append((part.number[kept[place]], reason))
-    return episodes.select(np.flatnonzero(~bad))
+    return episodes.take(np.flatnonzero(~bad))

@@ -236,7 +236,7 @@ def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, di
         if len(episodes.length) >= wanted:
             stop = int(episodes.seed[wanted - 1]) + 1
             found = [failure for failure in found if failure[0] < stop]
-            write_part(builder.parts, part, episodes.select(np.arange(wanted)), {"failures": found})
+            write_part(builder.parts, part, episodes.take(np.arange(wanted)), {"failures": found})
         failures.update(reason for _seed, reason in found)
         wanted -= len(episodes.length)
     return range(recording.first_seed, stop), dict(sorted(failures.items()))

@@ -19,11 +19,11 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal, overload
 
 import google_crc32c
 import numpy as np
@@ -35,6 +35,7 @@ from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cell
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import DemotoolsError, SettingsError, StoreError
 from demotools.output import data_folder, open_regular
+from demotools.store.episodes import Episode, EpisodeDataset, spans
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -99,7 +100,7 @@ class Episodes:
             **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
         )
 
-    def select(self, episodes: NDArray[np.int64]) -> Episodes:
+    def take(self, episodes: NDArray[np.int64]) -> Episodes:
         """Copies of the given episodes, in the order given."""
         index = spans(self.offset[episodes], self.length[episodes])
         return Episodes(
@@ -273,9 +274,12 @@ class ArrayMetadata(_Checked):
         return [folder / f"c/{number}{others}" for number in range(self.chunk_count)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Store:
     """An open demo store. All arrays are read-only maps of its chunk files.
+
+    `store[i]` is an episode; `store[:100]`, `store[[3, 5]]`, `store.select()` and `store.filter()`
+    are some of its episodes; `len(store)` is their number (`demotools.store.episodes`).
 
     path              the folder
     attributes        see StoreAttributes
@@ -287,7 +291,7 @@ class Store:
     episode_mission   int32 [E]
     episode_seed      int64 [E]
     mission_tokens    uint8 or uint16 [M, L]
-    metadata          of all arrays
+    arrays            metadata of all arrays
     """
 
     path: Path
@@ -301,7 +305,7 @@ class Store:
     episode_mission: NDArray[np.int32]
     episode_seed: NDArray[np.int64]
     mission_tokens: NDArray[np.uint8] | NDArray[np.uint16]
-    metadata: Mapping[str, ArrayMetadata]
+    arrays: Mapping[str, ArrayMetadata]
     _files: _Files
 
     @property
@@ -314,10 +318,98 @@ class Store:
         """S, the number of steps."""
         return int(self.episode_offset[-1])
 
+    num_episodes, num_steps = episodes, steps
+
     @property
     def name(self) -> str:
         """The folder's name without its suffix."""
         return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def level(self) -> str:
+        """The level that the demonstrations are of."""
+        return self.attributes.level
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The words; word k has the token id k + 1."""
+        return self.attributes.vocabulary
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The attributes of the store as a dict."""
+        return self.attributes.model_dump()
+
+    def __len__(self) -> int:
+        """E."""
+        return self.episodes
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> EpisodeDataset: ...
+    def __getitem__(
+        self, index: int | np.integer[Any] | slice | Sequence[int] | NDArray[Any]
+    ) -> Episode | EpisodeDataset:
+        return self.dataset[index]
+
+    def __iter__(self) -> Iterator[Episode]:
+        return iter(self.dataset)
+
+    def __getitems__(self, index: Sequence[int]) -> EpisodeDataset:
+        """For PyTorch's DataLoader: the episodes of a batch at once."""
+        return self.dataset.select(index)
+
+    @cached_property
+    def dataset(self) -> EpisodeDataset:
+        """All episodes."""
+        return EpisodeDataset(self)
+
+    def select(self, episodes: Iterable[int] | NDArray[Any]) -> EpisodeDataset:
+        """The episodes of these numbers, in the order given; or where a bool [E] is true."""
+        return self.dataset.select(episodes)
+
+    def filter(
+        self,
+        test: Callable[[Episode], bool] | None = None,
+        *,
+        mission: str | Callable[[str], bool] | None = None,
+        min_length: int = 1,
+        max_length: int | None = None,
+        seeds: Iterable[int] | None = None,
+    ) -> EpisodeDataset:
+        """The episodes that fit; see `EpisodeDataset.filter`."""
+        return self.dataset.filter(
+            test, mission=mission, min_length=min_length, max_length=max_length, seeds=seeds
+        )
+
+    def by_seed(self, seed: int) -> Episode:
+        """The first episode of this environment seed; KeyError where there is none."""
+        return self.dataset.by_seed(seed)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each episode: int64 [E]."""
+        return self.dataset.lengths
+
+    @property
+    def seeds(self) -> NDArray[np.int64]:
+        """Environment seed of each episode, -1 where unknown: int64 [E]."""
+        return self.episode_seed
+
+    @property
+    def missions(self) -> list[str]:
+        """The text of each episode."""
+        return self.dataset.missions
+
+    def to_numpy(self) -> dict[str, NDArray[Any]]:
+        """All steps, copied; see `EpisodeDataset.to_numpy`."""
+        return self.dataset.to_numpy()
+
+    def step_array(self, name: str) -> StepArray:
+        """One of view, direction, action, mask."""
+        array: StepArray = getattr(self, name)
+        return array
 
     @cached_property
     def mission_text(self) -> list[str]:
@@ -329,15 +421,15 @@ class Store:
 
         StoreError  a chunk file does not unpack to what the metadata announce
         """
-        texts = self.metadata[TEXTS]
+        texts = self.arrays[TEXTS]
         for number, file in enumerate(self._files.chunks[TEXTS]):
             found = _unpacked_texts(file, texts.chunk_shape[0], self.path, number)
             yield found[: texts.shape[0] - number * texts.chunk_shape[0]]
 
-    def missions(self, rows: Iterable[int]) -> list[str]:
+    def texts(self, rows: Iterable[int]) -> list[str]:
         """The texts of a few missions, without keeping all of them."""
         wanted = [int(row) for row in rows]
-        length = self.metadata[TEXTS].chunk_shape[0]
+        length = self.arrays[TEXTS].chunk_shape[0]
         files = self._files.chunks[TEXTS]
         found: dict[int, str] = {}
         for number in sorted({row // length for row in wanted}):
@@ -379,7 +471,7 @@ class Store:
         # to another process a store travels by its path, not by its gigabytes
         return reopened, (self.path, self.attributes.fingerprint)
 
-    def select(self, episodes: NDArray[np.int64]) -> Episodes:
+    def take(self, episodes: NDArray[np.int64]) -> Episodes:
         """Copies of the given episodes, in the order given.
 
         episodes   int64 [E'], 0 <= episode < E
@@ -394,19 +486,6 @@ class Store:
             seed=np.array(self.episode_seed[episodes]),
             **steps,
         )
-
-
-def spans(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The integers of several half-open ranges, one after another.
-
-    start, length   int64 [N]
-    returns         int64 [sum of length]
-
-    >>> spans(np.array([7, 0]), np.array([2, 3]))
-    array([7, 8, 0, 1, 2])
-    """
-    before = np.cumsum(length) - length
-    return np.repeat(start - before, length) + np.arange(length.sum())
 
 
 def episode_mask(offset: NDArray[np.int64], start: int, stop: int) -> NDArray[np.uint8]:
@@ -457,12 +536,16 @@ def new_store_path(name: str, folder: Path) -> Path:
 def open_store(path: Path | str) -> Store:
     """Map a demo store.
 
-    path   its folder; a text may also be its name in the data folder, as in the commands
+    path   its folder, with or without the suffix; a text may also be its name in the data folder,
+           as in the commands
 
     StoreError  missing, unfinished, of another schema or a newer version, a chunk file missing,
                 short, or not the one that was written
     """
     path = store_path(path, data_folder()) if isinstance(path, str) else path
+    with_suffix = path.with_name(path.name + SUFFIX) if path.name else path
+    if not present_folder(path).exists() and present_folder(with_suffix).exists():
+        path = with_suffix
     while True:
         before = _folder_state(path)
         try:
@@ -471,6 +554,12 @@ def open_store(path: Path | str) -> Store:
             if _folder_state(path) == before:
                 raise
             # replaced just now, and opened half from the old store: the new one is there
+
+
+def list_stores(folder: Path | str | None = None) -> list[str]:
+    """The names of the stores in a folder; None: in the data folder."""
+    place = data_folder() if folder is None else Path(folder)
+    return sorted(path.stem for path in place.glob(f"*{SUFFIX}") if is_ours(path))
 
 
 def _folder_state(path: Path) -> tuple[int, int] | None:
@@ -512,7 +601,7 @@ def _opened(path: Path) -> Store:
         episode_mission=_whole(maps["episode_mission"]),
         episode_seed=_whole(maps["episode_seed"]),
         mission_tokens=_whole(maps["mission_tokens"]),
-        metadata=arrays,
+        arrays=arrays,
         _files=files,
     )
     if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:

@@ -79,7 +79,7 @@ def shrink_store(
         return Shrunk(store.name, twin, episodes, "it exists already and is the same")
     with StoreBuilder(twin, {"shrink": parent, "wanted": episodes}, overwrite=overwrite) as builder:
         for number, rows in _blocks(store, episodes, seed, quiet):
-            write_part(builder.parts, number, store.select(rows), {})
+            write_part(builder.parts, number, store.take(rows), {})
         store.check_unchanged()
         about = store.attributes
         builder.finish(

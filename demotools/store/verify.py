@@ -203,7 +203,7 @@ def _grammar(store: Store) -> Check:
     rows = missions_out_of_grammar(store)
     if rows is None:
         return Check(name, note="the level has no manifest", skipped=True)
-    return Check(name, tuple(f"not a mission of {level}: {t!r}" for t in store.missions(rows[:5])))
+    return Check(name, tuple(f"not a mission of {level}: {t!r}" for t in store.texts(rows[:5])))
 
 
 def seed_faults(store: Store) -> tuple[int, int, list[int]]:

@@ -332,7 +332,7 @@ def test_only_the_episodes_that_fit_the_filter_are_played(make_store: MakeStore)
         played |= set(next(batches)["mission"].reshape(-1).tolist())
     texts = {store.mission_text[row] for row in played}
     assert texts == {"go to the red ball", "go to a green key"}
-    assert batches.steps == sum(store.select(chosen).length)
+    assert batches.steps == sum(store.take(chosen).length)
     assert len(matching_episodes(store, mission=lambda text: text.endswith("box"))) == 10
 
 

@@ -65,7 +65,7 @@ def same_steps(one: Store, other: Store) -> bool:
     rows = np.arange(one.episodes)
     if other.episodes != one.episodes:
         return False
-    a, b = one.select(rows), other.select(rows)
+    a, b = one.take(rows), other.take(rows)
     arrays = all(
         np.array_equal(getattr(a, name), getattr(b, name))
         for name in ("length", "view", "direction", "action")
@@ -546,10 +546,10 @@ def test_two_exports_to_one_pickle_leave_one_whole_file(recorded: Store, tmp_pat
     rows = np.arange(recorded.episodes)
 
     def blocks() -> Iterator[Episodes]:
-        yield recorded.select(rows[:6])
+        yield recorded.take(rows[:6])
         export_pickle(recorded, file, quiet=True)  # another one, begun and ended meanwhile
         assert file.read_bytes() == written.read_bytes()
-        yield recorded.select(rows[6:])
+        yield recorded.take(rows[6:])
 
     write_pickle(file, blocks())
     assert file.read_bytes() == written.read_bytes()

@@ -73,7 +73,7 @@ def episodes_of(store: Store) -> dict[int, tuple[bytes, ...]]:
     """Each episode's bytes under its seed."""
     found = {}
     for row in range(store.episodes):
-        one = store.select(np.array([row]))
+        one = store.take(np.array([row]))
         columns = (one.view, one.direction, one.action)
         texts = one.mission[0].encode()
         found[int(one.seed[0])] = (texts, *(column.tobytes() for column in columns))

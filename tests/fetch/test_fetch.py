@@ -61,7 +61,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     made = CliRunner().invoke(main, [*command, "--data-dir", str(folder), "-q"])
     assert made.exit_code == 0, made.output
     store = open_store(folder / "GoToLocal.zarr")
-    write_pickle(folder / TRAIN, [store.select(np.arange(store.episodes))])
+    write_pickle(folder / TRAIN, [store.take(np.arange(store.episodes))])
     return (folder / TRAIN).read_bytes()
 
 

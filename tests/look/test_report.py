@@ -41,7 +41,7 @@ def finding(stores: list[Store], name: str, instruction_len: int | None = None) 
 def train_and_valid(make_store: Callable[..., Store], tmp_path: Path) -> tuple[Store, Store]:
     """Two stores that share one episode, number 2 of train and number 3 of valid."""
     train = make_store(lengths=[3, 2, 4, 1])
-    planted = replace(train.select(np.array([2])), seed=np.array([1_000_000_003]))
+    planted = replace(train.take(np.array([2])), seed=np.array([1_000_000_003]))
     own = replace(make_episodes([5, 2, 3], seed=7), seed=np.arange(1_000_000_000, 1_000_000_003))
     valid = build_store(
         tmp_path / "GoToLocal-valid.zarr", Episodes.concatenated([own, planted]), split="valid"
@@ -262,7 +262,7 @@ def test_a_small_twin_is_a_part_of_its_parent(
 
 def test_episodes_in_another_order_are_the_same_and_it_is_said(tmp_path: Path) -> None:
     one = build_store(tmp_path / "a.zarr", make_episodes([3, 2]))
-    other = build_store(tmp_path / "b.zarr", one.select(np.array([1, 0])))
+    other = build_store(tmp_path / "b.zarr", one.take(np.array([1, 0])))
     episodes, _missions, _attributes = compared(one, other)
     assert sides(episodes) == (2, 0, 0)
     assert "in another order" in episodes.text

@@ -107,7 +107,7 @@ def test_another_last_action_brings_no_reward(recorded: Store) -> None:
 
 
 def test_an_episode_that_ends_before_its_last_stored_action_is_found(recorded: Store) -> None:
-    episodes = recorded.select(np.array([0]))
+    episodes = recorded.take(np.array([0]))
     longer = type(episodes)(
         length=episodes.length + 1,
         mission=episodes.mission,

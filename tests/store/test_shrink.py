@@ -36,7 +36,7 @@ def test_a_twin_holds_whole_episodes_of_its_parent_and_says_so(tmp_path: Path) -
     }
     for row in range(50):
         theirs = int(twin.episode_seed[row])  # make_episodes numbers the seeds
-        a, b = twin.select(np.array([row])), parent.select(np.array([theirs]))
+        a, b = twin.take(np.array([row])), parent.take(np.array([theirs]))
         assert np.array_equal(a.view, b.view)
         assert np.array_equal(a.action, b.action)
         assert a.mission == b.mission

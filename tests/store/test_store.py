@@ -27,6 +27,7 @@ from demotools.errors import SettingsError, StoreError
 from demotools.output import data_folder
 from demotools.store import building as chunks
 from demotools.store.building import group_json
+from demotools.store.episodes import spans
 from demotools.store.reading import (
     NO_HASH,
     Store,
@@ -35,7 +36,6 @@ from demotools.store.reading import (
     metadata_hash,
     new_store_path,
     open_store,
-    spans,
 )
 from tests.conftest import MISSIONS, build_store, make_episodes
 
@@ -101,7 +101,7 @@ def test_slices_and_gathers_cross_chunk_files(
     assert np.array_equal(store.view.take(index), episodes.view[index])
     chosen = random.permutation(2000)[:50]
     assert np.array_equal(
-        store.select(chosen).view, episodes.view.reshape(2000, 7, 7, 7)[chosen].reshape(-1, 7, 7)
+        store.take(chosen).view, episodes.view.reshape(2000, 7, 7, 7)[chosen].reshape(-1, 7, 7)
     )
 
 
@@ -210,8 +210,8 @@ def test_an_open_store_gives_what_was_opened_whatever_takes_its_place(
     store.path.rename(store.path.with_name("moved"))
     other.rename(store.path)
     assert store.mission_text == list(MISSIONS)
-    assert store.missions([2, 0]) == [MISSIONS[2], MISSIONS[0]]
-    assert np.array_equal(store.select(np.array([0, 1, 2])).view, make_episodes([3, 2, 4]).view)
+    assert store.texts([2, 0]) == [MISSIONS[2], MISSIONS[0]]
+    assert np.array_equal(store.take(np.array([0, 1, 2])).view, make_episodes([3, 2, 4]).view)
     store.check_unchanged()
 
 

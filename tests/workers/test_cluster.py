@@ -134,7 +134,7 @@ def test_a_cluster_converts_sharded_pickles_to_the_same_store(
 ) -> None:
     files = [f"BabyAI-GoToLocal-v0_agent_shard{number}.pkl" for number in range(2)]
     for number, file in enumerate(files):
-        write_pickle(tmp_path / file, [serial.select(np.arange(number * 60, number * 60 + 60))])
+        write_pickle(tmp_path / file, [serial.take(np.arange(number * 60, number * 60 + 60))])
     for name, how in (("alone", []), ("cluster", ["--dask", threads])):
         # in another folder than the workers, which must find the files all the same
         code = "from demotools.cli import main; main()"
@@ -150,7 +150,7 @@ def test_a_damaged_pickle_is_refused_on_a_cluster_as_it_is_alone(
     threads: str, serial: Store, tmp_path: Path
 ) -> None:
     file = tmp_path / "BabyAI-GoToLocal-v0.pkl"
-    episodes = serial.select(np.arange(60))
+    episodes = serial.take(np.arange(60))
     last = replace(episodes, action=np.where(np.arange(len(episodes.action)) > 200, 9, 0))
     write_pickle(file, [last], enum_actions=False)
     options = ConvertOptions(encoding=Encoding.TODAY, dask=threads, quiet=True)

@@ -1,0 +1,388 @@
+"""Single episodes, and any choice of them: what `store[i]`, `store[:100]`, `store.filter()` give.
+
+Nothing is copied before it is asked for: an episode is a number, and its arrays are views of the
+store's maps. Both are what PyTorch calls a map-style dataset, and `pad_episodes` makes a batch of
+episodes of different lengths.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.babyai.cells import unpacked_cells
+from demotools.errors import SettingsError, StoreError
+
+Rows = NDArray[np.int64]
+ARRAYS = ("images", "directions", "actions", "masks")
+"""The step arrays that an episode is made of, besides `cells`."""
+_SINGULAR = {"image": "images", "direction": "directions", "action": "actions", "mask": "masks"}
+_KEYS = ("mission", "seed", *ARRAYS)
+
+
+class _Array(Protocol):
+    def span(self, start: int, stop: int) -> NDArray[np.uint8]: ...
+    def take(self, index: Rows) -> NDArray[np.uint8]: ...
+
+
+class _Store(Protocol):
+    """What is needed of a `demotools.store.reading.Store`, which itself is made of these."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def packed(self) -> bool: ...
+    @property
+    def episode_offset(self) -> Rows: ...
+    @property
+    def episode_mission(self) -> NDArray[np.int32]: ...
+    @property
+    def episode_seed(self) -> Rows: ...
+    @property
+    def mission_text(self) -> list[str]: ...
+    @property
+    def mission_tokens(self) -> NDArray[np.uint8] | NDArray[np.uint16]: ...
+    def step_array(self, name: str) -> _Array: ...
+    def check_values(self, **columns: NDArray[np.uint8]) -> None: ...
+
+
+class Episode:
+    """One episode of T steps. `episode["actions"]` and `episode["action"]` are `episode.actions`.
+
+    store    that it is of
+    number   its place there
+    """
+
+    __slots__ = ("number", "store")
+
+    def __init__(self, store: _Store, number: int) -> None:
+        self.store = store
+        self.number = number
+
+    def __len__(self) -> int:
+        """T."""
+        offset = self.store.episode_offset
+        return int(offset[self.number + 1] - offset[self.number])
+
+    @property
+    def mission(self) -> str:
+        """What is to be done. The first text asked of a store unpacks all of its missions."""
+        text: str = self.store.mission_text[self.store.episode_mission[self.number]]
+        return text
+
+    @property
+    def mission_tokens(self) -> NDArray[np.int64]:
+        """The word ids of the mission, 0 = padding: int64 [L]."""
+        return np.array(
+            self.store.mission_tokens[self.store.episode_mission[self.number]], np.int64
+        )
+
+    @property
+    def seed(self) -> int:
+        """Of the environment; -1 where unknown."""
+        return int(self.store.episode_seed[self.number])
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """Egocentric views uint8 [T, 7, 7, 3], unpacked now; [T, H, W, C] as stored."""
+        view = self._steps("view")
+        return unpacked_cells(view) if self.store.packed else view
+
+    @property
+    def cells(self) -> NDArray[np.uint8]:
+        """Packed views uint8 [T, 7, 7]; StoreError in a store of images."""
+        if not self.store.packed:
+            raise _without_cells(self.store)
+        return self._steps("view")
+
+    @property
+    def directions(self) -> NDArray[np.uint8]:
+        """uint8 [T], 0 right, 1 down, 2 left, 3 up."""
+        return self._steps("direction")
+
+    @property
+    def actions(self) -> NDArray[np.uint8]:
+        """The expert's: uint8 [T], 0..6."""
+        return self._steps("action")
+
+    @property
+    def masks(self) -> NDArray[np.uint8]:
+        """Memory masks uint8 [T]: 0 on the first step, else 1."""
+        return self._steps("mask")
+
+    def _steps(self, name: str) -> NDArray[np.uint8]:
+        start, stop = self.store.episode_offset[self.number : self.number + 2].tolist()
+        steps = self.store.step_array(name).span(start, stop)
+        self.store.check_values(**{name: steps})
+        return steps
+
+    def keys(self) -> tuple[str, ...]:
+        """What `dict(episode)` holds."""
+        return _KEYS
+
+    def __getitem__(self, key: str) -> Any:
+        name = _SINGULAR.get(key, key)
+        if name not in (*_KEYS, "cells", "mission_tokens"):
+            raise KeyError(key)
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return f"<episode {self.number} of {self.store.name}: {len(self)} steps>"
+
+
+class EpisodeDataset(Sequence[Episode]):
+    """Some episodes of a store, in any order: `dataset[i]`, `len`, iteration; a map-style dataset.
+
+    store      an open store
+    episodes   numbers of episodes there; None: all
+    """
+
+    def __init__(self, store: _Store, episodes: Iterable[int] | Rows | None = None) -> None:
+        self.store = store
+        count = len(store.episode_mission)
+        self.numbers: Rows = np.arange(count) if episodes is None else _numbers(episodes, count)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> EpisodeDataset: ...
+    def __getitem__(
+        self, index: int | np.integer[Any] | slice | Sequence[int] | NDArray[Any]
+    ) -> Episode | EpisodeDataset:
+        if isinstance(index, slice):
+            return EpisodeDataset(self.store, self.numbers[index])
+        if isinstance(index, int | np.integer):
+            return Episode(self.store, int(self.numbers[index]))
+        return self.select(index)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (Episode(self.store, number) for number in self.numbers.tolist())
+
+    def __getitems__(self, index: Sequence[int]) -> EpisodeDataset:
+        """For PyTorch's DataLoader: the episodes of a batch at once."""
+        return self.select(index)
+
+    def select(self, episodes: Iterable[int] | NDArray[Any]) -> EpisodeDataset:
+        """The episodes at these places here, in the order given; or where a bool [E] is true."""
+        return EpisodeDataset(self.store, self.numbers[_numbers(episodes, len(self))])
+
+    def filter(
+        self,
+        test: Callable[[Episode], bool] | None = None,
+        *,
+        mission: str | Callable[[str], bool] | None = None,
+        min_length: int = 1,
+        max_length: int | None = None,
+        seeds: Iterable[int] | None = None,
+    ) -> EpisodeDataset:
+        """The episodes that fit everything that is given, in their order.
+
+        test                    called with each episode that fits the rest
+        mission                 a regular expression to be found in the mission, or a function
+        min_length, max_length  in steps, both inclusive
+        seeds                   of the environment
+
+        SettingsError           the expression cannot be parsed
+        """
+        length = self.lengths
+        fits = length >= min_length
+        if max_length is not None:
+            fits &= length <= max_length
+        if seeds is not None:
+            wanted = seeds if isinstance(seeds, range) else list(seeds)
+            fits &= np.isin(self.seeds, np.array(wanted, dtype=np.int64))
+        if mission is not None:
+            found = _mission_test(mission, self.store.path)
+            # each text once, whatever the number of episodes
+            rows, place = np.unique(
+                self.store.episode_mission[self.numbers[fits]], return_inverse=True
+            )
+            texts = self.store.mission_text
+            fits[fits] = np.array([bool(found(texts[row])) for row in rows], dtype=np.bool_)[place]
+        chosen = EpisodeDataset(self.store, self.numbers[fits])
+        if test is None:
+            return chosen
+        return chosen.select(np.array([bool(test(one)) for one in chosen], dtype=np.bool_))
+
+    def by_seed(self, seed: int) -> Episode:
+        """The first episode of this seed; KeyError where there is none."""
+        found = np.flatnonzero(self.seeds == seed)
+        if not len(found):
+            raise KeyError(seed)
+        return self[int(found[0])]
+
+    @cached_property
+    def lengths(self) -> Rows:
+        """Steps of each episode: int64 [E]."""
+        offset = self.store.episode_offset
+        return offset[self.numbers + 1] - offset[self.numbers]
+
+    @property
+    def seeds(self) -> Rows:
+        """Environment seed of each episode, -1 where unknown: int64 [E]."""
+        return self.store.episode_seed[self.numbers]
+
+    @property
+    def missions(self) -> list[str]:
+        """The text of each episode."""
+        texts = self.store.mission_text
+        return [texts[row] for row in self.store.episode_mission[self.numbers].tolist()]
+
+    @property
+    def steps(self) -> int:
+        """Of all these episodes."""
+        return int(self.lengths.sum())
+
+    @property
+    def level(self) -> str:
+        """The store's."""
+        return self.store.level
+
+    @property
+    def name(self) -> str:
+        """The store's."""
+        return self.store.name
+
+    def to_numpy(self) -> dict[str, NDArray[Any]]:
+        """All steps of these episodes one after another, copied: S steps, E episodes.
+
+        returns   images uint8 [S, 7, 7, 3], directions, actions, masks uint8 [S]; missions [E],
+                  seeds int64 [E]; episode_ends int64 [E], the step after the last of each
+        """
+        arrays: dict[str, NDArray[Any]] = dict(_taken(self.store, self.numbers, ARRAYS))
+        return arrays | {
+            "missions": np.array(self.missions),
+            "seeds": self.seeds.copy(),
+            "episode_ends": np.cumsum(self.lengths),
+        }
+
+    @staticmethod
+    def collate(episodes: Sequence[Episode]) -> dict[str, Any]:
+        """For DataLoader's `collate_fn`: see `pad_episodes`."""
+        return pad_episodes(episodes)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} episodes of {self.name}>"
+
+
+def pad_episodes(
+    episodes: Sequence[Episode], arrays: Sequence[str] = ("images", "directions", "actions")
+) -> dict[str, Any]:
+    """A batch of B episodes, padded with 0 to the longest, T: for DataLoader's `collate_fn`.
+
+    arrays    which step arrays it holds, of images, cells, directions, actions, masks
+    returns   these [B, T, ...], directions and actions as int64; mission, B texts; mission_tokens
+              int64 [B, L]; seed int64 [B]; lengths int64 [B]; valid bool [B, T], true for a step
+              of the episode, false for padding. Tensors where torch is loaded, else numpy arrays.
+    """
+    length = np.array([len(one) for one in episodes])
+    count, longest = len(length), int(length.max(initial=0))
+    stores = {id(one.store): one.store for one in episodes}
+    tokens = max((one.mission_tokens.shape[1] for one in stores.values()), default=0)
+    valid = np.arange(longest) < length[:, None]
+    batch: dict[str, NDArray[Any]] = {
+        "mission_tokens": np.zeros((count, tokens), dtype=np.int64),
+        "seed": np.array([one.seed for one in episodes], dtype=np.int64),
+        "lengths": length,
+        "valid": valid,
+    }
+    # one gather for all episodes of a store
+    for store in stores.values():
+        rows = np.array([row for row, one in enumerate(episodes) if one.store is store])
+        numbers = np.array([episodes[row].number for row in rows])
+        place = np.zeros_like(valid)
+        place[rows] = valid[rows]
+        for name, steps in _taken(store, numbers, arrays).items():
+            kind = np.int64 if name in ("directions", "actions") else np.uint8
+            if name not in batch:
+                batch[name] = np.zeros((*valid.shape, *steps.shape[1:]), dtype=kind)
+            batch[name][place] = steps
+        text = store.mission_tokens[store.episode_mission[numbers]]
+        batch["mission_tokens"][rows, : text.shape[1]] = text
+    return {"mission": [one.mission for one in episodes], **_tensors(batch)}
+
+
+def _taken(store: _Store, numbers: Rows, arrays: Sequence[str]) -> Mapping[str, NDArray[np.uint8]]:
+    """The steps of these episodes, one after another; the arrays by the names of an episode."""
+    start = store.episode_offset[numbers]
+    index = spans(start, store.episode_offset[numbers + 1] - start)
+    found = {}
+    for array in arrays:
+        if array == "cells" and not store.packed:
+            raise _without_cells(store)
+        name = {"images": "view", "cells": "view"}.get(array, array.removesuffix("s"))
+        steps = store.step_array(name).take(index)
+        store.check_values(**{name: steps})
+        found[array] = unpacked_cells(steps) if array == "images" and store.packed else steps
+    return found
+
+
+def spans(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers of several half-open ranges, one after another.
+
+    start, length   int64 [N]
+    returns         int64 [sum of length]
+
+    >>> spans(np.array([7, 0]), np.array([2, 3]))
+    array([7, 8, 0, 1, 2])
+    """
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    # whoever has a DataLoader has loaded torch, which is never imported here
+    torch = sys.modules.get("torch")
+    return {
+        name: values if torch is None else torch.from_numpy(values)
+        for name, values in arrays.items()
+    }
+
+
+def _numbers(given: Iterable[int] | NDArray[Any], count: int) -> Rows:
+    """Places 0 <= place < count; IndexError where one is not."""
+    array = np.asarray(given if isinstance(given, np.ndarray | range) else list(given))
+    is_bool = array.dtype == np.bool_
+    if is_bool and array.shape == (count,):
+        return np.flatnonzero(array)
+    numbers = array.astype(np.int64)
+    if is_bool or array.ndim != 1 or not (numbers == array).all():
+        raise IndexError("episodes are chosen by a list of whole numbers, or a bool for each")
+    if len(numbers) and not -count <= numbers.min() <= numbers.max() < count:
+        raise IndexError(f"an episode is not one of {count}")
+    return np.where(numbers < 0, numbers + count, numbers)
+
+
+def _mission_test(mission: str | Callable[[str], bool], path: Path) -> Callable[[str], object]:
+    if callable(mission):
+        return mission
+    try:
+        return re.compile(mission).search
+    except re.error as error:
+        raise SettingsError(
+            f"the filter {mission!r} is not a regular expression: {error}",
+            path=path,
+            fix="correct the expression",
+        ) from error
+
+
+def _without_cells(store: _Store) -> StoreError:
+    return StoreError(
+        "the store holds images, not packed cells",
+        path=store.path,
+        fix="take `images`; `demotools info` tells which a store holds",
+    )
