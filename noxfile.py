@@ -34,10 +34,7 @@ def newer_python(session: nox.Session) -> None:
     """The tests of demotools with the newest zarr, which needs Python 3.12."""
     if session.python is None:
         session.skip("no Python newer than 3.11 is installed")
-    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    wanted = [name for name in project["dependencies"] if not name.startswith(("torch", "tensor"))]
-    session.install("-c", "constraints.txt", *wanted, "pytest", "hypothesis", "trustme")
-    session.install("--no-deps", "-e", ".")
+    session.install("-c", "constraints.txt", "-e", ".", "pytest", "hypothesis", "trustme")
     # tests of the trainer are left out by tests/conftest.py where torch is absent
     session.run("pytest", *(session.posargs or ["tests", "demotools"]))
 
@@ -46,14 +43,10 @@ def newer_python(session: nox.Session) -> None:
 def lower_bounds(session: nox.Session) -> None:
     """The tests of demotools with the lowest version of everything that pyproject.toml allows.
 
-    Without torch and tensorboard, whose oldest builds are gigabytes: the constraints name theirs.
+    Without the extra `train`, whose oldest builds are gigabytes: the constraints name theirs.
     """
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    lowest = [
-        re.sub(r">=([^,]+).*", r"==\1", name)
-        for name in project["dependencies"]
-        if not name.startswith(("torch", "tensor"))
-    ]
+    lowest = [re.sub(r">=([^,]+).*", r"==\1", name) for name in project["dependencies"]]
     session.install("--only-binary", ":all:", *lowest, "pytest", "hypothesis", "trustme")
     session.install("--no-deps", "-e", ".")
     # only today's click breaks the lines of the help as the page of commands has them, and the

@@ -133,7 +133,7 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
 def optional_package(name: str, extra: str) -> Any:
     """The package `name`, which the extra `demotools[EXTRA]` installs.
 
-    DemotoolsError  it is not installed
+    DemotoolsError  it, or something that it needs, is not installed
     """
     try:
         return import_module(name)

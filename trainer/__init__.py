@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from demotools.errors import optional_package
+
 if TYPE_CHECKING:
     from trainer.data.iterator import ExpertTrajectoryIterator
     from trainer.run.loading import LoadedPolicy, load_policy
@@ -28,5 +30,6 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     # imported when it is asked for: `trainer --help` does not wait for torch
     if name in _PLACES:
+        optional_package("torch", "train")
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

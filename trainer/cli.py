@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from demotools.errors import exit_with_message
+from demotools.errors import exit_with_message, optional_package
 from demotools.output import data_folder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -40,6 +40,11 @@ def main() -> None:
     # before torch is loaded: threads that wait must sleep, not spin, or a second process on the
     # same cores makes every update many times slower (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _load_torch() -> None:
+    """Say which extra is missing, where torch is."""
+    optional_package("torch", "train")
 
 
 _quiet = click.option(
@@ -141,6 +146,7 @@ def run(
     Example:
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
     """
+    _load_torch()
     from trainer.report.plot import drawn_curve
     from trainer.run.session import Stopped, train
     from trainer.run.session import dry_run as described
@@ -221,6 +227,7 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
+    _load_torch()
     from demotools.workers.processes import processor_count
     from trainer.run.session import measured_success
 
@@ -361,6 +368,7 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
+    _load_torch()
     from demotools.babyai.levels import EVALUATION_SEED
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output

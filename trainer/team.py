@@ -155,20 +155,3 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def stopping_held_back() -> Iterator[None]:
-    """Processes that start inside never see the signals that ask for the end; this one does.
-
-    A terminal or a scheduler sends them to every process of the run, and the loop needs its
-    helpers until its state is whole.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

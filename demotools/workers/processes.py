@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -162,19 +162,18 @@ def _done_here(folder: Path, task: Callable[..., Any], *arguments: Any) -> Futur
 
 @contextmanager
 def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
-    forked = forked and sys.platform == "linux"
+    forked = forked and sys.platform == "linux" and hasattr(os, "fork")
     context = multiprocessing.get_context("fork" if forked else "spawn")
     reader, lifeline = context.Pipe(duplex=False)
     # a forked helper has the other end too, and would keep itself alive
     ends = (reader, lifeline) if forked else (reader,)
     executor = ProcessPoolExecutor(count, context, _end_with, ends)
     if not forked:
-        # multiprocessing starts it on its first use, and unblocks Ctrl-C after that
-        resource_tracker.ensure_running()
+        _start_resource_tracker()
 
     def submit(task: Callable[..., Any], *arguments: Any) -> Future[Any]:
         # Ctrl-C would cut the lifeline of the others
-        with _ctrl_c_held_back(), warnings.catch_warnings():
+        with _held_back([signal.SIGINT]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             try:
                 return executor.submit(task, folder, *arguments)
@@ -205,17 +204,29 @@ def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
 
 
 @contextmanager
-def ctrl_c_for_this_process_alone() -> Iterator[None]:
-    """Processes that start inside never see Ctrl-C, not even while they import; this one does."""
-    # multiprocessing starts its tracker on its first use, and unblocks the signal after that
-    resource_tracker.ensure_running()
-    with _ctrl_c_held_back():
+def signals_for_this_process_alone(numbers: Iterable[int]) -> Iterator[None]:
+    """Processes that start inside never see these signals, not even while they import; this does.
+
+    A terminal or a scheduler sends them to every process of a run. Where a system cannot hold
+    signals back (Windows), processes that start inside see them as this one does.
+    """
+    _start_resource_tracker()
+    with _held_back(numbers):
         yield
 
 
+def _start_resource_tracker() -> None:
+    # multiprocessing starts it on its first use, and unblocks Ctrl-C after that
+    if os.name == "posix":
+        resource_tracker.ensure_running()
+
+
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _held_back(numbers: Iterable[int]) -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ from demotools.recording.environment import (
 )
 from demotools.workers.processes import (
     SPAWN_ADVICE,
-    ctrl_c_for_this_process_alone,
+    signals_for_this_process_alone,
     what_hinders_spawning,
 )
 from trainer.settings.user_code import (
@@ -375,9 +375,10 @@ class Worker:
             target=_serve, args=(theirs, kind, span, memory, recipe_folders()), daemon=True
         )
         # only here: the processes themselves do without torch
-        from trainer.team import stopping_held_back
+        from trainer.team import STOPPING
 
-        with ctrl_c_for_this_process_alone(), stopping_held_back():
+        # the loop needs its helpers until its state is whole
+        with signals_for_this_process_alone(STOPPING):
             self.process.start()
         theirs.close()
         self._started = False

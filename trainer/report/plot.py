@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from demotools.errors import DemotoolsError, printable_text
+from demotools.errors import DemotoolsError, optional_package, printable_text
 from demotools.output import write_output
 from trainer.run.log import CURVE_FILE, FILE_NAME, read_log
 from trainer.settings.user_code import FOREIGN, told
@@ -77,8 +77,7 @@ def drawing() -> Iterator[None]:
     """
     window = os.environ.pop("MPLBACKEND", None) if "matplotlib" not in sys.modules else None
     try:
-        import matplotlib  # noqa: F401 - it reads the variable when it is loaded
-
+        optional_package("matplotlib", "train")  # it reads the variable when it is loaded
         yield
     except DemotoolsError:
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ class Cost:
     """What a run is going to cost on this machine.
 
     seconds        expected, without evaluation
-    memory_bytes   most that this process has used while it was measured
+    memory_bytes   most that this process has used while it was measured; None: not known
     disk_bytes     of the output folder, roughly
     passes         over the store of each stage
     """
@@ -43,7 +42,7 @@ class Cost:
     stages: tuple[StagePlan, ...]
     passes: tuple[float, ...]
     seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
     disk_bytes: int
 
     def lines(self, recipe: str) -> list[str]:
@@ -51,11 +50,10 @@ class Cost:
         result = [f"parameters: {self.parameters:,}"]
         for number, (stage, passes) in enumerate(zip(self.stages, self.passes, strict=True)):
             result.append(f"stage {number + 1} of {len(self.stages)}: {stage.text(passes)}")
-        result.append(
-            f"expected: {duration(self.seconds)} on this device, "
-            f"{self.memory_bytes / 2**20:,.0f} MiB of memory, "
-            f"{self.disk_bytes / 2**20:,.0f} MiB of disk"
-        )
+        needed = [f"expected: {duration(self.seconds)} on this device"]
+        if self.memory_bytes is not None:
+            needed.append(f"{self.memory_bytes / 2**20:,.0f} MiB of memory")
+        result.append(", ".join([*needed, f"{self.disk_bytes / 2**20:,.0f} MiB of disk"]))
         if self.seconds > SLOW_SECONDS and FASTER_RECIPE not in recipe:
             result.append(f"that is long: `trainer run {FASTER_RECIPE}` is done in minutes")
         return result
@@ -82,15 +80,24 @@ def expected_cost(run: Run) -> Cost:
             if plan.env_steps:
                 seconds += plan.env_steps / run.team.world * _env_step_seconds(run, stage)
     parameters = parameter_count(model)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Cost(
         parameters=parameters,
         stages=plans,
         passes=tuple(passes),
         seconds=seconds,
-        memory_bytes=peak * (1 if sys.platform == "darwin" else 1024),
+        memory_bytes=_peak_bytes(),
         disk_bytes=2 * 3 * 4 * parameters + 2**20,  # a checkpoint and its successor, and the log
     )
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process has had; None where no system call tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def duration(seconds: float) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import mmap
 import os
-import resource
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -234,7 +234,7 @@ def resident_mib() -> dict[str, float]:
     if not status.is_file():
         return {}
     pages = int(status.read_text("ascii").split()[1])
-    return {"resident_mib": pages * resource.getpagesize() / 2**20}
+    return {"resident_mib": pages * mmap.PAGESIZE / 2**20}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -415,6 +415,7 @@ def _evaluate(run: Run) -> None:
 _NETWORKS = {
     "cpu": ("small", "the 0.6 M-parameter one that is made for CPUs"),
     "cuda": ("big", "the tutorial's 20 M-parameter one, because there is a GPU"),
+    "mps": ("small", "the 0.6 M-parameter one; name another with model.type"),
 }
 
 
@@ -483,14 +484,17 @@ def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
 
 
 def _device(wanted: Device) -> tuple[Device, list[str]]:
-    if wanted == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted, True):
         raise SettingsError(
-            "this torch finds no GPU", path="run.device", fix='set it to "cpu" or "auto"'
+            f"this torch finds no GPU for {wanted}",
+            path="run.device",
+            fix='set it to "cpu" or "auto"',
         )
     if wanted != "auto":
         return wanted, []
-    found: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    why = "torch finds a GPU" if found == "cuda" else "torch finds no GPU"
+    found: Device = "cuda" if there["cuda"] else "cpu"
+    why = "torch finds a GPU" if there["cuda"] else "torch finds no GPU"
     return found, [f"device: {found}, because {why}"]
 
 

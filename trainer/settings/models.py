@@ -45,7 +45,7 @@ Count = Annotated[int, Number, Field(gt=0, le=1_000_000)]
 Finite = Annotated[float, Number, Field(allow_inf_nan=False)]
 Share = Annotated[Finite, Field(ge=0, le=1)]
 Truth = Annotated[bool, Field(strict=True)]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 SETTINGS_FILE = "settings.toml"
 """What a run writes its settings to, in its folder."""
 LEVELS = "demotools.recording.environment:make_environment"
