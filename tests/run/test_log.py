@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from trainer.batch import Batch
 from trainer.cli import main
 from trainer.learning.losses import PPO, LossResult
 from trainer.learning.networks.base import Model
-from trainer.run.log import FILE_NAME, RunLog, read_log
+from trainer.run.log import FILE_NAME, RunLog, read_log, resident_mib, return_memory
 from trainer.settings.models import read_settings, toml_of
 
 ROOT = Path(__file__).parents[2]
@@ -335,3 +336,12 @@ def test_a_pipe_or_a_folder_in_place_of_the_log_is_refused_at_once(tmp_path: Pat
     (tmp_path / "b" / FILE_NAME).mkdir(parents=True)
     with pytest.raises(DemotoolsError):
         read_log(tmp_path / "b")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc gives it back itself")
+def test_memory_that_is_free_goes_back_to_the_system() -> None:
+    blocks = [bytes(100_000) for _ in range(2000)]
+    held = resident_mib()["resident_mib"]
+    del blocks[:-1]  # the last one keeps the heap from shrinking
+    return_memory()
+    assert resident_mib()["resident_mib"] < held - 100

@@ -23,7 +23,7 @@ from trainer.batch import Batch
 from trainer.learning.building import clip_gradients
 from trainer.learning.losses import Loss, LossResult, kl_targets, weighted_sum
 from trainer.run.checkpoint import FILE_NAME
-from trainer.run.log import Group, Stopwatch, resident_mib
+from trainer.run.log import Group, Stopwatch, resident_mib, return_memory
 from trainer.run.resume import copied, save, save_best, save_failed, state_of, write_state
 from trainer.run.state import (
     Progress,
@@ -221,6 +221,7 @@ def _report(run: Run, before: Progress) -> None:
     env_speed = (progress.env_steps - before.env_steps) / seconds
     lr = float(run.schedule.get_last_lr()[0])
     speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
+    return_memory()
     run.meter.add("train", {"lr": lr, **speeds, **shares, **resident_mib()})
     means = run.meter.means()
     for group in get_args(Group):
