@@ -233,8 +233,8 @@ class RunLog:
 def return_memory() -> None:
     """Give memory that is free inside this process back to the system, where glibc is there.
 
-    Temporary arrays whose sizes differ from batch to batch leave holes that it keeps: `maze` grew by
-    half a gigabyte in a million steps.
+    Temporary arrays whose sizes differ from batch to batch leave holes, which it keeps: `maze` grew
+    by half a gigabyte in a million steps.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
