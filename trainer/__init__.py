@@ -1,6 +1,7 @@
 """A thin PyTorch trainer for demonstrations: behaviour cloning, PPO, DAgger.
 
 ExpertTrajectoryIterator   batches out of demo stores, for a training loop of your own
+Source                     a store with its proportion, for a mixture
 load_policy                a trained network that acts
 train                      a run: settings in, its folder out
 """
@@ -14,14 +15,16 @@ from demotools.errors import optional_package
 
 if TYPE_CHECKING:
     from trainer.data.iterator import ExpertTrajectoryIterator
+    from trainer.data.sources import Source
     from trainer.run.loading import LoadedPolicy, load_policy
     from trainer.run.session import train
 
-__all__ = ["ExpertTrajectoryIterator", "LoadedPolicy", "load_policy", "train"]
+__all__ = ["ExpertTrajectoryIterator", "LoadedPolicy", "Source", "load_policy", "train"]
 
 _PLACES = {
     "ExpertTrajectoryIterator": "trainer.data.iterator",
     "LoadedPolicy": "trainer.run.loading",
+    "Source": "trainer.data.sources",
     "load_policy": "trainer.run.loading",
     "train": "trainer.run.session",
 }

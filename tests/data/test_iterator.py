@@ -23,7 +23,8 @@ from tests.conftest import build_store, make_episodes
 from tests.data.test_order import permutation
 from trainer.batch import Batch
 from trainer.data.batches import Buffers, mapped_column
-from trainer.data.iterator import ExpertTrajectoryIterator, Source, matching_episodes
+from trainer.data.iterator import ExpertTrajectoryIterator
+from trainer.data.sources import Source
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 MakeStore = Callable[..., Store]
@@ -323,17 +324,14 @@ def test_several_stores_are_mixed_in_proportion_with_one_token_table(tmp_path: P
 
 def test_only_the_episodes_that_fit_the_filter_are_played(make_store: MakeStore) -> None:
     store = make_store(lengths=[1, 2, 3, 4, 5, 6] * 5)
-    chosen = matching_episodes(store, mission="red|green", shortest=3, longest=5)
-    batches = ExpertTrajectoryIterator(
-        Source(store, episodes=chosen), rollouts=2, rollout_len=4, layout="native"
-    )
+    chosen = store.filter(mission="red|green", min_length=3, max_length=5)
+    batches = ExpertTrajectoryIterator(chosen, rollouts=2, rollout_len=4, layout="native")
     played = set()
     while batches.epoch < 1:
         played |= set(next(batches)["mission"].reshape(-1).tolist())
     texts = {store.mission_text[row] for row in played}
     assert texts == {"go to the red ball", "go to a green key"}
-    assert batches.steps == sum(store.take(chosen).length)
-    assert len(matching_episodes(store, mission=lambda text: text.endswith("box"))) == 10
+    assert batches.steps == chosen.steps < store.steps
 
 
 def test_the_stream_ends_at_the_number_of_steps_asked_for(make_store: MakeStore) -> None:
@@ -383,7 +381,6 @@ def test_a_store_of_images_plays_in_the_tutorial_layout(tmp_path: Path) -> None:
 def test_bad_settings_are_refused_in_three_parts(make_store: MakeStore, tmp_path: Path) -> None:
     store, other = make_store(lengths=LENGTHS), make_store(lengths=[2, 2], name="Other")
     images = image_store(tmp_path / "Pixels.zarr")
-    none = np.zeros(0, dtype=np.int64)
     refused: list[tuple[str, Any, dict[str, Any]]] = [
         ("cannot be shared out to 3 processes", store, {"rollouts": 4, "world": 3}),
         ("this is rank 2", store, {"rollouts": 4, "world": 2, "rank": 2}),
@@ -391,8 +388,7 @@ def test_bad_settings_are_refused_in_three_parts(make_store: MakeStore, tmp_path
         ("0 rollouts", store, {"rollouts": 0}),
         ("the store holds images", images, {"rollouts": 2, "layout": "native"}),
         ("no store to play", [], {"rollouts": 2}),
-        ("no episode of this store is chosen", Source(store, episodes=none), {"rollouts": 2}),
-        ("not in the store, which has 11", Source(store, episodes=np.array([11])), {"rollouts": 1}),
+        ("no episode of this store is chosen", Source(store.select([])), {"rollouts": 2}),
         ("a proportion is 0", [Source(store, 0.0), other], {"rollouts": 4}),
         ("too few for 2 stores", [Source(store, 100.0), other], {"rollouts": 4}),
         ("have the shape (8, 8, 3)", [store, images], {"rollouts": 4}),
@@ -404,18 +400,6 @@ def test_bad_settings_are_refused_in_three_parts(make_store: MakeStore, tmp_path
         assert what in caught.value.what
         assert caught.value.path
         assert caught.value.fix
-
-
-def test_a_filter_that_nothing_fits_or_that_does_not_parse_is_refused(
-    make_store: MakeStore,
-) -> None:
-    store = make_store(lengths=LENGTHS)
-    with pytest.raises(SettingsError, match="no episode fits"):
-        matching_episodes(store, mission="purple")
-    with pytest.raises(SettingsError, match="no episode fits"):
-        matching_episodes(store, shortest=10)
-    with pytest.raises(SettingsError, match="not a regular expression"):
-        matching_episodes(store, mission="(")
 
 
 def test_stores_that_number_their_words_differently_are_not_mixed(tmp_path: Path) -> None:
@@ -438,7 +422,7 @@ def test_a_state_of_something_else_is_refused_and_the_stream_stays_where_it_is(
     batches = ExpertTrajectoryIterator(store, **settings)
     next(batches)
     state = batches.state()
-    some = Source(store, episodes=np.arange(9))
+    some = store[:9]
     others: list[tuple[Any, dict[str, Any]]] = [
         (other, {}),
         (with_lamp, {}),

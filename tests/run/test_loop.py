@@ -103,7 +103,9 @@ def test_every_recipe_runs_from_end_to_end_in_its_tiny_version(
     recipe: str, run: Callable[..., Result], tmp_path: Path
 ) -> None:
     demos, here = read_settings(recipe).stages[0].off_policy, []
-    if demos is not None and demos.store != "auto":  # the fixture has a store of GoToLocal only
+    if (
+        demos is not None and demos.store[0].name != "auto"
+    ):  # the fixture has a store of GoToLocal only
         here = ["--set", "run.level=GoToLocal", "--set", "stages.0.off_policy.store=GoToLocal"]
     result = run(recipe, "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *here)
     assert result.exit_code == 0, result.output
@@ -120,7 +122,7 @@ def test_a_recipe_can_shuffle_a_store_larger_than_memory_in_windows(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # so that the small store of the test has many windows
-    monkeypatch.setattr("trainer.data.iterator._WINDOW_BYTES", 5_000)
+    monkeypatch.setattr("trainer.data.sources._WINDOW_BYTES", 5_000)
     exact = ("--tiny", "-m", "1", "--set", "evaluation=", "--set", "run.deterministic=true")
     for name in ("full", "windowed"):
         shuffle = f"stages.0.off_policy.shuffle={name}"

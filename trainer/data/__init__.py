@@ -1,6 +1,6 @@
 """Batches out of demo stores.
 
-`iterator` is the memory-mapped iterator and the stores it plays; `order` says which step comes
-where: arithmetic; `batches` gathers the steps into the two layouts; `augment` applies the
+`iterator` is the memory-mapped iterator and `sources` the stores it plays; `order` says which step
+comes where: arithmetic; `batches` gathers the steps into the two layouts; `augment` applies the
 symmetries that a level declares; `dataset` is the same for PyTorch's DataLoader.
 """

@@ -255,19 +255,20 @@ def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[
     for number, stage in enumerate(settings.stages):
         if stage.off_policy is None or not stage.off_policy.augment:
             continue
-        store, symmetries = stores[stage.off_policy.store], stage.off_policy.augment
+        symmetries = stage.off_policy.augment
         key = f"stages.{number}.off_policy.augment"
-        _check_views(store, key)
-        manifest = _declaring_manifest(store, symmetries, key)
-        _check_words(store, symmetries, manifest, key)
-        if "retype" in symmetries:
-            _check_toggles(store, symmetries, key)
-        for symmetry in symmetries:
-            if symmetry in manifest.widened_by:
-                lines[
-                    f"augment: {symmetry} makes episodes of the task of {manifest.level} that the "
-                    "level itself never has (docs/augmentation.md)"
-                ] = None
+        for store in dict.fromkeys(stores[one.name] for one in stage.off_policy.store):
+            _check_views(store, key)
+            manifest = _declaring_manifest(store, symmetries, key)
+            _check_words(store, symmetries, manifest, key)
+            if "retype" in symmetries:
+                _check_toggles(store, symmetries, key)
+            for symmetry in symmetries:
+                if symmetry in manifest.widened_by:
+                    lines[
+                        f"augment: {symmetry} makes episodes of the task of {manifest.level} that "
+                        "the level itself never has (docs/augmentation.md)"
+                    ] = None
     return list(lines)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from demotools.store.reading import Store
 from trainer.batch import Batch
-from trainer.data.iterator import ExpertTrajectoryIterator, Source
+from trainer.data.iterator import ExpertTrajectoryIterator
+from trainer.data.sources import Given
 
 
 class RolloutDataset(IterableDataset[Batch]):
@@ -23,7 +23,7 @@ class RolloutDataset(IterableDataset[Batch]):
     by path. Every iteration goes on where the last one in this process stopped.
     """
 
-    def __init__(self, stores: Store | Source | Sequence[Store | Source], **settings: Any) -> None:
+    def __init__(self, stores: Given, **settings: Any) -> None:
         super().__init__()
         self._stores = stores
         self._settings = settings

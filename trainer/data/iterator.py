@@ -10,17 +10,15 @@ anew. docs/rollouts.md shows the use outside our trainer.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from mmap import PAGESIZE
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,11 +28,16 @@ from demotools.errors import CheckpointError, SettingsError
 from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
-from trainer.data.order import Cursors, Index, Order, Queues, batch_indices, play_all
+from trainer.data.order import Cursors, Order, Queues, batch_indices, play_all
+from trainer.data.sources import (
+    Given,
+    Shuffle,
+    Source,
+    checked_sources,
+    rollouts_of_sources,
+    vocabulary,
+)
 
-Shuffle = Literal["full", "windowed"]
-
-_WINDOW_BYTES = 1 << 28
 _PREFETCHED_BATCHES = 2
 _STRIDE = 64
 _CURSORS = ("epoch", "position", "step")
@@ -43,8 +46,8 @@ _CURSORS = ("epoch", "position", "step")
 class ExpertTrajectoryIterator:
     """Batches of T consecutive steps for B parallel rollouts, endless unless `max_steps` is given.
 
-    stores           an open demo store, a Source (a store, chosen episodes of it), or several
-                     with their proportions
+    stores           an open demo store, or a choice of its episodes, or several of them; a
+                     `Source` gives one its proportion
     rollouts         B, over all processes and stores; at most the number of episodes
     rollout_len      T
     seed             any integer; the order is a pure function of it
@@ -68,7 +71,7 @@ class ExpertTrajectoryIterator:
 
     def __init__(
         self,
-        stores: Store | Source | Sequence[Store | Source],
+        stores: Given,
         *,
         rollouts: int,
         rollout_len: int,
@@ -101,7 +104,7 @@ class ExpertTrajectoryIterator:
                 order=Order(seed, source.count, source.window(shuffle)),
                 offset=source.store.episode_offset,
                 mission=source.store.episode_mission,
-                chosen=source.episodes,
+                chosen=source.chosen,
                 mean_len=source.steps / source.count,
                 rollouts=count,
                 numbers=np.arange(count),
@@ -222,11 +225,11 @@ class ExpertTrajectoryIterator:
     @property
     def passes_of_stores(self) -> dict[str, float]:
         """Steps shown so far of each store, in passes over what is played of it."""
-        shown = self._batches * self._rollout_len
-        return {
-            source.store.name: shown * queues.rollouts / source.steps
-            for source, queues in zip(self._sources, self._queues, strict=True)
-        }
+        played, steps = Counter[str](), Counter[str]()
+        for source, queues in zip(self._sources, self._queues, strict=True):
+            played[source.store.name] += self._batches * self._rollout_len * queues.rollouts
+            steps[source.store.name] += source.steps
+        return {name: played[name] / steps[name] for name in steps}
 
     @property
     def epoch(self) -> int:
@@ -328,178 +331,6 @@ def _check(
             fix="name a store of cells: `demotools info` tells which it holds; "
             'in Python, layout="tutorial" gives images',
         )
-
-
-@dataclass(frozen=True)
-class Source:
-    """One store of a mixture.
-
-    proportion  share of the rollouts, relative to the other sources, above 0
-    episodes    int64 [E], the episodes to play, see `matching_episodes`; None means all
-    """
-
-    store: Store
-    proportion: float = 1.0
-    episodes: Index | None = None
-
-    @property
-    def count(self) -> int:
-        """E, how many episodes are played."""
-        return self.store.episodes if self.episodes is None else len(self.episodes)
-
-    @property
-    def steps(self) -> int:
-        """Steps of these episodes."""
-        if self.episodes is None:
-            return self.store.steps
-        offset = self.store.episode_offset
-        return int((offset[self.episodes + 1] - offset[self.episodes]).sum())
-
-    def window(self, shuffle: Shuffle) -> int:
-        """How many episodes are shuffled among each other."""
-        if shuffle == "full":
-            return self.count
-        step_bytes = int(np.prod(self.store.view.shape[1:])) + 2
-        episode_bytes = self.steps / self.count * step_bytes
-        return min(max(int(_WINDOW_BYTES / episode_bytes), 1), self.count)
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same when a saved stream is resumed, as a JSON value."""
-        chosen = None
-        if self.episodes is not None:
-            chosen = hashlib.sha256(self.episodes.astype("<i8").tobytes()).hexdigest()
-        attributes = self.store.attributes
-        return {
-            "fingerprint": attributes.fingerprint,
-            "vocabulary_hash": attributes.vocabulary_hash,
-            "episodes": chosen,
-        }
-
-
-def matching_episodes(
-    store: Store,
-    *,
-    mission: str | Callable[[str], bool] | None = None,
-    shortest: int = 1,
-    longest: int | None = None,
-) -> Index:
-    """The episodes of a store whose mission and length fit, ascending: int64 [E], E >= 1.
-
-    mission            a regular expression to be found in the mission, or a function of its text
-    shortest, longest  limits of the length in steps, both inclusive
-
-    SettingsError      no episode fits, or the expression cannot be parsed
-    """
-    length = np.diff(store.episode_offset)
-    fits = length >= shortest
-    if longest is not None:
-        fits &= length <= longest
-    if mission is not None:
-        test = _test(mission, store)
-        fits_mission = np.array([test(text) for text in store.mission_text], dtype=np.bool_)
-        fits &= fits_mission[store.episode_mission]
-    episodes = np.flatnonzero(fits)
-    if not len(episodes):
-        raise SettingsError(
-            f"no episode fits: mission {mission!r}, {shortest} to {longest or 'any number of'} "
-            f"steps (the store's episodes have {length.min()} to {length.max()})",
-            path=store.path,
-            fix="widen the filter; `demotools info` shows what the store holds",
-        )
-    return episodes
-
-
-def _test(mission: str | Callable[[str], bool], store: Store) -> Callable[[str], bool]:
-    if callable(mission):
-        return mission
-    try:
-        pattern = re.compile(mission)
-    except re.error as error:
-        raise SettingsError(
-            f"the filter {mission!r} is not a regular expression: {error}",
-            path=store.path,
-            fix="correct the expression",
-        ) from error
-    return lambda text: pattern.search(text) is not None
-
-
-def checked_sources(stores: Store | Source | Sequence[Store | Source]) -> tuple[Source, ...]:
-    """The sources, checked to go together: one kind of view, one vocabulary.
-
-    SettingsError  no source, no episode, a proportion that is not above 0, different views
-    """
-    given = [stores] if isinstance(stores, Store | Source) else list(stores)
-    sources = tuple(Source(item) if isinstance(item, Store) else item for item in given)
-    if not sources:
-        raise SettingsError("there is no store to play", path="-", fix="name at least one store")
-    for source in sources:
-        _check_source(source, sources[0])
-    longest = vocabulary(sources)
-    for source in sources:
-        words = source.store.attributes.vocabulary
-        if words != longest[: len(words)]:
-            raise SettingsError(
-                "the stores of this mixture number their words differently",
-                path=source.store.path,
-                fix="mix only stores whose vocabularies begin alike; `demotools info` shows them",
-            )
-    return sources
-
-
-def _check_source(source: Source, first: Source) -> None:
-    path = source.store.path
-    if not source.count:
-        raise SettingsError("no episode of this store is chosen", path=path, fix="widen the filter")
-    chosen = source.episodes
-    if chosen is not None and not 0 <= chosen.min() <= chosen.max() < source.store.episodes:
-        raise SettingsError(
-            f"a chosen episode is not in the store, which has {source.store.episodes}",
-            path=path,
-            fix="choose episodes of this store, for example by matching_episodes",
-        )
-    if not 0 < source.proportion < float("inf"):
-        raise SettingsError(
-            f"a proportion is {source.proportion}", path=path, fix="give a number above 0"
-        )
-    shape, expected = source.store.view.shape[1:], first.store.view.shape[1:]
-    if shape != expected:
-        raise SettingsError(
-            f"the views of this store have the shape {shape}, those of "
-            f"{first.store.name} {expected}",
-            path=path,
-            fix="mix only stores with one kind of view",
-        )
-
-
-def vocabulary(sources: Sequence[Source]) -> tuple[str, ...]:
-    """The words of the source that knows most of them; word k has the token id k + 1."""
-    return max((source.store.attributes.vocabulary for source in sources), key=len)
-
-
-def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
-    """How many of the rollouts play each source: in proportion, rounded by largest remainder.
-
-    SettingsError  a source would get none, or more rollouts than it has episodes
-    """
-    proportion = np.array([source.proportion for source in sources], dtype=np.float64)
-    exact = proportion / proportion.sum() * rollouts
-    counts = np.floor(exact).astype(int)
-    for number in np.argsort(counts - exact, kind="stable")[: rollouts - counts.sum()]:
-        counts[number] += 1
-    for source, count in zip(sources, counts.tolist(), strict=True):
-        if not count:
-            raise SettingsError(
-                f"{rollouts} rollouts are too few for {len(sources)} stores in these proportions",
-                path=source.store.path,
-                fix="choose more rollouts, or a larger proportion for this store",
-            )
-        if count > source.count:
-            raise SettingsError(
-                f"{count} rollouts are more than the {source.count} episodes to play",
-                path=source.store.path,
-                fix=f"choose at most {source.count} rollouts for this store, or a larger store",
-            )
-    return [int(count) for count in counts]
 
 
 class WindowReader:

@@ -72,10 +72,10 @@ def expected_cost(run: Run) -> Cost:
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
     with torch.random.fork_rng(), naming_users_code(settings), enough_memory():
-        for stage, plan in zip(settings.stages, plans, strict=True):
+        for stage, plan, sources in zip(settings.stages, plans, run.sources, strict=True):
             passes.append(0.0)
             if stage.off_policy is not None:
-                passes[-1] = plan.demo_steps / run.stores[stage.off_policy.store].steps
+                passes[-1] = plan.demo_steps / sum(source.steps for source in sources)
                 seconds += plan.off_policy_updates * _update_seconds(run, stage)
             if plan.env_steps:
                 seconds += plan.env_steps / run.team.world * _env_step_seconds(run, stage)

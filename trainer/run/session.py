@@ -20,6 +20,7 @@ from trainer.acting.collect import NetworkPolicy
 from trainer.acting.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
 from trainer.acting.vector import check_playable
 from trainer.data.augment import check_augmentation
+from trainer.data.sources import StageSources, mixture_lines, stage_sources
 from trainer.learning.building import NETWORKS, build_losses, build_network
 from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
@@ -38,6 +39,7 @@ from trainer.settings.models import (
     Device,
     Settings,
     StageSettings,
+    StoreSettings,
     parsed_settings,
     read_settings,
     recipe_path,
@@ -113,7 +115,7 @@ def train(
         if quiet or not team.writes:
             say = _silence
         run = _new_run(chosen, folder, data, workers, team, quiet=quiet, say=say)
-        lines += _remarks(chosen, run.stores)  # refusals come before anything is tried
+        lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
         lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
         with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
             if checkpoint is not None:
@@ -154,10 +156,11 @@ def dry_run(
     settings, lines = _resolved(recipe, overrides, tiny, trust, data)
     if names := foreign_names(settings):
         stores = open_stores(settings, data)
-        lines += [*_remarks(settings, stores), *_planned(settings, stores, names)]
+        sources = stage_sources(settings, stores)
+        lines += [*_remarks(settings, stores, sources), *_planned(settings, stores, sources, names)]
     else:
         run = _new_run(settings, Path(), data, workers, ALONE)
-        lines += [*_remarks(settings, run.stores), *expected_cost(run).lines(recipe)]
+        lines += [*_remarks(settings, run.stores, run.sources), *expected_cost(run).lines(recipe)]
     return "".join(f"# {line}\n" for line in lines) + toml_of(settings)
 
 
@@ -246,11 +249,23 @@ def _new_run(
     )
 
 
-def _remarks(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
-    return [*other_levels(settings, stores), *check_augmentation(settings, stores)]
+def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
+    """What there is to say of the stores; a mixture or augmentation may be refused here."""
+    mixtures = [
+        line
+        for stage, played in zip(settings.stages, sources, strict=True)
+        for line in (mixture_lines(played, stage.off_policy.rollouts) if stage.off_policy else ())
+    ]
+    return [
+        *other_levels(settings, stores),
+        *dict.fromkeys(mixtures),
+        *check_augmentation(settings, stores),
+    ]
 
 
-def _planned(settings: Settings, stores: Mapping[str, Store], names: list[str]) -> list[str]:
+def _planned(
+    settings: Settings, stores: Mapping[str, Store], sources: StageSources, names: list[str]
+) -> list[str]:
     """What there is to know of a run without importing the code that its settings name."""
     lines = [
         f"not imported by a dry run: {', '.join(names)}",
@@ -260,9 +275,9 @@ def _planned(settings: Settings, stores: Mapping[str, Store], names: list[str]) 
         count = len(shared_words(list(stores.values())))
         network = build_network(settings.model.type, settings.model.options, count)
         lines.append(f"parameters: {parameter_count(network):,}")
-    for number, stage in enumerate(settings.stages):
+    for number, (stage, played) in enumerate(zip(settings.stages, sources, strict=True)):
         plan = stage_plan(stage, settings.on_policy)
-        steps = stores[stage.off_policy.store].steps if stage.off_policy else 0
+        steps = sum(source.steps for source in played)
         text = plan.text(plan.demo_steps / steps if steps else 0.0)
         lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
     return lines
@@ -444,7 +459,12 @@ def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
     """The stores of all stages, by name; StoreError where one is missing or damaged."""
-    names = [stage.off_policy.store for stage in settings.stages if stage.off_policy]
+    names = [
+        store.name
+        for stage in settings.stages
+        if stage.off_policy
+        for store in stage.off_policy.store
+    ]
     for stage in settings.stages:
         if stage.early_stopping and stage.early_stopping.hold_out:
             names.append(stage.early_stopping.hold_out)
@@ -501,7 +521,7 @@ def _device(wanted: Device) -> tuple[Device, list[str]]:
 def _with_store(
     stage: StageSettings, level: str, folder: Path, device: Device
 ) -> tuple[StageSettings, str]:
-    if stage.off_policy is None or stage.off_policy.store != "auto":
+    if stage.off_policy is None or stage.off_policy.store != (StoreSettings(name="auto"),):
         return stage, ""
     small = f"{level}-small"
     name, why = level, f"the full one, because there is no {small}"
@@ -510,5 +530,5 @@ def _with_store(
     elif store_path(small, folder).exists():
         name, why = small, f"because there is no GPU; --set stages.0.off_policy.store={level} "
         why += "takes the full one"
-    off_policy = stage.off_policy.model_copy(update={"store": name})
+    off_policy = stage.off_policy.model_copy(update={"store": (StoreSettings(name=name),)})
     return stage.model_copy(update={"off_policy": off_policy}), f"store: {name}, {why}"

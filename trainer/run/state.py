@@ -24,6 +24,7 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment
 from trainer.batch import Batch
 from trainer.data.augment import Augmenter, batch_missions
 from trainer.data.iterator import ExpertTrajectoryIterator
+from trainer.data.sources import StageSources, stage_sources
 from trainer.learning.building import (
     build_losses,
     build_network,
@@ -98,6 +99,7 @@ class Progress:
 class Run:
     """All that a run holds from its first step to its last, and how far it has come.
 
+    sources     what each stage plays of the stores
     losses      the network with all losses of a batch
     workers     processes of environments
     say         takes a line for the user
@@ -108,6 +110,7 @@ class Run:
     settings: Settings
     folder: Path
     stores: dict[str, Store]
+    sources: StageSources
     words: tuple[str, ...]
     network: nn.Module
     losses: LossStep
@@ -137,7 +140,8 @@ def new_run(
 ) -> Run:
     """A run at its beginning, weights drawn by its seed, on its device; nothing is written yet.
 
-    SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys
+    SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys, or
+                   no episode fits a filter
     """
     torch.use_deterministic_algorithms(settings.run.deterministic)
     torch.manual_seed(settings.run.seed)
@@ -167,6 +171,7 @@ def new_run(
         settings=settings,
         folder=folder,
         stores=stores,
+        sources=stage_sources(settings, stores),
         words=words,
         network=network,
         losses=LossStep(network, bfloat16=settings.run.precision == "bfloat16"),
@@ -229,7 +234,8 @@ class StoreBatches:
         share = run.team.share(self.settings.rollouts, "off_policy.rollouts")
         seed = run.settings.run.seed
         self._iterator = ExpertTrajectoryIterator(
-            run.stores[self.settings.store],
+            # equal stages play the same
+            run.sources[run.settings.stages.index(stage)],
             rollouts=self.settings.rollouts,
             rollout_len=self.settings.rollout_len,
             seed=seed,

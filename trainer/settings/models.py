@@ -17,10 +17,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 import tomli_w
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
@@ -148,10 +150,53 @@ Weights = Annotated[dict[str, Finite], BeforeValidator(_weights)]
 """Weight of each loss by its name; a list gives each the weight 1."""
 
 
-class OffPolicySettings(_Frozen):
-    """Batches from a demo store."""
+class StoreSettings(_Frozen):
+    """A store, its share of the rollouts, and which of its episodes are played; all limits count.
 
-    store: str = "auto"
+    mission   a regular expression to be found in the mission
+    """
+
+    name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("name", "store"))]
+    proportion: Annotated[
+        Finite, Field(gt=0, validation_alias=AliasChoices("proportion", "weight"))
+    ] = 1.0
+    mission: str | None = None
+    min_length: Annotated[
+        Count | None, Field(validation_alias=AliasChoices("min_length", "shortest"))
+    ] = None
+    max_length: Annotated[
+        Count | None, Field(validation_alias=AliasChoices("max_length", "longest"))
+    ] = None
+    min_seed: Annotated[int, Number] | None = None
+    max_seed: Annotated[int, Number] | None = None
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What limits the episodes."""
+        return self.model_dump(exclude_none=True, exclude={"name", "proportion"})
+
+
+def _stores(value: object) -> object:
+    """A store by its name, or a list of names and of tables."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [{"name": item} if isinstance(item, str) else item for item in items]
+
+
+def _as_written(stores: tuple[StoreSettings, ...]) -> object:
+    if len(stores) == 1 and stores[0] == StoreSettings(name=stores[0].name):
+        return stores[0].name
+    return [store.model_dump(exclude_none=True) for store in stores]
+
+
+class OffPolicySettings(_Frozen):
+    """Batches from demo stores."""
+
+    store: Annotated[
+        tuple[StoreSettings, ...],
+        BeforeValidator(_stores),
+        PlainSerializer(_as_written),
+        Field(min_length=1, validation_alias=AliasChoices("store", "stores")),
+    ] = (StoreSettings(name="auto"),)
     rollouts: Count
     rollout_len: Count
     updates: Count = 16
@@ -313,7 +358,10 @@ def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()
+        # a key that is misspelt may be missing too
+        unknown = (one for one in problems if one["type"] == "extra_forbidden")
+        problem = next(unknown, problems[0])
         location = [str(part) for part in problem["loc"]]
         key = ".".join(location)
         if problem["type"] == "extra_forbidden":

@@ -282,7 +282,9 @@ def made_environment(make: str, level: str) -> Environment:
 
 
 # Every other text that could be imported counts as a name of code, also in settings yet to come.
-_PLAIN_TEXT = re.compile(r"run\.\w+|stages\.\d+\.(off_policy\.store|early_stopping\.hold_out)")
+_PLAIN_TEXT = re.compile(
+    r"run\.\w+|stages\.\d+\.(off_policy\.store(\.\d+\.(name|mission))?|early_stopping\.hold_out)"
+)
 _MINIGRID_LEVEL = re.compile(r"(BabyAI|MiniGrid)-[A-Za-z0-9-]+-v[0-9]+")
 
 

@@ -1,0 +1,205 @@
+"""What an iterator plays: stores, choices of their episodes, and the proportions of a mixture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from demotools.errors import SettingsError
+from demotools.store.episodes import EpisodeDataset
+from demotools.store.reading import Store
+from trainer.data.order import Index
+from trainer.settings.models import Settings, StoreSettings
+
+Shuffle = Literal["full", "windowed"]
+
+_WINDOW_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a mixture.
+
+    episodes    an open store, or a choice of its episodes
+    proportion  share of the rollouts, relative to the other sources, above 0
+    """
+
+    episodes: Store | EpisodeDataset
+    proportion: float = 1.0
+
+    @property
+    def store(self) -> Store:
+        """Whose episodes they are."""
+        store = self.episodes.store if isinstance(self.episodes, EpisodeDataset) else self.episodes
+        assert isinstance(store, Store)
+        return store
+
+    @property
+    def chosen(self) -> Index | None:
+        """The numbers of the episodes in the store, int64 [E]; None means all of them."""
+        return self.episodes.numbers if isinstance(self.episodes, EpisodeDataset) else None
+
+    @property
+    def count(self) -> int:
+        """E, how many episodes are played."""
+        return len(self.episodes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of these episodes."""
+        return self.episodes.steps
+
+    def window(self, shuffle: Shuffle) -> int:
+        """How many episodes are shuffled among each other."""
+        if shuffle == "full":
+            return self.count
+        step_bytes = int(np.prod(self.store.view.shape[1:])) + 2
+        episode_bytes = self.steps / self.count * step_bytes
+        return min(max(int(_WINDOW_BYTES / episode_bytes), 1), self.count)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a saved stream is resumed, as a JSON value."""
+        chosen = None
+        if self.chosen is not None:
+            chosen = hashlib.sha256(self.chosen.astype("<i8").tobytes()).hexdigest()
+        attributes = self.store.attributes
+        return {
+            "fingerprint": attributes.fingerprint,
+            "vocabulary_hash": attributes.vocabulary_hash,
+            "episodes": chosen,
+        }
+
+
+Part = Store | EpisodeDataset | Source
+Given = Part | Sequence[Part]
+"""What `ExpertTrajectoryIterator` takes."""
+
+
+StageSources = Sequence[Sequence[Source]]
+"""What each stage plays; nothing in a stage without a section off_policy."""
+
+
+def stage_sources(settings: Settings, stores: Mapping[str, Store]) -> StageSources:
+    """What the stages choose from these stores, by name.
+
+    SettingsError  no episode fits a filter, or its expression cannot be parsed
+    """
+    return [
+        [
+            Source(_chosen(one, stores[one.name]), one.proportion)
+            for one in (stage.off_policy.store if stage.off_policy else ())
+        ]
+        for stage in settings.stages
+    ]
+
+
+def _chosen(settings: StoreSettings, store: Store) -> Store | EpisodeDataset:
+    if not settings.filters:
+        return store
+    seeds = store.seeds
+    fits = np.ones(len(seeds), dtype=np.bool_)
+    if settings.min_seed is not None:
+        fits &= seeds >= settings.min_seed
+    if settings.max_seed is not None:
+        fits &= seeds <= settings.max_seed
+    episodes = store.select(fits).filter(
+        mission=settings.mission,
+        min_length=settings.min_length or 1,
+        max_length=settings.max_length,
+    )
+    if not len(episodes):
+        low, high = store.lengths.min(), store.lengths.max()
+        raise SettingsError(
+            f"no episode of this store fits {settings.filters} (its episodes have {low} to {high} "
+            f"steps and seeds from {seeds.min()} to {seeds.max()})",
+            path=store.path,
+            fix="widen the filter; `demotools info` shows what the store holds",
+        )
+    return episodes
+
+
+def mixture_lines(sources: Sequence[Source], rollouts: int) -> list[str]:
+    """What there is to say of more than one whole store: the share of each, and what is played."""
+    if len(sources) == 1 and sources[0].chosen is None:
+        return []
+    return [
+        f"{source.store.name}: {count} of {rollouts} rollouts, {source.count:,} of "
+        f"{source.store.episodes:,} episodes"
+        for source, count in zip(sources, rollouts_of_sources(sources, rollouts), strict=True)
+    ]
+
+
+def checked_sources(stores: Given) -> tuple[Source, ...]:
+    """The sources, checked to go together: one kind of view, one vocabulary.
+
+    SettingsError  no source, no episode, a proportion that is not above 0, different views
+    """
+    given = [stores] if isinstance(stores, Part) else list(stores)
+    sources = tuple(item if isinstance(item, Source) else Source(item) for item in given)
+    if not sources:
+        raise SettingsError("there is no store to play", path="-", fix="name at least one store")
+    for source in sources:
+        _check_source(source, sources[0])
+    longest = vocabulary(sources)
+    for source in sources:
+        words = source.store.attributes.vocabulary
+        if words != longest[: len(words)]:
+            raise SettingsError(
+                "the stores of this mixture number their words differently",
+                path=source.store.path,
+                fix="mix only stores whose vocabularies begin alike; `demotools info` shows them",
+            )
+    return sources
+
+
+def _check_source(source: Source, first: Source) -> None:
+    path = source.store.path
+    if not source.count:
+        raise SettingsError("no episode of this store is chosen", path=path, fix="widen the filter")
+    if not 0 < source.proportion < float("inf"):
+        raise SettingsError(
+            f"a proportion is {source.proportion}", path=path, fix="give a number above 0"
+        )
+    shape, expected = source.store.view.shape[1:], first.store.view.shape[1:]
+    if shape != expected:
+        raise SettingsError(
+            f"the views of this store have the shape {shape}, those of "
+            f"{first.store.name} {expected}",
+            path=path,
+            fix="mix only stores with one kind of view",
+        )
+
+
+def vocabulary(sources: Sequence[Source]) -> tuple[str, ...]:
+    """The words of the source that knows most of them; word k has the token id k + 1."""
+    return max((source.store.attributes.vocabulary for source in sources), key=len)
+
+
+def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
+    """How many of the rollouts play each source: in proportion, rounded by largest remainder.
+
+    SettingsError  a source would get none, or more rollouts than it has episodes
+    """
+    proportion = np.array([source.proportion for source in sources], dtype=np.float64)
+    exact = proportion / proportion.sum() * rollouts
+    counts = np.floor(exact).astype(int)
+    for number in np.argsort(counts - exact, kind="stable")[: rollouts - counts.sum()]:
+        counts[number] += 1
+    for source, count in zip(sources, counts.tolist(), strict=True):
+        if not count:
+            raise SettingsError(
+                f"{rollouts} rollouts are too few for {len(sources)} stores in these proportions",
+                path=source.store.path,
+                fix="choose more rollouts, or a larger proportion for this store",
+            )
+        if count > source.count:
+            raise SettingsError(
+                f"{count} rollouts are more than the {source.count} episodes to play",
+                path=source.store.path,
+                fix=f"choose at most {source.count} rollouts for this store, or a larger store",
+            )
+    return [int(count) for count in counts]
