@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from demotools.errors import StoreError, exit_with_message, from_os_error, printable_text
+from demotools.output import log_to_stderr
 
 _GROUPS = {
     "Get data": ("get", ("fetch", "generate", "convert", "import")),
@@ -103,6 +104,7 @@ def main() -> None:
       demotools shrink --episodes 100
       demotools list
     """
+    log_to_stderr()
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])

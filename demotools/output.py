@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
+import logging
 import os
 import secrets
 import shutil
@@ -28,6 +30,9 @@ from demotools.errors import DemotoolsError, StoreError, from_os_error, printabl
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_log = logging.getLogger(__name__)
+
+_LINE_SECONDS = 60.0
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -223,7 +228,7 @@ def progress_bar(
     done: int = 0,
     items: Iterable[Any] | None = None,
 ) -> tqdm[Any]:
-    """A bar on stderr, shown on a terminal only.
+    """A bar on stderr; where stderr is no terminal, a line a minute in the log (`log_to_stderr`).
 
     total   None: not known
     unit    a noun in the plural, or B for bytes; bytes and steps are shown in thousands
@@ -232,15 +237,47 @@ def progress_bar(
     """
     from tqdm import tqdm  # many commands show none
 
-    return tqdm(
+    kind: type[tqdm[Any]] = tqdm
+    more: dict[str, Any] = {}
+    if not quiet and not sys.stderr.isatty():
+        kind = _line_bar()
+        known = "{n_fmt} of {total_fmt}{unit} ({percentage:.0f}%)"
+        shown = f"{{desc}}: {known if total else '{n_fmt}{unit}'}{{postfix}}, {{rate_noinv_fmt}}"
+        more["bar_format"] = f"{shown}, {{remaining}} left" if total else shown
+        # what is no terminal may be full, or gone: only the log writes there
+        more |= {"file": io.StringIO(), "miniters": 1, "leave": False}
+        more |= dict.fromkeys(("delay", "mininterval", "maxinterval"), _LINE_SECONDS)
+    return kind(
         items,
         total=total,
         initial=done,
         desc=printable_text(description),
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=unit == "B" or unit.endswith("steps"),
-        disable=True if quiet else None,  # None: where stderr is no terminal
+        disable=quiet,
+        **more,
     )
+
+
+def _line_bar() -> type[tqdm[Any]]:
+    """A bar whose every refreshment is a line of the log."""
+    from tqdm import tqdm
+
+    class LineBar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:  # noqa: ARG002
+            if msg is None:  # else it is to be cleared away
+                _log.info(str(self))
+
+    return LineBar
+
+
+def log_to_stderr(level: str = "info") -> None:
+    """Write what our modules log, from this level on, to stderr, each line with its time."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    for name in ("demotools", "trainer"):
+        logging.getLogger(name).setLevel(level.upper())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from demotools.errors import exit_with_message, optional_package
-from demotools.output import data_folder
+from demotools.output import data_folder, log_to_stderr
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,6 +25,18 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with exit_with_message():
             return super().invoke(ctx)
+
+
+class _RunCommand(click.Command):
+    """`--resume` has a value that may be left out; a word after it is one only if it is `auto`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        words = [
+            "--resume=always" if word == "--resume" and args[at + 1 : at + 2] != ["auto"] else word
+            for at, word in enumerate(args[:end])
+        ]
+        return super().parse_args(ctx, words + args[end:])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,6 +52,7 @@ def main() -> None:
     # before torch is loaded: threads that wait must sleep, not spin, or a second process on the
     # same cores makes every update many times slower (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log_to_stderr()
 
 
 def _load_torch() -> None:
@@ -84,7 +97,7 @@ _trust = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
 
-@main.command()
+@main.command(cls=_RunCommand)
 @click.argument("recipe")
 @click.option(
     "-o",
@@ -107,7 +120,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option(
     "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
 )
-@click.option("--resume", is_flag=True, help="Resume from the checkpoint in the output folder.")
+@click.option(
+    "--resume",
+    type=click.Choice(["always", "auto"]),
+    metavar="[=auto]",
+    help="Resume from the checkpoint in the output folder; with =auto, begin where there is none.",
+)
 @click.option(
     "--force-settings",
     is_flag=True,
@@ -116,6 +134,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option("--overwrite", is_flag=True, help="Replace the run in the same folder.")
 @click.option(
     "--trust", is_flag=True, help="Import and run the code that the settings.toml of a run names."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Log this much to stderr; where it is no terminal, info is a line a minute.",
 )
 @_workers
 @_data_dir
@@ -126,10 +151,11 @@ def run(
     overrides: tuple[str, ...],
     dry_run: bool,
     tiny: bool,
-    resume: bool,
+    resume: str | None,
     force_settings: bool,
     overwrite: bool,
     trust: bool,
+    log_level: str,
     workers: int | None,
     data: Path,
     quiet: bool,
@@ -146,8 +172,11 @@ def run(
     Example:
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
     """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
+    log_to_stderr(log_level)
     _load_torch()
-    from trainer.report.plot import drawn_curve
+    from trainer.report.plot import LiveCurve, drawn_curve
     from trainer.run.session import Stopped, train
     from trainer.run.session import dry_run as described
 
@@ -161,17 +190,20 @@ def run(
             recipe,
             **common,
             output=output,
-            resume=resume,
+            resume="auto" if resume == "auto" else resume is not None,
             force_settings=force_settings,
             overwrite=overwrite,
             quiet=quiet,
             say=_say,
+            on_save=LiveCurve().refresh,
         )
     except Stopped as stopped:
         if not quiet and _writes():
-            again = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+            again = [word for word in sys.argv[1:] if word != "--overwrite"]
+            if resume is None:
+                again.append("--resume")
             _say(f"stopped; the checkpoint is {stopped.checkpoint}; this goes on from it:")
-            _say(f"  {shlex.join(['trainer', *again, '--resume'])}")
+            _say(f"  {shlex.join(['trainer', *again])}")
         raise
     if _writes():
         drawn = drawn_curve(folder)

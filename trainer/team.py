@@ -130,9 +130,25 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.raises = False
 
     def __bool__(self) -> bool:
         return self.signal != 0
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal ends the block where it stands: nothing in it must be completed."""
+        self.raises = True
+        try:
+            yield
+        except _Stopping:
+            pass
+        finally:
+            self.raises = False
+
+
+class _Stopping(BaseException):
+    """A signal came in a block that ends at once."""
 
 
 @contextmanager
@@ -147,6 +163,8 @@ def stop_request() -> Iterator[StopRequest]:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = number
+        if request.raises:
+            raise _Stopping
 
     heeded = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heeded}

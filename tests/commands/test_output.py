@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from demotools import output
 from demotools.errors import DemotoolsError, StoreError
-from demotools.output import acquired_lock, check_output, open_regular, write_output, written_whole
+from demotools.output import (
+    acquired_lock,
+    check_output,
+    open_regular,
+    progress_bar,
+    write_output,
+    written_whole,
+)
 
 
 def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -134,3 +144,29 @@ def test_where_a_file_system_has_no_locks_a_file_stands_for_one(
     assert f"where there is none, remove {mark}" in refused.value.fix
     lock.release()
     acquired_lock(tmp_path / "A.zarr").release()
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_the_work_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(output, "_LINE_SECONDS", 0.05)
+    caplog.set_level("INFO", "demotools")
+    for quiet in (False, True):
+        with progress_bar(4_000_000, "stage 1 of 2", "demo steps", quiet=quiet, done=50_000) as bar:
+            for number in range(1, 3):
+                time.sleep(0.06)
+                bar.set_postfix({"loss": f"{1 / number:.3f}"}, refresh=False)
+                bar.update(50_000)
+    first, second = caplog.messages
+    assert first.startswith("stage 1 of 2: 100k of 4.00M demo steps (2%), loss=1.000, ")
+    assert second.startswith("stage 1 of 2: 150k of 4.00M demo steps (4%), loss=0.500, ")
+    assert second.endswith(" left") and "demo steps/s, " in second
+    caplog.clear()
+    with progress_bar(None, "a file", "B", quiet=False) as bar:
+        time.sleep(0.06)
+        bar.update(2000)
+    assert caplog.messages[0].startswith("a file: 2.00kB, ")
+    assert {logging.INFO} == {record.levelno for record in caplog.records}
+    assert capsys.readouterr().err == ""

@@ -25,8 +25,9 @@ from demotools.errors import SettingsError
 from demotools.store.reading import Store, open_store
 from trainer.batch import Batch
 from trainer.cli import main
-from trainer.learning.losses import Loss, LossResult
+from trainer.learning.losses import ExpertCrossEntropy, Loss, LossResult
 from trainer.learning.networks.base import Model
+from trainer.report import plot
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
@@ -275,11 +276,64 @@ def test_resume_without_a_checkpoint_says_how_the_run_begins(
     nothing = run("bc_small_cpu", "-o", "a", "--resume", *BARE)
     assert nothing.exit_code == 1 and "drop --resume" in nothing.output
     assert not list(tmp_path.iterdir())
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "log.jsonl").touch()
+    for name in "ab":  # it died before its first checkpoint
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").touch()
     left = run("bc_small_cpu", "-o", "a", "--resume", *BARE)
     assert left.exit_code == 1 and "--overwrite in place of --resume" in left.output
+    again = run("bc_small_cpu", "-o", "a", *BARE)
+    assert again.exit_code == 1 and "--resume=auto or --overwrite" in again.output
     assert run("bc_small_cpu", "-o", "a", "--overwrite", "-q", *BARE).exit_code == 0
+    begun = run("bc_small_cpu", "-o", "b", "--resume=auto", "-q", *BARE)
+    assert begun.exit_code == 0, begun.output
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resume_auto_begins_a_run_and_goes_on_with_it(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    both = run("bc_small_cpu", "--resume=auto", "--overwrite")
+    assert both.exit_code == 2 and "give one" in both.output
+    for resume in (["--resume=auto"], ["--resume", "auto"], ["--resume"]):
+        result = run(*resume, "bc_small_cpu", "-o", "a", "-q", *BARE)
+        assert result.exit_code == 0, result.output
+        said = [line["demo_steps"] for line in read_log(tmp_path / "a")]
+        assert said == sorted(said) and said[-1] == 800, resume
+    # a run whose replacement died before its first checkpoint comes back
+    (tmp_path / "a" / ".replaced").mkdir()
+    for name in ("last.pt", "log.jsonl"):
+        (tmp_path / "a" / name).rename(tmp_path / "a" / ".replaced" / name)
+    before = weights(tmp_path / "a")
+    assert run("bc_small_cpu", "-o", "a", "--resume=auto", "-q", *BARE).exit_code == 0
+    assert all(torch.equal(before[name], now) for name, now in weights(tmp_path / "a").items())
+    assert not (tmp_path / "a" / ".replaced").exists()
+
+
+def test_the_curve_is_drawn_while_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plot, "_LIVE_SECONDS", -1.0)
+    monkeypatch.setattr(plot, "_LIVE_SHARE", 0)
+    recipe = run("bc_small_cpu", "--dry-run", *BARE).output
+    # what fails late: the picture is of the saves before
+    own = "losses.expert_ce={type='tests.run.test_training:failing', after=5}"
+    (tmp_path / "own.toml").write_text(recipe, "utf-8")
+    with pytest.raises(ZeroDivisionError):
+        raise run("own.toml", "-o", "a", "--set", own).exception or AssertionError
+    assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def failing(after: int) -> Loss:
+    calls = iter(range(1, 100))
+
+    def loss(model: Model, batch: Batch, memory: Any) -> LossResult:
+        value = ExpertCrossEntropy()(model, batch, memory)
+        if next(calls) > after:
+            raise ZeroDivisionError
+        return value
+
+    return loss
 
 
 def test_a_killed_run_leaves_a_whole_checkpoint(bot_data: Path, tmp_path: Path) -> None:

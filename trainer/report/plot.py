@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -33,6 +34,7 @@ _LABELS: dict[AgainstWhat, str] = {
 _WIDTH_INCHES, _PANELS_INCHES, _LEGEND_INCHES, _DOTS_PER_INCH = 8.0, 6.2, 0.22, 100
 _LEGEND_COLUMNS, _LONG_NAME = 3, 30
 _WINDOW = 9
+_LIVE_SECONDS, _LIVE_SHARE = 30.0, 20
 _DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 _GREY = "0.5"
 
@@ -59,6 +61,21 @@ def plot_runs(
         FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     write_output(output, stream.getvalue(), overwrite=overwrite)
     return output
+
+
+class LiveCurve:
+    """Draws the curve of a run anew as it goes on: at most twice a minute."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _LIVE_SECONDS
+
+    def refresh(self, folder: Path) -> None:
+        """Draw it where it is time; what fails is said at the end of the run."""
+        begun = time.monotonic()
+        if begun >= self._next:
+            drawn_curve(folder)
+            taken = time.monotonic() - begun
+            self._next = begun + max(_LIVE_SECONDS, _LIVE_SHARE * taken)
 
 
 def drawn_curve(folder: Path) -> str:

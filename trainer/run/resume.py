@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tomllib
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -25,6 +26,8 @@ from trainer.run.checkpoint import (
 )
 from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
+
+_log = logging.getLogger(__name__)
 
 _FEW_EPISODES = 100
 _STATE = "the state of training in this checkpoint is damaged"
@@ -66,6 +69,8 @@ def save(run: Run, stage: Stage | None = None) -> None:
     if run.team.writes:
         write_state(run, FILE_NAME, state)
         keep_checkpoints(run.folder, run.settings.run.keep, run.progress.updates)
+        _log.debug("saved after %d updates: %s", run.progress.updates, run.folder / FILE_NAME)
+        run.on_save(run.folder)
 
 
 def save_best(run: Run, stage: Stage | None) -> None:

@@ -79,12 +79,13 @@ def train(
     tiny: bool = False,
     data_dir: Path | str | None = None,
     workers: int | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     force_settings: bool = False,
     overwrite: bool = False,
     trust: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
+    on_save: Callable[[Path], object] = lambda _folder: None,
 ) -> Path:
     """Train by these settings; the folder of the run, with its checkpoint, log and settings.
 
@@ -94,11 +95,15 @@ def train(
     tiny             whether the recipe's own [tiny] overrides come first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
     workers          processes of environments; None: one per core, at most one per environment
-    resume           go on from the checkpoint in the folder
+    resume           go on from the checkpoint in the folder; "auto": where there is one
     force_settings   resume although settings changed, where that is harmless
     overwrite        replace a run in the same folder
     trust            import what a recipe names, though it is the settings.toml of some run
     say              takes a line for the user; quiet: there are none, and no progress bar
+    on_save          is given the folder after every checkpoint
+
+    How far a run has come is a bar where stderr is a terminal, else a line a minute of the logger
+    `demotools` (`logging.basicConfig(level="INFO")` shows it).
 
     SettingsError, StoreError, CheckpointError  before anything is written
     Stopped                                     a signal ended the run; it can be resumed
@@ -115,6 +120,7 @@ def train(
         if quiet or not team.writes:
             say = _silence
         run = _new_run(chosen, folder, data, workers, team, quiet=quiet, say=say)
+        run.on_save = on_save
         lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
         lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
         with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
@@ -139,7 +145,10 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
             raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
         if run.team.writes:
             run.say(f"trained for {duration(60 * run.progress.minutes)}")
-            _evaluate(run)
+            with stop.at_once():  # all is saved, and measuring may take longer than there is time
+                _evaluate(run)
+            if stop:
+                raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
 
 
 def dry_run(
@@ -313,14 +322,23 @@ def _check_environments(settings: Settings, workers: int | None, team: Team) -> 
     environment.close()
 
 
+def _left_by_a_run(folder: Path) -> list[Path]:
+    return [path for name in _FILES for path in folder.glob(name)]
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from here, perhaps one whose replacement has none yet."""
+    return any((place / CHECKPOINT_FILE).is_file() for place in (folder, folder / REPLACED))
+
+
 def _checkpoint_to_resume(folder: Path) -> Checkpoint:
     if not (folder / CHECKPOINT_FILE).is_file():
-        left = any(True for name in _FILES for _path in folder.glob(name))
         raise CheckpointError(
             "there is no checkpoint to go on from",
             path=folder / CHECKPOINT_FILE,
-            fix="give --overwrite in place of --resume: the run ended before its first checkpoint"
-            if left
+            fix="give --resume=auto, or --overwrite in place of --resume: the run ended before its "
+            "first checkpoint"
+            if _left_by_a_run(folder)
             else "drop --resume to begin the run, or name the folder of the run with -o",
         )
     # what runs is named by the recipe; `check_resumed` refuses a checkpoint that names others
@@ -328,9 +346,14 @@ def _checkpoint_to_resume(folder: Path) -> Checkpoint:
 
 
 @contextmanager
-def _claimed(run: Run, *, resume: bool, overwrite: bool) -> Iterator[Checkpoint | None]:
+def _claimed(
+    run: Run, *, resume: bool | Literal["auto"], overwrite: bool
+) -> Iterator[Checkpoint | None]:
     """The folder of a run, in order and nobody else's inside; the checkpoint to resume from."""
     folder = run.folder
+    if resume == "auto":
+        resume = run.team.gathered(_has_checkpoint(folder))[0]
+        overwrite = not resume  # what ended before its first checkpoint is begun again
     if resume and not folder.is_dir():
         _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
     if not run.team.writes:
@@ -361,13 +384,14 @@ def _emptied(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
     Only what a run writes is ever moved or removed.
     """
-    existing = [path for name in _FILES for path in folder.glob(name)]
+    existing = _left_by_a_run(folder)
     if existing and not overwrite:
-        raise SettingsError(
-            "there is a run in this folder already",
-            path=folder,
-            fix="add --resume to go on with it, --overwrite to replace it, or name another with -o",
-        )
+        what = "there is a run in this folder already"
+        fix = "add --resume to go on with it, --overwrite to replace it"
+        if not (folder / CHECKPOINT_FILE).exists():
+            what = "a run ended in this folder before its first checkpoint"
+            fix = "add --resume=auto or --overwrite to begin it again"
+        raise SettingsError(what, path=folder, fix=f"{fix}, or name another folder with -o")
     try:
         try:
             for path in existing:

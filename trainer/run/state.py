@@ -105,6 +105,7 @@ class Run:
     say         takes a line for the user
     log         None before it is open, and in a process that does not write
     restored    state of the stage that a checkpoint was taken in, until the stage takes it up
+    on_save     is given the folder after every checkpoint
     """
 
     settings: Settings
@@ -125,6 +126,7 @@ class Run:
     watch: Stopwatch = field(default_factory=Stopwatch)
     meter: Meter = field(default_factory=Meter)
     restored: Mapping[str, Any] | None = None
+    on_save: Callable[[Path], object] = lambda _folder: None
 
 
 def new_run(
