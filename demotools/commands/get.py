@@ -133,6 +133,25 @@ def fetch_command(
     show_default="0 for train, 1000000000 for valid",
     help="First environment seed.",
 )
+@click.option(
+    "--noise",
+    metavar="P",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Begin random actions with probability P at each step; `taken` holds what was done, "
+    "`action` what the bot advised.",
+)
+@click.option(
+    "--burst",
+    metavar="N",
+    type=click.IntRange(min=1),
+    show_default="5",
+    help="With --noise: take 1 to N random actions in a row.",
+)
+@click.option(
+    "--subgoals", is_flag=True, help="Store what the bot is about at each step, as `subgoal`."
+)
 @on_workers
 @name_option
 @overwrite_store
@@ -143,6 +162,9 @@ def generate_command(
     episodes: int,
     split: Literal["train", "valid"],
     seed: int | None,
+    noise: float,
+    burst: int | None,
+    subgoals: bool,
     workers: int | None,
     dask: str | None,
     name: str | None,
@@ -157,11 +179,16 @@ def generate_command(
     \b
     Example:
       demotools generate GoToLocal --episodes 1000
+      demotools generate BossLevel --episodes 1000 --noise 0.01 --subgoals
     """
+    from demotools.recording.bot import Style
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
 
-    recording = planned_recording(level, episodes, split=split, first_seed=seed)
+    if burst and not noise:
+        raise click.UsageError("--burst needs --noise")
+    style = Style(noise, burst or 5, subgoals)
+    recording = planned_recording(level, episodes, split=split, first_seed=seed, style=style)
     path = shell.new_store(name or recording.store_name)
     check_dask(dask, workers)
     recorded = record(

@@ -429,7 +429,7 @@ def _checked_episode(
     view, direction, action = (
         _whole_numbers(name, *column)[:steps] for name, column in columns.items()
     )
-    return Episodes.one(mission, seed, view, direction, action)
+    return Episodes.one(mission, seed, view, direction, action, {})
 
 
 def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -> NDArray[np.uint8]:

@@ -23,6 +23,8 @@ MEANING = {
     "episode_seed": "environment seed, -1 where unknown",
     "mission_text": "the distinct missions",
     "mission_tokens": "word ids, 0 is padding",
+    "taken": "the action that was taken, the expert's or a random one",
+    "subgoal": "the bot's present subgoal, a code",
 }
 
 
@@ -34,6 +36,7 @@ def store_info(path: Path) -> dict[str, Any]:
     store = open_store(path)
     about = store.attributes.model_dump()
     words = about.pop("vocabulary")
+    about = {name: value for name, value in about.items() if name != "subgoals" or value}
     length = np.diff(store.episode_offset)
     return {
         "name": store.name,

@@ -8,7 +8,7 @@ why there is no room.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class Shown:
     action        uint8 [T]
     environment   plays the episode again from its seed; None where that does not agree
     note          why there is no room; empty where there is one
+    taken         uint8 [T], the actions played, where they may differ from `action`, the expert's
+    subgoal       the bot's subgoal at each step, a text; empty where none are known
     """
 
     store: str
@@ -56,6 +58,13 @@ class Shown:
     action: NDArray[np.uint8]
     environment: Environment | None
     note: str
+    taken: NDArray[np.uint8] | None = None
+    subgoal: Sequence[str] = ()
+
+    @property
+    def played(self) -> NDArray[np.uint8]:
+        """The actions that lead from one step to the next: uint8 [T]."""
+        return self.action if self.taken is None else self.taken
 
     @property
     def title(self) -> str:
@@ -65,8 +74,16 @@ class Shown:
         return f"{self.store}, episode {self.episode}, {steps}, seed {seed}"
 
     def step_text(self, step: int) -> str:
-        """The number of a step and its action."""
-        return f"step {step} (last {len(self.action) - 1})   {ACTIONS[self.action[step]]}"
+        """The number of a step, its action, what was done instead, and what for."""
+        return f"step {step} (last {len(self.action) - 1})   {self.action_text(step)}"
+
+    def action_text(self, step: int) -> str:
+        """The action of a step, what was done instead, and what for."""
+        advice, taken = self.action[step], self.played[step]
+        words = [
+            ACTIONS[advice] if advice == taken else f"{ACTIONS[advice]}, took {ACTIONS[taken]}"
+        ]
+        return "   ".join([*words, *self.subgoal[step : step + 1]])
 
     def as_json(self) -> dict[str, Any]:
         """The episode without its views, as JSON values."""
@@ -77,6 +94,8 @@ class Shown:
             "seed": None if self.seed < 0 else self.seed,
             "steps": len(self.action),
             "actions": [ACTIONS[action] for action in self.action],
+            **({} if self.taken is None else {"taken": [ACTIONS[it] for it in self.taken]}),
+            **({"subgoals": list(self.subgoal)} if self.subgoal else {}),
             "directions": self.direction.tolist(),
             "replay_agrees": self.environment is not None,
             "note": self.note,
@@ -144,6 +163,8 @@ def shown_episode(store: Store, episode: int) -> Shown:
         action=selected.action,
         environment=environment,
         note=note,
+        taken=selected.optional.get("taken"),
+        subgoal=[store.attributes.subgoals[code] for code in selected.optional.get("subgoal", [])],
     )
 
 
@@ -164,7 +185,7 @@ def _played(shown: Shown) -> Iterator[Any]:
         yield from (None for _action in shown.action)
         return
     shown.environment.reset(seed=shown.seed)
-    for action in shown.action.tolist():
+    for action in shown.played.tolist():
         yield shown.environment
         shown.environment.step(action)
 
@@ -221,7 +242,7 @@ def episode_gif(shown: Shown, *, quiet: bool = True) -> bytes:
 def episode_png(shown: Shown, *, quiet: bool = True) -> bytes:
     """All steps of the episode on one sheet."""
     panels = [
-        panel(pictures, [f"{step}  {ACTIONS[shown.action[step]]}"], text_size=11)
+        panel(pictures, [f"{step}  {shown.action_text(step)}"], text_size=11)
         for step, pictures in enumerate(step_pictures(shown, _PNG_TILE, quiet=quiet))
     ]
     whole = sheet(panels)

@@ -14,7 +14,7 @@ environment has shown. tests/recording/test_fast.py compares every action with s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from typing import Any, SupportsIndex
@@ -33,6 +33,7 @@ from demotools.recording.environment import (
     FastView,
     observed_cells,
 )
+from demotools.recording.subgoals import subgoal_code
 
 # The most that an action of a solved episode took is 8 (docs/log.md).
 REPLANS_AT_MOST = 50
@@ -61,7 +62,8 @@ class Episode:
     seed        the environment's seed
     cells       uint8 [T, 7, 7], packed views before each action
     direction   uint8 [T], 0 right, 1 down, 2 left, 3 up
-    action      uint8 [T], 0..6
+    action      uint8 [T], 0..6, what the bot advised
+    optional    uint8 [T] each: the action `taken`, the `subgoal`, as the style asks for them
     """
 
     mission: str
@@ -69,6 +71,29 @@ class Episode:
     cells: NDArray[np.uint8]
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
+    optional: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How episodes are played, and what is kept of them beside the bot's actions.
+
+    noise      0 <= noise <= 1, probability at each step that random actions begin
+    burst      the most of them in a row, at least 1; as many as that are equally likely as fewer
+    subgoals   keep the bot's subgoals
+    """
+
+    noise: float = 0.0
+    burst: int = 5
+    subgoals: bool = False
+
+    @property
+    def arrays(self) -> list[str]:
+        """The optional arrays that such episodes have."""
+        return [*(["taken"] if self.noise else []), *(["subgoal"] if self.subgoals else [])]
+
+
+PLAIN = Style()
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,7 @@ class Expert:
         level: Any = environment.unwrapped
         kind: Any = FastBot if isinstance(level, FastView) else BabyAIBot
         self._bot = kind(level)
+        self._level = level
         self._plan = self._bot.stack = _CountedPlan(self._bot.stack)
 
     def action(self, taken: int | None = None) -> int:
@@ -108,8 +134,32 @@ class Expert:
             cause = f": {error}" if isinstance(error, AssertionError) and str(error) else ""
             raise BotError(f"{type(error).__name__}{cause}") from error
 
+    def subgoal(self) -> int:
+        """What the action that was advised last is for: a code of `SUBGOALS`."""
+        return subgoal_code(next(reversed(self._plan), None), self._level)
 
-def record_episode(environment: Environment, seed: int) -> Episode | Failure:
+
+# One stream for an environment seed, which has nothing to do with the level's own.
+_NOISE_STREAM = 0x6E6F697365
+_RANDOM_ACTIONS = _DONE
+"""The random actions are those before `done`, which does nothing in BabyAI."""
+
+
+def random_actions(seed: int, style: Style) -> Iterator[int | None]:
+    """At each step the random action to take, or None where the bot's is to be taken.
+
+    The raw output of a bit generator is the one random stream that numpy promises never to change.
+    """
+    draw = np.random.PCG64([seed, _NOISE_STREAM]).random_raw
+    while True:
+        if draw() >= style.noise * 2.0**64:
+            yield None
+            continue
+        for _step in range(1 + draw() % style.burst):
+            yield draw() % _RANDOM_ACTIONS
+
+
+def record_episode(environment: Environment, seed: int, style: Style = PLAIN) -> Episode | Failure:
     """The episode that the bot plays from `seed`, or why it did not solve it.
 
     Solved means reward > 0 within the level's step limit.
@@ -119,16 +169,22 @@ def record_episode(environment: Environment, seed: int) -> Episode | Failure:
     images: list[NDArray[np.uint8]] = []
     directions: list[int] = []
     actions: list[int] = []
-    expert = Expert(environment)
-    while True:
+    optional: dict[str, list[int]] = {name: [] for name in style.arrays}
+    expert, taken = Expert(environment), None
+    for random_action in random_actions(seed, style):
         try:
-            action = expert.action()
+            action = expert.action(taken)
         except BotError as error:
             return Failure(seed, str(error))
+        taken = action if random_action is None else random_action
         images.append(observation["image"])
         directions.append(observation["direction"])
         actions.append(action)
-        observation, reward, terminated, truncated, _ = environment.step(action)
+        if style.noise:
+            optional["taken"].append(taken)
+        if style.subgoals:
+            optional["subgoal"].append(expert.subgoal())
+        observation, reward, terminated, truncated, _ = environment.step(taken)
         if terminated or truncated:
             break
         if action == _DONE:
@@ -141,6 +197,7 @@ def record_episode(environment: Environment, seed: int) -> Episode | Failure:
         cells=observed_cells(np.stack(images)),
         direction=np.array(directions, dtype=np.uint8),
         action=np.array(actions, dtype=np.uint8),
+        optional={name: np.array(values, dtype=np.uint8) for name, values in optional.items()},
     )
 
 

@@ -21,8 +21,16 @@ from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import SEEDS, Split, read_manifest
 from demotools.errors import LevelError, SettingsError, printable_text
 from demotools.output import progress_bar
-from demotools.recording.bot import REPLANS_AT_MOST, Episode, Failure, record_episode
+from demotools.recording.bot import (
+    PLAIN,
+    REPLANS_AT_MOST,
+    Episode,
+    Failure,
+    Style,
+    record_episode,
+)
 from demotools.recording.environment import level_environment_id, make_environment
+from demotools.recording.subgoals import SUBGOALS
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
 from demotools.workers.processes import (
@@ -46,6 +54,7 @@ class Recording:
     split: Split
     episodes: int
     first_seed: int
+    style: Style = PLAIN
 
     @property
     def part_seeds(self) -> int:
@@ -90,7 +99,12 @@ class Recorded:
 
 
 def planned_recording(
-    level: str, episodes: int, *, split: Split = "train", first_seed: int | None = None
+    level: str,
+    episodes: int,
+    *,
+    split: Split = "train",
+    first_seed: int | None = None,
+    style: Style = PLAIN,
 ) -> Recording:
     """The recording of the first `episodes` solved episodes from `first_seed` on.
 
@@ -114,7 +128,7 @@ def planned_recording(
             fix=f"start at {allowed.start} or a little above",
         )
     environment_id = level_environment_id(level)
-    return Recording(read_manifest(level).level, environment_id, split, episodes, first)
+    return Recording(read_manifest(level).level, environment_id, split, episodes, first, style)
 
 
 def generate(
@@ -148,16 +162,18 @@ def generate(
             licence=manifest.licence,
             citation=manifest.citation,
             source=_source(recording, seeds, failures),
+            subgoals=SUBGOALS if recording.style.subgoals else (),
         )
     return Recorded(path, recording.episodes, seeds, failures)
 
 
 def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dict[str, Any]:
-    job = recording.job()
+    job, style = recording.job(), recording.style
     return {
         "kind": "bot",
         "bot": "minigrid.utils.baby_ai_bot.BabyAIBot",
         **{key: job[key] for key in ("minigrid", "numpy", "replans")},
+        **({"noise": style.noise, "burst": style.burst} if style.noise else {}),
         "seeds": [seeds.start, seeds.stop],
         "failures": failures,
     }
@@ -212,9 +228,9 @@ def play_part(folder: Path, recording: Recording, part: int) -> int:
         )
     # a new environment for every part: nothing can leak from the episodes of another
     environment = make_environment(recording.level)
-    played = [record_episode(environment, seed) for seed in seeds]
+    played = [record_episode(environment, seed, recording.style) for seed in seeds]
     solved = [
-        Episodes.one(one.mission, one.seed, one.cells, one.direction, one.action)
+        Episodes.one(one.mission, one.seed, one.cells, one.direction, one.action, one.optional)
         for one in played
         if isinstance(one, Episode)
     ]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import LevelError, ManifestError
 from demotools.output import progress_bar
+from demotools.recording.bot import BotError, Expert
 from demotools.recording.environment import Environment, Observation, make_environment
+from demotools.recording.subgoals import SUBGOALS
 from demotools.store.reading import Store
 from demotools.store.verify import Check
 
@@ -29,12 +31,17 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
         return Check(name, (), f"not played: {reason}", skipped=True)
     chosen = evenly_spread(np.flatnonzero(store.episode_seed >= 0), episodes)
     environment = make_environment(store.attributes.level)
+    # what no replay shows: advice that was not followed, and what it was for
+    advised = bool(store.optional) and store.attributes.source.get("kind") == "bot"
     differences = []
     bar = progress_bar(len(chosen), f"replay {store.name}", "episodes", quiet=quiet, items=chosen)
     for episode in bar:
-        if difference := replayed_episode(environment, store, int(episode)).difference:
+        played = replayed_episode(environment, store, int(episode), advised=advised)
+        if difference := played.difference:
             differences.append(f"episode {episode}, {difference}")
     notes = [f"{len(chosen):,} of {store.episodes:,} episodes"]
+    if advised:
+        notes.append("with the advice of the bot at each step")
     if unknown := int((store.episode_seed < 0).sum()):
         notes.append(f"{unknown:,} have no known seed")
     recorded, installed = store.attributes.source.get("minigrid"), version("minigrid")
@@ -86,18 +93,23 @@ def evenly_spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
     return rows[np.arange(number) * len(rows) // number]
 
 
-def replayed_episode(environment: Environment, store: Store, episode: int) -> Replay:
+def replayed_episode(
+    environment: Environment, store: Store, episode: int, *, advised: bool = False
+) -> Replay:
     """Play one stored episode again, step by step, up to the first difference.
 
     Compared at every step: view, direction and mission; then that the episode goes on until its
     last action, and ends there with a reward > 0.
+
+    advised   compare the expert's actions with the bot's, and its subgoals where there are any
     """
     start, stop = store.bounds(episode)
     images = store.images(start, stop)
     directions = store.direction.span(start, stop)
-    actions = store.action.span(start, stop)
+    actions = store.taken.span(start, stop)
     mission = store.mission_text[store.episode_mission[episode]]
     observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
+    expert, taken = Expert(environment) if advised else None, None
     for step, action in enumerate(actions.tolist()):
         if not np.array_equal(observation["image"], images[step]):
             return Replay(f"step {step}: the view differs")
@@ -107,9 +119,32 @@ def replayed_episode(environment: Environment, store: Store, episode: int) -> Re
         if observation["mission"] != mission:
             found = f"{mission!r} is stored, {observation['mission']!r} was played"
             return Replay(f"step {step}: the mission differs, {found}")
+        if expert and (wrong := _other_advice(expert, taken, store, start + step)):
+            return Replay(f"step {step}: {wrong}")
+        taken = action
         observation, reward, terminated, truncated, _ = environment.step(action)
         if (terminated or truncated) and step < len(actions) - 1:
             return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")
     if float(reward) <= 0:
         return Replay(f"step {step}: the last action brought no reward")
     return Replay("", float(reward), observation)
+
+
+def _other_advice(expert: Expert, taken: int | None, store: Store, row: int) -> str:
+    """How the bot's advice differs from what step `row` of a store holds; empty where it does not.
+
+    taken   the action of the step before; None at the first
+    """
+    stored = int(store.action.span(row, row + 1)[0])
+    try:
+        advice = expert.action(taken)
+    except BotError as error:
+        return f"the bot has no action ({error})"
+    if advice != stored:
+        return f"the expert's action is {ACTIONS[stored]}, the bot advises {ACTIONS[advice]}"
+    if subgoals := store.optional.get("subgoal"):
+        code, found = int(subgoals.span(row, row + 1)[0]), expert.subgoal()
+        if code != found:
+            texts = store.attributes.subgoals
+            return f"the subgoal is {texts[code]!r}, the bot's is {SUBGOALS[found]!r}"
+    return ""

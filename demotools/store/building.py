@@ -66,19 +66,22 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
 
     notes   what the job wants to remember of this part, JSON values (skipped episodes, counts)
     """
-    text = {"mission": episodes.mission, "notes": dict(notes)}
+    optional = dict(episodes.optional)
+    text = {"mission": episodes.mission, "notes": dict(notes), "optional": list(optional)}
     final = part_file(folder, number)
     with written_whole(final, synced=False) as stream:
         content = _SummedStream(stream, number)
         # one plain array after another: a zip archive would compute its checksum more slowly
-        for column in (
+        columns: list[NDArray[Any]] = [
             episodes.length,
             np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
             episodes.seed,
             episodes.view,
             episodes.direction,
             episodes.action,
-        ):
+            *optional.values(),
+        ]
+        for column in columns:
             _write_array(content, column)
         stream.write(content.trailer())
 
@@ -112,14 +115,17 @@ def _write_array(stream: _SummedStream, array: NDArray[Any]) -> None:
 def read_part(folder: Path, number: int) -> Episodes:
     """Part `number` as it was written."""
     with part_file(folder, number).open("rb") as stream:
-        length, text, seed, view, direction, action = (np.load(stream) for _ in range(6))
+        length, content, seed, view, direction, action = (np.load(stream) for _ in range(6))
+        text = json.loads(content.tobytes())
+        optional = {name: np.load(stream) for name in text["optional"]}
     return Episodes(
         length=length,
-        mission=json.loads(text.tobytes())["mission"],
+        mission=text["mission"],
         seed=seed,
         view=view,
         direction=direction,
         action=action,
+        optional=optional,
     )
 
 
@@ -264,8 +270,11 @@ class StoreBuilder:
         citation: str,
         source: Mapping[str, Any],
         parent: Mapping[str, Any] | None = None,
+        subgoals: Sequence[str] = (),
     ) -> Path:
         """Join all parts into the store and give it its final name.
+
+        subgoals        what the codes of the array `subgoal` stand for
 
         StoreError      there is no episode, or the parts do not make a store
         DemotoolsError  the disk is full, or gives back something else than was written
@@ -278,6 +287,7 @@ class StoreBuilder:
             "citation": citation,
             "source": dict(source),
             "parent": None if parent is None else dict(parent),
+            **({"subgoals": list(subgoals)} if subgoals else {}),
         }
         building = self.folder / self.path.name
         try:
@@ -388,7 +398,7 @@ def join_parts(
     count, steps   of all parts together
     about          the attributes that do not follow from the episodes
 
-    StoreError  some views pack into cells and others do not
+    StoreError  some episodes have another kind of view, or other optional arrays
     """
     building.mkdir()
     # what is found of it, wherever somebody carries it, is known for what it is
@@ -407,21 +417,26 @@ def join_parts(
         done = 0
         for episodes in parts:
             size = len(episodes.action)
+            if not size:
+                continue
             columns = {
                 "cells" if episodes.packed else "image": episodes.view,
                 "direction": episodes.direction,
                 "action": episodes.action,
                 "mask": episode_mask(episodes.offset, 0, size),
+                **episodes.optional,
             }
             arrays = arrays or {
                 name: array(name, "uint8", [steps, *rows.shape[1:]], chunk)
                 for name, rows in columns.items()
             }
-            if arrays.keys() != columns.keys():
+            if strange := arrays.keys() ^ columns.keys():
                 raise StoreError(
-                    "some views pack into cells and others do not",
+                    "some views pack into cells and others do not"
+                    if "image" in strange
+                    else f"some episodes have the array {min(strange)!r} and others do not",
                     path=building,
-                    fix="convert the files with different kinds of view one by one",
+                    fix="make one store of each kind",
                 )
             for name, rows in columns.items():
                 arrays[name].append(rows)

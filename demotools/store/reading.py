@@ -20,7 +20,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any, Literal, overload
@@ -55,6 +55,7 @@ class Episodes:
     view        uint8 [S, 7, 7] packed cells, or [S, H, W, C] images that do not pack
     direction   uint8 [S], 0 right, 1 down, 2 left, 3 up
     action      uint8 [S], expert action 0..6
+    optional    [S] each, those of the arrays `OPTIONAL` that all of these episodes have
     """
 
     length: NDArray[np.int64]
@@ -63,6 +64,7 @@ class Episodes:
     view: NDArray[np.uint8]
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
+    optional: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -82,9 +84,11 @@ class Episodes:
         view: NDArray[np.uint8],
         direction: NDArray[np.uint8],
         action: NDArray[np.uint8],
+        optional: Mapping[str, NDArray[np.uint8]],
     ) -> Episodes:
         """A single episode."""
-        return cls(np.array([len(action)]), [mission], np.array([seed]), view, direction, action)
+        length, seeds = np.array([len(action)]), np.array([seed])
+        return cls(length, [mission], seeds, view, direction, action, optional)
 
     @classmethod
     def none(cls, view_shape: Sequence[int]) -> Episodes:
@@ -95,9 +99,14 @@ class Episodes:
     @classmethod
     def concatenated(cls, parts: Sequence[Episodes]) -> Episodes:
         """The episodes of several parts, one part after another; at least one part."""
+        some = [part for part in parts if len(part.length)] or parts[:1]
         return cls(
-            mission=[text for part in parts for text in part.mission],
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS},
+            mission=[text for part in some for text in part.mission],
+            **{name: np.concatenate([getattr(part, name) for part in some]) for name in _COLUMNS},
+            optional={
+                name: np.concatenate([part.optional[name] for part in some])
+                for name in some[0].optional
+            },
         )
 
     def take(self, episodes: NDArray[np.int64]) -> Episodes:
@@ -110,6 +119,7 @@ class Episodes:
             view=self.view[index],
             direction=self.direction[index],
             action=self.action[index],
+            optional={name: column[index] for name, column in self.optional.items()},
         )
 
 
@@ -136,6 +146,8 @@ class StoreAttributes(BaseModel):
     """Where the episodes come from: `kind` is pickle, bot, or another store's source."""
     parent: dict[str, Any] | None = None
     """Of a shrink: the parent's name, fingerprint, episodes, and the seed."""
+    subgoals: tuple[str, ...] = ()
+    """What the codes of the array `subgoal` stand for; empty where there is none."""
     licence: str
     citation: str
     created_by: str
@@ -291,6 +303,7 @@ class Store:
     episode_mission   int32 [E]
     episode_seed      int64 [E]
     mission_tokens    uint8 or uint16 [M, L]
+    optional          [S] each, those of the arrays `OPTIONAL` that this store has
     arrays            metadata of all arrays
     """
 
@@ -305,6 +318,7 @@ class Store:
     episode_mission: NDArray[np.int32]
     episode_seed: NDArray[np.int64]
     mission_tokens: NDArray[np.uint8] | NDArray[np.uint16]
+    optional: Mapping[str, StepArray]
     arrays: Mapping[str, ArrayMetadata]
     _files: _Files
 
@@ -411,6 +425,11 @@ class Store:
         array: StepArray = getattr(self, name)
         return array
 
+    @property
+    def taken(self) -> StepArray:
+        """The action that was taken at each step [S]: the expert's, except in noisy recordings."""
+        return self.optional.get("taken", self.action)
+
     @cached_property
     def mission_text(self) -> list[str]:
         """The M distinct missions; unpacked on first use."""
@@ -458,14 +477,21 @@ class Store:
 
     def check_values(self, **columns: NDArray[np.uint8]) -> None:
         """StoreError where values of these step arrays are not in their range."""
-        limits = {"action": len(ACTIONS), "direction": 4}
-        if self.packed:
-            limits["view"] = CELL_CODES
         for name, values in columns.items():
-            if name in limits and values.max(initial=0) >= limits[name]:
-                raise damaged(
-                    self.path, f"a value of {name} is {values.max()}, not below {limits[name]}"
-                )
+            limit = self.value_limit(name)
+            if values.max(initial=0) >= limit:
+                raise damaged(self.path, f"a value of {name} is {values.max()}, not below {limit}")
+
+    def value_limit(self, name: str) -> int:
+        """What every value of a step array is below."""
+        limits = {
+            "view": CELL_CODES if self.packed else 256,
+            "direction": 4,
+            "action": len(ACTIONS),
+            "taken": len(ACTIONS),
+            "subgoal": len(self.attributes.subgoals),
+        }
+        return limits.get(name, 256)
 
     def __reduce__(self) -> tuple[object, ...]:
         # to another process a store travels by its path, not by its gigabytes
@@ -479,11 +505,13 @@ class Store:
         length = np.diff(self.episode_offset)[episodes]
         index = spans(self.episode_offset[episodes], length)
         steps = {name: getattr(self, name).take(index) for name in ("view", "direction", "action")}
-        self.check_values(**steps)
+        optional = {name: array.take(index) for name, array in self.optional.items()}
+        self.check_values(**steps, **optional)
         return Episodes(
             length=length,
             mission=[self.mission_text[row] for row in self.episode_mission[episodes]],
             seed=np.array(self.episode_seed[episodes]),
+            optional=optional,
             **steps,
         )
 
@@ -601,6 +629,7 @@ def _opened(path: Path) -> Store:
         episode_mission=_whole(maps["episode_mission"]),
         episode_seed=_whole(maps["episode_seed"]),
         mission_tokens=_whole(maps["mission_tokens"]),
+        optional={name: maps[name] for name in OPTIONAL if name in maps},
         arrays=arrays,
         _files=files,
     )
@@ -644,6 +673,7 @@ def _check_lengths(
         "episode_seed": episodes,
         TEXTS: missions,
         "mission_tokens": missions,
+        **{name: steps for name in OPTIONAL if name in arrays},
     }
     if strange := set(arrays) ^ set(lengths):
         raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
@@ -913,7 +943,11 @@ _LAYOUTS = {
     "episode_seed": _Layout(("int64",)),
     TEXTS: _Layout(("string",), codecs=("vlen-utf8", "zstd", "crc32c"), fill_value=""),
     "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
+    "taken": _STEP,
+    "subgoal": _STEP,
 }
+OPTIONAL = ("taken", "subgoal")
+"""The step arrays that a store may have and may lack: the action taken, the bot's subgoal."""
 
 
 def array_names(path: Path) -> list[str]:

@@ -90,6 +90,7 @@ def shrink_store(
             citation=about.citation,
             source=about.source,
             parent=parent,
+            subgoals=about.subgoals,
         )
     return Shrunk(store.name, twin, episodes, None)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS, EGOCENTRIC_CODES, OBJECTS, PACKING
+from demotools.babyai.cells import EGOCENTRIC_CODES, OBJECTS, PACKING
 from demotools.babyai.levels import SEEDS, read_manifest
 from demotools.babyai.vocabulary import alike, mission_tokens, mission_words
 from demotools.errors import ManifestError, StoreError, printable_text
@@ -154,17 +154,19 @@ def _masks(store: Store) -> Check:
 
 
 def _ranges(store: Store) -> Check:
-    limits = {"action": len(ACTIONS), "direction": 4} | (
-        {"view": EGOCENTRIC_CODES} if store.packed else {}
-    )
+    arrays = {"action": store.action, "direction": store.direction, **store.optional}
+    limits = {name: store.value_limit(name) for name in arrays}
+    if store.packed:
+        arrays["view"], limits["view"] = store.view, EGOCENTRIC_CODES
     problems = []
     for name, limit in limits.items():
-        for start, values in _blocks(getattr(store, name)):
+        for start, values in _blocks(arrays[name]):
             wrong = (values >= limit).reshape(len(values), -1).any(axis=1)
             problems += [
                 f"the {name} of step {start + row} is not in 0..{limit - 1}" for row in _rows(wrong)
             ]
-    return Check("actions, directions and cell codes in range", tuple(problems[:5]))
+    optional = f"also {' and '.join(store.optional)}" if store.optional else ""
+    return Check("actions, directions and cell codes in range", tuple(problems[:5]), optional)
 
 
 def _missions(store: Store) -> Check:

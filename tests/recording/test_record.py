@@ -1,18 +1,23 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from minigrid.utils.baby_ai_bot import BabyAIBot
 
+from demotools.cli import main
 from demotools.errors import LevelError, ManifestError, SettingsError, StoreError
-from demotools.recording.bot import Episode, Failure, record_episode
+from demotools.recording.bot import Episode, Failure, Style, random_actions, record_episode
 from demotools.recording.environment import make_environment
 from demotools.recording.record import Recording, generate, planned_recording
-from demotools.store.reading import open_store
+from demotools.store.reading import Store, open_store
 from demotools.workers.processes import bounded_workers, processor_count
 
 START = "from demotools.cli import main; main()"
@@ -270,3 +275,71 @@ def test_a_helper_process_that_cannot_be_started_is_a_message(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
     assert "too many open files" in done.stderr
     assert "where: -" not in done.stderr
+
+
+NOISY = Style(noise=0.1, burst=4, subgoals=True)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("noisy") / "UnblockPickup.zarr"
+    generate(planned_recording("UnblockPickup", 20, style=NOISY), path, workers=1, quiet=True)
+    return open_store(path)
+
+
+def test_a_noisy_recording_holds_the_bots_advice_in_the_states_that_were_reached(
+    noisy: Store,
+) -> None:
+    """By stock minigrid and its bot, step by step."""
+    environment = make_environment("UnblockPickup", stock=True)
+    differing = 0
+    for episode in range(noisy.episodes):
+        start, stop = noisy.bounds(episode)
+        observation, _ = environment.reset(seed=int(noisy.episode_seed[episode]))
+        bot, before, reward = BabyAIBot(environment), None, 0.0  # type: ignore[no-untyped-call]
+        for step in range(start, stop):
+            assert np.array_equal(observation["image"], noisy.images(step, step + 1)[0])
+            advice = int(bot.replan(before))  # type: ignore[no-untyped-call]
+            assert advice == noisy.action.span(step, step + 1)[0]
+            before = int(noisy.taken.span(step, step + 1)[0])
+            differing += advice != before
+            observation, value, *_ = environment.step(before)
+            reward = float(value)
+        assert reward > 0
+    assert 0.1 < differing / noisy.steps < 0.3
+
+
+def test_random_actions_come_in_bursts_of_every_length_and_kind() -> None:
+    found = list(islice(random_actions(7, Style(noise=0.05, burst=3)), 20_000))
+    runs = [len(list(run)) for random, run in groupby(found, lambda it: it is not None) if random]
+    counts = np.bincount(runs)
+    assert counts[1:4].min() > 200  # of some 880 bursts
+    assert counts[4:].sum() < 0.1 * len(runs)  # those that follow each other at once
+    kinds = np.bincount([action for action in found if action is not None])
+    assert len(kinds) == 6 and kinds.min() > 0.7 * kinds.max()
+    assert found == list(islice(random_actions(7, Style(noise=0.05, burst=3)), 20_000))
+    assert found != list(islice(random_actions(8, Style(noise=0.05, burst=3)), 20_000))
+
+
+def test_subgoals_say_what_the_bot_is_about(noisy: Store) -> None:
+    names = noisy.attributes.subgoals
+    array = noisy.optional["subgoal"].span(0, noisy.steps)
+    advice = noisy.action.span(0, noisy.steps)
+    texts = [names[code] for code in array]
+    assert "unknown" not in texts
+    for act, action in (("pick up", 3), ("drop", 4), ("open", 5)):
+        places = [place for place, text in enumerate(texts) if text.startswith(act)]
+        assert places or act == "open"
+        assert set(advice[places].tolist()) <= {action}
+    assert {"go to", "explore"} <= {" ".join(text.split()[:2]) for text in texts}
+
+
+def test_noise_and_subgoals_are_shown_and_belong_together(noisy: Store) -> None:
+    shown = CliRunner().invoke(main, ["show", str(noisy.path), "--json"])
+    found = json.loads(shown.stdout)
+    assert found["replay_agrees"]
+    assert len(found["taken"]) == len(found["subgoals"]) == found["steps"]
+    assert noisy.attributes.source["noise"] == 0.1
+    wrong = CliRunner().invoke(main, ["generate", "GoToObj", "-n", "1", "--burst", "3"])
+    assert wrong.exit_code == 2
+    assert "--burst needs --noise" in wrong.output

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from demotools.cli import main
+from demotools.recording.bot import Style
 from demotools.recording.environment import make_environment
 from demotools.recording.record import generate, planned_recording
 from demotools.recording.replay import evenly_spread, replay_check, replayed_episode
@@ -92,6 +93,30 @@ def test_one_changed_value_is_found_with_its_episode_and_step(
     edit_array(recorded.path, array, edit)
     (problem,) = checked_replay(recorded.path).problems
     assert problem.startswith(f"episode 0, {found}")
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        ("action", "the expert's action is"),
+        ("subgoal", "the subgoal is"),
+        ("taken", "the"),
+    ],
+)
+def test_changed_advice_subgoals_and_noise_are_found(
+    tmp_path: Path, array: str, found: str
+) -> None:
+    path = tmp_path / "GoToLocal.zarr"
+    style = Style(noise=0.2, subgoals=True)
+    generate(planned_recording("GoToLocal", 3, style=style), path, workers=1, quiet=True)
+    assert "the advice of the bot" in checked_replay(path).note
+
+    def other(values: NDArray[Any]) -> None:
+        values[0] = (values[0] + 1) % 3
+
+    edit_array(path, array, other)
+    (problem,) = checked_replay(path).problems
+    assert problem.startswith(f"episode 0, step {int(array == 'taken')}: {found}")
 
 
 def test_another_last_action_brings_no_reward(recorded: Store) -> None:

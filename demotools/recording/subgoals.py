@@ -1,0 +1,72 @@
+"""The bot's subgoals as codes: what it is about at a step, in words that a network can learn.
+
+The bot keeps a stack of subgoals and acts on the topmost. Its kind, and what it is about, make one
+of some hundred short texts; a code is the text's place in the list. Where the bot walks
+to a spot of the floor (to drop something there, to step aside) only that is said, not which spot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrid.core.world_object import WorldObj
+from minigrid.envs.babyai.core.verifier import ObjDesc
+from minigrid.utils.baby_ai_bot import (
+    CloseSubgoal,
+    DropSubgoal,
+    ExploreSubgoal,
+    GoNextToSubgoal,
+    OpenSubgoal,
+    PickupSubgoal,
+    Subgoal,
+)
+
+from demotools.babyai.cells import COLOURS
+
+_THINGS = ("ball", "box", "key")
+_ACTS = {CloseSubgoal: "close", DropSubgoal: "drop", OpenSubgoal: "open", PickupSubgoal: "pick up"}
+
+
+def _texts() -> list[str]:
+    """All texts in the order of their codes."""
+    any_thing = [
+        f"the {colour} {kind}".replace("  ", " ")
+        for kind in ("object", "door", *_THINGS)
+        for colour in ("", *COLOURS)
+    ]
+    doors = [f"the {colour} door" for colour in COLOURS]
+    things = [f"the {colour} {kind}" for kind in _THINGS for colour in COLOURS]
+    objects = {"go to": any_thing, "go next to": any_thing, "open": doors, "close": doors}
+    objects |= {"pick up": things, "drop": things}
+    acts = [f"{act} {what}" for act, them in objects.items() for what in them]
+    return ["unknown", "done", "explore", "go to a place", *acts]
+
+
+SUBGOALS = tuple(_texts())
+"""What each code stands for; 0 is for episodes whose subgoals are not known."""
+_CODES = {text: code for code, text in enumerate(SUBGOALS)}
+
+
+def subgoal_code(subgoal: Subgoal | None, level: Any) -> int:
+    """The code of the bot's topmost subgoal, 0 <= code < len(SUBGOALS).
+
+    subgoal   None where the plan is carried out
+    level     the unwrapped environment, in the state that the bot has just looked at
+    """
+    return _CODES.get(_subgoal_text(subgoal, level), 0)
+
+
+def _subgoal_text(subgoal: Any, level: Any) -> str:
+    if subgoal is None:
+        return "done"
+    if isinstance(subgoal, ExploreSubgoal) or subgoal.is_exploratory():
+        return "explore"
+    if isinstance(subgoal, GoNextToSubgoal):
+        about = subgoal.datum
+        if not isinstance(about, ObjDesc | WorldObj):
+            return "go to a place"
+        words = "the", about.color, about.type or "object"
+        go = "go next to" if subgoal.reason == "PutNext" else "go to"
+        return " ".join([go, *filter(None, words)])
+    about = level.carrying if isinstance(subgoal, DropSubgoal) else level.grid.get(*level.front_pos)
+    return f"{_ACTS[type(subgoal)]} the {about.color} {about.type}" if about else "unknown"
