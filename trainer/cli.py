@@ -121,6 +121,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
 )
 @click.option(
+    "--init-from",
+    metavar="CHECKPOINT|RUN",
+    help="Begin with the weights of this checkpoint, or folder of a run.",
+)
+@click.option(
     "--resume",
     type=click.Choice(["always", "auto"]),
     metavar="[=auto]",
@@ -151,6 +156,7 @@ def run(
     overrides: tuple[str, ...],
     dry_run: bool,
     tiny: bool,
+    init_from: str | None,
     resume: str | None,
     force_settings: bool,
     overwrite: bool,
@@ -171,6 +177,7 @@ def run(
     \b
     Example:
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
+      trainer run ppo.toml --set run.level=GoToLocal --init-from runs/first
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
@@ -181,7 +188,7 @@ def run(
     from trainer.run.session import dry_run as described
 
     common: dict[str, Any] = {"overrides": overrides, "tiny": tiny, "trust": trust}
-    common |= {"data_dir": data, "workers": workers}
+    common |= {"data_dir": data, "workers": workers, "init_from": init_from}
     if dry_run:
         click.echo(described(recipe, **common), nl=False)
         return

@@ -230,7 +230,7 @@ def test_a_stage_ends_early_when_enough_episodes_succeed(
     assert "of the latest 3 training episodes succeeded" in result.output
     progress = read_checkpoint(tmp_path / "a", trust=True).training["progress"]
     assert progress["env_steps"] < 5000
-    assert progress["stage"] == 1
+    assert progress["stage_over"]
 
 
 def test_a_stage_ends_early_when_the_hold_out_store_gets_no_better(

@@ -99,6 +99,11 @@ def build_schedule(
     return build(key, settings.type, settings.options, ours, optimizer, wanted=LRScheduler)
 
 
+def spans_run(schedule: Named) -> bool:
+    """Whether the rate at some moment depends on how long the whole run is."""
+    return schedule.type in ("linear", "cosine") and "env_steps" not in schedule.options
+
+
 def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -> None:
     """Take a step with a copy of the weights, and the schedule to its end; leaves `model` alone.
 

@@ -30,6 +30,8 @@ FAILED = "failed.pt"
 REPLACED = ".replaced"
 """Where the files of a run wait until the run that replaces it has a checkpoint."""
 _COPIES = "after-*.pt"
+_MISFITS = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What torch's and our own `load_state` raise on state of another shape."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Checkpoint:
         self._check_sizes(named)
         network = build_network(named.type, named.options, len(self.words))
         self.load_weights(network)
+        self.check_finite(network)
+        return network.eval()
+
+    def check_finite(self, network: nn.Module) -> None:
+        """CheckpointError where a weight that a network took from here is not finite."""
         for name, weights in network.named_parameters():
             if not weights.isfinite().all():
                 raise CheckpointError(
@@ -70,34 +77,41 @@ class Checkpoint:
                     path=self.path,
                     fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
                 )
-        return network.eval()
 
     def _check_sizes(self, named: Named) -> None:
         """Refuse a network of ours that is larger than the weights there are, before it is built.
 
         A file of a few bytes could else ask for all memory.
         """
-        there = {name: getattr(weights, "shape", None) for name, weights in self.model.items()}
-        claimed = sum(w.nbytes for w in self.model.values() if isinstance(w, torch.Tensor))
         if named.type not in NETWORKS:
             return
         with torch.device("meta"), fitting(self.path, f"the network `{named.type}`"):
             network = build_network(named.type, named.options, len(self.words))
+        if what := self._wrong_shape(network):
+            raise _misfit(self.path, f"{self._not_fitting()}: {what}")
+        claimed = sum(w.nbytes for w in self.model.values() if isinstance(w, torch.Tensor))
+        if claimed > self.path.stat().st_size:
+            raise _misfit(self.path, f"{self._not_fitting()}: they are more than the file holds")
+
+    def _wrong_shape(self, network: nn.Module) -> str:
+        """The first weights that are not those of a network; empty where all fit."""
+        there = {name: getattr(weights, "shape", None) for name, weights in self.model.items()}
         wanted = {name: weights.shape for name, weights in network.state_dict().items()}
         wrong = [key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key)]
-        if wrong or claimed > self.path.stat().st_size:
-            name = min(wrong, default="")
-            what = f"`{name}` is {_shape(there.get(name))}, not {_shape(wanted.get(name))}"
-            raise _misfit(
-                self.path,
-                f"the weights do not fit the network `{named.type}`: "
-                + (what if wrong else "they are more than the file holds"),
-            )
+        name = min(wrong, default="")
+        what = f"`{name}` is {_shape(there.get(name))}, not {_shape(wanted.get(name))}"
+        return what if wrong else ""
+
+    def _not_fitting(self) -> str:
+        return f"the weights do not fit the network `{self.parsed().model.type}`"
 
     def load_weights(self, network: nn.Module) -> None:
         """Give a network the weights; CheckpointError where they do not fit it."""
-        with fitting(self.path, f"the weights do not fit the network `{self.parsed().model.type}`"):
+        try:
             network.load_state_dict(self.model)
+        except _MISFITS as error:
+            what = self._wrong_shape(network) or _first_line(error)
+            raise _misfit(self.path, f"{self._not_fitting()}: {what}") from error
 
 
 class _Content(BaseModel):
@@ -115,14 +129,10 @@ class _Content(BaseModel):
 
 @contextmanager
 def fitting(path: Path, what: str) -> Iterator[None]:
-    """CheckpointError, saying `what`, where state of a checkpoint does not fit what it is put into.
-
-    These are the errors that torch's and our own `load_state` meet in state of another shape.
-    """
-    wrong = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
+    """CheckpointError, saying `what`, where state does not fit what it is put into."""
     try:
         yield
-    except wrong as error:
+    except _MISFITS as error:
         raise _misfit(path, f"{what}: {_first_line(error)}") from error
 
 

@@ -32,6 +32,7 @@ from trainer.run.state import (
     StoreBatches,
     ends_early,
     enough_memory,
+    is_finished,
     open_stage,
     rollout_updates,
 )
@@ -42,9 +43,14 @@ from trainer.team import StopRequest
 def run_stages(run: Run, stop: StopRequest) -> None:
     """Train through all stages; save at every interval, at the end, and when asked to stop."""
     progress, run.watch = run.progress, Stopwatch()
-    while progress.stage < len(run.settings.stages):
+    for number in range(progress.stage, len(run.settings.stages)):
+        if number > progress.stage:
+            progress.next_stage()
+            run.restored = None
+        if is_finished(run.settings.stages[number], progress):
+            continue
         with open_stage(run) as stage:
-            while progress.in_cycle or not stage.finished(progress):
+            while not stage.finished(progress):
                 before = replace(progress)
                 with _saved_first(run, stage), enough_memory():
                     # a run that was stopped inside a cycle has taken this cycle's rollout already
@@ -53,18 +59,17 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                     if stage.demos is not None:
                         progress.in_cycle = True
                         _learn_from_demos(run, stage, stage.demos, stop)
-                    whole = not progress.in_cycle
+                    whole = not progress.in_cycle or stage.finished(progress)
                     progress.stage_over = whole and ends_early(run, stage)
                 _report(run, before)
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
                     save_best(run, stage)
                 ending = run.team.any(bool(stop))
-                if ending or _save_is_due(run, before):
+                # at its end with all that a larger budget would go on from
+                if ending or stage.finished(progress) or _save_is_due(run, before):
                     save(run, stage)
                 if ending:
                     return
-        progress.next_stage()
-        save(run)
 
 
 def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> None:
@@ -107,8 +112,11 @@ def _learn_from_environments(run: Run, stage: Stage, collector: Collector) -> No
 def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopRequest) -> None:
     """Updates on batches from the store, up to the end of the cycle or of the budget."""
     progress, settings = run.progress, demos.settings
-    spent = False
-    while progress.cycle_updates < settings.updates and not spent and not run.team.any(bool(stop)):
+    while not (
+        progress.cycle_updates == settings.updates
+        or (stage.settings.max_demo_steps and stage.finished(progress))
+        or run.team.any(bool(stop))
+    ):
         with run.watch.of("data"):
             batch = next(demos)
         results, scalars = _update(run, demos.losses, settings.losses, batch, demos.memory)
@@ -117,8 +125,7 @@ def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopReq
         progress.add(demo_steps=settings.batch_steps)
         progress.cycle_updates += 1
         stage.advance(run)
-        spent = bool(stage.settings.max_demo_steps) and stage.finished(progress)
-    if progress.cycle_updates == settings.updates or spent:
+    if progress.cycle_updates == settings.updates:
         progress.cycle_updates, progress.in_cycle = 0, False
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demotools.errors import CheckpointError
+from trainer.learning.building import spans_run
 from trainer.run.checkpoint import (
     BEST,
     FAILED,
@@ -24,7 +25,7 @@ from trainer.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from trainer.run.state import Progress, Run, Stage, latest
+from trainer.run.state import Progress, Run, Stage, is_finished, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
 
 _log = logging.getLogger(__name__)
@@ -54,14 +55,15 @@ class _Training(BaseModel):
     log_bytes: Annotated[int, Field(ge=0)]
 
 
-def save(run: Run, stage: Stage | None = None) -> None:
+def save(run: Run, stage: Stage) -> None:
     """Write the run's checkpoint, by one process for all; what is restored is in `restore`."""
-    recent = latest(run.team.gathered(stage.recent)) if stage else []
+    rule = stage.settings.early_stopping
+    judged = rule.episodes if rule is not None and rule.success is not None else None
+    recent = latest(run.team.gathered(stage.recent))[:judged]
     success = sum(recent) / max(len(recent), 1)
+    enough = len(recent) >= min(_FEW_EPISODES, judged or _FEW_EPISODES)
     # where a stage has a hold-out store, that says which is best
-    by_success = stage is not None and stage.hold_out is None
-    best = by_success and len(recent) >= _FEW_EPISODES and success > run.progress.best_success
-    if best:
+    if stage.hold_out is None and enough and success > run.progress.best_success:
         run.progress.best_success = success
         # first: last.pt never says of a best one that it is there before it is
         save_best(run, stage)
@@ -73,7 +75,7 @@ def save(run: Run, stage: Stage | None = None) -> None:
         run.on_save(run.folder)
 
 
-def save_best(run: Run, stage: Stage | None) -> None:
+def save_best(run: Run, stage: Stage) -> None:
     """Write the run as it stands as its best."""
     state = state_of(run, stage)
     if run.team.writes:
@@ -103,9 +105,9 @@ def load_best(run: Run) -> str:
     )
 
 
-def state_of(run: Run, stage: Stage | None) -> dict[str, Any]:
+def state_of(run: Run, stage: Stage) -> dict[str, Any]:
     """Everything that a checkpoint holds of a run, of all processes; not a copy."""
-    mine = {"random": torch.get_rng_state(), "stage": stage.state() if stage else {}}
+    mine = {"random": torch.get_rng_state(), "stage": stage.state()}
     return _state(run, {"processes": run.team.gathered(mine)})
 
 
@@ -174,6 +176,10 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     with fitting(checkpoint.path, _STATE):
         run.optimizer.load_state_dict(training.optimizer)
         run.schedule.load_state_dict(training.schedule)
+        if spans_run(run.settings.optimizer.schedule):
+            # the rate of the plan as it is now, which may be longer
+            run.schedule.last_epoch -= 1
+            run.schedule.step()
         torch.set_rng_state(mine.random)
     # in place: the schedule looks at it
     vars(run.progress).update(training.progress)
@@ -190,7 +196,7 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
         kinds = {key: type(value) for key, value in training.progress.items()}
         if kinds != {key: type(value) for key, value in known.items()}:
             raise ValueError("progress is not what this version of the trainer counts")
-        if training.progress["stage"] > len(run.settings.stages):
+        if training.progress["stage"] >= len(run.settings.stages):
             raise ValueError(f"it is at stage {training.progress['stage']}, which there is not")
     except ValidationError as error:
         problem = error.errors()[0]
@@ -210,21 +216,65 @@ def _damaged(checkpoint: Checkpoint, why: str) -> CheckpointError:
 _HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
 
 
-def check_resumed(checkpoint: Checkpoint, settings: Settings, *, forced: bool) -> None:
-    """Refuse to resume with settings that changed; where that is harmless, only if not forced.
+def resumed_settings(
+    checkpoint: Checkpoint, settings: Settings, *, forced: bool
+) -> tuple[Settings, list[str]]:
+    """The settings that a run goes on with, and what to say of a plan that has grown.
+
+    The last stage may have a larger budget, and stages may come after it, with losses and
+    environments that only they need. Whatever else changed is refused; where it is harmless, only
+    if not forced.
 
     CheckpointError  names the keys
     """
-    before = setting_leaves(tomllib.loads(checkpoint.settings))
-    now = setting_leaves(tomllib.loads(toml_of(settings)))
+    tree = tomllib.loads(checkpoint.settings)
+    begun = tree["run"].get("init_from")
+    if settings.run.init_from is None and begun is not None:
+        run = settings.run.model_copy(update={"init_from": begun})  # it is where the run comes from
+        settings = settings.model_copy(update={"run": run})
+    before, now = setting_leaves(tree), setting_leaves(tomllib.loads(toml_of(settings)))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    lines, grown = _growth(checkpoint, settings)
+    changed = [key for key in changed if not key.startswith(grown)]
     grave = [key for key in changed if not key.startswith(_HARMLESS)]
     if grave or (changed and not forced):
         keys = ", ".join(f"`{key}`" for key in grave or changed)
         raise CheckpointError(
             f"the run was begun with other settings: {keys}",
             path=checkpoint.path,
-            fix="resume with the settings.toml that lies beside it, or begin anew with --overwrite"
+            fix="resume with the settings.toml that lies beside it, or begin anew with "
+            "--overwrite; the last stage's budget may grow, and stages may be appended"
             if grave
             else "they change nothing that was learned: add --force-settings, or set them back",
         )
+    return settings, lines
+
+
+def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tuple[str, ...]]:
+    """What a plan has more than when its run was begun: lines, and beginnings of keys."""
+    old, lines, keys = checkpoint.parsed(), list[str](), list[str]()
+    last, count = len(old.stages) - 1, len(settings.stages)
+    if count <= last:
+        return [], ()
+    for kind in ("env_steps", "demo_steps"):
+        less, more = (getattr(one.stages[last], f"max_{kind}") for one in (old, settings))
+        if less and more and less < more:
+            what = kind.replace("_", " ")
+            lines.append(f"the budget of stage {last + 1} grows from {less:,} to {more:,} {what}")
+            keys.append(f"stages.{last}.max_{kind}")
+    if count > last + 1:
+        lines.append(f"stages are new from stage {last + 2} on, of {count}")
+        keys += [f"stages.{number}." for number in range(last + 1, count)]
+        keys += [f"losses.{name}." for name in settings.losses if name not in old.losses]
+        with fitting(checkpoint.path, _STATE):
+            done = Progress(**checkpoint.training["progress"])
+            ended = done.stage == last and is_finished(old.stages[last], done)
+        if old.on_policy is None and ended:
+            keys.append("on_policy.")  # its environments are the new stages' alone
+    if lines and spans_run(settings.optimizer.schedule):
+        lines.append(
+            f"the schedule {settings.optimizer.schedule.type} goes over the whole run, which is "
+            "longer now: the rate follows the longer plan from here on, so the weights are not "
+            "those of a run that was planned so long"
+        )
+    return lines, tuple(keys)

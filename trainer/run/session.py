@@ -27,11 +27,18 @@ from trainer.learning.networks.base import parameter_count
 from trainer.run.checkpoint import BEST, FAILED, REPLACED, Checkpoint, read_checkpoint
 from trainer.run.checkpoint import FILE_NAME as CHECKPOINT_FILE
 from trainer.run.cost import duration, expected_cost
+from trainer.run.initial import (
+    initial_checkpoint,
+    initial_place,
+    longest_words,
+    network_of,
+    take_weights,
+)
 from trainer.run.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
 from trainer.run.log import CURVE_FILE as PLOT_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.loop import run_stages
-from trainer.run.resume import check_resumed, load_best, restore
+from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, stage_plan
 from trainer.settings.models import (
     LEVELS,
@@ -79,6 +86,7 @@ def train(
     tiny: bool = False,
     data_dir: Path | str | None = None,
     workers: int | None = None,
+    init_from: Path | str | None = None,
     resume: bool | Literal["auto"] = False,
     force_settings: bool = False,
     overwrite: bool = False,
@@ -95,6 +103,7 @@ def train(
     tiny             whether the recipe's own [tiny] overrides come first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
     workers          processes of environments; None: one per core, at most one per environment
+    init_from        begin with the weights of this checkpoint, or folder of a run
     resume           go on from the checkpoint in the folder; "auto": where there is one
     force_settings   resume although settings changed, where that is harmless
     overwrite        replace a run in the same folder
@@ -114,18 +123,25 @@ def train(
         policy = trainer.load_policy(folder)
     """
     data = data_folder(Path(data_dir) if data_dir is not None else None)
-    chosen, lines = _resolved(settings, overrides, tiny, trust, data)
-    folder = Path(output) if output is not None else Path("runs") / chosen.run.name
+    asked = _asked_for(settings, overrides, tiny, trust, init_from)
+    folder = Path(output) if output is not None else Path("runs") / asked.run.name
+    # a run that goes on has the weights, the network and the words that it was begun with
+    begun = _begun(folder) if resume else None
+    initial = _initial(asked) if begun is None else None
+    chosen, lines = resolved(asked, data, begun or initial, trust=trust)
     with joined_team(chosen.run.device) as team:
         if quiet or not team.writes:
             say = _silence
-        run = _new_run(chosen, folder, data, workers, team, quiet=quiet, say=say)
+        run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
         run.on_save = on_save
         lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
+        if initial is not None:
+            lines.append(take_weights(run, initial))
         lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
         with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
             if checkpoint is not None:
-                check_resumed(checkpoint, chosen, forced=force_settings)
+                run.settings, more = resumed_settings(checkpoint, chosen, forced=force_settings)
+                lines += more
             for line in lines:
                 say(line)
             _trained(run, checkpoint)
@@ -158,18 +174,24 @@ def dry_run(
     tiny: bool = False,
     data_dir: Path | None = None,
     workers: int | None = None,
+    init_from: Path | str | None = None,
     trust: bool = False,
 ) -> str:
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
     data = data_folder(data_dir)
-    settings, lines = _resolved(recipe, overrides, tiny, trust, data)
+    asked = _asked_for(recipe, overrides, tiny, trust, init_from)
+    initial = _initial(asked)
+    settings, lines = resolved(asked, data, initial, trust=trust)
     if names := foreign_names(settings):
         stores = open_stores(settings, data)
         sources = stage_sources(settings, stores)
         lines += [*_remarks(settings, stores, sources), *_planned(settings, stores, sources, names)]
     else:
-        run = _new_run(settings, Path(), data, workers, ALONE)
-        lines += [*_remarks(settings, run.stores, run.sources), *expected_cost(run).lines(recipe)]
+        run = _new_run(settings, Path(), data, workers, ALONE, initial)
+        lines += _remarks(settings, run.stores, run.sources)
+        if initial is not None:
+            lines.append(take_weights(run, initial))
+        lines += expected_cost(run).lines(recipe)
     return "".join(f"# {line}\n" for line in lines) + toml_of(settings)
 
 
@@ -210,14 +232,14 @@ def measured_success(
     return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
 
 
-def _resolved(
+def _asked_for(
     source: Settings | Mapping[str, Any] | Path | str,
     overrides: Sequence[str],
     tiny: bool,
     trust: bool,
-    data: Path,
-) -> tuple[Settings, list[str]]:
-    """The settings without any `auto`, and the reasons for what was chosen."""
+    init_from: Path | str | None,
+) -> Settings:
+    """The settings that the user gives, `auto` and all."""
     if isinstance(source, Settings):
         settings = source
     elif isinstance(source, Mapping):
@@ -228,7 +250,23 @@ def _resolved(
         if path.name == SETTINGS_FILE:
             check_trusted(settings, path, trust=trust)
         search_recipe_folders([str(path.resolve().parent)])
-    return resolved(settings, data)
+    name = str(init_from) if init_from is not None else settings.run.init_from
+    if name is None:
+        return settings
+    run = settings.run.model_copy(update={"init_from": initial_place(name)})
+    return settings.model_copy(update={"run": run})
+
+
+def _initial(settings: Settings) -> Checkpoint | None:
+    name = settings.run.init_from
+    return initial_checkpoint(name) if name is not None else None
+
+
+def _begun(folder: Path) -> Checkpoint | None:
+    """The checkpoint of a run, where it has one: what is to be known before it is resumed."""
+    places = (folder / CHECKPOINT_FILE, folder / REPLACED / CHECKPOINT_FILE)
+    there = any(place.is_file() for place in places)
+    return read_checkpoint(folder, trust=True) if there else None
 
 
 def _new_run(
@@ -237,6 +275,7 @@ def _new_run(
     data: Path,
     workers: int | None,
     team: Team,
+    known: Checkpoint | None,
     *,
     quiet: bool = True,
     say: Callable[[str], None] = _silence,
@@ -249,7 +288,7 @@ def _new_run(
     if settings.run.wandb is not None:
         weights_and_biases()
     stores = open_stores(settings, data)
-    words = shared_words(list(stores.values()))
+    words = longest_words(shared_words(list(stores.values())), known)
     return new_run(
         *(settings, stores, words, folder, team),
         workers=workers or processor_count(),
@@ -341,7 +380,7 @@ def _checkpoint_to_resume(folder: Path) -> Checkpoint:
             if _left_by_a_run(folder)
             else "drop --resume to begin the run, or name the folder of the run with -o",
         )
-    # what runs is named by the recipe; `check_resumed` refuses a checkpoint that names others
+    # what runs is named by the recipe; `resumed_settings` refuses a checkpoint that names others
     return read_checkpoint(folder, trust=True)
 
 
@@ -458,14 +497,21 @@ _NETWORKS = {
 }
 
 
-def resolved(settings: Settings, folder: Path) -> tuple[Settings, list[str]]:
+def resolved(
+    settings: Settings, folder: Path, known: Checkpoint | None = None, *, trust: bool = False
+) -> tuple[Settings, list[str]]:
     """The settings without any `auto`, and one line for each choice that was made.
 
     folder   of the demo stores
+    known    whose network `auto` stands for; None: by the device
+    trust    whether code that this network is made of is run
     """
     device, reasons = _device(settings.run.device)
     model = settings.model
-    if model.type == "auto":
+    if model.type == "auto" and known is not None:
+        model, reason = network_of(known, trust=trust)
+        reasons.append(reason)
+    elif model.type == "auto":
         kind, what = _NETWORKS[device]
         model = model.model_copy(update={"type": kind})
         reasons.append(f"network: {kind}, {what} (device: {device})")

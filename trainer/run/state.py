@@ -50,7 +50,8 @@ from trainer.team import ALONE, Team
 class Progress:
     """How far a run has come.
 
-    in_cycle        whether a cycle is under way, its rollout taken
+    in_cycle        whether a cycle is under way, its rollout taken, or was when a budget of demo
+                    steps was spent: a larger budget goes on in the midst of it
     cycle_updates   off-policy updates done in it
     minutes         of training, over all sessions of the run
     stage_over      whether the stage's rule of early stopping has ended it
@@ -84,6 +85,7 @@ class Progress:
         """The stage is done."""
         self.stage += 1
         self.stage_env_steps = self.stage_demo_steps = self.cycle_updates = 0
+        self.in_cycle = False
         self.stage_over, self.best_hold_out, self.in_vain = False, math.inf, 0
 
     def where(self) -> dict[str, float]:
@@ -334,8 +336,8 @@ class Stage:
     bar: tqdm[NoReturn]
 
     def finished(self, progress: Progress) -> bool:
-        """Whether its budget is spent, or its rule of early stopping has ended it."""
-        return progress.stage_over or _steps_of(self.settings, progress) >= _budget(self.settings)
+        """See `is_finished`."""
+        return is_finished(self.settings, progress)
 
     @property
     def recent(self) -> list[bool]:
@@ -448,6 +450,16 @@ def latest(by_rank: Sequence[Sequence[bool]]) -> list[bool]:
     """
     turns = zip_longest(*(reversed(recent) for recent in by_rank))
     return [success for turn in turns for success in turn if success is not None]
+
+
+def is_finished(stage: StageSettings, progress: Progress) -> bool:
+    """Whether the present stage's budget is spent, or its rule of early stopping has ended it.
+
+    Environment steps are spent in whole cycles, demo steps batch by batch.
+    """
+    spent = _steps_of(stage, progress) >= _budget(stage)
+    cycle_to_end = progress.in_cycle and stage.max_demo_steps is None
+    return progress.stage_over or (spent and not cycle_to_end)
 
 
 def _budget(stage: StageSettings) -> int:

@@ -102,6 +102,7 @@ class RunSettings(_Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Truth = False
     deterministic: Truth = False
+    init_from: Annotated[str, Field(min_length=1)] | None = None
     save_every_env_steps: Steps | None = None
     save_every_demo_steps: Steps | None = None
     keep: Count = 1

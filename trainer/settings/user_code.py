@@ -301,12 +301,14 @@ def foreign_names(settings: Settings) -> list[str]:
     ]
 
 
-def check_trusted(settings: Settings, path: Path, *, trust: bool) -> None:
+def check_trusted(settings: Settings, path: Path, *, trust: bool, of: str = "") -> None:
     """Refuse settings that name somebody's code, unless the user trusts them.
+
+    of   only what settings whose keys begin so name
 
     CheckpointError, SettingsError  by what `path` is; the message says what would be imported
     """
-    names = foreign_names(settings)
+    names = [name for name in foreign_names(settings) if name.startswith(of)]
     if trust or not names:
         return
     kind = SettingsError if path.name == SETTINGS_FILE else CheckpointError

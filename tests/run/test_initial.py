@@ -1,0 +1,194 @@
+"""Runs that begin with the weights of another: cloning, then PPO from the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from demotools.babyai.vocabulary import WORDS
+from trainer.cli import main
+from trainer.learning.networks.small import SmallNetwork
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.initial import take_weights
+from trainer.run.log import read_log
+from trainer.run.state import Run, new_run
+from trainer.settings.models import read_settings
+
+PAGE = Path(__file__).parents[2] / "docs/pipelines.md"
+TINY = ("--tiny", "-m", "1", "--set", "run.device=cpu", "--set", "evaluation.episodes=2")
+STILL = ("--set", "optimizer.lr=1e-30")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def clone(bot_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cloned run, only to be read."""
+    folder = tmp_path_factory.mktemp("runs") / "clone"
+    words = ["bc_small_cpu", *TINY, "-o", str(folder), "--data-dir", str(bot_data)]
+    result = CliRunner().invoke(main, ["run", *words])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def run(bot_data: Path, tmp_path: Path) -> Callable[..., Result]:
+    """`run("ppo", "-o", "a")` trains a little; folders are under the test's own."""
+
+    def trainer_run(*words: str) -> Result:
+        here = Path.cwd()
+        os.chdir(tmp_path)
+        try:
+            return CliRunner().invoke(main, ["run", *words, *TINY, "--data-dir", str(bot_data)])
+        finally:
+            os.chdir(here)
+
+    return trainer_run
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return read_checkpoint(folder, trust=True).model
+
+
+def rewritten(clone: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the clone's checkpoint in which something was changed."""
+    content = torch.load(clone / "last.pt", weights_only=True)
+    change(content)
+    target.mkdir()
+    torch.save(content, target / "last.pt")
+    return target
+
+
+def begun(*overrides: str, words: tuple[str, ...] = WORDS) -> Run:
+    small = ("run.device=cpu", "model.type=small", "run.seed=7")
+    return new_run(read_settings("ppo", [*small, *overrides], tiny=True), {}, words, Path())
+
+
+def test_the_two_lines_of_the_page_clone_and_go_on_by_ppo(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    section = PAGE.read_text("utf-8").split("## Cloning, then PPO from the weights\n")[1]
+    block = re.search(r"```\n(.*?)```", section, re.S)
+    assert block is not None
+    lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
+    assert len(lines) == 2
+    for program, command, *rest in lines:
+        assert (program, command) == ("trainer", "run")
+        result = run(*rest, *STILL)
+        assert result.exit_code == 0, result.output
+    count = sum(one.numel() for one in SmallNetwork(len(WORDS)).parameters())
+    cloned = tmp_path / "runs/clone/last.pt"
+    assert f"network: small, that of {cloned}" in result.output
+    assert (
+        f"weights: all {count:,} of {cloned}, trained on GoToLocal for 256 demo steps and "
+    ) in result.output
+    assert "optimizer, schedule and counters begin anew" in result.output
+    first, second = weights(tmp_path / "runs/clone"), weights(tmp_path / "runs/ppo")
+    # with such a rate the weights stay what they were taken as
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    begins = read_log(tmp_path / "runs/ppo")[0]
+    assert begins["demo_steps"] == 0 and begins["env_steps"] == 32
+
+
+def test_a_run_that_began_with_weights_is_resumed_without_them_and_keeps_their_name(
+    run: Callable[..., Result], clone: Path, tmp_path: Path
+) -> None:
+    more = rewritten(clone, tmp_path / "more", lambda content: content["words"].append("giraffe"))
+    grown = torch.load(more / "last.pt", weights_only=True)
+    embedding = grown["model"]["instruction.words.weight"]
+    grown["model"]["instruction.words.weight"] = torch.cat([embedding, embedding[-1:]])
+    torch.save(grown, more / "last.pt")
+    line = ("ppo", "-o", "a", "--set", "run.deterministic=true")
+    assert run(*line, "--init-from", "more").exit_code == 0
+    shutil.rmtree(more)
+    resumed = run(*line, "--resume", "--set", "stages.0.max_env_steps=192")
+    assert resumed.exit_code == 0, resumed.output
+    assert read_checkpoint(tmp_path / "a").parsed().run.init_from == str(more)
+    assert read_checkpoint(tmp_path / "a").words == (*WORDS, "giraffe")
+    elsewhere = run(*line, "--resume", "--init-from", "elsewhere")
+    assert elsewhere.exit_code == 1 and "`run.init_from`" in elsewhere.output
+
+
+def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
+    checkpoint = read_checkpoint(clone)
+    run = begun(words=(*WORDS, "giraffe", "gnu"))
+    drawn = {name: values.clone() for name, values in run.network.state_dict().items()}
+    said = take_weights(run, checkpoint)
+    assert "drawn for 2 new words: giraffe, gnu;" in said
+    for name, values in run.network.state_dict().items():
+        known = checkpoint.model[name]
+        assert torch.equal(values[: len(known)], known)
+        assert torch.equal(values[len(known) :], drawn[name][len(known) :])
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "what"),
+    [
+        (
+            lambda content: content["words"].__setitem__(3, "giraffe"),
+            (),
+            f"another vocabulary: the word of id 4 is `giraffe` there and `{WORDS[3]}` here",
+        ),
+        (lambda _: None, ("model.type=film",), "are of the network `small`, not `film`"),
+        (
+            lambda _: None,
+            ("model={type='small', memory=64}",),
+            "`actor.0.weight` is (64, 128), not (64, 64)",
+        ),
+        (
+            lambda content: content["model"]["actor.0.bias"].fill_(torch.inf),
+            (),
+            "the weights `actor.0.bias` are not finite",
+        ),
+        (lambda content: content["model"].popitem(), (), "is missing, not ("),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    change: Callable[[dict[str, Any]], object],
+    overrides: tuple[str, ...],
+    what: str,
+    run: Callable[..., Result],
+    clone: Path,
+    tmp_path: Path,
+) -> None:
+    other = rewritten(clone, tmp_path / "other", change)
+    changed = [word for one in overrides for word in ("--set", one)]
+    result = run("ppo", "-o", "a", "--init-from", "other", *changed)
+    assert result.exit_code == 1, result.output
+    assert what in result.output and "\n  next:  " in result.output
+    assert str(other / "last.pt") in result.output
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_the_other_run_names_is_imported_only_where_its_network_is_taken_and_trusted(
+    run: Callable[..., Result], clone: Path, tmp_path: Path
+) -> None:
+    def foreign(content: dict[str, Any]) -> None:
+        named = content["settings"].replace(
+            'type = "expert_cross_entropy"', 'type = "no.such:loss"'
+        )
+        content["settings"] = named.replace('type = "small"', 'type = "no.such:Network"')
+
+    rewritten(clone, tmp_path / "other", foreign)
+    result = run("ppo", "-o", "a", "--init-from", "other", "--dry-run")
+    assert result.exit_code == 1
+    assert 'was not imported: model.type = "no.such:Network"' in result.output
+    assert "no.such:loss" not in result.output
+    trusted = run("ppo", "-o", "a", "--init-from", "other", "--trust")
+    assert "the network cannot be imported" in trusted.output
+    missing = run("ppo", "-o", "a", "--init-from", "nowhere")
+    assert missing.exit_code == 1 and "there is no checkpoint" in missing.output
+
+
+def test_other_settings_of_the_network_that_change_no_shape_are_told(clone: Path) -> None:
+    said = take_weights(begun("model={type='small', memory=128}"), read_checkpoint(clone))
+    assert "; another model.memory; " in said

@@ -1,0 +1,115 @@
+"""The weights that a run begins with where they are another run's: the setting `run.init_from`.
+
+Only weights are taken. Optimizer, schedule and counters begin anew, and nothing that the other
+run's settings name is imported, unless the network itself is (`model.type = "auto"` takes the other
+run's, and with code in it only if that is trusted).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from demotools.errors import CheckpointError
+from trainer.run.checkpoint import Checkpoint, read_checkpoint
+from trainer.run.state import Run
+from trainer.settings.models import Named
+from trainer.settings.user_code import check_trusted
+
+_SHOWN = 3
+
+
+def initial_place(name: str) -> str:
+    """What `run.init_from` names, so that it is the same from every working directory."""
+    return str(Path(name).resolve())
+
+
+def initial_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint that `run.init_from` names: a file, or the folder of a run.
+
+    Checkpoints that lie elsewhere, under names that are no paths, are to be found and fetched here.
+
+    CheckpointError  there is none, or it is damaged
+    """
+    # trusted: of all that it holds, only the network is looked at, and the weights taken
+    return read_checkpoint(Path(name), trust=True)
+
+
+def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[Named, str]:
+    """The network of a checkpoint as a setting, and what to say of it.
+
+    CheckpointError  that network is code of somebody's, which is not trusted
+    """
+    saved = checkpoint.parsed()
+    check_trusted(saved, checkpoint.path, trust=trust, of="model.")
+    return saved.model, f"network: {saved.model.type}, that of {checkpoint.path}"
+
+
+def longest_words(words: tuple[str, ...], checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """The vocabulary of a run, with the words that a checkpoint has beyond it."""
+    begins = checkpoint is not None and checkpoint.words[: len(words)] == words
+    return checkpoint.words if checkpoint is not None and begins else words
+
+
+def take_weights(run: Run, checkpoint: Checkpoint) -> str:
+    """Give the network of a run that begins the weights of a checkpoint; what to say of it.
+
+    The vectors of words that the run has beyond the checkpoint's stay as they were drawn.
+
+    CheckpointError  the checkpoint is of another network or vocabulary, or its weights are not
+                     finite
+    """
+    named, saved = run.settings.model, checkpoint.parsed()
+    if named.type != saved.model.type:
+        raise CheckpointError(
+            f"the weights are of the network `{saved.model.type}`, not `{named.type}`",
+            path=checkpoint.path,
+            fix='set model.type = "auto", which takes the network of these weights',
+        )
+    for number, (ours, theirs) in enumerate(zip(run.words, checkpoint.words, strict=False)):
+        if ours != theirs:
+            raise CheckpointError(
+                f"the weights are of another vocabulary: the word of id {number + 1} is "
+                f"`{theirs}` there and `{ours}` here",
+                path=checkpoint.path,
+                fix="begin with weights that were trained on stores of the same origin",
+            )
+    new = len(run.words) - len(checkpoint.words)
+    weights, rows = dict(checkpoint.model), len(run.words) + 1  # one more for the padding
+    for name, drawn in run.network.state_dict().items() if new else ():
+        known = weights.get(name)
+        if not isinstance(known, Tensor) or drawn.shape[:1] != (rows,):
+            continue
+        if known.shape == (rows - new, *drawn.shape[1:]):
+            weights[name] = torch.cat([known, drawn[-new:].to(known)])
+    taken = replace(checkpoint, model=weights)
+    taken.load_weights(run.network)
+    taken.check_finite(run.network)
+    count = sum(map(Tensor.numel, run.network.parameters()))
+    parts = [
+        f"weights: all {count:,} of {checkpoint.path}, trained on {saved.run.level} for "
+        f"{_steps(checkpoint)}"
+    ]
+    if new:
+        more = ", …" if new > _SHOWN else ""
+        parts.append(f"drawn for {new} new words: {', '.join(run.words[-new:][:_SHOWN])}{more}")
+    differing = {key for key, _ in {*_options(named)} ^ {*_options(saved.model)}}
+    if differing:
+        parts.append(f"another {', '.join(f'model.{key}' for key in sorted(differing))}")
+    return "; ".join([*parts, "optimizer, schedule and counters begin anew"])
+
+
+def _options(named: Named) -> list[tuple[str, str]]:
+    return [(key, repr(value)) for key, value in named.options.items()]
+
+
+def _steps(checkpoint: Checkpoint) -> str:
+    """How long a run had been trained, of a checkpoint that may be anybody's."""
+    progress = checkpoint.training.get("progress")
+    done = progress if isinstance(progress, dict) else {}
+    counts = {kind: done.get(f"{kind}_steps") for kind in ("demo", "env")}
+    shown = [f"{n:,} {kind} steps" for kind, n in counts.items() if isinstance(n, int) and n]
+    return " and ".join(shown) or "no step"
