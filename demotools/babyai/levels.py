@@ -32,6 +32,7 @@ Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 Symmetry = Literal["recolor", "mirror", "retype"]
 _ARCHIVES = "archives.toml"
+_DATASETS = "datasets.toml"
 _FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
 # the longest that BabyAI's grammar makes is under 400; a foreign text must not stall the pattern
@@ -43,7 +44,7 @@ class _Frozen(BaseModel):
 
 
 class Source(_Frozen):
-    """One place a file can be had from: exactly one of four kinds."""
+    """One place a file, or its episodes, can be had from: exactly one of five kinds."""
 
     gdrive: Annotated[str, StringConstraints(pattern=r"^[\w-]{10,}$")] | None = None
     """Google Drive file id."""
@@ -55,18 +56,35 @@ class Source(_Frozen):
     """Name of an archive of `archives.toml` that holds the file as a member."""
     member: str | None = None
     """Of an archive: shell-style pattern of the member's base name; None means the file's name."""
+    dataset: str | None = None
+    """Name of a data set of `datasets.toml` that holds the episodes."""
+    config: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")] | None = None
+    """Of a data set: its configuration, a folder of parquet files."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [self.gdrive, self.https, self.hf, self.archive]
+        kinds = [self.gdrive, self.https, self.hf, self.archive, self.dataset]
         if sum(kind is not None for kind in kinds) != 1:
-            raise ValueError("a source is one of gdrive, https, hf, archive")
+            raise ValueError("a source is one of gdrive, https, hf, archive, dataset")
         if self.member is not None and self.archive is None:
             raise ValueError("only an archive has a member")
+        if (self.config is None) != (self.dataset is None):
+            raise ValueError("a dataset has a config, and nothing else has")
         return self
 
     def __str__(self) -> str:
+        if self.dataset is not None:
+            return f"{self.dataset} {self.config}"
         return next(f"{kind} {place}" for kind, place in self if place is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `fetch --source` may call it: its kind, the archive's or data set's own name."""
+        kind = next(kind for kind, place in self if place is not None)
+        return (kind, _ALIASES.get(kind, kind), self.archive or self.dataset or kind)
+
+
+_ALIASES = {"gdrive": "drive", "https": "web", "hf": "hub"}
 
 
 class PublishedFile(_Frozen):
@@ -77,6 +95,19 @@ class PublishedFile(_Frozen):
     size_bytes: Annotated[int, Field(gt=0)] | None = None
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
+
+
+class PublishedDataset(_Frozen):
+    """A data set on the Hugging Face hub whose configurations are levels.
+
+    Each configuration is a folder of parquet files in the schema of JAT (docs/exchange.md).
+    """
+
+    repository: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^\w[\w./-]*$")] = "main"
+    """A commit, a tag or a branch; the commit that it stands for is kept with what was fetched."""
+    licence: str
+    citation: str
 
 
 class _Symmetric(_Frozen):
@@ -159,6 +190,8 @@ class _Family(_Symmetric):
 
 class _Families(_Frozen):
     family: tuple[_Family, ...]
+    configurations: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Of each data set: level -> its configuration."""
 
 
 def shipped_manifests() -> Path:
@@ -191,7 +224,8 @@ def all_level_names(extra: Path | None = None) -> list[str]:
     """The names of all levels: those with a manifest of their own, and those of the families."""
     families = {
         level_from_environment_id(environment)
-        for family in _families(extra)
+        for families in _families(extra)
+        for family in families.family
         for environment in family.environments
     }
     return sorted(families.union(level_names(extra)))
@@ -211,10 +245,11 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
                 return manifest
             what = f"the manifest says that its level is {manifest.level}"
             raise ManifestError(what, path=path, fix="give file and level the same name")
-    for family in _families(extra):
-        for environment_id in family.environments:
-            if level_from_environment_id(environment_id) == name:
-                return _member(family, environment_id, extra)
+    for families in _families(extra):
+        for family in families.family:
+            for environment_id in family.environments:
+                if level_from_environment_id(environment_id) == name:
+                    return _member(family, environment_id, families, extra)
     raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
 
 
@@ -231,6 +266,42 @@ def read_archive(name: str, extra: Path | None = None) -> PublishedFile:
     raise ManifestError("there is no such archive", path=name, fix=f"describe it in {_ARCHIVES}")
 
 
+def read_dataset(name: str, extra: Path | None = None) -> PublishedDataset:
+    """A data set that holds the episodes of several levels, by its name in `datasets.toml`.
+
+    ManifestError  no such data set, or a file that does not parse
+    """
+    for path in (folder / _DATASETS for folder in manifest_folders(extra)):
+        if path.is_file():
+            datasets = _parsed(path, _DATASETS_TABLE.validate_python)
+            if name in datasets:
+                return datasets[name]
+    raise ManifestError("there is no such data set", path=name, fix=f"describe it in {_DATASETS}")
+
+
+def levels_of_datasets(extra: Path | None = None) -> list[str]:
+    """The levels of the families that a data set holds: those without a manifest of their own."""
+    tables = [table for each in _families(extra) for table in each.configurations.values()]
+    return sorted({level for table in tables for level in table})
+
+
+def level_of_configuration(name: str, extra: Path | None = None) -> str | None:
+    """The level that a name means as data sets spell it; None where it means none.
+
+    >>> level_of_configuration("babyai-go-to-local"), level_of_configuration("babyai-put-next")
+    ('GoToLocal', 'PutNextS7N4')
+    """
+    for families in _families(extra):
+        for table in families.configurations.values():
+            for level, configuration in table.items():
+                if configuration == name:
+                    return level
+    folded = {level.lower(): level for level in all_level_names(extra)}
+    return folded.get(
+        level_from_environment_id(name).replace("-", "").lower().removeprefix("babyai")
+    )
+
+
 def level_from_environment_id(name: str) -> str:
     """The level's name in an environment id or file name.
 
@@ -240,24 +311,36 @@ def level_from_environment_id(name: str) -> str:
     return re.sub(r"^BabyAI-|-v\d+$", "", name)
 
 
-def _families(extra: Path | None) -> list[_Family]:
+def _families(extra: Path | None) -> list[_Families]:
     paths = [folder / _FAMILIES for folder in manifest_folders(extra)]
-    found = [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]
-    return [family for families in found for family in families.family]
+    return [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]
 
 
-def _member(family: _Family, environment_id: str, extra: Path | None) -> Manifest:
+def _member(
+    family: _Family, environment_id: str, families: _Families, extra: Path | None
+) -> Manifest:
     """The manifest of one level of a family."""
+    level = level_from_environment_id(environment_id)
+    sources = tuple(
+        Source(dataset=dataset, config=table[level])
+        for dataset, table in families.configurations.items()
+        if level in table
+    )
     pattern = family.mission_pattern
     if family.like is not None:
         pattern = read_manifest(family.like, extra).mission_pattern
+    files: dict[Split, PublishedFile] = {
+        "train": PublishedFile(name=environment_id, sources=sources),
+        "valid": PublishedFile(name=f"{environment_id}_valid", sources=sources),
+    }
     return Manifest(
-        level=level_from_environment_id(environment_id),
+        level=level,
         environment_id=environment_id,
         mission_pattern=pattern or "",
         symmetries=family.symmetries,
         widened_by=family.widened_by,
         unchanged_words=family.unchanged_words,
+        files=files if sources else {},
     )
 
 
@@ -272,6 +355,7 @@ def _nearest(name: str, extra: Path | None) -> str:
 
 
 _ARCHIVES_TABLE = TypeAdapter(dict[str, PublishedFile])
+_DATASETS_TABLE = TypeAdapter(dict[str, PublishedDataset])
 Parsed = TypeVar("Parsed")
 
 

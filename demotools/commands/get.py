@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,6 +45,12 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     metavar="FILE|URL",
     callback=_place,
     help="Take the file from here: a path, an address, hf:OWNER/NAME/PATH@REVISION.",
+)
+@click.option(
+    "--source",
+    metavar="drive|archive|jat|...",
+    show_default="all, in the manifest's order",
+    help="Ask only this source of the manifest.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
 @click.option("--check", is_flag=True, help="Check every byte of stores and downloads that exist.")
@@ -89,12 +96,14 @@ def fetch_command(
 ) -> None:
     """Download published demonstrations, check and convert them.
 
-    LEVEL is the name of a level, or `all`. Stores and downloads that exist are kept; a download
-    that was interrupted resumes where it stopped. --json prints what is to be done.
+    LEVEL is the name of a level, or `all`. Its sources are asked in the order of its manifest.
+    Stores and downloads that exist are kept; a download that was interrupted resumes where it
+    stopped. --json prints what is to be done.
 
     \b
     Example:
       demotools fetch GoToLocal --dry-run
+      demotools fetch GoToLocal --source jat
       demotools fetch GoToLocal --from ~/Downloads/BabyAI-GoToLocal-v0.pkl
     """
     from demotools.babyai.levels import MANIFESTS_VARIABLE, SPLITS, level_names
@@ -102,12 +111,20 @@ def fetch_command(
     from demotools.fetch.plan import FetchOptions
     from demotools.output import variable_set
 
+    origin = choices["origin"]
+    named = origin is not None and origin.kind == "file" and re.fullmatch(r"\w+", origin.name)
+    if named and not Path(origin.name).exists():  # `--from jat`, as people guess
+        choices |= {"origin": None, "source": choices["source"] or origin.name}
     if manifests:
         click.get_current_context().with_resource(variable_set(MANIFESTS_VARIABLE, manifests))
     options = FetchOptions(**choices, quiet=shell.quiet or shell.as_json)
     names = level_names() if levels == ("all",) else levels
     chosen = split or ("train" if options.origin else "all")
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
+    if options.origin is not None and options.source is not None:
+        raise click.UsageError(
+            "--source is one of the manifest's sources, --from is instead of them"
+        )
     if options.origin is not None and (len(names), len(splits)) != (1, 1):
         raise click.UsageError("--from takes one level and one split")
     if dry_run or shell.as_json or not shell.quiet:
@@ -250,11 +267,10 @@ def convert_command(
 @click.argument("dataset")
 @click.option(
     "--from",
-    type=click.Choice(["minari"]),
-    default="minari",
-    show_default=True,
-    expose_value=False,
-    help="Library that DATASET belongs to.",
+    "kind",
+    type=click.Choice(["minari", "parquet"]),
+    show_default="found from DATASET",
+    help="Format of DATASET.",
 )
 @click.option("--level", show_default="from the dataset", help="Level of the demonstrations.")
 @split_option("from the dataset, or train")
@@ -264,24 +280,35 @@ def convert_command(
 def import_command(
     shell: Shell,
     dataset: str,
+    kind: str | None,
     level: str | None,
     split: Literal["train", "valid"] | None,
     name: str | None,
     overwrite: bool,
 ) -> None:
-    """Import a Minari dataset as a store.
+    """Import a Minari dataset, or parquet files, as a store.
 
-    DATASET is the id of a dataset on this machine, or its folder. Successful episodes are kept, the
-    others are counted. What `demotools export` has written comes back bit for bit. For legacy
-    pickles, use `demotools convert`.
+    DATASET is the id of a Minari dataset on this machine, or its folder; or a parquet file in the
+    schema of the JAT data set, or a folder of such files. Successful episodes are kept, the others
+    are counted. What `demotools export` has written comes back bit for bit (from parquet without
+    the seeds). For legacy pickles, use `demotools convert`.
 
     \b
     Example:
       demotools import babyai/GoToLocal-v0 --name GoToLocal-copy
+      demotools import GoToLocal.parquet
     """
     from demotools.exchange.minari_import import import_minari, opened_dataset
+    from demotools.exchange.parquet import SUFFIX, import_parquet, opened_parquet
 
-    opened = opened_dataset(dataset, level=level, split=split)
-    path = shell.new_store(name or opened.store_name)
-    imported = import_minari(opened, path, overwrite=overwrite, quiet=shell.quiet)
+    place = Path(dataset)
+    is_parquet = dataset.endswith(SUFFIX) or any(place.glob(f"*{SUFFIX}"))
+    if (kind or ("parquet" if is_parquet else "minari")) == "parquet":
+        files = opened_parquet(place, level=level, split=split)
+        path = shell.new_store(name or files.store_name)
+        imported = import_parquet(files, path, overwrite=overwrite, quiet=shell.quiet)
+    else:
+        opened = opened_dataset(dataset, level=level, split=split)
+        path = shell.new_store(name or opened.store_name)
+        imported = import_minari(opened, path, overwrite=overwrite, quiet=shell.quiet)
     shell.print_result(imported)

@@ -20,11 +20,15 @@ from demotools.cli import (
 @click.command("export")
 @click.argument("store")
 @click.option(
-    "--to", "kind", type=click.Choice(["pickle", "minari"]), required=True, help="Target format."
+    "--to",
+    "kind",
+    type=click.Choice(["pickle", "parquet", "minari"]),
+    required=True,
+    help="Target format.",
 )
 @output_option(
-    "File of the pickle, or folder of Minari datasets.",
-    "beside the store, named as babyai does; Minari's own folder",
+    "File to write, or folder of Minari datasets.",
+    "beside the store; Minari's own folder",
 )
 @click.option(
     "--id", "dataset_id", show_default="babyai/STORE-v0", help="Id of the Minari dataset."
@@ -34,28 +38,32 @@ from demotools.cli import (
 def export_command(
     shell: Shell,
     store: str,
-    kind: Literal["pickle", "minari"],
+    kind: Literal["pickle", "parquet", "minari"],
     output: Path | None,
     dataset_id: str | None,
     overwrite: bool,
 ) -> None:
-    """Export a store to a legacy pickle or a Minari dataset.
+    """Export a store to a file or dataset of other programs.
 
-    The pickle is one that babyai's own loader reads.
+    The pickle is one that babyai's own loader reads. The parquet file has the schema of the JAT
+    data set, and is read by `datasets.load_dataset`.
 
     \b
     Example:
       demotools export GoToLocal --to pickle -o demos/BabyAI-GoToLocal-v0_agent.pkl
+      demotools export GoToLocal --to parquet
       demotools export GoToLocal --to minari
     """
     from demotools.exchange.export import export_minari, export_pickle
+    from demotools.exchange.parquet import export_parquet
     from demotools.store.reading import open_store
 
     opened = open_store(shell.store(store))
-    if kind == "pickle" and dataset_id:
+    if kind != "minari" and dataset_id:
         raise click.UsageError("--id needs --to minari")
-    if kind == "pickle":
-        exported = export_pickle(opened, output, overwrite=overwrite, quiet=shell.quiet)
+    if kind != "minari":
+        export = {"pickle": export_pickle, "parquet": export_parquet}[kind]
+        exported = export(opened, output, overwrite=overwrite, quiet=shell.quiet)
     else:
         exported = export_minari(
             opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=shell.quiet

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from pydantic import BaseModel, ConfigDict
 
 from demotools.babyai.cells import ACTIONS
+from demotools.babyai.levels import Split
 from demotools.errors import (
     LevelError,
     ManifestError,
@@ -30,7 +32,14 @@ from demotools.errors import (
     optional_package,
     printable_text,
 )
-from demotools.output import check_output, progress_bar, variable_set, working_folder
+from demotools.output import (
+    check_output,
+    progress_bar,
+    size_on_disk,
+    size_text,
+    variable_set,
+    working_folder,
+)
 from demotools.pickles.writer import write_pickle
 from demotools.recording.environment import (
     Environment,
@@ -43,36 +52,58 @@ from demotools.store.reading import Episodes, Store
 
 ATTRIBUTES_KEY = "demotools"
 """Under this key of the dataset's metadata an export keeps the store's attributes."""
-KEPT_ATTRIBUTES = ("level", "split", "source", "parent", "licence", "citation", "fingerprint")
 REPLAYED, REPEATED = "replayed", "repeated"
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _EPISODES_A_BATCH, _STEPS_A_BATCH = 500, 1 << 15
-# What a success is worth where its reward is not known.
-_REWARD = 1.0
+SUCCESS_REWARD = 1.0
+"""What a success is worth where its reward is not known."""
+
+
+class KeptAttributes(BaseModel):
+    """What an export keeps of a store's attributes, for whoever imports it."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    level: str
+    split: Split
+    source: dict[str, Any]
+    parent: dict[str, Any] | None
+    licence: str
+    citation: str
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, store: Store) -> KeptAttributes:
+        """Those of a store."""
+        about = store.attributes
+        return cls.model_construct(**{name: getattr(about, name) for name in cls.model_fields})
 
 
 @dataclass(frozen=True)
 class Exported:
     """A finished export.
 
-    path                the pickle, or the folder of Minari datasets (for Minari's own variable)
-    dataset_id          None for a pickle
+    path                the file, or the folder of Minari datasets (for Minari's own variable)
+    size_bytes          of all that was written
+    dataset_id          None for a file
     last_observations   how many of them are `replayed`, how many `repeated`
     """
 
     path: Path
     episodes: int
+    size_bytes: int
     dataset_id: str | None = None
     last_observations: dict[str, int] | None = None
 
     def text(self) -> str:
         """What was exported, for a person."""
         path = printable_text(self.path)
+        what = f"{self.episodes:,} episodes, {size_text(self.size_bytes)}"
         if self.last_observations is None:
-            return f"exported {path}: {self.episodes:,} episodes; this format has no seeds"
+            return f"exported {path}: {what}; this format has no seeds"
         counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())
         return (
-            f"exported {self.dataset_id}: {self.episodes:,} episodes\n"
+            f"exported {self.dataset_id}: {what}\n"
             f"  last observations: {counts}\n"
             f"  load it with {_ROOT_VARIABLE}={path}"
         )
@@ -96,15 +127,15 @@ def export_pickle(
     with progress_bar(store.episodes, path.name, "episodes", quiet=quiet) as bar:
 
         def blocks() -> Iterator[Episodes]:
-            for batch in _batches(store):
+            for batch in store_batches(store):
                 yield store.take(np.arange(batch.start, batch.stop))
                 bar.update(len(batch))
 
         write_pickle(path, blocks())
-    return Exported(path, store.episodes)
+    return Exported(path, store.episodes, path.stat().st_size)
 
 
-def _batches(store: Store) -> Iterator[range]:
+def store_batches(store: Store) -> Iterator[range]:
     """All episodes, in batches of few enough episodes and steps."""
     offset, first = store.episode_offset, 0
     while first < store.episodes:
@@ -178,7 +209,7 @@ def export_minari(
                 minari.namespace.create_namespace(namespace)
     except OSError as error:
         raise from_os_error(error, root) from error
-    return Exported(root, store.episodes, dataset_id, counts)
+    return Exported(root, store.episodes, size_on_disk(final), dataset_id, counts)
 
 
 def _refuse_malformed(dataset_id: str) -> None:
@@ -199,7 +230,7 @@ def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> d
     counts: Counter[str] = Counter()
     dataset = None
     with progress_bar(store.episodes, dataset_id, "episodes", quiet=quiet) as bar:
-        for batch in _batches(store):
+        for batch in store_batches(store):
             written = [_buffer(store, episode, environment) for episode in batch]
             buffers = [buffer for buffer, _how in written]
             if dataset is None:
@@ -211,7 +242,7 @@ def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> d
             counts.update(how for _buffer, how in written)
             bar.update(len(batch))
     assert dataset is not None  # no store is without episodes
-    kept = {key: getattr(store.attributes, key) for key in KEPT_ATTRIBUTES}
+    kept = KeptAttributes.of(store).model_dump()
     dataset.storage.update_metadata({ATTRIBUTES_KEY: kept, "last_observations": dict(counts)})
     return dict(sorted(counts.items()))
 
@@ -267,7 +298,7 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
     start, stop = store.bounds(episode)
     images, directions = store.images(start, stop), store.direction.span(start, stop)
     last: Observation = {"image": images[-1], "direction": directions[-1]}
-    seed, reward, how = int(store.episode_seed[episode]), _REWARD, REPEATED
+    seed, reward, how = int(store.episode_seed[episode]), SUCCESS_REWARD, REPEATED
     if environment is not None and seed >= 0:
         replay = replayed_episode(environment, store, episode)
         if replay.observation is not None:

@@ -37,7 +37,7 @@ from demotools.babyai.levels import (
 )
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
-from demotools.exchange.export import minari_module
+from demotools.exchange.export import KeptAttributes, minari_module
 from demotools.output import open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
@@ -56,17 +56,6 @@ class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class _Ours(_Checked):
-    """What `demotools export` keeps of a store's attributes."""
-
-    level: str
-    split: Split
-    source: dict[str, Any]
-    parent: dict[str, Any] | None
-    licence: str
-    citation: str
-
-
 class _Metadata(_Checked):
     """What is used of a dataset's metadata.json; without its spaces Minari would make them."""
 
@@ -82,7 +71,7 @@ class _Metadata(_Checked):
     author: list[str] | None = None
     code_permalink: str | None = None
     requirements: list[str] | None = None
-    ours: _Ours | None = Field(None, alias="demotools")  # exchange.ATTRIBUTES_KEY
+    ours: KeptAttributes | None = Field(None, alias="demotools")  # exchange.ATTRIBUTES_KEY
 
 
 @dataclass(frozen=True)

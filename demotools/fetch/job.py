@@ -1,8 +1,9 @@
 """`demotools fetch`: from a level's name to verified stores, doing only what is missing.
 
 For each file: decide (plan.py), download, convert, record. A download is under its name only when
-whole and checked, a store likewise. Files with addresses of their own come first; what none of
-these gave is taken out of the archives that hold it, all wanted members of one archive in one pass.
+whole and checked, a store likewise. The sources of a file are asked in the order of its manifest;
+archives are read when all files have asked what stands before them, all wanted members of one
+archive in one pass.
 """
 
 from __future__ import annotations
@@ -10,19 +11,30 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
+import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import filelock
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from demotools.babyai.levels import Manifest, PublishedFile, Split, read_archive, read_manifest
+from demotools.babyai.levels import (
+    Manifest,
+    PublishedFile,
+    Source,
+    Split,
+    read_archive,
+    read_manifest,
+)
 from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
+from demotools.exchange.parquet import ParquetFiles, import_parquet
+from demotools.fetch.dataset import download_shards
 from demotools.fetch.part_file import Downloaded, checked_file, content_kind, download, part_bytes
-from demotools.fetch.places import RefusedError, UnreachableError, place_of
+from demotools.fetch.places import Place, RefusedError, UnreachableError, place_of
 from demotools.fetch.plan import (
     DOWNLOADS,
     RECORDS_NAME,
@@ -99,8 +111,8 @@ def fetch_levels(
             with _failing_into(failures, downloads / plan.name):
                 if plan.action != "download":
                     yield _without_network(plan, folder, options)
-                elif file := _from_places(plan, downloads, options, refused):
-                    yield _finished(plan, file, folder, options)
+                elif done := _from_sources(plan, _first(plan, options), folder, options, refused):
+                    yield done
                 else:
                     rest.append(plan)
         for name in dict.fromkeys(name for plan in rest for name in _archives(plan)):
@@ -110,10 +122,16 @@ def fetch_levels(
                 for plan, file in members:
                     rest.remove(plan)
                     with _failing_into(failures, downloads / plan.name):
-                        yield _finished(plan, file, folder, options)
+                        done = _finished(plan, file, folder, options)
+                        yield done + _taken(plan, f"archive {name}", options, refused)
                 continue
             rest = [plan for plan in rest if plan not in missing.values()]
-        failures += [_nobody_gave(plan, downloads, refused[plan.store]) for plan in rest]
+        for plan in rest:
+            with _failing_into(failures, downloads / plan.name):
+                done = _from_sources(plan, _last(plan), folder, options, refused)
+                if done is None:
+                    raise _nobody_gave(plan, downloads, refused[plan.store])
+                yield done
     if failures:
         raise _joined(failures)
 
@@ -157,7 +175,8 @@ def write_record(folder: Path, name: str, record: FetchedRecord) -> None:
         records = read_records(folder)
         if name in records:
             return
-        table = {key: value.model_dump() for key, value in {**records, name: record}.items()}
+        written = {**records, name: record}
+        table = {key: each.model_dump(exclude_none=True) for key, each in written.items()}
         with written_whole(path) as stream:
             tomli_w.dump(dict(sorted(table.items())), stream)
 
@@ -173,7 +192,8 @@ def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
     if file is None:
         return Found(source, problem)
     final = folder / DOWNLOADS / file.name
-    places = [place_of(each) for each in file.sources if each.archive is None]
+    own = [each for each in file.sources if each.archive is None and each.dataset is None]
+    places = map(place_of, own)
     part = max((part_bytes(final, str(place)) for place in places), default=0)
     return Found(source, problem, final.stat().st_size if final.is_file() else None, part)
 
@@ -213,17 +233,98 @@ def _archives(plan: Plan) -> dict[str, str]:
     return {source.archive: source.member or plan.name for source in plan.sources if source.archive}
 
 
-def _from_places(
-    plan: Plan, folder: Path, options: FetchOptions, refused: dict[str, list[Refusal]]
-) -> Downloaded | None:
+def _first(plan: Plan, options: FetchOptions) -> list[Source | Place]:
+    """What is asked before any archive is read."""
+    if options.origin is not None:
+        return [options.origin]
+    return [*takewhile(lambda source: source.archive is None, plan.sources)]
+
+
+def _last(plan: Plan) -> list[Source]:
+    """What is asked after the archives."""
+    rest = dropwhile(lambda source: source.archive is None, plan.sources)
+    return [source for source in rest if source.archive is None]
+
+
+def _from_sources(
+    plan: Plan,
+    sources: Sequence[Source | Place],
+    folder: Path,
+    options: FetchOptions,
+    refused: dict[str, list[Refusal]],
+) -> str | None:
+    """Ask some sources one after another; what was done, or None where none gives the file."""
     refusals = refused.setdefault(plan.store, [])
-    places = [place_of(source) for source in plan.sources if source.archive is None]
-    for place in [options.origin] if options.origin else places:
+    downloads = folder / DOWNLOADS
+    for source in sources:
         try:
-            return download(place, folder / plan.name, plan.expected, options)
+            if isinstance(source, Source) and source.dataset is not None:
+                done = _from_dataset(plan, source, folder, options)
+            else:
+                place = source if isinstance(source, Place) else place_of(source)
+                file = download(place, downloads / plan.name, plan.expected, options)
+                done = ""
         except RefusedError as error:
-            refusals.append((str(place), error))
+            refusals.append((str(source), error))
+            continue
+        done = done or _finished(plan, file, folder, options)
+        return done + _taken(plan, str(source), options, refused)
     return None
+
+
+def _taken(
+    plan: Plan, source: str, options: FetchOptions, refused: Mapping[str, Sequence[Refusal]]
+) -> str:
+    """Which source was taken and why, in a line of its own; nothing where the user named it."""
+    if options.origin is not None:
+        return ""
+    why = "the first of its sources" if len(plan.sources) > 1 else "its only source"
+    if refusals := refused.get(plan.store):
+        why = f"since {'; '.join(f'{who}: {error}' for who, error in refusals)}"
+    elif options.source is not None:
+        why = f"as --source {options.source} asks"
+    return f"\n  taken from {source}, {why}"
+
+
+def _from_dataset(plan: Plan, source: Source, folder: Path, options: FetchOptions) -> str:
+    """Make the store of the parquet files of a data set; they go unless they are to be kept.
+
+    RefusedError  the data set does not give them
+    """
+    key = f"{source} {plan.split}"
+    record = read_records(folder).get(key)
+    shards = download_shards(source, plan.split, folder / DOWNLOADS, record, options)
+    fetched = FetchedRecord(
+        level=plan.level,
+        split=plan.split,
+        size_bytes=shards.size_bytes,
+        sha256=shards.joint_sha256,
+        source=str(source),
+        day=_today(),
+        commit=shards.commit,
+    )
+    if not options.convert:
+        write_record(folder, key, fetched)
+        return f"{shards.folder}: {shards.size_bytes:,} bytes from {source}"
+    files = ParquetFiles(
+        shards.paths,
+        shards.sha256,
+        plan.level,
+        plan.split,
+        licence=shards.dataset.licence,
+        citation=shards.dataset.citation,
+        origin=shards.origin(source),
+    )
+    path = store_path(plan.store, folder)
+    done = import_parquet(files, path, overwrite=options.overwrite, quiet=options.quiet)
+    write_record(folder, key, fetched)
+    if not options.keep_pickle:
+        shutil.rmtree(shards.folder)
+    return f"{done.text()}\n  from {source} at commit {shards.commit}"
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _from_archive(
@@ -253,7 +354,8 @@ def _from_archive(
 def _nobody_gave(plan: Plan, folder: Path, refusals: Sequence[Refusal]) -> FetchError:
     lost = [str(error) for _, error in refusals if isinstance(error, UnreachableError)]
     others = [f"{who}: {e}" for who, e in refusals if not isinstance(e, UnreachableError)]
-    ways = ["wait a day for the quota"] if any("quota" in text.lower() for text in others) else []
+    ways = list(dict.fromkeys(error.fix for _, error in refusals if error.fix))
+    ways += ["wait a day for the quota"] if any("quota" in text.lower() for text in others) else []
     ways.append("pass `--from FILE` with a copy you have")
     if read_manifest(plan.level).environment_id is not None:
         ways.append(f"record the bot: `demotools generate {plan.level} --episodes 100000`")
@@ -273,7 +375,7 @@ def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions)
         size_bytes=file.size_bytes,
         sha256=file.sha256,
         source=file.source,
-        day=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        day=_today(),
     )
     ours = file.path.parent == folder / DOWNLOADS
     if not options.convert:

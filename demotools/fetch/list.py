@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demotools.babyai.levels import SPLITS, level_names, read_manifest
+from demotools.babyai.levels import SPLITS, level_names, levels_of_datasets, read_manifest
 from demotools.errors import DemotoolsError, printable_values
 from demotools.fetch.job import read_records
 from demotools.fetch.plan import DOWNLOADS, FetchedRecord
@@ -19,6 +19,7 @@ _PLACES = {
     "https": "a web address",
     "hf": "Hugging Face",
     "archive": "the archive of all levels",
+    "jat": "the JAT data set",
 }
 _NEXT = (
     "next: `demotools fetch LEVEL` downloads and converts, "
@@ -48,12 +49,20 @@ def listing(folder: Path) -> dict[str, Any]:
         "size_bytes": sum(store.get("size_bytes", 0) for store in stores) + sum(downloads),
         "levels": levels,
         "others": strangers,
+        "more_levels": _levels_of_datasets(),
         "problem": problem,
     }
 
 
+def _levels_of_datasets() -> list[str]:
+    try:
+        return levels_of_datasets()
+    except DemotoolsError:  # somebody's families.toml that does not parse
+        return []
+
+
 def listing_text(found: Mapping[str, Any]) -> str:
-    """The same as lines of text, one for each level and each other store; then what to do."""
+    """The same as lines of text, one for each level and each other store; then what more."""
     found = printable_values(found)
     lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
     if found["problem"]:
@@ -63,6 +72,8 @@ def listing_text(found: Mapping[str, Any]) -> str:
         rows.append((Path(store["path"]).stem, _store_text(store["split"] or "it", store)))
     width = max(len(name) for name, _ in rows)
     lines += [f"  {name:<{width}}  {text}" for name, text in rows]
+    if more := found["more_levels"]:
+        lines.append(f"{len(more)} more levels can be fetched from data sets: {', '.join(more)}")
     return "\n".join([*lines, _NEXT])
 
 
@@ -128,7 +139,9 @@ def _level_texts(entry: Mapping[str, Any]) -> list[str]:
         state = "unfinished download" if name.endswith(".part") else "download"
         texts.append(f"{state} {size_text(size)}")
     places = dict.fromkeys(
-        _PLACES[source.split()[0]] for sources in entry["sources"].values() for source in sources
+        _PLACES.get(name := source.split()[0], f"the data set {name}")
+        for sources in entry["sources"].values()
+        for source in sources
     )
     if entry["problem"]:
         texts.append(f"problem: {entry['problem']}")

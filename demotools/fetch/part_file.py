@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from demotools.fetch.places import Place, RefusedError, WrongFileError, hub_file, page_problem
+from demotools.fetch.places import (
+    Place,
+    RefusedError,
+    UnreachableError,
+    WrongFileError,
+    hub_file,
+    page_problem,
+)
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
 from demotools.output import check_room, open_regular, written_whole
@@ -26,6 +33,8 @@ _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 512
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22
+# as the HTTP libraries of the hub's package, which changed twice, name it
+_NO_CONNECTION = ("ConnectError", "ConnectionError", "ConnectTimeout")
 # of a body whose length nobody has told, which may never end
 _BYTES_BETWEEN_ROOM_CHECKS = 16 << 20
 
@@ -190,21 +199,17 @@ def _download_from_hub(
 ) -> Downloaded:
     """By the hub's own package; what names the file afterwards is the commit, not a branch."""
     repository, path, revision = hub_file(place.name)
-    from demotools.exchange.hub import hub_package
-
-    hub = hub_package()
-    if options.quiet or not sys.stderr.isatty():
-        hub.utils.disable_progress_bars()
+    hub = opened_hub(options)
     beside = final.with_name(f".{final.name}.hub")  # stays after a failure: the package resumes
     wait = options.timeout_seconds
-    with _hub_refusals(hub):
+    with hub_refusals(hub):
         url = hub.hf_hub_url(repository, path, repo_type="dataset", revision=revision)
         about = hub.get_hf_file_metadata(url, timeout=wait)
     compare(expected, about.size)
     final.parent.mkdir(parents=True, exist_ok=True)
     check_room(final.parent, (about.size or 0) * options.room)
     at = {"repo_type": "dataset", "revision": about.commit_hash, "local_dir": beside}
-    with _hub_refusals(hub):
+    with hub_refusals(hub):
         came = hub.hf_hub_download(repository, path, **at, etag_timeout=wait)
     try:
         file = checked_file(Path(came), expected)
@@ -215,8 +220,21 @@ def _download_from_hub(
     return Downloaded(final, file.size_bytes, file.sha256, f"hf {name}", f"hf:{name}")
 
 
+def opened_hub(options: FetchOptions) -> Any:
+    """The hub's own package, showing its progress where ours would be shown.
+
+    DemotoolsError  it is not installed
+    """
+    from demotools.exchange.hub import hub_package
+
+    hub = hub_package()
+    if options.quiet or not sys.stderr.isatty():
+        hub.utils.disable_progress_bars()
+    return hub
+
+
 @contextmanager
-def _hub_refusals(hub: Any) -> Iterator[None]:
+def hub_refusals(hub: Any) -> Iterator[None]:
     """Whatever the package raises about what the hub sends; a failure of our disk stays itself."""
     try:
         yield
@@ -225,6 +243,10 @@ def _hub_refusals(hub: Any) -> Iterator[None]:
             raise
         from demotools.exchange.hub import hub_reason
 
+        if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
+            reason = hub_reason(error, hub)
+            what = f"no connection to the Hugging Face hub: {reason}"
+            raise UnreachableError(what) from error
         what = f"the Hugging Face hub did not send it: {hub_reason(error, hub)}"
         raise RefusedError(what) from error
 

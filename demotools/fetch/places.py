@@ -30,7 +30,14 @@ _SAID_WITHIN = 20_000
 
 
 class RefusedError(Exception):
-    """A place that will not give the file, and why; the next place is asked."""
+    """A place that will not give the file, and why; the next place is asked.
+
+    fix   what the user can do about it, where that is known
+    """
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 class UnreachableError(RefusedError):
@@ -65,12 +72,12 @@ class Place:
 
 
 def place_of(source: Source) -> Place:
-    """Where to ask for a source of a manifest that is not an archive."""
+    """Where to ask for a source of a manifest that is neither an archive nor a data set."""
     if source.gdrive is not None:
         return _drive_place(source.gdrive)
     if source.hf is not None:
         return place_named(f"hf:{source.hf}")
-    assert source.https is not None, "archives are found by their own sources"
+    assert source.https is not None, "archives and data sets are found by their own sources"
     return place_named(source.https)
 
 

@@ -6,7 +6,7 @@ in; a plan comes out, which `--dry-run` prints and job.py carries out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +24,11 @@ _ROOM_TO_CONVERT = 3.0
 
 
 class FetchedRecord(BaseModel):
-    """What the first download that passed every check was, as `fetched.toml` keeps it."""
+    """What the first download that passed every check was, as `fetched.toml` keeps it.
+
+    sha256   of several files that of their own, one a line
+    commit   of a data set on the hub
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +38,7 @@ class FetchedRecord(BaseModel):
     sha256: str
     source: str
     day: str
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class FetchOptions:
     """What the user asks for.
 
     origin            where to take the file from, instead of the manifest's sources
+    source            the name of the only one of the manifest's sources that is asked
     timeout_seconds   without a byte, after which a connection is given up
     retries           attempts in a row that bring nothing new
     """
@@ -50,6 +56,7 @@ class FetchOptions:
     check: bool = False
     overwrite: bool = False
     origin: Place | None = None
+    source: str | None = None
     timeout_seconds: float = 30.0
     retries: int = 5
     quiet: bool = False
@@ -132,8 +139,10 @@ def decided(
     store = store_name(level, split)
     expected = _expected(file, record)
 
+    offered = file.sources if file and options.origin is None else ()
+    sources = tuple(each for each in offered if options.source in (None, *each.names))
+
     def plan(action: Action, reason: str, fix: str = "") -> Plan:
-        sources = file.sources if file and options.origin is None else ()
         name = file.name if file else f"{store}.pkl"
         return Plan(level, split, name, store, action, reason, sources, expected, fix)
 
@@ -141,14 +150,17 @@ def decided(
     if file is None and options.origin is None:
         fix = "record it with `demotools generate`, or pass --from FILE"
         return plan("refuse", "the manifest names no file of this split", fix)
+    if offered and not sources:
+        names = ", ".join(dict.fromkeys(each.names[-1] for each in offered))
+        return plan("refuse", f"it has no source {options.source!r}", f"its sources are {names}")
     if options.convert and not options.overwrite:
-        if refusal := found.store_problem or _store_refusal(found, expected, options):
+        if refusal := found.store_problem or _store_refusal(found, expected, sources, options):
             return plan("refuse", refusal, "add --overwrite to replace it")
         if found.store_source is not None:
             return plan(unchanged, "the store exists")
     if options.origin is not None:
         return plan("download", f"from {options.origin}")
-    if found.pickle_bytes is None:
+    if found.pickle_bytes is None or _only_datasets(sources):
         size = expected.size_bytes
         what = "its size is not published" if size is None else f"{size:,} bytes"
         part = f"{found.part_bytes:,} bytes of it are here already"
@@ -159,15 +171,28 @@ def decided(
     return plan("convert" if options.convert else unchanged, "it has been downloaded")
 
 
-def _store_refusal(found: Found, expected: Expected, options: FetchOptions) -> str | None:
+def _only_datasets(sources: Sequence[Source]) -> bool:
+    return bool(sources) and all(source.dataset is not None for source in sources)
+
+
+def _store_refusal(
+    found: Found, expected: Expected, sources: Sequence[Source], options: FetchOptions
+) -> str | None:
     """Why the store that exists is not what would be fetched."""
     source = found.store_source
     if source is None:
         return None
     if options.origin is not None:
         return "the store exists already"
-    if source.get("kind") != "pickle":
-        return f"there is another store of this name, of kind {source.get('kind')}"
+    kind, fetched_from = source.get("kind"), source.get("fetched_from")
+    if kind not in ("pickle", "parquet"):
+        return f"there is another store of this name, of kind {kind}"
+    if options.source is not None:
+        wanted = map(str, sources) if _only_datasets(sources) else [fetched_from]
+        if (kind == "parquet") != _only_datasets(sources) or fetched_from not in wanted:
+            return f"the store was made from {fetched_from or 'a file'}"
+    if kind == "parquet":
+        return None
     if expected.sha256 not in (None, *(file.get("sha256") for file in source.get("files", []))):
         return f"the store was made from another file than {expected.known_from} names"
     return None

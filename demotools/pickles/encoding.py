@@ -117,10 +117,11 @@ class Evidence:
     @property
     def encoding(self) -> Encoding | None:
         """The only encoding that fits; None where none or several do."""
-        fitting = [encoding for encoding in Encoding if self._fits(encoding)]
+        fitting = [encoding for encoding in Encoding if self.fits(encoding)]
         return fitting[0] if len(fitting) == 1 else None
 
-    def _fits(self, encoding: Encoding) -> bool:
+    def fits(self, encoding: Encoding) -> bool:
+        """Whether nothing seen so far speaks against an encoding."""
         agreeing, differing = self.agreeing[encoding], self.differing[encoding]
         rarely = differing <= _TOLERATED * (agreeing + differing)
         return self.impossible[encoding] == 0 and rarely

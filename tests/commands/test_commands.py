@@ -130,7 +130,7 @@ GUESSES = {
     "generate GoToLocal --num-episodes 9 --jobs 4": "generate GoToLocal --episodes 9 --workers 4",
     "generate GoToLocal --count 9 --processes 4": "generate GoToLocal --episodes 9 --workers 4",
     "convert a.pkl b.pkl -o both --replace": "convert a.pkl b.pkl --name both --overwrite",
-    "import babyai/GoToLocal-v0": "import babyai/GoToLocal-v0 --from minari",
+    "export GoToLocal --format parquet": "export GoToLocal --to parquet",
     "sample GoToLocal -n 10": "shrink GoToLocal --episodes 10",
     "subset GoToLocal -n 10 -o few": "shrink GoToLocal --episodes 10 --name few",
     "zip GoToLocal --out a.zarr.zip": "archive GoToLocal --output a.zarr.zip",

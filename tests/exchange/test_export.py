@@ -124,7 +124,8 @@ def test_the_file_is_named_so_that_convert_knows_level_and_split(tmp_path: Path)
     result = CliRunner().invoke(main, ["export", str(path), "--to", "pickle"])
     assert result.exit_code == 0, result.output
     file = tmp_path / "BabyAI-GoToLocal-v0_agent_valid.pkl"
-    assert result.stdout == f"exported {file}: 60 episodes; this format has no seeds\n"
+    size = f"{file.stat().st_size / 1000:.1f} kB"
+    assert result.stdout == f"exported {file}: 60 episodes, {size}; this format has no seeds\n"
     converted = convert_files([file], tmp_path, ConvertOptions(name="back", workers=1, quiet=True))
     back = open_store(converted.path)
     assert (back.attributes.level, back.attributes.split) == ("GoToLocal", "valid")

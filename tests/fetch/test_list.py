@@ -25,9 +25,11 @@ def line_of(level: str, text: str) -> str:
 
 def test_every_level_has_one_line_with_its_sources(tmp_path: Path) -> None:
     text = listed(tmp_path / "nothing")
-    assert len(text.splitlines()) == 21
+    assert len(text.splitlines()) == 22
+    more = "22 more levels can be fetched from data sets: ActionObjDoor, BlockedUnlockPickup, "
+    assert text.splitlines()[-2].startswith(more)
     said = line_of("GoToObj", text).split(maxsplit=1)
-    assert said == ["GoToObj", "no store; from the archive of all levels"]
+    assert said == ["GoToObj", "no store; from the archive of all levels or the JAT data set"]
     assert "no store; from Google Drive or the archive of all" in line_of("GoToLocal", text)
     for command in ("`demotools fetch LEVEL`", "`demotools generate LEVEL --episodes 1000`"):
         assert command in text.splitlines()[-1]
@@ -73,7 +75,7 @@ def test_json_says_the_same_for_machines(tmp_path: Path) -> None:
     assert (store["episodes"], store["steps"], store["kind"]) == (3, 9, "test")
     files = (path for path in (tmp_path / "GoToLocal.zarr").rglob("*") if path.is_file())
     assert store["size_bytes"] == sum(path.stat().st_size for path in files)
-    assert entry["sources"]["valid"][-1] == "archive copydemos"
+    assert entry["sources"]["valid"][-2:] == ["archive copydemos", "jat babyai-go-to-local"]
 
 
 def test_the_size_of_everything_is_said(tmp_path: Path) -> None:
