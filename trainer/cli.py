@@ -94,6 +94,19 @@ _trust = click.option(
     is_flag=True,
     help="Import and run the code that the checkpoint names.",
 )
+_sample = click.option(
+    "--sample",
+    "--stochastic",
+    is_flag=True,
+    help="Draw actions from the policy's probabilities [default: take the most probable].",
+)
+_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="cpu",
+    show_default=True,
+    help="Run the network here.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
 
@@ -233,11 +246,25 @@ def _writes() -> bool:
     help="Play so many unseen episodes.",
 )
 @click.option(
+    "--seeds",
+    metavar="SEEDS",
+    help="Play these environment seeds instead, as in 1000-1511 or 1,2,7-9.",
+)
+@_sample
+@click.option(
     "--policy",
     type=click.Choice(["bot", "random"]),
     help="Play a reference policy instead, on the same level.",
 )
 @_level
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every episode to this file, a JSON object a line.",
+)
+@_overwrite
+@_device
 @_trust
 @_json
 @_workers
@@ -245,8 +272,13 @@ def _writes() -> bool:
 def evaluate(
     checkpoint: Path | None,
     episodes: int,
+    seeds: str | None,
+    sample: bool,
     policy: str | None,
     level: str | None,
+    output: Path | None,
+    overwrite: bool,
+    device: Any,
     trust: bool,
     as_json: bool,
     workers: int | None,
@@ -254,25 +286,49 @@ def evaluate(
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
 
-    CHECKPOINT is a file or a run's folder.
+    CHECKPOINT is a file or a run's folder, whose evaluations.jsonl gets the result.
 
-    Success is a reward above 0 within the level's step limit, with the most probable actions, on
-    the environment seeds from 2,000,000,000 on, which no store uses.
+    Success is a reward above 0 within the level's step limit, on the environment seeds from
+    2,000,000,000 on, which no store uses.
 
     \b
     Example:
       trainer evaluate runs/BabyAIGoToLocalBCSmall --episodes 1000
+      trainer evaluate runs/BabyAIGoToObjPPO --sample -o episodes.jsonl
       trainer evaluate --policy bot --level GoToLocal
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
+    if sample and policy is not None:
+        raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
+    from demotools.babyai.levels import listed_seeds
+    from demotools.output import check_output, write_output
+
     _load_torch()
     from demotools.workers.processes import processor_count
-    from trainer.run.session import measured_success
+    from trainer.run.success import measured_success
 
-    count = workers or processor_count()
-    result = measured_success(checkpoint, policy, level, episodes, count, trust=trust, quiet=quiet)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    result, said = measured_success(
+        checkpoint,
+        policy,
+        level,
+        episodes,
+        seeds=None if seeds is None else listed_seeds(seeds),
+        sample=sample,
+        device=device,
+        processes=workers or processor_count(),
+        trust=trust,
+        quiet=quiet,
+    )
+    if output is not None:
+        lines = [json.dumps(outcome.as_json()) + "\n" for outcome in result.outcomes]
+        write_output(output, "".join(lines).encode(), overwrite=overwrite)
+        said = f"made {output}\n{said}".strip()
     click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
+    if said and not (quiet or as_json):
+        click.echo(said)
 
 
 @main.group(invoke_without_command=True)
@@ -369,6 +425,7 @@ def plot(
     show_default=True,
     help="Watch so many episodes.",
 )
+@_sample
 @click.option("--worst", is_flag=True, help="Watch those that went worst of at least a hundred.")
 @_level
 @_trust
@@ -385,6 +442,7 @@ def plot(
 def watch(
     checkpoint: Path,
     episodes: int,
+    sample: bool,
     worst: bool,
     level: str | None,
     trust: bool,
@@ -421,6 +479,7 @@ def watch(
         level=level,
         episodes=episodes,
         first_seed=first,
+        sample=sample,
         worst=worst,
         trust=trust,
         quiet=quiet,

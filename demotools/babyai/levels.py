@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from demotools.errors import ManifestError, from_os_error
+from demotools.errors import ManifestError, SettingsError, from_os_error
 
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
@@ -385,3 +385,32 @@ EVALUATION_SEED = 2_000_000_000
 """First seed of evaluation, [2e9, 2e9 + n): no store may use them."""
 MOST_EPISODES = 10_000_000
 """The largest n of one evaluation."""
+
+
+def listed_seeds(text: str) -> Sequence[int]:
+    """The seeds of a list such as `1000-1511` or `1,2,7-9`, both ends included, in its order.
+
+    SettingsError  it is no such list, a seed is there twice, or there are too many
+
+    >>> listed_seeds("5,7-9"), listed_seeds("1000-1511")
+    ([5, 7, 8, 9], range(1000, 1512))
+    """
+    spans = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise SettingsError(
+                "this is no list of seeds", path=text[:200], fix="write it as in `1,2,7-9`"
+            )
+        spans.append(range(first, last + 1))
+    if sum(map(len, spans)) > MOST_EPISODES:
+        raise SettingsError(
+            "these are too many seeds", path=text[:200], fix=f"give at most {MOST_EPISODES:,}"
+        )
+    if len(spans) == 1:
+        return spans[0]
+    seeds = [seed for span in spans for seed in span]
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError("a seed is there twice", path=text[:200], fix="name each once")
+    return seeds

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.recording.environment import make_environment, observed_cells
-from trainer.acting.collect import Collector, Forcing, NetworkPolicy, Rollout, minibatches
+from trainer.acting.collect import Collector, Forcing, Rollout, minibatches
+from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment
 from trainer.batch import Batch
 from trainer.learning.networks.base import Output

@@ -6,22 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demotools.babyai.cells import BALL, BOX, KEY, WALL, unpacked_cells
 from demotools.babyai.levels import EVALUATION_SEED
+from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.recording.environment import make_environment
 from trainer.acting.evaluate import (
     Evaluation,
     Outcome,
-    RandomPolicy,
     evaluate_policy,
     evaluation,
     mission_kind,
     wilson_interval,
 )
+from trainer.acting.policy import NetworkPolicy, RandomPolicy
+from trainer.learning.networks.small import SmallNetwork
 
 
 class Wanderer:
@@ -31,11 +34,11 @@ class Wanderer:
         self.count = count
 
     def act(
-        self, cells: Any, direction: Any, missions: Sequence[str], masks: Any
+        self, cells: Any, direction: Any, missions: Sequence[str], masks: Any, seeds: Any
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
         assert cells.shape == (self.count, 7, 7)
         assert cells.dtype == masks.dtype == direction.dtype == np.uint8
-        assert len(missions) == len(masks) == len(direction) == self.count
+        assert len(missions) == len(masks) == len(direction) == len(seeds) == self.count
         ahead = unpacked_cells(cells)[:, 3, 5, 0]
         turns, picks = (ahead == WALL) | (ahead == BALL), (ahead == KEY) | (ahead == BOX)
         return np.where(turns, 0, np.where(picks, 3, 2)).astype(np.int64)
@@ -54,7 +57,7 @@ def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds(level: st
         while not over:
             o, c, s = (observation["image"][..., channel] for channel in range(3))
             cells = (o * 18 + c * 3 + s)[None]
-            action = policy.act(cells, np.zeros(1, np.uint8), [""], np.zeros(1, np.uint8))
+            action = policy.act(cells, np.zeros(1, np.uint8), [""], *np.zeros((2, 1), np.uint8))
             observation, value, terminated, truncated, _ = environment.step(int(action[0]))
             over, length, reward = terminated or truncated, length + 1, float(value)
         successes += reward > 0
@@ -68,13 +71,55 @@ def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds(level: st
     assert sum(kind.successes for kind in found.kinds.values()) == successes
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy(seed=3), "bot", Wanderer()])
+def untrained(*, sample: bool) -> NetworkPolicy:
+    torch.manual_seed(3)
+    return NetworkPolicy(SmallNetwork(len(WORDS)), WORDS, sample=sample)
+
+
+@pytest.mark.parametrize(
+    "policy", [RandomPolicy(seed=3), "bot", Wanderer(), untrained(sample=True)]
+)
 def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -> None:
     results = [
         evaluate_policy(policy, "GoToLocal", 30, environments=environments, processes=processes)
         for environments, processes in ((1, 1), (64, 1), (7, 2))
     ]
     assert results[0] == results[1] == results[2]
+
+
+def test_sampled_actions_are_drawn_by_the_probabilities_and_greedy_ones_are_not() -> None:
+    results = {}
+    for sample in (False, True):
+        results[sample] = evaluate_policy(untrained(sample=sample), "GoToLocal", 40)
+        again = evaluate_policy(untrained(sample=sample), "GoToLocal", 40)
+        assert again.outcomes == results[sample].outcomes
+    # untrained, it turns on the spot for ever; at random it comes upon some of the objects
+    assert results[False].successes < results[True].successes
+
+
+def test_each_listed_seed_is_played_once_and_the_reward_of_all_steps_is_its_return() -> None:
+    seeds = [7, 2_000_000_005, 3]
+    played = evaluate_policy("bot", "GoToLocal", seeds=seeds, environments=2).outcomes
+    assert [outcome.seed for outcome in played] == sorted(seeds)
+    for outcome in played:  # minigrid gives 1 - 0.9 * steps / limit for success, once
+        assert isclose(outcome.total_reward, 1 - 0.9 * outcome.length / 64, rel_tol=1e-6)
+
+
+def test_an_environment_that_is_free_takes_the_next_seed() -> None:
+    # were seeds dealt out beforehand, one of two would play all that go to the step limit
+    class StandsOnEvenSeeds(Wanderer):
+        def act(self, *shown: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+            self.asked = getattr(self, "asked", 0) + 1
+            actions = super().act(*shown)
+            actions[shown[4] % 2 == 0] = 6
+            return actions
+
+    policy = StandsOnEvenSeeds()
+    found = evaluate_policy(policy, "GoToLocal", 12, environments=2)
+    assert found.outcomes[0].length == 64
+    lengths = [outcome.length for outcome in found.outcomes]
+    bound = (sum(lengths) + max(lengths)) / 2  # of playing in turn on two, whatever the order
+    assert policy.asked <= bound < max(sum(lengths[0::2]), sum(lengths[1::2]))
 
 
 def test_the_bot_always_succeeds_and_random_actions_seldom() -> None:
@@ -139,10 +184,10 @@ def test_missions_are_counted_by_kind(mission: str, kind: str) -> None:
 
 def small_evaluation() -> Evaluation:
     outcomes = [
-        Outcome(5, "go to the red ball", success=True, length=4),
-        Outcome(6, "go to the red box", success=False, length=64),
+        Outcome(5, "go to the red ball", success=True, length=4, total_reward=0.9),
+        Outcome(6, "go to the red box", success=False, length=64, total_reward=0.0),
     ]
-    return evaluation("GoToLocal", 5, outcomes)
+    return evaluation("GoToLocal", outcomes)
 
 
 def test_an_evaluation_is_json_and_text() -> None:
@@ -156,6 +201,8 @@ def test_an_evaluation_is_json_and_text() -> None:
         "interval": pytest.approx([0.0945, 0.9055], abs=1e-4),
         "mean_length": 34.0,
         "mean_length_of_successes": 4.0,
+        "mean_return": 0.45,
+        "sampled": False,
         "kinds": {
             "go to ball": {"episodes": 1, "successes": 1},
             "go to box": {"episodes": 1, "successes": 0},
@@ -163,14 +210,14 @@ def test_an_evaluation_is_json_and_text() -> None:
     }
     assert found.text().splitlines() == [
         "GoToLocal: success 50.0% of 2 episodes (95% interval 9.5% to 90.5%)",
-        "  mean length 34.0 steps, of successes 4.0",
+        "  mean length 34.0 steps, of successes 4.0; mean return 0.450",
         "  go to ball  100.0% of 1",
         "  go to box     0.0% of 1",
     ]
 
 
 def test_without_any_success_there_is_no_mean_length_of_successes() -> None:
-    failed = replace(Outcome(5, "go to the red ball", success=True, length=4), success=False)
-    found = evaluation("GoToLocal", 5, [failed])
+    failed = replace(small_evaluation().outcomes[0], success=False)
+    found = evaluation("GoToLocal", [failed])
     assert found.mean_length_of_successes is None
     assert "of successes" not in found.text()

@@ -11,7 +11,7 @@ import trainer
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, LevelError
 from demotools.recording.environment import make_environment
-from trainer.acting.collect import NetworkPolicy, tokenised
+from trainer.acting.policy import NetworkPolicy, tokenised
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from trainer.settings.models import read_settings, toml_of
@@ -191,3 +191,25 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         write_checkpoint(checkpoint / FILE_NAME, settings="", words=WORDS, model={}, training={})
     assert (checkpoint / FILE_NAME).read_bytes() == before
     assert [path.name for path in checkpoint.iterdir()] == [FILE_NAME]
+
+
+def test_a_loaded_policy_draws_its_actions_where_it_is_asked_to(checkpoint: Path) -> None:
+    (shown,) = observations(count=1, steps=1)
+    greedy, drawing = (trainer.load_policy(checkpoint, sample=sample) for sample in (False, True))
+    torch.manual_seed(1)
+    assert len({greedy.act(shown[0], first=[True]) for _ in range(20)}) == 1
+    assert len({drawing.act(shown[0], first=[True]) for _ in range(20)}) > 1
+
+
+def test_what_is_drawn_in_an_episode_follows_from_its_seed_alone(checkpoint: Path) -> None:
+    saved = read_checkpoint(checkpoint)
+    policy = NetworkPolicy(saved.network(), saved.words, sample=True)
+    cells, zeros = np.zeros((3, 7, 7), np.uint8), np.zeros(3, np.uint8)
+    seeds = np.array([8, 9, 8])
+    policy.reset(3)
+    steps = [
+        policy.act(cells, zeros, ["go to a box"] * 3, zeros + (step > 0), seeds)
+        for step in range(12)
+    ]
+    assert all(step[0] == step[2] for step in steps)
+    assert any(step[0] != step[1] for step in steps)

@@ -61,7 +61,7 @@ def test_the_page_tells_success_with_interval_cost_and_settings(
 ) -> None:
     html = run_report([make_run("first"), make_run("second", success=None)]).html
     text = words(html)
-    assert "first GoToLocal 90.0% 85.0% to 94.0% 500 5.2 2.0 min" in text
+    assert "first GoToLocal greedy 90.0% 85.0% to 94.0% 500 5.2 2.0 min" in text
     assert "second GoToLocal not measured" in text
     assert "first small cpu 20,000 160 2.0 168" in text
     assert "stages.0.off_policy.rollout_len 20 20" in text

@@ -28,8 +28,8 @@ from demotools.look.pictures import bar_picture, equally_large
 from demotools.look.show import step_pictures
 from demotools.recording.environment import make_environment
 from tests.look.test_show import type_until
-from trainer.acting.collect import NetworkPolicy
 from trainer.acting.evaluate import evaluate_policy
+from trainer.acting.policy import NetworkPolicy
 from trainer.cli import main
 from trainer.learning.building import build_network
 from trainer.report.watch import Watched, watched_episodes, watched_gif, watched_text
@@ -94,6 +94,17 @@ def test_as_many_succeed_as_evaluation_counts_on_the_same_seeds(
     assert sum(one.success for one in found) == measured.successes
     assert np.mean([len(one.shown.action) for one in found]) == pytest.approx(measured.mean_length)
     assert found[0].shown.seed == EVALUATION_SEED
+
+
+def test_sampled_actions_are_those_that_evaluation_draws(checkpoint: Callable[..., Path]) -> None:
+    path = checkpoint()
+    found = watched_episodes(path, episodes=6, sample=True)
+    saved = read_checkpoint(path)
+    policy = NetworkPolicy(saved.network(), saved.words, sample=True)
+    lengths = [one.length for one in evaluate_policy(policy, "GoToLocal", 6).outcomes]
+    assert [len(one.shown.action) for one in found] == lengths
+    taken = [one.probability.argmax(axis=1) == one.shown.action for one in found]
+    assert 0 < np.concatenate(taken).mean() < 1
 
 
 def test_every_action_taken_is_the_most_probable_one(watched: list[Watched]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from trainer.cli import main
 from trainer.learning.losses import ExpertCrossEntropy, Loss, LossResult
 from trainer.learning.networks.base import Model
 from trainer.report import plot
+from trainer.report.plot import curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
@@ -385,6 +387,74 @@ def test_evaluate_measures_a_checkpoint_and_the_references(
     assert CliRunner().invoke(main, ["evaluate", "--policy", "bot"]).exit_code == 2
     missing = CliRunner().invoke(main, ["evaluate", str(tmp_path / "nothing")])
     assert missing.exit_code == 1 and "there is no checkpoint" in missing.output
+
+
+def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("evaluations.jsonl"))
+    command = ["evaluate", str(folder), "-m", "1", "--overwrite"]
+    for more in (["--seeds", "4-6,9"], ["--sample"], ["--level", "GoToObj"]):
+        arguments = [*command, "--episodes", "3", "-o", str(tmp_path / "all.jsonl"), *more]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0 and "added to" in result.output, result.output
+        lines = (tmp_path / "all.jsonl").read_text().splitlines()
+        episodes = [json.loads(line) for line in lines]
+        assert set(episodes[0]) == {"seed", "mission", "success", "return", "length"}
+        seeds = [4, 5, 6, 9] if "--seeds" in more else range(2_000_000_000, 2_000_000_003)
+        assert [episode["seed"] for episode in episodes] == list(seeds)
+    added = read_log(folder, "evaluations.jsonl")
+    assert [line["group"] for line in added] == ["evaluation", "evaluation_sampled", "evaluation"]
+    assert [line.get("level") for line in added] == ["GoToLocal", None, "GoToObj"]
+    # the checkpoint's place among the curves, and only what can stand beside them
+    assert {line["demo_steps"] for line in added} == {run_lines(folder)[-1]["demo_steps"]}
+    figure = curves([("run", run_lines(folder))])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "evaluation, greedy actions, 4 episodes, 95% interval" in labels
+    assert "evaluation, sampled actions, 3 episodes, 95% interval" in labels
+    with (folder / "evaluations.jsonl").open("a") as stream:
+        stream.write('{"group": "evaluation"}\n')
+    damaged = CliRunner().invoke(main, ["plot", str(folder), "-o", str(tmp_path / "a.png")])
+    assert damaged.exit_code == 1 and "line 4 is not one that a run writes" in damaged.output
+
+
+def test_success_is_measured_every_so_many_steps_greedy_and_sampled_and_changes_no_weight(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    tiny = ("ppo", "--tiny", "-m", "1", "-q", "--set", "evaluation.episodes=2")
+    assert run(*tiny, "-o", "a").exit_code == 0
+    assert run(*tiny, "-o", "b", "--set", "evaluation.every=60").exit_code == 0
+    measured = {
+        name: [
+            (line["group"], line["env_steps"])
+            for line in read_log(tmp_path / name)
+            if line["group"].startswith("evaluation")
+        ]
+        for name in "ab"
+    }
+    assert measured["a"] == [("evaluation", 128), ("evaluation_sampled", 128)]
+    # cycles are of 32 steps: 64 is the first beyond 60, and the end is measured once
+    steps = [64, 128]
+    assert measured["b"] == [
+        (group, step) for step in steps for group in ("evaluation", "evaluation_sampled")
+    ]
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("sample", "groups"),
+    [("false", ["evaluation"]), ("true", ["evaluation_sampled"]), ("both", None)],
+)
+def test_which_actions_are_measured_is_a_setting(
+    run: Callable[..., Result], tmp_path: Path, sample: str, groups: list[str] | None
+) -> None:
+    result = run("bc_small_cpu", "-o", "a", *TINY, "--set", f"evaluation.sample={sample}")
+    assert result.exit_code == 0, result.output
+    assert ("GoToLocal, sampled actions: success" in result.output) == (sample != "false")
+    found = [line["group"] for line in read_log(tmp_path / "a") if "interval_low" in line]
+    assert found == (groups or ["evaluation", "evaluation_sampled"])
 
 
 def test_a_level_without_an_environment_is_refused_with_those_that_can_be_played(

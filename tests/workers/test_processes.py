@@ -25,7 +25,8 @@ with VectorEnvironment(EnvironmentKind("GoToObj"), 2, processes=2) as vector:
     print(len(vector.reset(seed_streams(range(9), 2)).missions))
 """
 EVALUATION = """
-from trainer.acting.evaluate import RandomPolicy, evaluate_policy
+from trainer.acting.evaluate import evaluate_policy
+from trainer.acting.policy import RandomPolicy
 print(evaluate_policy(RandomPolicy(), "GoToObj", 2, processes=2).episodes)
 """
 

@@ -9,22 +9,19 @@ it counts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from demotools.babyai.vocabulary import mission_tokens, mission_words
-from demotools.errors import CheckpointError
+from trainer.acting.policy import NetworkPolicy, tokenised
 from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
 from trainer.batch import Batch
 from trainer.data.augment import batch_missions
 from trainer.learning.losses import gae_advantages, normalised, taken_log_prob
-from trainer.learning.networks.base import Output, memory_of, output_of
 from trainer.team import ALONE, Team
 
 # Training environments play seeds of the upper half of the train range, which no store of ours
@@ -201,100 +198,6 @@ class Collector:
         self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
         self._counter.load_state(state["counter"])
         self.recent.extend(state["recent"])
-
-
-class NetworkPolicy:
-    """A network that acts in many environments at once and remembers.
-
-    words    the vocabulary that the network's token ids mean
-    sample   draw actions from the distribution; else take the most probable one
-    """
-
-    def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
-        self._model = model
-        self._words = words
-        self._sample = sample
-        self.memory: Tensor = torch.zeros(0, 0)
-        """[B, memory size] after the last observation."""
-        self.logits: Tensor = torch.zeros(0, 0)
-        """[B, 7] of the last observation; so are"""
-        self.values: Tensor = torch.zeros(0)
-        """[B], the critic's."""
-
-    def reset(self, count: int) -> None:
-        """Forget everything; from now on there are `count` environments."""
-        self.memory = memory_of(self._model, count)
-
-    def act(
-        self,
-        cells: NDArray[np.uint8],
-        direction: NDArray[np.uint8],
-        missions: Sequence[str],
-        masks: NDArray[np.uint8],
-    ) -> NDArray[np.int64]:
-        """Actions for B observations: int64 [B].
-
-        cells            uint8 [B, 7, 7]
-        direction        uint8 [B]
-        missions         B texts
-        masks            uint8 [B], 0 where the observation begins an episode
-
-        CheckpointError  a mission has a word that is not in the vocabulary
-        """
-        output = self.output(cells, direction, missions, masks, self.memory)
-        self.logits, self.values = output.logits[0], output.values[0]
-        if self._sample:
-            action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
-        else:
-            action = self.logits.argmax(1)
-        self.memory = output.memory
-        return cast(NDArray[np.int64], action.cpu().numpy())
-
-    def output(
-        self,
-        cells: NDArray[np.uint8],
-        direction: NDArray[np.uint8],
-        missions: Sequence[str],
-        masks: NDArray[np.uint8],
-        memory: Tensor,
-    ) -> Output:
-        """What the network says of B observations after `memory`; the policy's own is left alone.
-
-        CheckpointError  a mission has a word that is not in the vocabulary
-        """
-        row, tokens = tokenised(missions, self._words)
-        device = memory.device
-        batch = {
-            "cells": torch.from_numpy(cells)[None].to(device),
-            "direction": torch.from_numpy(direction)[None].to(device),
-            "masks": torch.from_numpy(masks)[None].to(device),
-            "mission": row[None].to(device),
-            "mission_tokens": tokens.to(device),
-        }
-        with torch.no_grad():
-            return output_of(self._model, batch, memory)
-
-
-def tokenised(missions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
-
-    CheckpointError  a mission has a word that is not among `words`
-    """
-    rows = {mission: number for number, mission in enumerate(dict.fromkeys(missions))}
-    try:
-        tokens = mission_tokens(list(rows), words)
-    except KeyError as error:
-        unknown = error.args[0]
-        mission = next(text for text in rows if unknown in mission_words(text))
-        raise CheckpointError(
-            f"the network has never learned the word `{unknown}`",
-            path=f"mission `{mission}`",
-            fix="train on a store whose missions have this word, or give another mission",
-        ) from error
-    table = torch.from_numpy(tokens.astype(np.int64))
-    if not table.shape[1]:  # only empty missions: one column of padding
-        table = torch.zeros(len(rows), 1, dtype=torch.int64)
-    return torch.tensor([rows[mission] for mission in missions]), table
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How often a policy succeeds, on a fixed list of seeds that no store may use.
 
-Success is reward > 0 within the level's step limit (DESIGN section 6). Episodes are dealt out to
-environments in a fixed way, so the figures depend on the policy and the level, not on how many
-environments or processes there are.
+Success is reward > 0 within the level's step limit (DESIGN section 6). An environment that has
+ended its episode takes the next seed. What is drawn at random in an episode follows from its seed,
+so the figures depend on the policy and the level, not on how many environments or processes there
+are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,73 +20,33 @@ from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
-from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment, seed_streams
+from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
+
+if TYPE_CHECKING:
+    from trainer.acting.policy import Policy
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
 _DONE = ACTIONS.index("done")
 
 
-class Policy(Protocol):
-    """What chooses the actions of a batch of B environments."""
-
-    def reset(self, count: int) -> None:
-        """Forget everything; from now on the batch is `count` environments."""
-
-    def act(
-        self,
-        cells: NDArray[np.uint8],
-        direction: NDArray[np.uint8],
-        missions: Sequence[str],
-        masks: NDArray[np.uint8],
-    ) -> NDArray[np.int64]:
-        """The actions int64 [B], 0..6.
-
-        cells       uint8 [B, 7, 7], packed views
-        direction   uint8 [B]
-        missions    B texts
-        masks       uint8 [B], 0 where an episode begins: memory of row b must be forgotten
-        """
-
-
-class RandomPolicy:
-    """Uniform actions, each episode from its own random stream: a reference from below.
-
-    Row b of a batch of n plays the episodes b, b + n, b + 2n, ... (see `evaluate_policy`).
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-        self._next_episode: list[int] = []
-        self._streams: list[np.random.PCG64] = []
-
-    def reset(self, count: int) -> None:
-        """Forget everything; from now on the batch is `count` environments."""
-        self._next_episode = list(range(count))
-        self._streams = [np.random.PCG64() for _ in range(count)]
-
-    def act(
-        self,
-        cells: NDArray[np.uint8],  # noqa: ARG002
-        direction: NDArray[np.uint8],  # noqa: ARG002
-        missions: Sequence[str],  # noqa: ARG002
-        masks: NDArray[np.uint8],
-    ) -> NDArray[np.int64]:
-        """Random actions int64 [B], 0..6."""
-        for row in np.flatnonzero(masks == 0).tolist():
-            self._streams[row] = np.random.PCG64([self._seed, self._next_episode[row]])
-            self._next_episode[row] += len(masks)
-        drawn = [stream.random_raw() % len(ACTIONS) for stream in self._streams]
-        return np.array(drawn, dtype=np.int64)
-
-
 @dataclass(frozen=True, order=True)
 class Outcome:
-    """What became of one episode."""
+    """What became of one episode.
+
+    total_reward   of all its steps: its return
+    """
 
     seed: int
     mission: str
     success: bool
     length: int
+    total_reward: float
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        total_reward, shown = self.total_reward, asdict(self)
+        del shown["total_reward"]
+        return {**shown, "return": total_reward}
 
 
 @dataclass(frozen=True)
@@ -103,7 +64,10 @@ class Evaluation:
     interval                   Wilson's 95% interval of the success rate
     mean_length                steps, over all episodes
     mean_length_of_successes   steps; None where there was no success
+    mean_return                of the sum of an episode's rewards
     kinds                      by kind of mission
+    sampled                    whether actions were drawn; else the most probable ones were taken
+    outcomes                   of the episodes, by seed
     """
 
     level: str
@@ -114,21 +78,40 @@ class Evaluation:
     interval: tuple[float, float]
     mean_length: float
     mean_length_of_successes: float | None
+    mean_return: float
     kinds: dict[str, Kind]
+    sampled: bool
+    outcomes: tuple[Outcome, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
+        """All of it but the single episodes, as JSON values."""
+        shown = asdict(self)
+        del shown["outcomes"]
+        return shown
+
+    def scalars(self) -> dict[str, float]:
+        """What a run's log holds of it."""
+        low, high = self.interval
+        return {
+            "success": self.success,
+            "interval_low": low,
+            "interval_high": high,
+            "episode_length": self.mean_length,
+            "return": self.mean_return,
+            "episodes": self.episodes,
+        }
 
     def text(self) -> str:
         """All of it for a person."""
         low, high = self.interval
         of_successes = self.mean_length_of_successes
+        actions = ", sampled actions" if self.sampled else ""
         lines = [
-            f"{printable_text(self.level)}: success {self.success:.1%} "
+            f"{printable_text(self.level)}{actions}: success {self.success:.1%} "
             f"of {self.episodes:,} episodes (95% interval {low:.1%} to {high:.1%})",
             f"  mean length {self.mean_length:.1f} steps"
-            + ("" if of_successes is None else f", of successes {of_successes:.1f}"),
+            + ("" if of_successes is None else f", of successes {of_successes:.1f}")
+            + f"; mean return {self.mean_return:.3f}",
         ]
         width = max(map(len, self.kinds), default=0)
         for name, kind in self.kinds.items():
@@ -144,49 +127,60 @@ def evaluate_policy(
     *,
     environments: int = 64,
     processes: int = 1,
-    first_seed: int = EVALUATION_SEED,
+    seeds: Sequence[int] | None = None,
+    sampled: bool = False,
     make: str = EnvironmentKind.make,
     quiet: bool = True,
 ) -> Evaluation:
-    """Play the episodes of seeds [first_seed, first_seed + episodes), each once.
+    """Play the episodes of seeds [2e9, 2e9 + episodes), each once.
 
-    policy   or "bot": the expert of each environment
-    make     `package.module:function` from the level to an environment
-    quiet    no progress bar
+    policy    or "bot": the expert of each environment
+    seeds     of the environment, to be played instead
+    sampled   whether the policy draws its actions: only to be said
+    make      `package.module:function` from the level to an environment
+    quiet     no progress bar
 
     SettingsError  no episodes or too many, or no environments, asked for
     """
     check_episodes(episodes)
-    if episodes < 1 or environments < 1:
+    if seeds is None:
+        seeds = range(EVALUATION_SEED, EVALUATION_SEED + episodes)
+    if not seeds or environments < 1:
         raise SettingsError(
-            f"cannot play {episodes} episodes in {environments} environments",
+            f"cannot play {len(seeds)} episodes in {environments} environments",
             path="--episodes",
             fix="ask for at least one of each",
         )
-    count = min(environments, episodes)
+    count = min(environments, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot")
-    seeds = range(first_seed, first_seed + episodes)
     outcomes: list[Outcome] = []
     with (
         VectorEnvironment(kind, count, processes=processes) as vector,
-        progress_bar(episodes, "evaluation", "episodes", quiet=quiet) as bar,
+        progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar,
     ):
         if not isinstance(policy, str):
             policy.reset(count)
-        length = np.zeros(count, dtype=np.int64)
-        step = vector.reset(seed_streams(seeds, count))
+        length, total = np.zeros(count, dtype=np.int64), np.zeros(count)
+        step = vector.play(seeds)
         while step.active.any():
             before = step
             step = vector.step(_actions(policy, before))
             length += 1
+            total += step.reward
             ended = np.flatnonzero(step.terminated | step.truncated)
             for row in ended.tolist():
-                success = bool(step.reward[row] > 0)
-                seed, mission = int(before.seed[row]), before.missions[row]
-                outcomes.append(Outcome(seed, mission, success, int(length[row])))
-            length[ended] = 0
+                outcomes.append(
+                    Outcome(
+                        seed=int(before.seed[row]),
+                        mission=before.missions[row],
+                        success=bool(step.reward[row] > 0),
+                        length=int(length[row]),
+                        total_reward=float(total[row]),
+                    )
+                )
+            length[ended], total[ended] = 0, 0
             bar.update(len(ended))
-    return evaluation(level, first_seed, sorted(outcomes))
+    return evaluation(level, sorted(outcomes), sampled=sampled)
 
 
 def check_episodes(count: int) -> None:
@@ -203,11 +197,11 @@ def _actions(policy: Policy | Literal["bot"], step: EnvironmentStep) -> NDArray[
     if isinstance(policy, str):
         # a bot that gave up stands still until the step limit
         return np.where(step.expert_action < 0, _DONE, step.expert_action)
-    return policy.act(step.cells, step.direction, step.missions, step.mask)
+    return policy.act(step.cells, step.direction, step.missions, step.mask, step.seed)
 
 
-def evaluation(level: str, first_seed: int, outcomes: Sequence[Outcome]) -> Evaluation:
-    """The figures of these outcomes, at least one."""
+def evaluation(level: str, outcomes: Sequence[Outcome], *, sampled: bool = False) -> Evaluation:
+    """The figures of these outcomes, at least one, by seed."""
     lengths = np.array([outcome.length for outcome in outcomes])
     success = np.array([outcome.success for outcome in outcomes])
     kinds: dict[str, Kind] = {}
@@ -218,13 +212,16 @@ def evaluation(level: str, first_seed: int, outcomes: Sequence[Outcome]) -> Eval
     return Evaluation(
         level=level,
         episodes=len(outcomes),
-        first_seed=first_seed,
+        first_seed=outcomes[0].seed,
         successes=int(success.sum()),
         success=float(success.mean()),
         interval=wilson_interval(int(success.sum()), len(outcomes)),
         mean_length=float(lengths.mean()),
         mean_length_of_successes=float(lengths[success].mean()) if success.any() else None,
+        mean_return=float(np.mean([outcome.total_reward for outcome in outcomes])),
         kinds=dict(sorted(kinds.items())),
+        sampled=sampled,
+        outcomes=tuple(outcomes),
     )
 
 

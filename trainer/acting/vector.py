@@ -73,8 +73,9 @@ _SECONDS_TO_END = 5.0
 
 Missions = dict[int, str]
 """The missions that are new, by the number of the environment in its process."""
-Start = tuple[Sequence[range], Sequence[Sequence[int]]]
-"""The arguments of `VectorEnvironment.reset`."""
+Start = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+"""The seeds that the environments of a process play, one stream each or one for all of them, and
+the actions to be played at once in each."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class EnvironmentStep:
     mask            uint8 [n], memory mask: 0 where this observation begins an episode, else 1
     seed            int64 [n], seed of the episode that this observation belongs to
     expert_action   int64 [n], what the bot advises now; -1 where it gave up or was not asked for
-    active          bool [n], False once an environment has played all seeds of its stream
+    active          bool [n], False once there is no seed left for the environment to play
     reward          float32 [n], of the last action; so are
     terminated      bool [n], the episode ended by the level's rules, and
     truncated       bool [n], the episode ended at the step limit
@@ -164,6 +165,17 @@ class VectorEnvironment:
         for group in self._groups:
             part = slice(group.span.start, group.span.stop)
             group.send((streams[part], self._taken[part]))
+        return self._gathered()
+
+    def play(self, seeds: Sequence[int]) -> EnvironmentStep:
+        """Begin anew: each of these seeds is played once, by whichever environment is free.
+
+        Every process has its share of the seeds, so none waits for another.
+        """
+        self._taken = [[] for _ in range(self.count)]
+        for number, group in enumerate(self._groups):
+            share = seeds[number :: len(self._groups)]
+            group.send(([share], self._taken[group.span.start : group.span.stop]))
         return self._gathered()
 
     def step(self, actions: NDArray[np.int64]) -> EnvironmentStep:
@@ -271,6 +283,7 @@ class Group:
         else:
             streams, taken = start
             self._streams = [iter(stream) for stream in streams]
+            self._streams *= len(self._environments) // len(streams)
             self._shown["expert_action"][:] = -1
             self._shown["active"][:] = True
             for number, actions in enumerate(taken):

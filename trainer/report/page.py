@@ -12,7 +12,7 @@ from typing import Any
 from demotools.errors import SettingsError
 from demotools.look.report import rendered_page
 from demotools.output import open_regular
-from trainer.report.plot import AgainstWhat, curves, drawing, run_lines, run_names
+from trainer.report.plot import AgainstWhat, curves, drawing, evaluations, run_lines, run_names
 from trainer.settings.models import SETTINGS_FILE, parsed_settings, setting_leaves, toml_tree
 
 # Runs that differ in nothing else are one experiment, repeated.
@@ -44,7 +44,7 @@ class FinishedRun:
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The measurements of success, the first one first."""
-        return [line for line in self.lines if line["group"] == "evaluation"]
+        return [line for line in self.lines if line["group"].startswith("evaluation")]
 
     @property
     def experiment(self) -> tuple[tuple[str, str], ...]:
@@ -176,7 +176,9 @@ def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
             groups.setdefault(run.experiment, []).append(run)
     result = []
     for group in groups.values():
-        success = [run.evaluations[-1]["success"] for run in group]
+        # of the most probable actions where they were measured
+        last = [evaluations(run.lines, "evaluation") or run.evaluations for run in group]
+        success = [lines[-1]["success"] for lines in last]
         if len(group) > 1:
             names = [run.name for run in group]
             result.append(Repeated(names, sum(success) / len(success), min(success)))

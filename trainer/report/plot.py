@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from demotools.errors import DemotoolsError, optional_package, printable_text
 from demotools.output import write_output
-from trainer.run.log import CURVE_FILE, FILE_NAME, read_log
+from trainer.run.log import CURVE_FILE, EVALUATIONS_FILE, FILE_NAME, read_log
 from trainer.settings.user_code import FOREIGN, told
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ _WINDOW = 9
 _LIVE_SECONDS, _LIVE_SHARE = 30.0, 20
 _DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 _GREY = "0.5"
+_MARKERS = {
+    "evaluation": ("o", "evaluation, greedy actions"),
+    "evaluation_sampled": ("s", "evaluation, sampled actions"),
+}
+"""By group of measurements: how they are drawn, and what they are."""
 
 
 def plot_runs(
@@ -150,12 +155,18 @@ def curves(runs: Sequence[tuple[str, Lines]], against: AgainstWhat | None = None
 
 
 def run_lines(folder: Path) -> Lines:
-    """The lines of a run's log; DemotoolsError where it holds no run, or a damaged log."""
+    """The lines of a run's log, and of what was measured later.
+
+    DemotoolsError  the folder holds no run, or a damaged log
+    """
     if not (folder / FILE_NAME).is_file():
         raise DemotoolsError(
             "this folder holds no run", path=folder, fix="name a folder that `trainer run` wrote"
         )
-    return read_log(folder)
+    lines = read_log(folder)
+    if (folder / EVALUATIONS_FILE).is_file():
+        lines = sorted(lines + read_log(folder, EVALUATIONS_FILE), key=lambda line: line["minutes"])
+    return lines
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -181,12 +192,15 @@ def _add_legend(
         Line2D([], [], color=f"C{number}", linewidth=4, label=name)
         for number, name in enumerate(shown)
     ]
-    measured = [line for _name, lines in runs for line in _of_group(lines, "evaluation")]
-    if measured:
-        counts = sorted({line["episodes"] for line in measured})
-        label = f"evaluation, {' or '.join(f'{count:,}' for count in counts)} episodes"
-        dot = Line2D([], [], color=_GREY, marker="o", linestyle="", label=f"{label}, 95% interval")
-        entries.append(dot)
+    for group, (marker, actions) in _MARKERS.items():
+        measured = [line for _name, lines in runs for line in evaluations(lines, group)]
+        if measured:
+            counts = sorted({line["episodes"] for line in measured})
+            label = f"{actions}, {' or '.join(f'{count:,}' for count in counts)} episodes"
+            dot = Line2D([], [], color=_GREY, marker=marker, linestyle="")
+            dot.set_label(f"{label}, 95% interval")
+            dot.set_markerfacecolor(_GREY if group == "evaluation" else "none")
+            entries.append(dot)
     if any(_tracked(lines) for _name, lines in runs):
         entries.append(Line2D([], [], color=_GREY, label="success: training episodes"))
     for name, style in dashes.items():
@@ -221,6 +235,11 @@ def _of_group(lines: Lines, group: str) -> Lines:
     return [line for line in lines if line["group"] == group]
 
 
+def evaluations(lines: Lines, group: str) -> Lines:
+    """The measurements of success on the run's own level and the seeds of evaluation."""
+    return [line for line in _of_group(lines, group) if "level" not in line]
+
+
 def _tracked(lines: Lines) -> Lines:
     """The success of training episodes."""
     return [line for line in _of_group(lines, "environment") if "success" in line]
@@ -244,13 +263,23 @@ def _draw_success(panel: Axes, lines: Lines, colour: str) -> None:
     if tracked:
         y = _smoothed([(100 * line["success"], line["episodes"]) for line in tracked])
         panel.plot([line["x"] for line in tracked], y, color=colour)
-    measured = _of_group(lines, "evaluation")
-    if measured:
+    for group, (marker, _actions) in _MARKERS.items():
+        measured = evaluations(lines, group)
+        if not measured:
+            continue
         success = [100 * line["success"] for line in measured]
         low = [100 * (line["success"] - line["interval_low"]) for line in measured]
         high = [100 * (line["interval_high"] - line["success"]) for line in measured]
         x = [line["x"] for line in measured]
-        panel.errorbar(x, success, yerr=[low, high], fmt="o", capsize=4, color=colour)
+        fill = colour if group == "evaluation" else "none"
+        panel.errorbar(
+            *(x, success),
+            yerr=[low, high],
+            fmt=marker,
+            capsize=4,
+            color=colour,
+            markerfacecolor=fill,
+        )
     panel.set_ylim(-3, 103)
 
 

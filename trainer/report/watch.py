@@ -23,10 +23,11 @@ from demotools.look.show import Shown, scenes, step_pictures
 from demotools.look.terminal import Scene, page_lines, step_through
 from demotools.output import progress_bar
 from demotools.recording.environment import Environment, observed_cells
-from trainer.acting.collect import NetworkPolicy
 from trainer.acting.evaluate import check_episodes
+from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import check_playable
 from trainer.run.checkpoint import read_checkpoint
+from trainer.run.success import environment_of
 from trainer.settings.models import LEVELS, Settings
 from trainer.settings.user_code import made_environment
 
@@ -93,14 +94,16 @@ def watched_episodes(
     episodes: int = 4,
     first_seed: int = EVALUATION_SEED,
     worst: bool = False,
+    sample: bool = False,
     trust: bool = False,
     quiet: bool = True,
 ) -> list[Watched]:
-    """Episodes that the policy of a checkpoint plays, with its most probable actions.
+    """Episodes that the policy of a checkpoint plays.
 
     checkpoint   its file, or the folder of its run
     level        None: the one that it was trained on
     first_seed   of the environments: episode e has the seed `first_seed + e`
+    sample       draw actions, as `trainer evaluate --sample` does; else the most probable ones
     worst        of at least a hundred episodes, those that went worst, the worst first
     trust        whether code that its settings name is run; see `read_checkpoint`
 
@@ -110,14 +113,11 @@ def watched_episodes(
     check_episodes(episodes)
     saved = read_checkpoint(checkpoint, trust=trust)
     settings = saved.parsed()
-    make = LEVELS
-    if level is None:
-        level = settings.run.level
-        make = settings.on_policy.environment if settings.on_policy is not None else LEVELS
+    level, make = level or settings.run.level, environment_of(settings)
     if make == LEVELS:
         check_playable(level)
     environment: Environment = made_environment(make, level)
-    policy = NetworkPolicy(saved.network(), saved.words)
+    policy = NetworkPolicy(saved.network(), saved.words, sample=sample)
     critic = _has_critic(settings)
     count = max(episodes, CANDIDATES) if worst else episodes
     bar = progress_bar(count, "play", "episodes", quiet=quiet, items=range(count))
@@ -159,7 +159,8 @@ def _played(
         cells.append(observed_cells(observation["image"]))
         directions.append(np.uint8(observation["direction"]))
         mask = np.array([len(actions) > 0], dtype=np.uint8)
-        action = policy.act(cells[-1][None], np.array(directions[-1:]), [mission], mask)
+        direction = np.array(directions[-1:])
+        action = policy.act(cells[-1][None], direction, [mission], mask, np.array([seed]))
         actions.append(int(action[0]))
         probabilities.append(policy.logits[0].softmax(0).numpy())
         values.append(float(policy.values[0]))

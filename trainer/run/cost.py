@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from demotools.workers.processes import processor_count
-from trainer.acting.collect import Collector, NetworkPolicy
+from trainer.acting.collect import Collector
+from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
 from trainer.learning.building import build_losses
 from trainer.learning.losses import LossStep, weighted_sum

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from demotools.recording.environment import observed_cells
-from trainer.acting.collect import NetworkPolicy
+from trainer.acting.policy import NetworkPolicy
 
 
 class LoadedPolicy:
@@ -20,8 +20,10 @@ class LoadedPolicy:
     settings   the settings it was trained with, as TOML text
     """
 
-    def __init__(self, model: nn.Module, words: Sequence[str], settings: str) -> None:
-        self._policy = NetworkPolicy(model, words)
+    def __init__(
+        self, model: nn.Module, words: Sequence[str], settings: str, *, sample: bool = False
+    ) -> None:
+        self._policy = NetworkPolicy(model, words, sample=sample)
         self._count = 0
         self.settings = settings
 
@@ -58,10 +60,12 @@ class LoadedPolicy:
 
 
 def load_policy(
-    checkpoint: Path | str, device: str = "cpu", *, trust: bool = False
+    checkpoint: Path | str, device: str = "cpu", *, sample: bool = False, trust: bool = False
 ) -> LoadedPolicy:
     """The policy of a checkpoint, or of the folder of a run, ready to act.
 
+    sample  draw actions from the network's probabilities, by torch's random numbers; else take the
+            most probable one
     trust   whether code that its settings name, such as a network of somebody's own, is run
 
     CheckpointError  there is no checkpoint, it is damaged, of another network, or it names code
@@ -83,7 +87,7 @@ def load_policy(
     from trainer.run.checkpoint import read_checkpoint
 
     saved = read_checkpoint(Path(checkpoint), trust=trust)
-    return LoadedPolicy(saved.network().to(device), saved.words, saved.settings)
+    return LoadedPolicy(saved.network().to(device), saved.words, saved.settings, sample=sample)
 
 
 def _columns(

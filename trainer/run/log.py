@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -23,14 +24,17 @@ from trainer.settings.user_code import FOREIGN, told
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation"]
+Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation", "evaluation_sampled"]
 Axis = Literal["env_steps", "demo_steps"]
 Activity = Literal["data", "environment", "forward", "backward"]
 FILE_NAME = "log.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""What `trainer evaluate` measured of a run's checkpoints, in lines like those of the log."""
 BOARD_FOLDER = "tensorboard"
 WANDB_ID = "wandb-id.txt"
 
 _WHERE = {"group", "minutes", "env_steps", "demo_steps"}
+_TEXTS = {"group", "checkpoint", "level"}
 _AXES: dict[Group, Axis] = {
     "onpolicy": "env_steps",
     "offpolicy": "demo_steps",
@@ -178,13 +182,7 @@ class RunLog:
         return self._written
 
     def _append(self, line: bytes) -> None:
-        before, rest = self.size_bytes(), memoryview(line)
-        try:
-            while rest:
-                rest = rest[self._lines.write(rest) :]
-        except OSError as error:
-            self._lines.truncate(before)
-            raise from_os_error(error, self._folder / FILE_NAME) from error
+        appended(self._lines, line, self._folder / FILE_NAME)
 
     def _draw(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """The points of these lines, the last of which has just been written."""
@@ -241,6 +239,27 @@ def return_memory() -> None:
         trim(0)
 
 
+def appended(stream: FileIO, line: bytes, file: Path) -> None:
+    """Append a line to a file, or nothing of it.
+
+    stream   opened to append, without a buffer
+
+    DemotoolsError  the disk is full or cannot be written
+    """
+    before, rest = os.fstat(stream.fileno()).st_size, memoryview(line)
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+    except OSError as error:
+        stream.truncate(before)
+        raise from_os_error(error, file) from error
+
+
+def evaluation_group(*, sampled: bool) -> Group:
+    """The group of a measurement of success, with sampled or with greedy actions."""
+    return "evaluation_sampled" if sampled else "evaluation"
+
+
 def resident_mib() -> dict[str, float]:
     """`resident_mib`: the memory that this process holds now; empty where no system file tells."""
     status = Path("/proc/self/statm")
@@ -250,34 +269,39 @@ def resident_mib() -> dict[str, float]:
     return {"resident_mib": pages * mmap.PAGESIZE / 2**20}
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
     """The lines of a run's log; a last line that was cut by a kill is left out.
+
+    name   of the file in its folder
 
     DemotoolsError  a line is not one that a run writes, or the file cannot be read
     """
-    with open_regular(folder / FILE_NAME) as stream:
+    with open_regular(folder / name) as stream:
         lines = stream.read().split(b"\n")[:-1]
-    return [_parsed(line, number, folder) for number, line in enumerate(lines, start=1)]
+    return [_parsed(line, number, folder / name) for number, line in enumerate(lines, start=1)]
 
 
-def _parsed(line: bytes, number: int, folder: Path) -> dict[str, Any]:
+def _parsed(line: bytes, number: int, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(line.decode("utf-8"))
         if not isinstance(content, dict) or content.get("group") not in get_args(Group):
             raise ValueError("it names no group of numbers that a run logs")
-        ranges = _RANGES | (_EVALUATION if content["group"] == "evaluation" else {})
+        ranges = _RANGES | (_EVALUATION if content["group"].startswith("evaluation") else {})
         if content["group"] == "environment" and "success" in content:
             ranges |= _EPISODES
-        for name in ranges.keys() | content.keys() - {"group"}:
+        for name in ranges.keys() | content.keys() - _TEXTS:
             low, high = ranges.get(name, (-_LARGEST, _LARGEST))
             value = content.get(name)
             # exactly these: true is an int too, and NaN lies in no range
             if not (type(value) is int or type(value) is float) or not low <= value <= high:
                 raise ValueError(f"`{name}` is not a number from {low:g} to {high:g}")
+        for name in _TEXTS & content.keys():
+            if not isinstance(content[name], str):
+                raise ValueError(f"`{name}` is not a text")
     except (ValueError, RecursionError) as error:
         raise DemotoolsError(
             f"the log is damaged: line {number} is not one that a run writes: {error}",
-            path=folder / FILE_NAME,
+            path=file,
             fix="remove that line, or leave out this run",
         ) from error
     return content

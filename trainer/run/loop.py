@@ -36,6 +36,7 @@ from trainer.run.state import (
     open_stage,
     rollout_updates,
 )
+from trainer.run.success import measure_if_due
 from trainer.settings.user_code import naming_users_code, users_code
 from trainer.team import StopRequest
 
@@ -65,6 +66,7 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
                     save_best(run, stage)
                 ending = run.team.any(bool(stop))
+                measure_if_due(run, stage, before, ending=ending)
                 # at its end with all that a larger budget would go on from
                 if ending or stage.finished(progress) or _save_is_due(run, before):
                     save(run, stage)

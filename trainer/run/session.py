@@ -1,4 +1,4 @@
-"""From settings to a finished run (`train`), and from a checkpoint to its success."""
+"""From settings to a finished run (`train`)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, SettingsError, StoreError, from_os_error
 from demotools.output import acquired_lock, data_folder, written_whole
 from demotools.recording.bot import can_play
 from demotools.store.reading import Store, open_store, store_path
 from demotools.workers.processes import processor_count
-from trainer.acting.collect import NetworkPolicy
-from trainer.acting.evaluate import Evaluation, Policy, RandomPolicy, evaluate_policy
 from trainer.acting.vector import check_playable
 from trainer.data.augment import check_augmentation
 from trainer.data.sources import StageSources, mixture_lines, stage_sources
@@ -34,12 +30,13 @@ from trainer.run.initial import (
     network_of,
     take_weights,
 )
-from trainer.run.log import BOARD_FOLDER, WANDB_ID, weights_and_biases
+from trainer.run.log import BOARD_FOLDER, EVALUATIONS_FILE, WANDB_ID, weights_and_biases
 from trainer.run.log import CURVE_FILE as PLOT_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, stage_plan
+from trainer.run.success import available_device, measure
 from trainer.settings.models import (
     LEVELS,
     SETTINGS_FILE,
@@ -63,7 +60,7 @@ from trainer.team import ALONE, Team, joined_team, stop_request
 _FILES = (
     # the checkpoint first: it is the sign that a run has something to lose
     *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, "after-*.pt"),
-    *(LOG_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
+    *(LOG_FILE, EVALUATIONS_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
 )
 
 
@@ -199,39 +196,6 @@ def _silence(_line: str) -> None:
     """For a run that says nothing."""
 
 
-def measured_success(
-    checkpoint: Path | None,
-    reference: str | None,
-    level: str | None,
-    episodes: int,
-    processes: int,
-    *,
-    trust: bool = False,
-    quiet: bool,
-) -> Evaluation:
-    """The success of a checkpoint, or of the reference `bot` or `random` in its place.
-
-    checkpoint   None: only with a reference and a level
-    level        None: the one that the checkpoint was trained on
-    trust        whether code that the checkpoint's settings name is run
-    """
-    saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
-    policy: Policy | Literal["bot"]
-    if reference is not None:
-        policy = "bot" if reference == "bot" else RandomPolicy()
-    else:
-        assert saved is not None
-        policy = NetworkPolicy(saved.network(), saved.words)
-    make = LEVELS
-    if level is None:
-        assert saved is not None
-        settings = saved.parsed()
-        level, make = settings.run.level, _environment_of(settings)
-    if make == LEVELS:
-        check_playable(level)
-    return evaluate_policy(policy, level, episodes, make=make, processes=processes, quiet=quiet)
-
-
 def _asked_for(
     source: Settings | Mapping[str, Any] | Path | str,
     overrides: Sequence[str],
@@ -329,10 +293,6 @@ def _planned(
         text = plan.text(plan.demo_steps / steps if steps else 0.0)
         lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
     return lines
-
-
-def _environment_of(settings: Settings) -> str:
-    return settings.on_policy.environment if settings.on_policy is not None else LEVELS
 
 
 def _check_environments(settings: Settings, workers: int | None, team: Team) -> None:
@@ -470,24 +430,7 @@ def _evaluate(run: Run) -> None:
         return
     if line := load_best(run):
         run.say(line)
-    result = evaluate_policy(
-        NetworkPolicy(run.network.eval(), run.words),
-        run.settings.run.level,
-        run.settings.evaluation.episodes,
-        make=_environment_of(run.settings),
-        processes=run.workers,
-        quiet=run.quiet,
-    )
-    low, high = result.interval
-    scalars = {
-        "success": result.success,
-        "interval_low": low,
-        "interval_high": high,
-        "episode_length": result.mean_length,
-        "episodes": result.episodes,
-    }
-    run.log.write("evaluation", scalars, where=run.progress.where())
-    run.say(result.text())
+    measure(run)
 
 
 _NETWORKS = {
@@ -574,17 +517,10 @@ def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
 
 
 def _device(wanted: Device) -> tuple[Device, list[str]]:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(wanted, True):
-        raise SettingsError(
-            f"this torch finds no GPU for {wanted}",
-            path="run.device",
-            fix='set it to "cpu" or "auto"',
-        )
+    found = available_device(wanted, "run.device")
     if wanted != "auto":
-        return wanted, []
-    found: Device = "cuda" if there["cuda"] else "cpu"
-    why = "torch finds a GPU" if there["cuda"] else "torch finds no GPU"
+        return found, []
+    why = "torch finds a GPU" if found == "cuda" else "torch finds no GPU"
     return found, [f"device: {found}, because {why}"]
 
 

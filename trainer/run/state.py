@@ -19,7 +19,8 @@ from tqdm import tqdm
 from demotools.errors import SettingsError
 from demotools.output import progress_bar
 from demotools.store.reading import Store
-from trainer.acting.collect import Collector, Forcing, NetworkPolicy
+from trainer.acting.collect import Collector, Forcing
+from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment
 from trainer.batch import Batch
 from trainer.data.augment import Augmenter, batch_missions

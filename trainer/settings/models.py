@@ -271,9 +271,16 @@ class StageSettings(_Frozen):
 
 
 class EvaluationSettings(_Frozen):
-    """The measurement of success after the last stage."""
+    """The measurement of success: after the last stage, and while it trains.
+
+    every    so many steps of what a stage's budget counts; None: after the last stage only
+    sample   whether actions are drawn from the policy's probabilities, or "both"; None: both where
+             a stage learns from its own rollouts, else the most probable actions alone
+    """
 
     episodes: Annotated[int, Number, Field(gt=0, le=MOST_EPISODES)] = 1000
+    every: Steps | None = None
+    sample: Truth | Literal["both"] | None = None
 
 
 class Settings(_Frozen):

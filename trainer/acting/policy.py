@@ -1,0 +1,189 @@
+"""What chooses the actions of many environments at once: a network, or chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from demotools.babyai.cells import ACTIONS
+from demotools.babyai.vocabulary import mission_tokens, mission_words
+from demotools.errors import CheckpointError
+from trainer.learning.networks.base import Output, memory_of, output_of
+
+
+class Policy(Protocol):
+    """What chooses the actions of a batch of B environments."""
+
+    def reset(self, count: int) -> None:
+        """Forget everything; from now on the batch is `count` environments."""
+
+    def act(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+        seeds: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """The actions int64 [B], 0..6.
+
+        cells       uint8 [B, 7, 7], packed views
+        direction   uint8 [B]
+        missions    B texts
+        masks       uint8 [B], 0 where an episode begins: memory of row b must be forgotten
+        seeds       int64 [B], of the episodes, for what is drawn at random in them
+        """
+
+
+class EpisodeStreams:
+    """Random numbers for B environments, each episode's from its own seed.
+
+    So what is drawn in an episode depends on no other one, nor on how many are played at once.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._streams: dict[int, np.random.Generator] = {}
+
+    def uniform(self, masks: NDArray[np.uint8], seeds: NDArray[np.int64]) -> NDArray[np.float64]:
+        """One number from [0, 1) for every environment: float64 [B].
+
+        masks   uint8 [B], 0 where an episode begins
+        seeds   int64 [B], of the episodes
+        """
+        for row, (mask, seed) in enumerate(zip(masks.tolist(), seeds.tolist(), strict=True)):
+            if not mask:
+                self._streams[row] = np.random.Generator(np.random.PCG64([self._seed, seed]))
+        return np.array([self._streams[row].random() for row in range(len(masks))])
+
+
+class RandomPolicy:
+    """Uniform actions, each episode from its own random stream: a reference from below."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self._streams = EpisodeStreams(seed)
+
+    def reset(self, count: int) -> None:  # noqa: ARG002
+        """Forget everything; from now on the batch is `count` environments."""
+        self._streams = EpisodeStreams(self._seed)
+
+    def act(
+        self,
+        cells: NDArray[np.uint8],  # noqa: ARG002
+        direction: NDArray[np.uint8],  # noqa: ARG002
+        missions: Sequence[str],  # noqa: ARG002
+        masks: NDArray[np.uint8],
+        seeds: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Random actions int64 [B], 0..6."""
+        return (self._streams.uniform(masks, seeds) * len(ACTIONS)).astype(np.int64)
+
+
+class NetworkPolicy:
+    """A network that acts in many environments at once and remembers.
+
+    words    the vocabulary that the network's token ids mean
+    sample   draw actions from the distribution; else take the most probable one
+    """
+
+    def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
+        self._model = model
+        self._words = words
+        self._sample = sample
+        self._streams = EpisodeStreams()
+        self.memory: Tensor = torch.zeros(0, 0)
+        """[B, memory size] after the last observation."""
+        self.logits: Tensor = torch.zeros(0, 0)
+        """[B, 7] of the last observation; so are"""
+        self.values: Tensor = torch.zeros(0)
+        """[B], the critic's."""
+
+    def reset(self, count: int) -> None:
+        """Forget everything; from now on there are `count` environments."""
+        self.memory = memory_of(self._model, count)
+        self._streams = EpisodeStreams()
+
+    def act(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+        seeds: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Actions for B observations: int64 [B].
+
+        cells            uint8 [B, 7, 7]
+        direction        uint8 [B]
+        missions         B texts
+        masks            uint8 [B], 0 where the observation begins an episode
+        seeds            int64 [B], of the episodes, which actions are drawn from; None: they are
+                         drawn from torch's own random numbers
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
+        output = self.output(cells, direction, missions, masks, self.memory)
+        self.logits, self.values = output.logits[0], output.values[0]
+        if not self._sample:
+            action = self.logits.argmax(1)
+        elif seeds is None:
+            action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
+        else:
+            reached = self.logits.cpu().double().softmax(1).cumsum(1)
+            drawn = torch.from_numpy(self._streams.uniform(masks, seeds))[:, None]
+            # the last sum may be a little less than 1
+            action = (reached[:, :-1] <= drawn).sum(1)
+        self.memory = output.memory
+        return cast(NDArray[np.int64], action.cpu().numpy())
+
+    def output(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        missions: Sequence[str],
+        masks: NDArray[np.uint8],
+        memory: Tensor,
+    ) -> Output:
+        """What the network says of B observations after `memory`; the policy's own is left alone.
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
+        row, tokens = tokenised(missions, self._words)
+        device = memory.device
+        batch = {
+            "cells": torch.from_numpy(cells)[None].to(device),
+            "direction": torch.from_numpy(direction)[None].to(device),
+            "masks": torch.from_numpy(masks)[None].to(device),
+            "mission": row[None].to(device),
+            "mission_tokens": tokens.to(device),
+        }
+        with torch.no_grad():
+            return output_of(self._model, batch, memory)
+
+
+def tokenised(missions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
+
+    CheckpointError  a mission has a word that is not among `words`
+    """
+    rows = {mission: number for number, mission in enumerate(dict.fromkeys(missions))}
+    try:
+        tokens = mission_tokens(list(rows), words)
+    except KeyError as error:
+        unknown = error.args[0]
+        mission = next(text for text in rows if unknown in mission_words(text))
+        raise CheckpointError(
+            f"the network has never learned the word `{unknown}`",
+            path=f"mission `{mission}`",
+            fix="train on a store whose missions have this word, or give another mission",
+        ) from error
+    table = torch.from_numpy(tokens.astype(np.int64))
+    if not table.shape[1]:  # only empty missions: one column of padding
+        table = torch.zeros(len(rows), 1, dtype=torch.int64)
+    return torch.tensor([rows[mission] for mission in missions]), table

@@ -1,0 +1,184 @@
+"""The success of a run's network, while it trains and at its end, and of any checkpoint.
+
+Two figures belong to one network: with its most probable actions (greedy), and with actions drawn
+from its probabilities (sampled), as it acts while it learns from its own rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from demotools.babyai.levels import EVALUATION_SEED
+from demotools.errors import DemotoolsError, SettingsError, from_os_error
+from trainer.acting.evaluate import Evaluation, evaluate_policy
+from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
+from trainer.acting.vector import check_playable
+from trainer.run.checkpoint import Checkpoint, read_checkpoint
+from trainer.run.log import EVALUATIONS_FILE, FILE_NAME, appended, evaluation_group
+from trainer.run.state import Progress, Run, Stage
+from trainer.settings.models import LEVELS, Device, Settings
+
+
+def measure(run: Run) -> None:
+    """Play the episodes that the section `evaluation` asks for; the log and the user hear of it."""
+    settings = run.settings.evaluation
+    if settings is None or run.log is None:
+        return
+    training = run.network.training
+    run.network.eval()
+    try:
+        for sampled in _wanted(run.settings):
+            result = evaluate_policy(
+                NetworkPolicy(run.network, run.words, sample=sampled),
+                run.settings.run.level,
+                settings.episodes,
+                sampled=sampled,
+                make=environment_of(run.settings),
+                processes=run.workers,
+                quiet=run.quiet,
+            )
+            group = evaluation_group(sampled=sampled)
+            run.log.write(group, result.scalars(), where=run.progress.where())
+            run.say(result.text())
+    finally:
+        run.network.train(training)
+        run.watch.shares()  # this was no time of training
+
+
+def measure_if_due(run: Run, stage: Stage, before: Progress, *, ending: bool) -> None:
+    """Measure where the last cycle went past a multiple of `evaluation.every` steps of its stage.
+
+    Not at the end of the last stage, which is measured in any case.
+
+    ending   whether the run has been asked to stop
+    """
+    settings, progress = run.settings.evaluation, run.progress
+    last = progress.stage == len(run.settings.stages) - 1
+    over = ending or (last and stage.finished(progress))
+    if settings is None or settings.every is None or over:
+        return
+    if stage.settings.max_env_steps:
+        now, then = progress.stage_env_steps, before.stage_env_steps
+    else:
+        now, then = progress.stage_demo_steps, before.stage_demo_steps
+    if now // settings.every > then // settings.every:
+        measure(run)
+
+
+def _wanted(settings: Settings) -> list[bool]:
+    """Whether actions are sampled, of each measurement."""
+    assert settings.evaluation is not None
+    sample = settings.evaluation.sample
+    if sample is None:
+        sample = "both" if any(stage.losses for stage in settings.stages) else False
+    return [False, True] if sample == "both" else [sample]
+
+
+def environment_of(settings: Settings) -> str:
+    """What makes the environments of a run."""
+    return settings.on_policy.environment if settings.on_policy is not None else LEVELS
+
+
+def measured_success(
+    checkpoint: Path | None,
+    reference: str | None,
+    level: str | None,
+    episodes: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    sample: bool = False,
+    device: Device = "cpu",
+    processes: int = 1,
+    trust: bool = False,
+    quiet: bool = True,
+) -> tuple[Evaluation, str]:
+    """The success of a checkpoint, or of the reference `bot` or `random` in its place.
+
+    checkpoint   None: only with a reference and a level
+    level        None: the one that the checkpoint was trained on
+    seeds        of the environment, in place of those of evaluation
+    sample       draw actions; else the most probable ones are taken
+    trust        whether code that the checkpoint's settings name is run
+    returns      the figures, and what there is to say of them
+    """
+    saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
+    policy: Policy | Literal["bot"]
+    if reference is not None:
+        policy = "bot" if reference == "bot" else RandomPolicy()
+    else:
+        assert saved is not None
+        policy = NetworkPolicy(
+            saved.network().to(available_device(device, "--device")), saved.words, sample=sample
+        )
+    make, trained_on = LEVELS, None
+    if saved is not None:
+        settings = saved.parsed()
+        make, trained_on = environment_of(settings), settings.run.level
+    played = level or trained_on
+    assert played is not None
+    if make == LEVELS:
+        check_playable(played)
+    result = evaluate_policy(
+        policy,
+        played,
+        episodes,
+        seeds=seeds,
+        sampled=sample and reference is None,
+        make=make,
+        processes=processes,
+        quiet=quiet,
+    )
+    said = []
+    if result.first_seed < EVALUATION_SEED:
+        said.append("stores and training may hold these episodes: their seeds are below 2e9")
+    if saved is not None and reference is None:
+        said.append(_added_to_run(saved, result, usual=seeds is None and played == trained_on))
+    return result, "\n".join(filter(None, said))
+
+
+def _added_to_run(saved: Checkpoint, result: Evaluation, *, usual: bool) -> str:
+    """Append a line to the evaluations of the run that a checkpoint lies in; what to say of it.
+
+    usual   whether it is what a run measures itself: its own level, and the seeds of evaluation
+    """
+    folder, progress = saved.path.parent, saved.training.get("progress")
+    known = Progress().where()
+    if not (folder / FILE_NAME).is_file() or not isinstance(progress, dict):
+        return ""
+    if not all(type(progress.get(name)) in (int, float) for name in known):
+        return ""
+    line: dict[str, Any] = {
+        "group": evaluation_group(sampled=result.sampled),
+        **{name: progress[name] for name in known},
+        "checkpoint": saved.path.name,
+        **({} if usual else {"level": result.level, "first_seed": result.first_seed}),
+        **result.scalars(),
+    }
+    file = folder / EVALUATIONS_FILE
+    try:
+        with file.open("ab", buffering=0) as stream:
+            appended(stream, json.dumps(line).encode() + b"\n", file)
+    except (OSError, DemotoolsError) as error:
+        why = error if isinstance(error, DemotoolsError) else from_os_error(error, file)
+        return f"not added to the run: {why.what} ({file})"
+    drawn = "" if usual else ", and not drawn: another level, or other seeds"
+    return f"added to {file}{drawn}"
+
+
+def available_device(wanted: Device, setting: str) -> Device:
+    """The device, `auto` replaced by what there is; SettingsError where torch finds no GPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted, True):
+        raise SettingsError(
+            f"this torch finds no GPU for {wanted}",
+            path=setting,
+            fix='set it to "cpu" or "auto"',
+        )
+    if wanted != "auto":
+        return wanted
+    return "cuda" if there["cuda"] else "cpu"
