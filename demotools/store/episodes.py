@@ -257,14 +257,15 @@ class EpisodeDataset(Sequence[Episode]):
         """The store's."""
         return self.store.name
 
-    def to_numpy(self) -> dict[str, NDArray[Any]]:
+    def to_numpy(self, arrays: Sequence[str] = ARRAYS) -> dict[str, NDArray[Any]]:
         """All steps of these episodes one after another, copied: S steps, E episodes.
 
+        arrays    which step arrays, of images, cells, directions, actions, masks
         returns   images uint8 [S, 7, 7, 3], directions, actions, masks uint8 [S]; missions [E],
                   seeds int64 [E]; episode_ends int64 [E], the step after the last of each
         """
-        arrays: dict[str, NDArray[Any]] = dict(_taken(self.store, self.numbers, ARRAYS))
-        return arrays | {
+        steps: dict[str, NDArray[Any]] = dict(_taken(self.store, self.numbers, arrays))
+        return steps | {
             "missions": np.array(self.missions),
             "seeds": self.seeds.copy(),
             "episode_ends": np.cumsum(self.lengths),

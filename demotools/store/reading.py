@@ -35,7 +35,7 @@ from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cell
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import DemotoolsError, SettingsError, StoreError
 from demotools.output import data_folder, open_regular
-from demotools.store.episodes import Episode, EpisodeDataset, spans
+from demotools.store.episodes import ARRAYS, Episode, EpisodeDataset, spans
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -416,9 +416,9 @@ class Store:
         """The text of each episode."""
         return self.dataset.missions
 
-    def to_numpy(self) -> dict[str, NDArray[Any]]:
+    def to_numpy(self, arrays: Sequence[str] = ARRAYS) -> dict[str, NDArray[Any]]:
         """All steps, copied; see `EpisodeDataset.to_numpy`."""
-        return self.dataset.to_numpy()
+        return self.dataset.to_numpy(arrays)
 
     def step_array(self, name: str) -> StepArray:
         """One of view, direction, action, mask."""

@@ -12,11 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from demotools.babyai.vocabulary import WORDS
+from demotools.errors import SettingsError
 from demotools.store.reading import open_store
 from tests.conftest import build_store, make_episodes
 from trainer.cli import main
+from trainer.data.own_iterator import OwnIterator
 from trainer.run.checkpoint import read_checkpoint
-from trainer.settings.models import parsed_settings, read_settings, toml_of
+from trainer.settings.models import Named, parsed_settings, read_settings, toml_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
 EXACT = ("--tiny", "--set", "evaluation=", "--set", "on_policy=", "-m", "1")
@@ -113,7 +116,7 @@ def test_one_store_is_written_as_one_and_synonyms_are_understood() -> None:
 @pytest.mark.parametrize(
     ("stores", "what"),
     [
-        ("[]", "at least 1 item"),
+        ("[]", "there is no store: name at least one"),
         ("[{nme='GoToObj'}]", "unknown key `stages.0.off_policy.store.0.nme`"),
         ("[{name='GoToObj', proportion=0}]", "store.0.proportion"),
         ("[{name='GoToObj', mission='('}]", "not a regular expression"),
@@ -149,3 +152,162 @@ def test_filters_choose_by_mission_length_and_seed(data: Path) -> None:
         and 10 <= episode.seed <= 40
     ]
     assert source.chosen is not None and source.chosen.tolist() == wanted != []
+
+
+STATEFUL = """
+import numpy as np
+
+class Drawn:
+    def __init__(self, rollouts, rollout_len, words, seed, k=1):
+        self.shape, self.random = (rollout_len, rollouts), np.random.default_rng(seed + k)
+        self.missions = ["go to the red ball", words[0]]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        draw = lambda most, *tail: self.random.integers(0, most, (*self.shape, *tail))
+        return {
+            "cells": draw(198, 7, 7).astype(np.uint8), "direction": draw(4), "masks": draw(2),
+            "expert_action": draw(8) - 1, "mission": draw(2), "reward": draw(9).astype(np.float32),
+        }
+
+    def state(self):
+        return self.random.bit_generator.state
+
+    def load_state(self, state):
+        self.random.bit_generator.state = state
+"""
+
+
+def iterator_of(code: str, folder: Path, name: str) -> tuple[str, ...]:
+    """The settings that name an iterator in a module of the test's own."""
+    (folder / f"{name}.py").write_text(code, "utf-8")
+    return ("--set", "stages.0.off_policy.augment=[]")
+
+
+@pytest.mark.parametrize("kind", ["page", "stateful"])
+def test_an_iterator_of_ones_own_trains_and_resumes_bit_for_bit(
+    kind: str, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, name = STATEFUL, "{type='own_stateful:Drawn', k=3}"
+    if kind == "page":
+        code = next(
+            text for text in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "Curriculum" in text
+        )
+        assert len([line for line in code.splitlines() if line.strip()]) <= 15
+        name = "{type='own_page:Curriculum', batches=3}"
+    line = (
+        *(*EXACT, *SMALL, *iterator_of(code, tmp_path, f"own_{kind}")),
+        *("--set", f"stages.0.off_policy.iterator={name}"),
+        *(("--set", "stages.0.off_policy.store=") if kind == "stateful" else ()),
+    )
+    result = run("whole", *line)
+    assert result.exit_code == 0, result.output
+    assert "640 demo steps, 8 updates" in result.output
+    written = tomllib.loads((tmp_path / "whole" / "settings.toml").read_text())
+    stores = written["stages"][0]["off_policy"]["store"]
+    assert stores == ("GoToLocal" if kind == "page" else [])
+    assert resumed_from_the_middle(run, tmp_path, *line)
+    # a run's settings may be anybody's
+    refused = run("other", recipe=str(tmp_path / "whole" / "settings.toml"))
+    assert refused.exit_code == 1 and f"own_{kind}:" in refused.output
+
+
+def own(code: str, folder: Path, **options: Any) -> OwnIterator:
+    """An iterator of this code, for 2 rollouts of 3 steps."""
+    name = f"own_{abs(hash((code, str(folder))))}"
+    (folder / f"{name}.py").write_text(code, "utf-8")
+    handed = {"stores": [], "rollouts": 2, "rollout_len": 3, "seed": 1, "rank": 0, "world": 1}
+    settings = Named(type=f"{name}:make", **options)
+    key = "stages.0.off_policy.iterator.type"
+    return OwnIterator(settings, key, **handed, words=WORDS, quiet=True)
+
+
+BATCHES = """
+import numpy as np
+def batch(number=0, **changed):
+    full = lambda value, *tail: np.full((3, 2, *tail), value)
+    made = dict(cells=full(3, 7, 7), direction=full(1), masks=full(1), expert_action=full(number),
+                mission=full(0), missions=["go to the red ball"]) | changed
+    return {name: value for name, value in made.items() if value is not None}
+"""
+
+
+def test_what_ends_begins_anew_and_goes_on_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kinds = {
+        "a generator": "def make():\n    for number in range(3): yield batch(number)",
+        "a list": "make = lambda: [batch(number) for number in range(3)]",
+        "one with next alone": "class make:\n    n = -1\n    def __next__(self):\n"
+        "        self.n = (self.n + 1) % 3\n        return batch(self.n)",
+    }
+    for code in kinds.values():
+        batches = own(BATCHES + code, tmp_path)
+        assert [int(next(batches)["expert_action"][0, 0]) for _ in range(7)] == [0, 1, 2] * 2 + [0]
+        resumed = own(BATCHES + code, tmp_path)
+        resumed.load_state(batches.state())
+        assert int(next(resumed)["expert_action"][0, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ("cells=None", "a batch has no `cells`, only"),
+        ("cells=np.zeros((3, 2, 7))", r"`cells` has the shape \[3, 2, 7\], not \[3, 2, H, W\]"),
+        ("direction=np.zeros((2, 3))", r"`direction` has the shape \[2, 3\], not \[3, 2\]"),
+        ("expert_action=np.full((3, 2), 7)", "values from 7 to 7, not within -1 to 6"),
+        ("mission=np.full((3, 2), 1)", "`mission` has values from 1 to 1, not within 0 to 0"),
+        ("missions=None", "neither `mission_tokens` nor `missions`"),
+        ("missions=['lick the ball']", "has the word `lick`"),
+        ("mission_tokens=[[999]]", "are not rows of word ids"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    batches = own(f"{BATCHES}\nmake = lambda: [batch({changed})]", tmp_path)
+    with pytest.raises(SettingsError, match=what):
+        next(batches)
+
+
+def test_other_ways_to_be_no_iterator_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code, what in (
+        ("make = lambda: []", "gives no batch"),
+        ("make = lambda: [3]", "not a dict"),
+    ):
+        with pytest.raises(SettingsError, match=what):
+            next(own(code, tmp_path))
+    with pytest.raises(SettingsError, match="unknown key `j`"):
+        own("def make(k): return []", tmp_path, j=1)
+    odd = own(
+        "import numpy\nclass make:\n    def __next__(self): pass\n"
+        "    def state(self): return {'at': numpy.int64(3)}\n    def load_state(self, state): pass",
+        tmp_path,
+    )
+    with pytest.raises(SettingsError, match="its state holds other than numbers"):
+        odd.state()
+    failing = own("def make():\n    yield 1 / 0", tmp_path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        next(failing)
+    assert "stages.0.off_policy.iterator.type" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("more", ["shuffle='windowed'", "store=[{name='GoToObj', max_length=4}]"])
+def test_what_an_iterator_would_leave_out_is_refused(run: Callable[..., Result], more: str) -> None:
+    given = (
+        "--set",
+        "stages.0.off_policy.iterator='a:B'",
+        "--set",
+        "stages.0.off_policy.augment=[]",
+    )
+    result = run("a", *EXACT, *given, "--set", f"stages.0.off_policy.{more}")
+    assert result.exit_code == 1
+    assert ("filter them there" if "store" in more else "do it in yours") in result.output

@@ -18,7 +18,7 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_strea
 from trainer.learning.building import build_losses
 from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
-from trainer.run.state import Run, StagePlan, StoreBatches, enough_memory, stage_plan
+from trainer.run.state import Run, StagePlan, StoreBatches, enough_memory, passes_of, stage_plan
 from trainer.settings.models import StageSettings
 from trainer.settings.user_code import naming_users_code
 
@@ -76,7 +76,7 @@ def expected_cost(run: Run) -> Cost:
         for stage, plan, sources in zip(settings.stages, plans, run.sources, strict=True):
             passes.append(0.0)
             if stage.off_policy is not None:
-                passes[-1] = plan.demo_steps / sum(source.steps for source in sources)
+                passes[-1] = passes_of(stage, plan, sources)
                 seconds += plan.off_policy_updates * _update_seconds(run, stage)
             if plan.env_steps:
                 seconds += plan.env_steps / run.team.world * _env_step_seconds(run, stage)

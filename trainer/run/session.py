@@ -35,7 +35,7 @@ from trainer.run.log import CURVE_FILE as PLOT_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
-from trainer.run.state import Run, new_run, open_log, stage_plan
+from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
 from trainer.run.success import available_device, measure
 from trainer.settings.models import (
     LEVELS,
@@ -266,7 +266,8 @@ def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSour
     mixtures = [
         line
         for stage, played in zip(settings.stages, sources, strict=True)
-        for line in (mixture_lines(played, stage.off_policy.rollouts) if stage.off_policy else ())
+        if stage.off_policy and not stage.off_policy.iterator
+        for line in mixture_lines(played, stage.off_policy.rollouts)
     ]
     return [
         *other_levels(settings, stores),
@@ -289,8 +290,7 @@ def _planned(
         lines.append(f"parameters: {parameter_count(network):,}")
     for number, (stage, played) in enumerate(zip(settings.stages, sources, strict=True)):
         plan = stage_plan(stage, settings.on_policy)
-        steps = sum(source.steps for source in played)
-        text = plan.text(plan.demo_steps / steps if steps else 0.0)
+        text = plan.text(passes_of(stage, plan, played))
         lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
     return lines
 
@@ -529,6 +529,9 @@ def _with_store(
 ) -> tuple[StageSettings, str]:
     if stage.off_policy is None or stage.off_policy.store != (StoreSettings(name="auto"),):
         return stage, ""
+    if stage.off_policy.iterator is not None:
+        without = stage.off_policy.model_copy(update={"store": ()})
+        return stage.model_copy(update={"off_policy": without}), ""
     small = f"{level}-small"
     name, why = level, f"the full one, because there is no {small}"
     if device == "cuda":

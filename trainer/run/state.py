@@ -25,7 +25,8 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment
 from trainer.batch import Batch
 from trainer.data.augment import Augmenter, batch_missions
 from trainer.data.iterator import ExpertTrajectoryIterator
-from trainer.data.sources import StageSources, stage_sources
+from trainer.data.own_iterator import OwnIterator
+from trainer.data.sources import Source, StageSources, stage_sources
 from trainer.learning.building import (
     build_losses,
     build_network,
@@ -238,19 +239,34 @@ class StoreBatches:
         self.losses = build_losses(run.settings, self.settings.losses)
         share = run.team.share(self.settings.rollouts, "off_policy.rollouts")
         seed = run.settings.run.seed
-        self._iterator = ExpertTrajectoryIterator(
-            # equal stages play the same
-            run.sources[run.settings.stages.index(stage)],
-            rollouts=self.settings.rollouts,
-            rollout_len=self.settings.rollout_len,
-            seed=seed,
-            layout="native",
-            rank=run.team.rank,
-            world=run.team.world,
-            # symmetries are applied on the CPU
-            device="cpu" if self.settings.augment else run.settings.run.device,
-            shuffle=self.settings.shuffle,
-        )
+        number = run.settings.stages.index(stage)  # equal stages play the same
+        self._iterator: ExpertTrajectoryIterator | OwnIterator
+        if self.settings.iterator is not None:
+            self._iterator = OwnIterator(
+                self.settings.iterator,
+                f"stages.{number}.off_policy.iterator.type",
+                stores=[source.store for source in run.sources[number]],
+                words=run.words,
+                rollouts=len(share),
+                rollout_len=self.settings.rollout_len,
+                seed=seed,
+                rank=run.team.rank,
+                world=run.team.world,
+                quiet=run.quiet,
+            )
+        else:
+            self._iterator = ExpertTrajectoryIterator(
+                run.sources[number],
+                rollouts=self.settings.rollouts,
+                rollout_len=self.settings.rollout_len,
+                seed=seed,
+                layout="native",
+                rank=run.team.rank,
+                world=run.team.world,
+                # symmetries are applied on the CPU
+                device="cpu" if self.settings.augment else run.settings.run.device,
+                shuffle=self.settings.shuffle,
+            )
         self._augmenter = Augmenter(
             self.settings.augment,
             run.words,
@@ -529,11 +545,12 @@ class StagePlan:
     def text(self, passes: float) -> str:
         """All that there is of it, for a person.
 
-        passes   over the store
+        passes   over the store; 0 where that is not known
         """
         shown = [f"{self.env_steps:,} env steps"] if self.env_steps else []
         if self.demo_steps:
-            shown.append(f"{self.demo_steps:,} demo steps ({passes:.1f} passes over the store)")
+            over = f" ({passes:.1f} passes over the store)" if passes else ""
+            shown.append(f"{self.demo_steps:,} demo steps{over}")
         return ", ".join([*shown, f"{self.updates:,} updates"])
 
 
@@ -558,6 +575,13 @@ def stage_plan(stage: StageSettings, on_policy: OnPolicySettings | None) -> Stag
         off_policy_updates=off_policy,
         on_policy_updates=cycles * rollout_updates(stage),
     )
+
+
+def passes_of(stage: StageSettings, plan: StagePlan, sources: Sequence[Source]) -> float:
+    """Passes of a stage over what it plays; 0 where an iterator of the user's plays it."""
+    steps = sum(source.steps for source in sources)
+    own = stage.off_policy is None or stage.off_policy.iterator is not None
+    return 0.0 if own else plan.demo_steps / steps
 
 
 def rollout_updates(stage: StageSettings) -> int:

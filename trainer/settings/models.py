@@ -189,15 +189,23 @@ def _as_written(stores: tuple[StoreSettings, ...]) -> object:
     return [store.model_dump(exclude_none=True) for store in stores]
 
 
+def _named(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
 class OffPolicySettings(_Frozen):
-    """Batches from demo stores."""
+    """Batches from demo stores.
+
+    iterator   what gives the batches in place of ours; it gets the stores, which may be none
+    """
 
     store: Annotated[
         tuple[StoreSettings, ...],
         BeforeValidator(_stores),
         PlainSerializer(_as_written),
-        Field(min_length=1, validation_alias=AliasChoices("store", "stores")),
+        Field(validation_alias=AliasChoices("store", "stores")),
     ] = (StoreSettings(name="auto"),)
+    iterator: Annotated[Named, BeforeValidator(_named)] | None = None
     rollouts: Count
     rollout_len: Count
     updates: Count = 16
@@ -208,6 +216,15 @@ class OffPolicySettings(_Frozen):
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         _check_size("rollouts", self.rollouts, self.rollout_len)
+        if not self.store and self.iterator is None:
+            raise ValueError("there is no store: name at least one")
+        if self.iterator is not None and (self.augment or self.shuffle != "full"):
+            raise ValueError(
+                "augment and shuffle are of the trainer's own iterator: leave them out, and do it "
+                "in yours"
+            )
+        if self.iterator is not None and any(one.filters for one in self.store):
+            raise ValueError("an iterator of your own gets whole stores: filter them there")
         return self
 
     @property

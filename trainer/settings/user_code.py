@@ -91,7 +91,7 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
     kind = _kind(key)
     if ":" not in name:
         near = difflib.get_close_matches(name, ours, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours)}"
+        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours) or 'none'}"
         raise SettingsError(
             f"there is no {kind} of the name `{name}`",
             path=f"{key} = {name!r}",
@@ -172,7 +172,7 @@ def _is_users(name: str) -> bool:
 
 
 def _kind(key: str) -> str:
-    return _KINDS.get(key, "loss")
+    return "iterator" if key.endswith(".iterator.type") else _KINDS.get(key, "loss")
 
 
 def is_importable(text: str) -> bool:
