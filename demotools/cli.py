@@ -24,7 +24,7 @@ from demotools.output import log_to_stderr
 
 _GROUPS = {
     "Get data": ("get", ("fetch", "generate", "convert", "import")),
-    "Shape it": ("shape", ("shrink", "archive", "unarchive", "remove")),
+    "Shape it": ("shape", ("select", "merge", "split", "shrink", "archive", "unarchive", "remove")),
     "Look at it": ("look", ("list", "info", "show", "report", "verify")),
     "Share it": ("share", ("export", "card", "push")),
 }
@@ -34,6 +34,8 @@ _MODULES = {name: module for module, names in _GROUPS.values() for name in names
 _GUESSES = {
     "fetch": "download get",
     "generate": "record gen",
+    "select": "filter",
+    "merge": "concat concatenate join combine cat",
     "shrink": "subset sample",
     "archive": "zip pack",
     "unarchive": "unzip unpack restore",
@@ -50,6 +52,11 @@ _OPTION_GUESSES = {
     "episodes": "num-episodes count",
     "to": "format",
     "output": "out file",
+    "min-len": "min-length",
+    "max-len": "max-length",
+    "first": "limit",
+    "dedupe": "dedup drop-duplicates unique",
+    "valid": "fraction",
 }
 _COMMANDS = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
 _OPTIONS = {guess: name for name, guesses in _OPTION_GUESSES.items() for guess in guesses.split()}

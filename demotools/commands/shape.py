@@ -1,8 +1,9 @@
-"""Commands that make stores smaller, larger or fewer: shrink, archive, unarchive, remove."""
+"""Commands that make stores out of stores, pack and remove them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from demotools.cli import (
     overwrite_file,
     overwrite_store,
     say,
+    split_option,
 )
 
 
@@ -85,6 +87,171 @@ def shrink_command(
         for result in results
     ]
     shell.print(results, *lines)
+
+
+def _actions(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    from demotools.babyai.cells import ACTIONS
+
+    names = None if value is None else tuple(value.replace(",", " ").split())
+    for name in names or ():
+        if name not in ACTIONS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(ACTIONS)}")
+    return names
+
+
+@click.command("select")
+@click.argument("store")
+@click.option("--mission", metavar="REGEX", help="Keep episodes in whose mission this is found.")
+@click.option("--min-len", metavar="N", type=int, help="Keep episodes of at least N steps.")
+@click.option("--max-len", metavar="N", type=int, help="Keep episodes of at most N steps.")
+@click.option(
+    "--actions",
+    metavar="NAME,...",
+    callback=_actions,
+    help="Keep episodes in which the expert takes each of these actions (left, right, forward, "
+    "pickup, drop, toggle, done).",
+)
+@click.option(
+    "--seeds",
+    metavar="A:B,...",
+    help="Keep episodes with an environment seed A <= seed < B, or one of those named.",
+)
+@click.option("--level", metavar="LEVEL", help="Keep episodes of this level of a merged store.")
+@click.option(
+    "--first", metavar="N", type=click.IntRange(min=1), help="Of these, keep the first N."
+)
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Of these, keep N at random.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    show_default="0",
+    help="With --sample: seed of the random choice.",
+)
+@click.option(
+    "-o", "--name", metavar="NAME", show_default="STORE-selected", help="Name of the new store."
+)
+@overwrite_store
+@common
+def select_command(
+    shell: Shell, store: str, name: str | None, overwrite: bool, **wanted: Any
+) -> None:
+    """Make a store of some episodes of another.
+
+    Episodes that fit all conditions are copied bit for bit, in their order.
+
+    \b
+    Example:
+      demotools select GoToLocal --mission "red (ball|box)" --max-len 10 -o GoToRed
+      demotools select BossLevel --actions pickup,toggle --sample 1000
+    """
+    from demotools.store.reshape import Conditions, select_store
+
+    if wanted["first"] and wanted["sample"]:
+        raise click.UsageError("--first cannot be combined with --sample")
+    if wanted["seed"] is not None and not wanted["sample"]:
+        raise click.UsageError("--seed needs --sample")
+    path = shell.store(store)
+    new = shell.new_store(name or f"{path.stem}-selected")
+    conditions = Conditions(**wanted)
+    made = select_store(path, new, conditions, overwrite=overwrite, quiet=shell.quiet)
+    shell.print_result(made)
+
+
+@click.command("merge")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@split_option("that of the stores")
+@click.option(
+    "--dedupe", is_flag=True, help="Leave out episodes that repeat another one step by step."
+)
+@click.option(
+    "-o", "--name", metavar="NAME", default="merged", show_default=True, help="Name of the store."
+)
+@overwrite_store
+@common
+def merge_command(
+    shell: Shell,
+    stores: tuple[str, ...],
+    split: str | None,
+    dedupe: bool,
+    name: str,
+    overwrite: bool,
+) -> None:
+    """Make one store of the episodes of several.
+
+    The new store has one vocabulary, knows the level of each episode, and keeps where each store
+    came from. Duplicates, and seeds that occur in more than one store, are counted.
+
+    \b
+    Example:
+      demotools merge GoToLocal PutNextLocal PickupLoc -o Local
+    """
+    from demotools.store.reshape import merge_stores
+
+    paths = [shell.store(store) for store in stores]
+    made = merge_stores(
+        paths,
+        shell.new_store(name),
+        split=split,
+        dedupe=dedupe,
+        overwrite=overwrite,
+        quiet=shell.quiet,
+    )
+    shell.print_result(made)
+
+
+@click.command("split")
+@click.argument("store")
+@click.option(
+    "--valid",
+    "share",
+    metavar="SHARE",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Hold out this share of the episodes; from 1 on, so many of them.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random choice.",
+)
+@click.option(
+    "-o",
+    "--name",
+    metavar="NAME",
+    show_default="STORE",
+    help="Name the new stores NAME-train and NAME-valid.",
+)
+@overwrite_store
+@common
+def split_command(
+    shell: Shell, store: str, share: float, seed: int, name: str | None, overwrite: bool
+) -> None:
+    """Split a store into a training and a validation store.
+
+    Duplicates, and episodes of the same environment seed, stay on one side, so nothing leaks.
+
+    \b
+    Example:
+      demotools split Local --valid 0.05
+    """
+    from demotools.store.reshape import split_store
+
+    path = shell.store(store)
+    train, valid = (shell.new_store(f"{name or path.stem}-{part}") for part in ("train", "valid"))
+    made = split_store(
+        path, train, valid, share=share, seed=seed, overwrite=overwrite, quiet=shell.quiet
+    )
+    shell.print(made, *(one.text() for one in made))
 
 
 @click.command("archive")

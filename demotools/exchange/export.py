@@ -226,7 +226,8 @@ def _refuse_malformed(dataset_id: str) -> None:
 
 
 def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> dict[str, int]:
-    environment = None if reason_against(store) else make_environment(store.attributes.level)
+    playable = len(store.levels) == 1 and not reason_against(store)
+    environment = make_environment(store.level) if playable else None
     counts: Counter[str] = Counter()
     dataset = None
     with progress_bar(store.episodes, dataset_id, "episodes", quiet=quiet) as bar:

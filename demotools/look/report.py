@@ -415,14 +415,14 @@ def _seeds(one: StoreStatistics) -> Finding:
 
 
 def _shared_seeds(first: StoreStatistics, second: StoreStatistics) -> Finding:
-    stores = (first.store, second.store)
-    known, others = (store.episode_seed[store.episode_seed >= 0] for store in stores)
-    shared = np.intersect1d(known, others)
+    known, others = (one.store.level_seeds() for one in (first, second))
+    common_levels = known.keys() & others.keys()
+    pairs = [(known[level], others[level]) for level in sorted(common_levels)]
+    shared = np.concatenate([np.intersect1d(*pair) for pair in pairs] or [np.zeros(0, np.int64)])
     text = f"{len(shared):,} seeds are in both" if len(shared) else "no seed is in both"
-    if stores[0].attributes.level != stores[1].attributes.level:
+    if not pairs:
         text = "not compared: a seed means something else on another level"
-        shared = shared[:0]
-    elif not len(known) or not len(others):
+    elif not all(any(map(len, seeds.values())) for seeds in (known, others)):
         text = "not compared: the seeds of one of them are not known"
     return Finding(
         name="seed overlap",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, packed_cells
-from demotools.errors import StoreError
+from demotools.errors import LevelError, ManifestError, StoreError
 from demotools.look.pictures import (
     Picture,
     animation,
@@ -173,7 +173,10 @@ def _replaying(store: Store, episode: int) -> tuple[Environment | None, str]:
         return None, f"no room: {reason}"
     if store.episode_seed[episode] < 0:
         return None, "no room: the seed of this episode is not known"
-    environment = make_environment(store.attributes.level)
+    try:
+        environment = make_environment(store.levels[store.episode_level[episode]])
+    except (LevelError, ManifestError) as error:
+        return None, f"no room: {error.what}"
     if difference := replayed_episode(environment, store, episode).difference:
         return None, f"no room: a replay of the seed differs from the store at {difference}"
     return environment, ""

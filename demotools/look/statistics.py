@@ -1,16 +1,8 @@
-"""A store in figures, and a hash for each episode: one pass, in bounded memory.
-
-Hashes are equal where an agent saw, did and was told the same. They have 64 bits: among ten million
-episodes that all differ, two get the same once in four hundred thousand stores. Seeds and
-directions do not count, since neither stands in what the agent is given.
-"""
+"""A store in figures, and a hash for each episode: one pass, in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,12 +10,10 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES
 from demotools.look.info import store_info
-from demotools.output import progress_bar
-from demotools.store.reading import Store, damaged, reopened
+from demotools.store.duplicates import episode_hashes, mission_hashes, step_blocks
+from demotools.store.reading import Store, damaged
 
 _CELL_SHAPE = (len(OBJECTS), len(COLOURS), len(STATES))
-_BLOCK_BYTES = 1 << 20
-_MAPPED_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -83,11 +73,11 @@ def store_statistics(store: Store, *, quiet: bool = False) -> StoreStatistics:
 
     StoreError  the store was replaced meanwhile, or a value is not in its range
     """
-    missions = np.concatenate([hashes(map(str.encode, texts)) for texts in store.text_chunks()])
+    missions = mission_hashes(store)
     found = []
     actions = np.zeros(len(ACTIONS), dtype=np.int64)
     codes = np.zeros(256, dtype=np.int64)
-    for episodes, offset, view, action in _blocks(store, quiet=quiet):
+    for episodes, offset, view, action in step_blocks(store, quiet=quiet):
         mission = missions[store.episode_mission[episodes]]
         found.append(episode_hashes(mission, offset, view, action))
         actions += np.bincount(action, minlength=len(ACTIONS))
@@ -107,28 +97,6 @@ def store_statistics(store: Store, *, quiet: bool = False) -> StoreStatistics:
     )
 
 
-def episode_hashes(
-    mission: NDArray[np.uint64],
-    offset: NDArray[np.int64],
-    view: NDArray[np.uint8],
-    action: NDArray[np.uint8],
-) -> NDArray[np.uint64]:
-    """The hashes of some episodes in columns.
-
-    mission   the hashes of their missions, see `hashes`
-    """
-    return hashes(
-        text.tobytes() + action[start:stop].tobytes() + view[start:stop].tobytes()
-        for text, (start, stop) in zip(mission, pairwise(offset.tolist()), strict=True)
-    )
-
-
-def hashes(contents: Iterable[bytes]) -> NDArray[np.uint64]:
-    """A hash for each content."""
-    whole = b"".join(blake2b(content, digest_size=8).digest() for content in contents)
-    return np.frombuffer(whole, dtype="<u8").astype(np.uint64)
-
-
 def _word_episodes(store: Store, mission_episodes: NDArray[np.int64]) -> NDArray[np.int64]:
     words = len(store.attributes.vocabulary)
     if store.mission_tokens.max(initial=0) > words:
@@ -142,26 +110,3 @@ def _word_episodes(store: Store, mission_episodes: NDArray[np.int64]) -> NDArray
         weight = np.where(again, 0, mission_episodes)
         result += np.bincount(token, weights=weight, minlength=words + 1).astype(np.int64)
     return result[1:]
-
-
-def _blocks(
-    store: Store, *, quiet: bool
-) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """All episodes in blocks of some megabytes: numbers, offsets in the block, view, action."""
-    offset = store.episode_offset
-    step_bytes = int(np.prod(store.view.shape[1:]))
-    steps = max(1, _BLOCK_BYTES // step_bytes)
-    with progress_bar(store.steps, f"read {store.name}", "steps", quiet=quiet) as bar:
-        first, mapped = 0, _MAPPED_BYTES
-        while first < store.episodes:
-            if mapped >= _MAPPED_BYTES:
-                # what was read stays in memory for as long as its map lives: not the caller's map
-                store, mapped = reopened(store.path, store.attributes.fingerprint), 0
-            last = int(np.searchsorted(offset, offset[first] + steps, side="right")) - 1
-            last = min(max(last, first + 1), store.episodes)
-            start, stop = int(offset[first]), int(offset[last])
-            view, action = store.view.span(start, stop), store.action.span(start, stop)
-            store.check_values(view=view, action=action)
-            yield slice(first, last), offset[first : last + 1] - start, view, action
-            bar.update(stop - start)
-            first, mapped = last, mapped + (stop - start) * step_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ from demotools.errors import LevelError, ManifestError
 from demotools.output import progress_bar
 from demotools.recording.bot import BotError, Expert
 from demotools.recording.environment import Environment, Observation, make_environment
-from demotools.recording.subgoals import SUBGOALS
-from demotools.store.reading import Store
+from demotools.recording.subgoals import SUBGOALS, UNKNOWN
+from demotools.store.reading import MERGED, Store
 from demotools.store.verify import Check
 
 _SHOWN = 5
@@ -29,13 +30,15 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
     name = "episodes played again in the environment"
     if reason := reason_against(store):
         return Check(name, (), f"not played: {reason}", skipped=True)
-    chosen = evenly_spread(np.flatnonzero(store.episode_seed >= 0), episodes)
-    environment = make_environment(store.attributes.level)
+    environments = _environments(store)
+    playable = np.isin(store.episode_level, list(environments))
+    chosen = evenly_spread(np.flatnonzero((store.episode_seed >= 0) & playable), episodes)
     # what no replay shows: advice that was not followed, and what it was for
-    advised = bool(store.optional) and store.attributes.source.get("kind") == "bot"
+    advised = bool(store.optional) and said_of_sources(store, "kind") == {"bot"}
     differences = []
     bar = progress_bar(len(chosen), f"replay {store.name}", "episodes", quiet=quiet, items=chosen)
     for episode in bar:
+        environment = environments[int(store.episode_level[episode])]
         played = replayed_episode(environment, store, int(episode), advised=advised)
         if difference := played.difference:
             differences.append(f"episode {episode}, {difference}")
@@ -44,11 +47,14 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
         notes.append("with the advice of the bot at each step")
     if unknown := int((store.episode_seed < 0).sum()):
         notes.append(f"{unknown:,} have no known seed")
-    recorded, installed = store.attributes.source.get("minigrid"), version("minigrid")
-    if differences and recorded != installed:
+    if not playable.all():
+        notes.append(f"{(~playable).sum():,} are of a level that cannot be played")
+    recorded, installed = said_of_sources(store, "minigrid"), version("minigrid")
+    if differences and recorded != {installed}:
+        versions = " or ".join(sorted(str(one or "(version unknown)") for one in recorded))
         notes.append(
             f"{len(differences):,} differ, as they may: they were recorded with minigrid "
-            f"{recorded or '(version unknown)'}, installed is {installed}; the first is "
+            f"{versions}, installed is {installed}; the first is "
             f"{differences[0]}"
         )
         differences = []
@@ -71,15 +77,44 @@ class Replay:
 
 def reason_against(store: Store) -> str:
     """Why the episodes of a store cannot be played again; empty where they can."""
-    if store.attributes.source.get("kind") == "pickle":
+    if said_of_sources(store, "kind") == {"pickle"}:
         return "the store is from an old pickle, whose seeds and environment are not known"
     if not (store.episode_seed >= 0).any():
         return "no seed of an episode is known"
+    return "" if _environments(store) else _reason_against_level(store.levels[0])
+
+
+def _environments(store: Store) -> dict[int, Environment]:
+    """The environments of the levels that can be played, by their places in `store.levels`."""
+    return {
+        number: make_environment(level)
+        for number, level in enumerate(store.levels)
+        if not _reason_against_level(level)
+    }
+
+
+def _reason_against_level(level: str) -> str:
     try:
-        make_environment(store.attributes.level)
+        make_environment(level)
     except (LevelError, ManifestError) as error:
         return error.what
     return ""
+
+
+def said_of_sources(store: Store, key: str) -> set[Any]:
+    """What the sources of a store say under this key, those of merged stores too; None if nothing.
+
+    >>> said_of_sources(open_store(path), "kind")  # doctest: +SKIP
+    {'bot'}
+    """
+    found, waiting = set(), [store.attributes.source]
+    while waiting:
+        source = waiting.pop()
+        stores = source.get("stores") if source.get("kind") == MERGED else None
+        if not stores:
+            found.add(str(source[key]) if key in source else None)
+        waiting += [one["source"] for one in stores or []]
+    return found
 
 
 def evenly_spread(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
@@ -144,7 +179,7 @@ def _other_advice(expert: Expert, taken: int | None, store: Store, row: int) -> 
         return f"the expert's action is {ACTIONS[stored]}, the bot advises {ACTIONS[advice]}"
     if subgoals := store.optional.get("subgoal"):
         code, found = int(subgoals.span(row, row + 1)[0]), expert.subgoal()
-        if code != found:
+        if code not in (found, UNKNOWN):
             texts = store.attributes.subgoals
             return f"the subgoal is {texts[code]!r}, the bot's is {SUBGOALS[found]!r}"
     return ""

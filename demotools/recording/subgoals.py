@@ -43,7 +43,9 @@ def _texts() -> list[str]:
 
 
 SUBGOALS = tuple(_texts())
-"""What each code stands for; 0 is for episodes whose subgoals are not known."""
+"""What each code stands for."""
+UNKNOWN = SUBGOALS.index("unknown")
+"""The code of steps whose subgoal is not known, as in a store that was merged with one without."""
 _CODES = {text: code for code, text in enumerate(SUBGOALS)}
 
 
@@ -53,7 +55,7 @@ def subgoal_code(subgoal: Subgoal | None, level: Any) -> int:
     subgoal   None where the plan is carried out
     level     the unwrapped environment, in the state that the bot has just looked at
     """
-    return _CODES.get(_subgoal_text(subgoal, level), 0)
+    return _CODES.get(_subgoal_text(subgoal, level), UNKNOWN)
 
 
 def _subgoal_text(subgoal: Any, level: Any) -> str:

@@ -40,6 +40,7 @@ from demotools.output import acquired_lock, open_regular, written_whole
 from demotools.store.reading import (
     COPY_BYTES,
     CRC_BYTES,
+    LEVELS,
     NO_HASH,
     SCHEMA,
     SCHEMA_VERSION,
@@ -271,10 +272,14 @@ class StoreBuilder:
         source: Mapping[str, Any],
         parent: Mapping[str, Any] | None = None,
         subgoals: Sequence[str] = (),
+        levels: Sequence[str] = (),
+        episode_level: NDArray[np.uint8] | None = None,
     ) -> Path:
         """Join all parts into the store and give it its final name.
 
         subgoals        what the codes of the array `subgoal` stand for
+        levels          what the numbers in `episode_level` stand for
+        episode_level   uint8 [E], where the episodes are of several levels
 
         StoreError      there is no episode, or the parts do not make a store
         DemotoolsError  the disk is full, or gives back something else than was written
@@ -288,11 +293,12 @@ class StoreBuilder:
             "source": dict(source),
             "parent": None if parent is None else dict(parent),
             **({"subgoals": list(subgoals)} if subgoals else {}),
+            **({"levels": list(levels)} if levels else {}),
         }
         building = self.folder / self.path.name
         try:
             removed(building)
-            self._join(building, about)
+            self._join(building, about, episode_level)
         except OSError as error:
             raise from_os_error(error, self.path) from error
         try:
@@ -301,7 +307,9 @@ class StoreBuilder:
             raise DemotoolsError(error.what, path=error.path, fix=error.fix) from error
         return self.path
 
-    def _join(self, building: Path, about: Mapping[str, Any]) -> None:
+    def _join(
+        self, building: Path, about: Mapping[str, Any], episode_level: NDArray[np.uint8] | None
+    ) -> None:
         written = self.finished_parts()
         lengths = [read_lengths(self.parts, number) for number in written]
         count = sum(map(len, lengths))
@@ -309,7 +317,7 @@ class StoreBuilder:
         if not count:
             raise StoreError("there is no episode to store", path=self.path, fix="check the source")
         parts = (read_part(self.parts, number) for number in written)
-        join_parts(parts, count, steps, building, about)
+        join_parts(parts, count, steps, building, about, episode_level)
 
     def publish(self, building: Path) -> None:
         """Check every byte of a whole store that lies in `folder`, then give it its final name.
@@ -391,7 +399,12 @@ def _check_written(building: Path) -> None:
 
 
 def join_parts(
-    parts: Iterable[Episodes], count: int, steps: int, building: Path, about: Mapping[str, Any]
+    parts: Iterable[Episodes],
+    count: int,
+    steps: int,
+    building: Path,
+    about: Mapping[str, Any],
+    episode_level: NDArray[np.uint8] | None = None,
 ) -> None:
     """Write the episodes of all parts into the new Zarr group `building`.
 
@@ -413,6 +426,8 @@ def join_parts(
         offset = array("episode_offset", "int64", [count + 1], count + 1)
         mission = array("episode_mission", "int32", [count], count)
         seed = array("episode_seed", "int64", [count], count)
+        if episode_level is not None:
+            array(LEVELS, "uint8", [count], count).append(episode_level)
         arrays: dict[str, ChunkFiles] = {}
         done = 0
         for episodes in parts:

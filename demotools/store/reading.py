@@ -40,6 +40,8 @@ from demotools.store.episodes import ARRAYS, Episode, EpisodeDataset, spans
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
 SUFFIX = ".zarr"
+MERGED = "merge"
+"""The kind of source of a store that several others were merged into."""
 NO_HASH = "0" * 64
 
 Image = NDArray[np.uint8]
@@ -148,11 +150,19 @@ class StoreAttributes(BaseModel):
     """Of a shrink: the parent's name, fingerprint, episodes, and the seed."""
     subgoals: tuple[str, ...] = ()
     """What the codes of the array `subgoal` stand for; empty where there is none."""
+    levels: tuple[str, ...] = ()
+    """What the numbers in `episode_level` stand for; empty where all episodes are of `level`."""
     licence: str
     citation: str
     created_by: str
     fingerprint: _Sha256
     metadata_hash: _Sha256
+
+    @property
+    def merged_from(self) -> list[dict[str, Any]]:
+        """What a merged store says of those that it was made of; empty of any other store."""
+        stores = self.source.get("stores") if self.source.get("kind") == MERGED else None
+        return [one for one in stores if isinstance(one, dict)] if isinstance(stores, list) else []
 
 
 @dataclass(frozen=True)
@@ -303,6 +313,7 @@ class Store:
     episode_mission   int32 [E]
     episode_seed      int64 [E]
     mission_tokens    uint8 or uint16 [M, L]
+    episode_level     uint8 [E], place of each episode's level in `levels`
     optional          [S] each, those of the arrays `OPTIONAL` that this store has
     arrays            metadata of all arrays
     """
@@ -318,6 +329,7 @@ class Store:
     episode_mission: NDArray[np.int32]
     episode_seed: NDArray[np.int64]
     mission_tokens: NDArray[np.uint8] | NDArray[np.uint16]
+    episode_level: NDArray[np.uint8]
     optional: Mapping[str, StepArray]
     arrays: Mapping[str, ArrayMetadata]
     _files: _Files
@@ -343,6 +355,19 @@ class Store:
     def level(self) -> str:
         """The level that the demonstrations are of."""
         return self.attributes.level
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that the demonstrations are of: one, or in a merged store several."""
+        return self.attributes.levels or (self.attributes.level,)
+
+    def level_seeds(self) -> dict[str, NDArray[np.int64]]:
+        """The known environment seeds of the episodes of each level."""
+        known = self.episode_seed != -1
+        return {
+            level: self.episode_seed[known & (self.episode_level == number)]
+            for number, level in enumerate(self.levels)
+        }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -497,11 +522,15 @@ class Store:
         # to another process a store travels by its path, not by its gigabytes
         return reopened, (self.path, self.attributes.fingerprint)
 
-    def take(self, episodes: NDArray[np.int64]) -> Episodes:
+    def take(
+        self, episodes: NDArray[np.int64], mission_text: Sequence[str] | None = None
+    ) -> Episodes:
         """Copies of the given episodes, in the order given.
 
-        episodes   int64 [E'], 0 <= episode < E
+        episodes       int64 [E'], 0 <= episode < E
+        mission_text   this store's, where somebody has unpacked it already
         """
+        texts = self.mission_text if mission_text is None else mission_text
         length = np.diff(self.episode_offset)[episodes]
         index = spans(self.episode_offset[episodes], length)
         steps = {name: getattr(self, name).take(index) for name in ("view", "direction", "action")}
@@ -509,7 +538,7 @@ class Store:
         self.check_values(**steps, **optional)
         return Episodes(
             length=length,
-            mission=[self.mission_text[row] for row in self.episode_mission[episodes]],
+            mission=[texts[row] for row in self.episode_mission[episodes]],
             seed=np.array(self.episode_seed[episodes]),
             optional=optional,
             **steps,
@@ -629,6 +658,9 @@ def _opened(path: Path) -> Store:
         episode_mission=_whole(maps["episode_mission"]),
         episode_seed=_whole(maps["episode_seed"]),
         mission_tokens=_whole(maps["mission_tokens"]),
+        episode_level=(
+            _whole(maps[LEVELS]) if LEVELS in maps else np.zeros(attributes.episodes, np.uint8)
+        ),
         optional={name: maps[name] for name in OPTIONAL if name in maps},
         arrays=arrays,
         _files=files,
@@ -657,6 +689,8 @@ def _check_rows(store: Store) -> None:
             store.path,
             f"episode {wrong} names mission {mission[wrong]} of {store.attributes.missions}",
         )
+    if (last := int(store.episode_level.max())) >= len(store.levels):
+        raise damaged(store.path, f"an episode is of level {last} of {len(store.levels)}")
 
 
 def _check_lengths(
@@ -674,6 +708,7 @@ def _check_lengths(
         TEXTS: missions,
         "mission_tokens": missions,
         **{name: steps for name in OPTIONAL if name in arrays},
+        **({LEVELS: episodes} if attributes.levels else {}),
     }
     if strange := set(arrays) ^ set(lengths):
         raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
@@ -913,6 +948,7 @@ def _missing(path: Path) -> StoreError:
 
 
 TEXTS = "mission_text"
+LEVELS = "episode_level"
 CRC_BYTES = 4
 JSON_BYTES_AT_MOST = 1 << 26
 # A chunk of missions, packed or not: they are texts of some 30 bytes, 2^17 of them a chunk.
@@ -945,6 +981,7 @@ _LAYOUTS = {
     "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
     "taken": _STEP,
     "subgoal": _STEP,
+    LEVELS: _Layout(("uint8",)),
 }
 OPTIONAL = ("taken", "subgoal")
 """The step arrays that a store may have and may lack: the action taken, the bot's subgoal."""

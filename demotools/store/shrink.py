@@ -1,22 +1,16 @@
-"""Small twins: a seeded choice of whole episodes out of a store, with its provenance."""
+"""Small twins, the shorthand: a random choice of each store, named after it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from demotools.errors import StoreError
-from demotools.output import progress_bar
-from demotools.store.building import StoreBuilder, write_part
-from demotools.store.reading import SUFFIX, Store, open_store, read_attributes
+from demotools.store.reading import SUFFIX, open_store, read_attributes
+from demotools.store.reshape import Plan, make_store, parent_of, sampled
 
 SMALL = "-small"
-_EPISODES_A_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -27,17 +21,6 @@ class Shrunk:
     path: Path
     episodes: int
     skipped: str | None
-
-
-def chosen_episodes(episodes: int, wanted: int, seed: int) -> NDArray[np.int64]:
-    """The `wanted` episodes of a twin, in ascending order.
-
-    returns  int64 [wanted]; for one seed, a smaller choice is a part of a larger one
-
-    The raw output of a bit generator is the one random stream that numpy promises never to change.
-    """
-    rank = np.argsort(np.random.PCG64(seed).random_raw(episodes), kind="stable")
-    return np.sort(rank[:wanted]).astype(np.int64)
 
 
 def shrink_store(
@@ -58,17 +41,7 @@ def shrink_store(
     """
     store = open_store(path)
     twin = twin or path.with_name(store.name + SMALL + SUFFIX)
-    parent = {
-        # the name of a folder may be no text, but an attribute is
-        "name": os.fsencode(store.name).decode("utf-8", "replace"),
-        "fingerprint": store.attributes.fingerprint,
-        "episodes": store.episodes,
-        "seed": seed,
-    }
-    if twin.resolve() == path.resolve():
-        raise StoreError(
-            "a small copy cannot replace its own store", path=path, fix="give another --name"
-        )
+    parent = parent_of(store, seed=seed)
     if store.episodes < episodes:
         raise StoreError(
             f"it has {store.episodes:,} episodes, {episodes:,} were asked for",
@@ -77,21 +50,9 @@ def shrink_store(
         )
     if _is_twin(twin, parent, episodes):
         return Shrunk(store.name, twin, episodes, "it exists already and is the same")
-    with StoreBuilder(twin, {"shrink": parent, "wanted": episodes}, overwrite=overwrite) as builder:
-        for number, rows in _blocks(store, episodes, seed, quiet):
-            write_part(builder.parts, number, store.take(rows), {})
-        store.check_unchanged()
-        about = store.attributes
-        builder.finish(
-            level=about.level,
-            split=about.split,
-            environment_id=about.environment_id,
-            licence=about.licence,
-            citation=about.citation,
-            source=about.source,
-            parent=parent,
-            subgoals=about.subgoals,
-        )
+    rows = sampled(store.episodes, episodes, seed)
+    plan = Plan(twin, [(store, rows)], store.attributes.split, parent)
+    make_store(plan, overwrite=overwrite, quiet=quiet)
     return Shrunk(store.name, twin, episodes, None)
 
 
@@ -144,14 +105,3 @@ def _is_twin(twin: Path, parent: dict[str, object], episodes: int) -> bool:
         return False
     attributes = open_store(twin).attributes
     return attributes.parent == parent and attributes.episodes == episodes
-
-
-def _blocks(
-    store: Store, episodes: int, seed: int, quiet: bool
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    chosen = chosen_episodes(store.episodes, episodes, seed)
-    with progress_bar(episodes, f"shrink {store.name}", "episodes", quiet=quiet) as bar:
-        for number, start in enumerate(range(0, episodes, _EPISODES_A_PART)):
-            rows = chosen[start : start + _EPISODES_A_PART]
-            yield number, rows
-            bar.update(len(rows))

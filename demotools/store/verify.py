@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from demotools.output import progress_bar
 from demotools.store.reading import (
     StepArray,
     Store,
+    StoreAttributes,
     checked_chunks,
     episode_mask,
     expected_entries,
@@ -185,17 +187,26 @@ def _missions(store: Store) -> Check:
 
 
 def missions_out_of_grammar(store: Store, *, quiet: bool = True) -> list[int] | None:
-    """The rows of the missions that the level does not have; None where it has no manifest."""
-    try:
-        manifest = read_manifest(store.attributes.level)
-    except ManifestError:
+    """The rows of the missions that their level does not have; None where it has no manifest."""
+    missions = store.attributes.missions
+    manifests, occurs = [], []
+    for number, level in enumerate(store.levels):
+        with suppress(ManifestError):
+            manifests.append(read_manifest(level))
+            occurs.append(np.zeros(missions, np.bool_))
+            occurs[-1][store.episode_mission[store.episode_level == number]] = True
+    if not manifests:
         return None
-    found, missions = [], store.attributes.missions
+    found = []
     texts = (text for chunk in store.text_chunks() for text in chunk)
     name = f"missions of {store.name}"
     bar = progress_bar(missions, name, "missions", quiet=quiet, items=enumerate(texts))
     for row, text in bar:
-        if not manifest.matches_mission(text):
+        if not all(
+            manifest.matches_mission(text)
+            for manifest, rows in zip(manifests, occurs, strict=True)
+            if rows[row]
+        ):
             found.append(row)
     return found
 
@@ -212,10 +223,23 @@ def seed_faults(store: Store) -> tuple[int, int, list[int]]:
     """Episodes without a known seed, seeds that occur again, episodes with another split's seed."""
     seeds = store.episode_seed
     known = seeds != -1
-    allowed = SEEDS["valid" if store.attributes.split == "valid" else "train"]
-    outside = known & ((seeds < allowed.start) | (seeds >= allowed.stop))
-    repeated = int(known.sum()) - len(np.unique(seeds[known]))
+    outside = known.copy()
+    for split in seed_splits(store.attributes):
+        allowed = SEEDS["valid" if split == "valid" else "train"]
+        outside &= (seeds < allowed.start) | (seeds >= allowed.stop)
+    repeated = sum(len(some) - len(np.unique(some)) for some in store.level_seeds().values())
     return int((~known).sum()), repeated, np.flatnonzero(outside).tolist()
+
+
+def seed_splits(attributes: StoreAttributes) -> set[str]:
+    """The splits that the seeds of a store may be of: its own, or those of what it was made of."""
+    about: Any = attributes.parent
+    while isinstance(about, dict):
+        if isinstance(kept := about.get("seed_splits"), list):
+            return set(map(str, kept))
+        about = about.get("parent")
+    merged = [one.get("seed_splits") for one in attributes.merged_from]
+    return {str(split) for kept in merged for split in kept or ()} or {attributes.split}
 
 
 def _seeds(store: Store) -> Check:

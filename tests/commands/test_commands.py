@@ -123,6 +123,9 @@ def test_the_help_shows_every_command_of_demotools_in_a_group_and_cuts_no_summar
 
 # What somebody types who has not read the help, and the line that it stands for.
 GUESSES = {
+    "filter GoToLocal --max-length 20": "select GoToLocal --max-len 20",
+    "concat A B --dedup": "merge A B --dedupe",
+    "split A --fraction 0.1": "split A --valid 0.1",
     "download GoToLocal --dry-run": "fetch GoToLocal --dry-run",
     "get GoToLocal --from a.pkl --force": "fetch GoToLocal --from a.pkl --overwrite",
     "record GoToLocal -n 100": "generate GoToLocal --episodes 100",

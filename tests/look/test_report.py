@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import demotools.look.statistics
+import demotools.store.duplicates
 from demotools.babyai.cells import ACTIONS
 from demotools.cli import main
 from demotools.errors import StoreError
 from demotools.look.report import Finding, common, store_findings, store_report
-from demotools.look.statistics import episode_hashes, hashes, store_statistics
+from demotools.look.statistics import store_statistics
+from demotools.store.duplicates import episode_hashes, hashes
 from demotools.store.reading import Episodes, Store, open_store
 from demotools.store.shrink import shrink_stores
 from tests.browser import colours_of_page, needs_chromium
@@ -121,8 +122,8 @@ def test_hashes_and_counts_do_not_depend_on_how_the_store_is_cut_into_blocks(
 ) -> None:
     store = make_store(lengths=[3, 2, 40, 1, 1, 7, 5])
     whole = store_statistics(store, quiet=True)
-    monkeypatch.setattr(demotools.look.statistics, "_BLOCK_BYTES", 5 * 49)
-    monkeypatch.setattr(demotools.look.statistics, "_MAPPED_BYTES", 100)
+    monkeypatch.setattr(demotools.store.duplicates, "_BLOCK_BYTES", 5 * 49)
+    monkeypatch.setattr(demotools.store.duplicates, "_MAPPED_BYTES", 100)
     cut = store_statistics(store, quiet=True)
     assert np.array_equal(whole.episode_hash, cut.episode_hash)
     assert np.array_equal(whole.cell_counts, cut.cell_counts)  # type: ignore[arg-type]

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from demotools.cli import main
 from demotools.errors import StoreError
 from demotools.store.reading import Episodes, open_store
-from demotools.store.shrink import chosen_episodes, shrink_store, shrink_stores
+from demotools.store.reshape import sampled
+from demotools.store.shrink import shrink_store, shrink_stores
 from demotools.store.verify import verify_store
 from tests.conftest import build_store, make_episodes
 from tests.store.test_building import folder_bytes
@@ -43,11 +44,11 @@ def test_a_twin_holds_whole_episodes_of_its_parent_and_says_so(tmp_path: Path) -
 
 
 def test_one_seed_gives_one_twin_and_a_smaller_one_is_a_part_of_it() -> None:
-    large, small = chosen_episodes(1000, 100, 3), chosen_episodes(1000, 10, 3)
-    assert np.array_equal(large, chosen_episodes(1000, 100, 3))
+    large, small = sampled(1000, 100, 3), sampled(1000, 10, 3)
+    assert np.array_equal(large, sampled(1000, 100, 3))
     assert set(small) <= set(large)
     assert len(set(large)) == 100
-    assert not np.array_equal(large, chosen_episodes(1000, 100, 4))
+    assert not np.array_equal(large, sampled(1000, 100, 4))
 
 
 def test_twins_are_the_same_bit_for_bit(tmp_path: Path) -> None:

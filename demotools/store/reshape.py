@@ -1,0 +1,490 @@
+"""New stores out of the episodes of others: to select, merge, split and shrink are four plans.
+
+A `Plan` lists the episodes of a new store, store after store; `make_store` copies them bit for bit,
+a block at a time, and keeps where they come from. All plans are made here but that of `shrink`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.babyai.cells import ACTIONS
+from demotools.errors import SettingsError, StoreError, printable_text
+from demotools.output import progress_bar
+from demotools.store.building import StoreBuilder, write_part
+from demotools.store.duplicates import joined_groups, repeats, store_hashes
+from demotools.store.reading import MERGED, OPTIONAL, Episodes, Store, open_store, reopened
+from demotools.store.verify import seed_splits
+
+Rows = NDArray[np.int64]
+
+MIXED = "mixed"
+"""What the level of a store is called whose episodes are of several levels."""
+_EPISODES_A_PART = 4096
+_MAPPED_BYTES = 1 << 25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A store that is to be made.
+
+    path       its folder
+    episodes   each store that they are of, and their numbers there, int64 [E'] each
+    split      train or valid
+    parent     how they were chosen; None where several stores are merged
+    """
+
+    path: Path
+    episodes: Sequence[tuple[Store, Rows]]
+    split: str
+    parent: Mapping[str, Any] | None
+
+    @property
+    def size(self) -> int:
+        """Episodes of the store."""
+        return sum(len(rows) for _store, rows in self.episodes)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A store that was made out of others.
+
+    path             its folder
+    episodes         in it
+    parents          the names of those that it was made of
+    left_out         episodes of theirs that are not in it
+    duplicates       episodes of theirs that repeat one before them step by step; None: not counted
+    repeated_seeds   episodes of theirs with the seed, and level, of one before them; the same
+    """
+
+    path: Path
+    episodes: int
+    parents: tuple[str, ...]
+    left_out: int
+    duplicates: int | None = None
+    repeated_seeds: int | None = None
+
+    def text(self) -> str:
+        """What was made, for a person."""
+        names = ", ".join(map(printable_text, self.parents[:3]))
+        more = f" and {len(self.parents) - 3} others" if len(self.parents) > 3 else ""
+        lines = [
+            f"made {printable_text(self.path)}: {self.episodes:,} episodes of {names}{more}, "
+            f"{self.left_out:,} left out"
+        ]
+        if self.duplicates is not None:
+            lines.append(f"  {self.duplicates:,} duplicates: they repeat another step by step")
+        if self.repeated_seeds is not None:
+            lines.append(
+                f"  {self.repeated_seeds:,} episodes have the seed of another of their level"
+            )
+        return "\n".join(lines)
+
+
+def make_store(plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> None:
+    """Make the store of a plan, going on where an earlier call was ended.
+
+    StoreError  it exists already, no episode is left, the stores do not go together, or one of them
+                was replaced meanwhile
+    """
+    stores = [store for store, _rows in plan.episodes]
+    for store in stores:
+        if plan.path.resolve() == store.path.resolve():
+            raise StoreError(
+                "a store cannot take the place of one that it is made of",
+                path=plan.path,
+                fix="give another --name",
+            )
+    if not plan.size:
+        raise StoreError(
+            "there is no such episode",
+            path=stores[0].path,
+            fix="ask for less: see `demotools info`",
+        )
+    about = _about(plan)
+    names = _optional_arrays(stores)
+    with StoreBuilder(plan.path, _job(plan), overwrite=overwrite) as builder:
+        finished = builder.finished_parts()
+        bar = progress_bar(plan.size, f"copy to {plan.path.stem}", "episodes", quiet=quiet)
+        with bar:
+            for number, (size, episodes) in enumerate(_blocks(plan, finished)):
+                if episodes is not None:
+                    write_part(builder.parts, number, _with_arrays(episodes, names), {})
+                bar.update(size)
+        for store in stores:
+            store.check_unchanged()
+        builder.finish(**about)
+
+
+def _blocks(plan: Plan, finished: Sequence[int]) -> Iterator[tuple[int, Episodes | None]]:
+    """The episodes a block at a time, and how many; None for those whose part is there already."""
+    part, done = count(), set(finished)
+    for store, rows in plan.episodes:
+        # not the store's own list, which would stay for as long as the store does
+        texts = [text for chunk in store.text_chunks() for text in chunk]
+        step_bytes = int(np.prod(store.view.shape[1:])) + 4
+        fresh, mapped = store, _MAPPED_BYTES
+        for start in range(0, len(rows), _EPISODES_A_PART):
+            block = rows[start : start + _EPISODES_A_PART]
+            if next(part) in done:
+                yield len(block), None
+                continue
+            if mapped >= _MAPPED_BYTES:
+                # what was read stays in memory for as long as its map lives
+                fresh, mapped = reopened(store.path, store.attributes.fingerprint), 0
+            yield len(block), fresh.take(block, texts)
+            steps = store.episode_offset[block.max() + 1] - store.episode_offset[block.min()]
+            mapped += int(steps) * step_bytes
+
+
+def _job(plan: Plan) -> dict[str, Any]:
+    """What determines the store's content."""
+    digest = hashlib.sha256()
+    for store, rows in plan.episodes:
+        digest.update(f"{store.attributes.fingerprint} {len(rows)}\n".encode() + rows.tobytes())
+    return {"episodes": digest.hexdigest(), "part": _EPISODES_A_PART}
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """What the builder is told of a store beside its episodes."""
+    stores = [store for store, _rows in plan.episodes]
+    levels: dict[str, int] = {}
+    numbers = []
+    for store, rows in plan.episodes:
+        here = store.episode_level[rows]
+        table = np.zeros(256, np.uint8)
+        for number in np.unique(here).tolist():
+            table[number] = levels.setdefault(store.levels[number], len(levels))
+        numbers.append(table[here])
+    one = len(levels) == 1
+    first = stores[0].attributes
+    if plan.parent is None:
+        source = {"kind": MERGED, "stores": [_entry(store) for store in stores]}
+    else:
+        source = first.source
+    known = [one for store in stores for one in [_entry(store), *store.attributes.merged_from]]
+    ids = {entry["level"]: entry["environment_id"] for entry in known}
+    return {
+        "level": next(iter(levels)) if one else MIXED,
+        "split": plan.split,
+        "environment_id": ids.get(next(iter(levels))) if one else None,
+        "licence": "; ".join(dict.fromkeys(store.attributes.licence for store in stores)),
+        "citation": "; ".join(dict.fromkeys(store.attributes.citation for store in stores)),
+        "source": source,
+        "parent": plan.parent,
+        "subgoals": _subgoals(stores),
+        "levels": () if one else tuple(levels),
+        "episode_level": None if one else np.concatenate(numbers),
+    }
+
+
+def _entry(store: Store) -> dict[str, Any]:
+    """What a merged store keeps of one of its parents."""
+    about = store.attributes
+    kept = ("level", "environment_id", "split", "licence", "citation", "source", "parent")
+    return {
+        "name": store_name(store),
+        "fingerprint": about.fingerprint,
+        "episodes": store.episodes,
+        **{name: getattr(about, name) for name in kept},
+        "seed_splits": sorted(seed_splits(about)),
+    }
+
+
+def parent_of(store: Store, **choice: Any) -> dict[str, Any]:
+    """What a store keeps of the only one that it is made of, and of that one's parent.
+
+    choice   how its episodes were chosen, JSON values
+    """
+    before = store.attributes.parent
+    return {
+        "name": store_name(store),
+        "fingerprint": store.attributes.fingerprint,
+        "episodes": store.episodes,
+        **choice,
+        **({"parent": before} if before else {}),
+    }
+
+
+def store_name(store: Store) -> str:
+    """Its name as an attribute; the name of a folder may be no text."""
+    return os.fsencode(store.name).decode("utf-8", "replace")
+
+
+def _subgoals(stores: Sequence[Store]) -> tuple[str, ...]:
+    tables = {store.attributes.subgoals: store for store in stores if "subgoal" in store.optional}
+    if len(tables) > 1:
+        raise StoreError(
+            f"its subgoals are not those of {stores[0].name}",
+            path=list(tables.values())[1].path,
+            fix="record one of them again with the same demotools, or leave it out",
+        )
+    return next(iter(tables), ())
+
+
+def _optional_arrays(stores: Sequence[Store]) -> list[str]:
+    """The optional step arrays of what is made of these stores."""
+    first = stores[0]
+    for store in stores:
+        if store.view.shape[1:] != first.view.shape[1:]:
+            raise StoreError(
+                f"its views have another shape than those of {first.name}",
+                path=store.path,
+                fix="leave it out, or make a store of its own of what has such views",
+            )
+    return [name for name in OPTIONAL if any(name in store.optional for store in stores)]
+
+
+def _with_arrays(episodes: Episodes, names: Sequence[str]) -> Episodes:
+    """With these optional arrays: without noise the bot's action was taken; no subgoal is known."""
+    otherwise = {"taken": episodes.action, "subgoal": np.zeros_like(episodes.action)}
+    optional = {name: episodes.optional.get(name, otherwise[name]) for name in names}
+    return replace(episodes, optional=optional)
+
+
+def sampled(count: int, wanted: int, seed: int) -> Rows:
+    """A random choice of `wanted` out of `count`, in ascending order.
+
+    returns  int64 [wanted]; for one seed, a smaller choice is a part of a larger one
+
+    The raw output of a bit generator is the one random stream that numpy promises never to change.
+    """
+    rank = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+    return np.sort(rank[:wanted]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which episodes of a store are wanted; what is None does not matter.
+
+    mission            a regular expression to be found in the mission
+    min_len, max_len   steps, both inclusive
+    actions            names of actions, each of which the expert takes
+    seeds              `0:1000,5000`: ranges of environment seeds without their ends, single ones
+    level              of a merged store
+    first, sample      so many of those that fit: the first, or a random choice
+    seed               of that choice
+    """
+
+    mission: str | None = None
+    min_len: int | None = None
+    max_len: int | None = None
+    actions: tuple[str, ...] | None = None
+    seeds: str | None = None
+    level: str | None = None
+    first: int | None = None
+    sample: int | None = None
+    seed: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Those that matter."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if value is not None
+        }
+
+
+def selected_episodes(store: Store, wanted: Conditions) -> Rows:
+    """The numbers of the episodes that fit, in ascending order.
+
+    SettingsError  the expression, the seeds or the level cannot be
+    StoreError     fewer are left than are to be sampled
+    """
+    # a store of its own, which is gone with all the missions that it unpacks
+    found = reopened(store.path, store.attributes.fingerprint).filter(
+        mission=wanted.mission, min_length=wanted.min_len or 1, max_length=wanted.max_len
+    )
+    rows = found.numbers
+    del found
+    if wanted.level is not None:
+        if wanted.level not in store.levels:
+            raise SettingsError(
+                f"the store has no episode of the level {wanted.level}",
+                path=f"--level {wanted.level}",
+                fix=f"name one of {', '.join(store.levels)}",
+            )
+        rows = rows[store.episode_level[rows] == store.levels.index(wanted.level)]
+    if wanted.seeds is not None:
+        seeds = store.episode_seed[rows]
+        fits = np.zeros(len(rows), np.bool_)
+        for span in _seed_ranges(wanted.seeds):
+            fits |= (seeds >= span.start) & (seeds < span.stop)
+        rows = rows[fits]
+    for action in wanted.actions or ():
+        rows = rows[_with_action(store, ACTIONS.index(action))[rows]]
+    if wanted.sample is not None:
+        if wanted.sample > len(rows):
+            raise StoreError(
+                f"{len(rows):,} episodes fit, {wanted.sample:,} were asked for",
+                path=store.path,
+                fix=f"ask for at most --sample {len(rows)}",
+            )
+        rows = rows[sampled(len(rows), wanted.sample, wanted.seed or 0)]
+    return rows[: wanted.first]
+
+
+def _seed_ranges(text: str) -> list[range]:
+    """The ranges of `0:1000,5000`.
+
+    >>> _seed_ranges("0:1000,5000")
+    [range(0, 1000), range(5000, 5001)]
+    """
+    try:
+        found = []
+        for part in text.split(","):
+            first, colon, last = part.partition(":")
+            found.append(range(int(first), int(last) if colon else int(first) + 1))
+    except ValueError as error:
+        raise SettingsError(
+            "these are no seeds",
+            path=f"--seeds {text!r}",
+            fix="give ranges without their ends, or single seeds: --seeds 0:1000,5000",
+        ) from error
+    return found
+
+
+def _with_action(store: Store, action: int) -> NDArray[np.bool_]:
+    """Which episodes have this action: bool [E]."""
+    offset, found = store.episode_offset, np.zeros(store.episodes, np.bool_)
+    for start in range(0, store.episodes, 1 << 16):
+        bounds = offset[start : start + (1 << 16) + 1]
+        steps = store.action.span(int(bounds[0]), int(bounds[-1])) == action
+        found[start : start + len(bounds) - 1] = np.logical_or.reduceat(
+            steps, bounds[:-1] - bounds[0]
+        )
+    return found
+
+
+def select_store(
+    path: Path, new: Path, wanted: Conditions, *, overwrite: bool = False, quiet: bool = False
+) -> Made:
+    """Make a store of those episodes of another that fit.
+
+    StoreError, SettingsError  see `selected_episodes` and `make_store`
+    """
+    store = open_store(path)
+    rows = selected_episodes(store, wanted)
+    parent = parent_of(store, select=wanted.as_json())
+    plan = Plan(new, [(store, rows)], store.attributes.split, parent)
+    make_store(plan, overwrite=overwrite, quiet=quiet)
+    return Made(new, len(rows), (store.name,), store.episodes - len(rows))
+
+
+def merge_stores(
+    paths: Sequence[Path],
+    new: Path,
+    *,
+    split: str | None = None,
+    dedupe: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Made:
+    """Make one store of the episodes of several, one store after another.
+
+    split       of the new store; None: that of the stores
+    dedupe      leave out what repeats an episode before it, step by step
+
+    StoreError  see `make_store`; or they are of different splits and `split` is None
+    """
+    stores = [open_store(path) for path in paths]
+    splits = sorted({store.attributes.split for store in stores})
+    if split is None and len(splits) > 1:
+        raise StoreError(
+            f"it is of the {stores[-1].attributes.split} split, and another is not",
+            path=stores[-1].path,
+            fix="say what the merged store is to be: --split train or --split valid",
+        )
+    again = repeats(np.concatenate([store_hashes(store, quiet=quiet) for store in stores]))
+    ends = np.cumsum([store.episodes for store in stores])
+    episodes = [
+        (store, np.flatnonzero(~part) if dedupe else np.arange(store.episodes))
+        for store, part in zip(stores, np.split(again, ends[:-1]), strict=True)
+    ]
+    plan = Plan(new, episodes, split or splits[0], None)
+    make_store(plan, overwrite=overwrite, quiet=quiet)
+    names = tuple(store.name for store in stores)
+    left_out, duplicates = len(again) - plan.size, int(again.sum())
+    return Made(new, plan.size, names, left_out, duplicates, _seed_repeats(stores))
+
+
+def _seed_repeats(stores: Sequence[Store]) -> int:
+    """Episodes with a known seed of their level that one before them has."""
+    found: dict[str, list[Rows]] = {}
+    for store in stores:
+        for level, seeds in store.level_seeds().items():
+            found.setdefault(level, []).append(seeds)
+    whole = [np.concatenate(seeds) for seeds in found.values()]
+    return sum(len(seeds) - len(np.unique(seeds)) for seeds in whole)
+
+
+def split_store(
+    path: Path,
+    train: Path,
+    valid: Path,
+    *,
+    share: float,
+    seed: int = 0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> list[Made]:
+    """Make a training and a validation store of all episodes of one.
+
+    Episodes that repeat each other step by step, and those of one seed, go to the same side.
+
+    share       of the episodes that go to the validation store, at most; from 1 on, their number
+
+    StoreError  see `make_store`; or one side has no episode
+    """
+    store = open_store(path)
+    wanted = int(share) if share >= 1 else round(share * store.episodes)
+    held = _held_out(store, wanted, seed, quiet=quiet)
+    if not held.any() or held.all():
+        raise StoreError(
+            f"its {store.episodes:,} episodes cannot be split like this: one side would be empty",
+            path=path,
+            fix="ask for another share with --valid; `demotools report` counts the duplicates, "
+            "which stay together",
+        )
+    made = []
+    for new, split, side in ((train, "train", ~held), (valid, "valid", held)):
+        parent = parent_of(
+            store,
+            split=split,
+            valid=share,
+            seed=seed,
+            seed_splits=sorted(seed_splits(store.attributes)),
+        )
+        plan = Plan(new, [(store, np.flatnonzero(side))], split, parent)
+        make_store(plan, overwrite=overwrite, quiet=quiet)
+        made.append(Made(new, plan.size, (store.name,), store.episodes - plan.size))
+    return made
+
+
+def _held_out(store: Store, wanted: int, seed: int, *, quiet: bool) -> NDArray[np.bool_]:
+    """Which episodes go to the validation store: whole groups, `wanted` of them or a few less."""
+    known = store.episode_seed != -1
+    seeds = np.unique(store.episode_seed, return_inverse=True)[1].reshape(-1)
+    # a seed means something else on another level, and one that is not known nothing
+    place = np.where(known, seeds * 256 + store.episode_level, -1 - np.arange(store.episodes))
+    group = joined_groups([store_hashes(store, quiet=quiet), place])
+    numbers, member, size = np.unique(group, return_inverse=True, return_counts=True)
+    left, chosen = wanted, np.zeros(len(numbers), np.bool_)
+    rank = np.argsort(np.random.PCG64(seed).random_raw(len(numbers)), kind="stable")
+    for number, episodes in zip(rank.tolist(), size[rank].tolist(), strict=True):
+        if episodes <= left:
+            chosen[number] = True
+            left -= episodes
+        if not left:
+            break
+    held: NDArray[np.bool_] = chosen[member.reshape(-1)]
+    return held
