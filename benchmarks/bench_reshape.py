@@ -1,6 +1,6 @@
 """How much time and memory it takes to merge, select from and split a million episodes.
 
-    python -m benchmarks.bench_reshape /tmp/reshape [--missions 1000000]
+    python benchmarks/bench_reshape.py FOLDER [--missions 1000000]
 
 Four stores of 250,000 random episodes (mean length 4) are merged; of the merged store the short
 episodes are selected, and a twentieth is held out. Memory is the largest PSS of the command less
@@ -17,9 +17,9 @@ from itertools import islice, product
 from pathlib import Path
 
 import click
+from bench_convert import peak_memory
+from synthetic import MISSIONS, random_episodes
 
-from benchmarks.bench_convert import peak_memory
-from benchmarks.synthetic import MISSIONS, random_episodes
 from demotools.store.building import StoreBuilder, write_part
 
 STORES, EPISODES, A_PART = 4, 250_000, 50_000
