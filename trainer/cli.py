@@ -499,6 +499,72 @@ def watch(
 
 
 @main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "torch", "weights"]),
+    required=True,
+    help="A graph for ONNX runtimes or for torch alone, or the weights as a small checkpoint.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the policy to this file [default: policy.onnx, .torchscript or .pt beside it].",
+)
+@click.option("--half", is_flag=True, help="Keep the weights in 16 bits each; with --to weights.")
+@click.option("--level", help="Compare a graph on this level [default: the one it was trained on].")
+@_trust
+@_overwrite
+@_json
+@_quiet
+def export(
+    checkpoint: Path,
+    kind: Any,
+    output: Path | None,
+    half: bool,
+    level: str | None,
+    trust: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export a policy to a file that needs no trainer.
+
+    CHECKPOINT is a file or a run's folder.
+
+    A graph takes one step of any number of environments. It is written only after it has played
+    1,000 steps beside the network and said the same to within 1e-5. Needs the extra `onnx` for
+    ONNX.
+
+    \b
+    Example:
+      trainer export runs/BabyAIGoToLocalBCSmall --to onnx
+      trainer export runs/BabyAIGoToLocalBCSmall --to weights --half -o GoToLocal.pt
+    """
+    if half and kind != "weights":
+        raise click.UsageError("--half needs --to weights")
+    from trainer.run.export import export_policy
+
+    exported = export_policy(
+        checkpoint,
+        kind,
+        output,
+        level=level,
+        half=half,
+        overwrite=overwrite,
+        trust=trust,
+        quiet=quiet,
+    )
+    if as_json:
+        click.echo(json.dumps(exported.as_json(), indent=2))
+    elif not quiet:
+        click.echo(exported.text())
+
+
+@main.command()
 @_folders
 @_against
 @click.option(

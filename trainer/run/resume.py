@@ -190,6 +190,12 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
 
 def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
     """The state of training in a checkpoint; CheckpointError where we do not write it so."""
+    if not checkpoint.training:
+        raise CheckpointError(
+            "this holds weights alone, not the state of training",
+            path=checkpoint.path,
+            fix="resume from a checkpoint that `trainer run` wrote",
+        )
     try:
         training = _Training.model_validate(checkpoint.training)
         known = vars(Progress())

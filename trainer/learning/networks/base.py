@@ -61,7 +61,7 @@ class InstructionEncoder(nn.Module):
         """[M, size]; a mission without any word gives what the first state gives."""
         states, _last = self.gru(self.words(tokens))
         final = ((tokens != 0).sum(1) - 1).clamp(min=0)
-        return cast(Tensor, states[torch.arange(len(tokens), device=tokens.device), final])
+        return cast(Tensor, states[torch.arange(tokens.shape[0], device=tokens.device), final])
 
 
 class FilmBlock(nn.Module):
@@ -114,6 +114,11 @@ def empty_memory(cell: nn.LSTMCell, rollouts: int) -> Tensor:
     return cell.weight_hh.new_zeros(rollouts, 2 * cell.hidden_size)
 
 
+def is_traced() -> bool:
+    """Whether a step is being written down as a graph: then no shape may depend on a value."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
 def in_order(values: Tensor, runs: Runs) -> Tensor:
     """[N, ...] in the order of the runs, of [T, B, ...]."""
     return values.flatten(0, 1)[runs.order]
@@ -127,7 +132,7 @@ def output_of_runs(
     hidden   [N, memory], in the order of the runs
     after    [B, 2 * memory], memory after the batch
     """
-    rollouts = len(after)
+    rollouts = after.shape[0]  # in a graph len() would be a constant
     logits = actor(hidden)[runs.inverse].unflatten(0, (-1, rollouts))
     values = critic(hidden)[runs.inverse].reshape(-1, rollouts)
     return Output(logits, values, after)
@@ -197,6 +202,9 @@ def runs_of(masks: Tensor) -> Runs:
     masks   [T, B], 0 where memory restarts
     """
     T, B = masks.shape
+    if T == 1:  # acting: every step is a run of its own, and no shape depends on the masks
+        place = torch.arange(B, device=masks.device)
+        return Runs(place, place, [B], place, place, masks[0] != 0, place)
     by_rollout = masks.t() != 0  # [B, T]
     begins = ~by_rollout
     begins[:, 0] = True
@@ -237,8 +245,11 @@ def lstm_by_runs(
     memory    [B, 2H], hidden and cell state of every rollout before the batch
     returns   [N, H], and memory [B, 2H] without gradient
     """
-    projected = nn.functional.linear(inputs, cell.weight_ih, cell.bias_ih + cell.bias_hh)
     initial = memory.detach()[runs.rollout] * runs.carried[:, None]
+    if is_traced():
+        hidden, state = cell(inputs, initial.chunk(2, dim=1))
+        return hidden, torch.cat([hidden, state], dim=1)
+    projected = nn.functional.linear(inputs, cell.weight_ih, cell.bias_ih + cell.bias_hh)
     hidden, state = _LSTMOverRuns.apply(  # type: ignore[no-untyped-call]
         projected, cell.weight_hh.to(projected.dtype), initial.to(projected.dtype), runs
     )

@@ -27,6 +27,7 @@ from trainer.learning.networks.base import (
     empty_memory,
     head,
     in_order,
+    is_traced,
     output_of_runs,
     runs_of,
 )
@@ -60,11 +61,15 @@ class RecurrentWeights:
 
     def __init__(self, weight: Tensor) -> None:
         self._factors: list[tuple[Tensor, Tensor]] = []
-        self._weight = _Collected.apply(weight, self._factors)  # type: ignore[no-untyped-call]
+        self._weight = weight
+        if not is_traced():
+            self._weight = _Collected.apply(weight, self._factors)  # type: ignore[no-untyped-call]
 
     def times(self, rows: Tensor) -> Tensor:
         """[n, out] of [n, in]."""
         rows = rows.to(self._weight.dtype)
+        if is_traced():
+            return rows @ self._weight.t()
         product = _Product.apply(rows, self._weight, self._factors)  # type: ignore[no-untyped-call]
         return cast(Tensor, product)
 
@@ -158,7 +163,7 @@ class BigNetwork(nn.Module):
         every_hidden, every_state, start = [], [], 0
         # a run that begins has memory zero: there is nothing to multiply
         weights = RecurrentWeights(self.cell.weight_hh.to(_computing_dtype(memory)))
-        rows: Tensor | None = runs.carried.nonzero().squeeze(1)
+        rows: Tensor | None = None if is_traced() else runs.carried.nonzero().squeeze(1)
         for going in runs.sizes:
             here = slice(start, start + going)
             row = mission[here]

@@ -43,6 +43,7 @@ from trainer.learning.networks.base import (
     check_sizes,
     head,
     in_order,
+    is_traced,
     lstm_by_runs,
     runs_of,
 )
@@ -592,6 +593,8 @@ class MazeNetwork(SmallNetwork):
 
     def forward(self, batch: Batch, memory: Tensor) -> Output:
         """Logits, values and the memory after; see `trainer.networks`."""
+        if is_traced():
+            raise TypeError("its map is computed with numpy")
         T, B = batch["masks"].shape[:2]
         size = 2 * self.cell.hidden_size
         direction = batch["direction"].numpy().astype(np.uint8)

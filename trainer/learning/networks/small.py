@@ -14,6 +14,7 @@ from trainer.learning.networks.base import (
     empty_memory,
     head,
     in_order,
+    is_traced,
     lstm_by_runs,
     output_of_runs,
     runs_of,
@@ -80,6 +81,9 @@ class SmallNetwork(nn.Module):
         With few missions and codes in the batch it is cheaper to multiply their table by the
         weights of each position once and sum 49 rows a view; with many, the plain product is.
         """
+        if is_traced():
+            seen = self.codes(cells.int()) * (1 + scale[mission, None]) + shift[mission, None]
+            return nn.functional.linear(torch.relu(seen).flatten(1), self.view.weight)
         present = torch.bincount(cells.flatten(), minlength=CELL_CODES).nonzero().squeeze(1)
         number = torch.zeros(CELL_CODES, dtype=torch.int32, device=cells.device)
         number[present] = torch.arange(len(present), dtype=torch.int32, device=cells.device)
