@@ -50,7 +50,6 @@ _OPTION_GUESSES = {
     "overwrite": "force replace",
     "workers": "processes jobs num-workers",
     "episodes": "num-episodes count",
-    "to": "format",
     "output": "out file",
     "min-len": "min-length",
     "max-len": "max-length",

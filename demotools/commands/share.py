@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -16,19 +15,33 @@ from demotools.cli import (
     say,
 )
 
+_KINDS = ("pickle", "parquet", "jsonl", "minari")
+_MINARI_FORMATS = ("hdf5", "arrow", "parquet")
+_SUFFIXES = {".pkl": "pickle", ".parquet": "parquet", ".jsonl": "jsonl"}
+
 
 @click.command("export")
 @click.argument("store")
 @click.option(
     "--to",
-    "kind",
-    type=click.Choice(["pickle", "parquet", "minari"]),
-    required=True,
+    "target",
+    type=click.Choice(_KINDS),
+    show_default="from the suffix of -o",
     help="Target format.",
 )
+@click.option(
+    "--format",
+    "file_format",
+    # the others are for those who write `--format jsonl` and mean `--to jsonl`
+    type=click.Choice(sorted({*_KINDS, *_MINARI_FORMATS})),
+    metavar="hdf5|arrow|parquet",
+    show_default="hdf5",
+    help="How Minari stores a dataset.",
+)
 @output_option(
-    "File to write, or folder of Minari datasets.",
+    "File to write (`-` prints jsonl), or folder of Minari datasets.",
     "beside the store; Minari's own folder",
+    allow_dash=True,
 )
 @click.option(
     "--id", "dataset_id", show_default="babyai/STORE-v0", help="Id of the Minari dataset."
@@ -38,7 +51,8 @@ from demotools.cli import (
 def export_command(
     shell: Shell,
     store: str,
-    kind: Literal["pickle", "parquet", "minari"],
+    target: str | None,
+    file_format: str | None,
     output: Path | None,
     dataset_id: str | None,
     overwrite: bool,
@@ -46,29 +60,54 @@ def export_command(
     """Export a store to a file or dataset of other programs.
 
     The pickle is one that babyai's own loader reads. The parquet file has the schema of the JAT
-    data set, and is read by `datasets.load_dataset`.
+    data set, and is read by `datasets.load_dataset`. The jsonl file has an episode a line, all of
+    it text: mission, what each view shows, actions (docs/exchange.md).
 
     \b
     Example:
       demotools export GoToLocal --to pickle -o demos/BabyAI-GoToLocal-v0_agent.pkl
-      demotools export GoToLocal --to parquet
-      demotools export GoToLocal --to minari
+      demotools export GoToLocal --to jsonl
+      demotools export GoToLocal --to minari --format arrow
     """
     from demotools.exchange.export import export_minari, export_pickle
+    from demotools.exchange.jsonl import STDOUT, export_jsonl
     from demotools.exchange.parquet import export_parquet
     from demotools.store.reading import open_store
 
-    opened = open_store(shell.store(store))
+    kind = _export_kind(target, file_format, output)
     if kind != "minari" and dataset_id:
         raise click.UsageError("--id needs --to minari")
-    if kind != "minari":
-        export = {"pickle": export_pickle, "parquet": export_parquet}[kind]
-        exported = export(opened, output, overwrite=overwrite, quiet=shell.quiet)
-    else:
+    if kind != "jsonl" and output == STDOUT:
+        raise click.UsageError("only jsonl can be printed")
+    opened = open_store(shell.store(store))
+    if kind == "minari":
         exported = export_minari(
-            opened, root=output, dataset_id=dataset_id, overwrite=overwrite, quiet=shell.quiet
+            opened,
+            root=output,
+            dataset_id=dataset_id,
+            data_format=file_format if file_format in _MINARI_FORMATS else "hdf5",
+            overwrite=overwrite,
+            quiet=shell.quiet,
         )
-    shell.print_result(exported)
+    else:
+        export = {"pickle": export_pickle, "parquet": export_parquet, "jsonl": export_jsonl}[kind]
+        exported = export(opened, output, overwrite=overwrite, quiet=shell.quiet)
+    if output != STDOUT:
+        shell.print_result(exported)
+
+
+def _export_kind(target: str | None, file_format: str | None, output: Path | None) -> str:
+    """What is meant; `--format` alone stands for `--to`, where it can."""
+    if target is None and file_format is not None:
+        return file_format if file_format in _KINDS else "minari"
+    suffix = output.suffix if output else ""
+    kind = target or _SUFFIXES.get(suffix)
+    if kind is None:
+        raise click.UsageError(f"Missing option '--to': {', '.join(_KINDS)}")
+    allowed = _MINARI_FORMATS if kind == "minari" else (kind,)
+    if file_format not in (None, *allowed):
+        raise click.UsageError(f"--to {kind} has no format {file_format}")
+    return kind
 
 
 @click.command("card")

@@ -55,6 +55,7 @@ ATTRIBUTES_KEY = "demotools"
 REPLAYED, REPEATED = "replayed", "repeated"
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _EPISODES_A_BATCH, _STEPS_A_BATCH = 500, 1 << 15
+NO_SEEDS = "this format has no seeds"
 SUCCESS_REWARD = 1.0
 """What a success is worth where its reward is not known."""
 
@@ -85,6 +86,7 @@ class Exported:
 
     path                the file, or the folder of Minari datasets (for Minari's own variable)
     size_bytes          of all that was written
+    note                what the format cannot hold; the format of a Minari dataset
     dataset_id          None for a file
     last_observations   how many of them are `replayed`, how many `repeated`
     """
@@ -92,6 +94,7 @@ class Exported:
     path: Path
     episodes: int
     size_bytes: int
+    note: str = ""
     dataset_id: str | None = None
     last_observations: dict[str, int] | None = None
 
@@ -100,10 +103,10 @@ class Exported:
         path = printable_text(self.path)
         what = f"{self.episodes:,} episodes, {size_text(self.size_bytes)}"
         if self.last_observations is None:
-            return f"exported {path}: {what}; this format has no seeds"
+            return f"exported {path}: {what}{f'; {self.note}' if self.note else ''}"
         counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())
         return (
-            f"exported {self.dataset_id}: {what}\n"
+            f"exported {self.dataset_id}: {what} {self.note}\n"
             f"  last observations: {counts}\n"
             f"  load it with {_ROOT_VARIABLE}={path}"
         )
@@ -132,7 +135,7 @@ def export_pickle(
                 bar.update(len(batch))
 
         write_pickle(path, blocks())
-    return Exported(path, store.episodes, path.stat().st_size)
+    return Exported(path, store.episodes, path.stat().st_size, NO_SEEDS)
 
 
 def store_batches(store: Store) -> Iterator[range]:
@@ -145,12 +148,13 @@ def store_batches(store: Store) -> Iterator[range]:
         first = stop
 
 
-def minari_module() -> Any:
-    """The package `minari`, with its storage, which it does not install by itself.
+def minari_module(data_format: str | None = None) -> Any:
+    """The package `minari`, with its storage of a format, which it does not install by itself.
 
     DemotoolsError  one of them is not installed
     """
-    optional_package("h5py", "minari")
+    if data_format is not None:
+        optional_package("h5py" if data_format == "hdf5" else "pyarrow.dataset", "minari")
     return optional_package("minari", "minari")
 
 
@@ -164,19 +168,21 @@ def export_minari(
     *,
     root: Path | None = None,
     dataset_id: str | None = None,
+    data_format: str = "hdf5",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Exported:
-    """Write a store as a Minari dataset (HDF5, views as they are, missions as text).
+    """Write a store as a Minari dataset (views as they are, missions as text).
 
-    root        folder of datasets; None means Minari's own: its variable, else the user's home
-    dataset_id  None means `babyai/NAME-v0`
+    root         folder of datasets; None means Minari's own: its variable, else the user's home
+    dataset_id   None means `babyai/NAME-v0`
+    data_format  hdf5, arrow or parquet
 
     SettingsError   the id is not one that Minari takes
     StoreError      there is such a dataset already and `overwrite` is False
     DemotoolsError  minari is not installed, the disk is full
     """
-    minari = minari_module()
+    minari = minari_module(data_format)
     dataset_id = dataset_id or f"babyai/{store.name}-v0"
     _refuse_malformed(dataset_id)
     root = (root or minari.storage.get_dataset_path()).absolute()
@@ -196,7 +202,7 @@ def export_minari(
             if old.exists() and not final.exists():
                 old.rename(final)  # an export was killed between its two renames
             with datasets_root(folder):
-                counts = _write_dataset(minari, store, dataset_id, quiet)
+                counts = _write_dataset(minari, store, (dataset_id, data_format), quiet)
             final.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
@@ -209,7 +215,9 @@ def export_minari(
                 minari.namespace.create_namespace(namespace)
     except OSError as error:
         raise from_os_error(error, root) from error
-    return Exported(root, store.episodes, size_on_disk(final), dataset_id, counts)
+    return Exported(
+        root, store.episodes, size_on_disk(final), f"as {data_format}", dataset_id, counts
+    )
 
 
 def _refuse_malformed(dataset_id: str) -> None:
@@ -225,17 +233,22 @@ def _refuse_malformed(dataset_id: str) -> None:
         ) from error
 
 
-def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> dict[str, int]:
+def _write_dataset(
+    minari: Any, store: Store, named: tuple[str, str], quiet: bool
+) -> dict[str, int]:
+    """Write an id's dataset in a format; how many last observations come from where."""
     playable = len(store.levels) == 1 and not reason_against(store)
     environment = make_environment(store.level) if playable else None
     counts: Counter[str] = Counter()
     dataset = None
-    with progress_bar(store.episodes, dataset_id, "episodes", quiet=quiet) as bar:
+    with progress_bar(store.episodes, named[0], "episodes", quiet=quiet) as bar:
         for batch in store_batches(store):
             written = [_buffer(store, episode, environment) for episode in batch]
             buffers = [buffer for buffer, _how in written]
             if dataset is None:
-                dataset = _create_dataset(minari, store, dataset_id, buffers)
+                dataset = _create_dataset(minari, store, named, buffers)
+                # after every episode it would add up the sizes of all files that are there
+                dataset.storage.get_size = float
             else:
                 dataset.update_dataset_from_buffer(buffers)
             how = [{"last_observation": how} for _buffer, how in written]
@@ -243,12 +256,18 @@ def _write_dataset(minari: Any, store: Store, dataset_id: str, quiet: bool) -> d
             counts.update(how for _buffer, how in written)
             bar.update(len(batch))
     assert dataset is not None  # no store is without episodes
-    kept = KeptAttributes.of(store).model_dump()
-    dataset.storage.update_metadata({ATTRIBUTES_KEY: kept, "last_observations": dict(counts)})
+    del dataset.storage.get_size
+    about = {
+        ATTRIBUTES_KEY: KeptAttributes.of(store).model_dump(),
+        "last_observations": dict(counts),
+        "dataset_size": dataset.storage.get_size(),
+    }
+    dataset.storage.update_metadata(about)
     return dict(sorted(counts.items()))
 
 
-def _create_dataset(minari: Any, store: Store, dataset_id: str, buffers: list[Any]) -> Any:
+def _create_dataset(minari: Any, store: Store, named: tuple[str, str], buffers: list[Any]) -> Any:
+    dataset_id, data_format = named
     about = store.attributes
     recorded = about.source.get("minigrid")
     with warnings.catch_warnings():
@@ -264,6 +283,7 @@ def _create_dataset(minari: Any, store: Store, dataset_id: str, buffers: list[An
             requirements=[f"minigrid=={recorded}"] if recorded else None,
             observation_space=_observation_space(store),
             action_space=spaces.Discrete(len(ACTIONS)),
+            data_format=data_format,
             jpeg_encoding=False,
         )
 

@@ -13,6 +13,8 @@ rest is told as a StoreError.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +46,7 @@ from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
+_FORMATS = ("hdf5", "arrow", "parquet")
 _METADATA_BYTES = 1 << 26
 # What one episode may ask for: an HDF5 file of a few kB can announce any size.
 _EPISODE_BYTES = 1 << 30
@@ -140,6 +143,10 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     minari = minari_module()
     folder = _dataset_folder(minari, name)
     metadata = _read_metadata(folder / _METADATA)
+    if metadata.data_format not in _FORMATS:
+        what = f"the dataset's format is {metadata.data_format!r}, not {', '.join(_FORMATS)}"
+        raise _broken(what, folder)
+    minari_module(metadata.data_format)
     if metadata.minari_version not in minari.supported_dataset_versions:
         raise _broken(
             f"the dataset is of Minari {metadata.minari_version}, which the installed Minari "
@@ -163,12 +170,12 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
 
 def _dataset_folder(minari: Any, name: str) -> Path:
     """Where the data of a dataset lie, given its id or its folder."""
-    folder = next(filter(Path.is_dir, (Path(name) / "data", Path(name))), None)
-    if folder is None:
+    place: Path | None = Path(name)
+    if place is not None and not place.is_dir():
         with _reading(name):  # it makes the folder of all datasets
             root = Path(minari.storage.get_dataset_path())
-        folder = root / name / "data"
-    if not folder.is_dir():
+        place = next(filter(Path.is_dir, [root / name]), None)
+    if place is None:
         depths = ("*", "*/*", "*/*/*")
         known = [place for depth in depths for place in root.glob(f"{depth}/data/{_METADATA}")]
         ids = [place.parents[1].relative_to(root).as_posix() for place in known]
@@ -179,13 +186,21 @@ def _dataset_folder(minari: Any, name: str) -> Path:
             path=name,
             fix=f"name its folder, or download it: minari download {name}{also}",
         )
-    if not (folder / _METADATA).exists():
-        raise FetchError(
-            f"there is no Minari dataset in this folder: it has no {_METADATA}",
-            path=folder,
-            fix=_BROKEN,
-        )
-    return folder
+    folder = place / "data" if (place / "data").is_dir() else place
+    if os.path.lexists(folder / _METADATA):
+        return folder
+    inside = [child.name for child in folder.iterdir()]
+    parts = any(entry == _HDF5 or entry.isdecimal() for entry in inside)
+    if folder == place and not parts and not re.search(r"-v\d+$", place.name):
+        what = f"there is no Minari dataset in this folder: it has no {_METADATA}"
+        raise FetchError(what, path=folder, fix=_BROKEN)
+    there = f"it has only {', '.join(sorted(inside)[:3])}" if inside else "it is empty"
+    raise _broken(
+        f"the Minari dataset is not complete: it has no {_METADATA}, {there}; "
+        "was its download interrupted?",
+        folder,
+        "download it again: minari download ID",
+    )
 
 
 def _read_metadata(file: Path) -> _Metadata:
@@ -220,7 +235,16 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
         with _reading(file, "the dataset's HDF5 file is broken"), h5py.File(file, "r") as content:
             found = len(content)
     else:
-        found = sum(child.is_dir() and child.name.isdecimal() for child in folder.iterdir())
+        episodes = [child for child in folder.iterdir() if child.is_dir()]
+        episodes = [child for child in episodes if child.name.isdecimal()]
+        found = len(episodes)
+        for episode in sorted(episodes, key=lambda child: int(child.name)):
+            files = {child.suffix for child in episode.iterdir() if child.name != _METADATA}
+            told = (episode / _METADATA).exists()
+            if not told or f".{metadata.data_format}" not in files:
+                missing = f"{metadata.data_format} file" if told else _METADATA
+                what = f"episode {episode.name} of the dataset has no {missing}"
+                raise _broken(f"{what}; was its download interrupted?", episode)
     if found != metadata.total_episodes:
         said = metadata.total_episodes
         raise _broken(
@@ -360,7 +384,8 @@ def _read_episodes(dataset: Dataset, rows: range) -> Iterator[tuple[Any, Any]]:
     if dataset.metadata.data_format == "hdf5":
         _check_hdf5_episodes(dataset.folder / _HDF5, numbers)
     storage = dataset.minari.storage
-    episodes, metadata = storage.get_episodes(numbers), storage.get_episode_metadata(numbers)
+    with _reading(dataset.folder):
+        episodes, metadata = storage.get_episodes(numbers), storage.get_episode_metadata(numbers)
     yield from zip(
         _read_each(episodes, dataset.folder), _read_each(metadata, dataset.folder), strict=True
     )

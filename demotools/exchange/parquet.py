@@ -51,6 +51,7 @@ from demotools.errors import (
 )
 from demotools.exchange.export import (
     ATTRIBUTES_KEY,
+    NO_SEEDS,
     SUCCESS_REWARD,
     Exported,
     KeptAttributes,
@@ -552,7 +553,7 @@ def export_parquet(
         for batch in store_batches(store):
             writer.write_batch(_row_batch(pyarrow, schema, store, texts, batch))
             bar.update(len(batch))
-    return Exported(path, store.episodes, path.stat().st_size)
+    return Exported(path, store.episodes, path.stat().st_size, NO_SEEDS)
 
 
 def _schema_fields(pyarrow: Any) -> list[tuple[str, Any]]:

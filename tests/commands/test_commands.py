@@ -133,7 +133,6 @@ GUESSES = {
     "generate GoToLocal --num-episodes 9 --jobs 4": "generate GoToLocal --episodes 9 --workers 4",
     "generate GoToLocal --count 9 --processes 4": "generate GoToLocal --episodes 9 --workers 4",
     "convert a.pkl b.pkl -o both --replace": "convert a.pkl b.pkl --name both --overwrite",
-    "export GoToLocal --format parquet": "export GoToLocal --to parquet",
     "sample GoToLocal -n 10": "shrink GoToLocal --episodes 10",
     "subset GoToLocal -n 10 -o few": "shrink GoToLocal --episodes 10 --name few",
     "zip GoToLocal --out a.zarr.zip": "archive GoToLocal --output a.zarr.zip",
@@ -147,7 +146,6 @@ GUESSES = {
     "check GoToLocal": "verify GoToLocal",
     "validate GoToLocal --replay -n 5": "verify GoToLocal --replay --episodes 5",
     "report GoToLocal --file page.html": "report GoToLocal --output page.html",
-    "export GoToLocal --format minari": "export GoToLocal --to minari",
     "upload GoToLocal hf:me/demos": "push GoToLocal hf:me/demos",
     "fetch GoToLocal --check": "fetch GoToLocal --check",
 }

@@ -145,11 +145,19 @@ def test_an_existing_pickle_is_not_replaced_unasked(recorded: Store, tmp_path: P
 # --- Minari
 
 
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
 def test_a_store_comes_back_from_minari_bit_for_bit(
-    recorded: Store, tmp_path: Path, home: Path
+    data_format: str, recorded: Store, tmp_path: Path, home: Path
 ) -> None:
-    exported = export_minari(recorded, root=tmp_path / "datasets", quiet=True)
+    if data_format != "hdf5":
+        pytest.importorskip("pyarrow")
+    exported = export_minari(
+        recorded, root=tmp_path / "datasets", data_format=data_format, quiet=True
+    )
     assert exported.last_observations == {"replayed": EPISODES}
+    files = [path for path in (tmp_path / "datasets/babyai/GoToLocal-v0").rglob("*.*")]
+    assert exported.size_bytes == sum(path.stat().st_size for path in files)
+    assert f" as {data_format}\n" in exported.text()
     dataset = opened_dataset(str(tmp_path / "datasets" / str(exported.dataset_id)))
     import_minari(dataset, tmp_path / "back.zarr", quiet=True)
     back = open_store(tmp_path / "back.zarr")
@@ -160,6 +168,27 @@ def test_a_store_comes_back_from_minari_bit_for_bit(
     for name in ("level", "split", "environment_id", "licence", "citation"):
         assert getattr(back.attributes, name) == getattr(recorded.attributes, name)
     assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_minari_itself_reads_its_other_formats(
+    data_format: str, recorded: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    exported = export_minari(
+        recorded, root=tmp_path / "datasets", data_format=data_format, quiet=True
+    )
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(exported.path))
+    dataset = minari.load_dataset("babyai/GoToLocal-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (recorded.episodes, recorded.steps)
+    assert dataset.storage.metadata["dataset_size"] == dataset.storage.get_size()
+    for number, episode in enumerate(dataset.iterate_episodes()):
+        start, stop = recorded.bounds(number)
+        images = episode.observations["image"]
+        assert np.array_equal(images[:-1], recorded.images(start, stop))
+        assert np.array_equal(episode.actions, recorded.action.span(start, stop))
+        assert len(images) == stop - start + 1
+        assert episode.rewards[-1] > 0
 
 
 def test_minari_itself_loads_lists_splits_filters_and_combines_it(

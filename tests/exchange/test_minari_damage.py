@@ -319,8 +319,11 @@ def a_pipe(name: str) -> Callable[[Path], object]:
         (changed(total_episodes=2), "announce 2 episodes, it has 3"),
         (changed(total_episodes=10**15), "announce 1,000,000,000,000,000 episodes"),
         (changed(total_episodes="3"), "damaged at total_episodes"),
-        (changed(data_format="arrow", total_episodes=0), "needs a package that is not installed"),
-        (changed(data_format="zarr", total_episodes=0), "Minari cannot read this dataset"),
+        (
+            changed(data_format="arrow", total_episodes=0),
+            "the package pyarrow.dataset is not installed",
+        ),
+        (changed(data_format="zarr", total_episodes=0), "format is 'zarr', not hdf5, arrow, parq"),
         (lambda data: (data / "main_data.hdf5").unlink(), "HDF5 file is missing"),
         (hdf5_damage(b""), "HDF5 file is broken"),
         (hdf5_damage(b"no HDF5"), "HDF5 file is broken"),
@@ -335,9 +338,71 @@ def test_every_cause_has_its_own_message(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # what Python does for a missing package
+    for name in ("pyarrow", "pyarrow.dataset"):
+        monkeypatch.setitem(sys.modules, name, None)  # what Python does for a missing package
     damage(data)
     assert said in refusal(data)
+
+
+def test_a_dataset_whose_download_was_interrupted_is_not_one_that_is_not_there(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(data.parents[2]))
+
+    def said() -> str:
+        named = CliRunner().invoke(main, ["import", "babyai/GoToLocal-v0"])
+        assert named.exit_code == 1
+        assert "no Minari dataset" not in named.stderr
+        return named.stderr
+
+    (data / "metadata.json").unlink()
+    assert "it has no metadata.json, it has only main_data.hdf5; was its download" in said()
+    (data / "main_data.hdf5").unlink()
+    assert "it is empty; was its download interrupted?" in said()
+    data.rmdir()
+    assert "the Minari dataset is not complete" in said()
+
+
+ARROW_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no data file": (
+        lambda data: next((data / "1").glob("*.parquet")).unlink(),
+        "episode 1 of the dataset has no parquet file; was its download interrupted?",
+    ),
+    "no metadata": (
+        lambda data: (data / "2" / "metadata.json").unlink(),
+        "episode 2 of the dataset has no metadata.json; was its download interrupted?",
+    ),
+    "no episode": (
+        lambda data: shutil.rmtree(data / "0"),
+        "announce 3 episodes, it has 2",
+    ),
+    "cut": (
+        lambda data: os.truncate(next((data / "1").glob("*.parquet")), 100),
+        "Minari cannot read this dataset: ",
+    ),
+    "empty": (
+        lambda data: os.truncate(next((data / "1").glob("*.parquet")), 0),
+        "Minari cannot read this dataset: ",
+    ),
+    "bad metadata": (
+        lambda data: (data / "1" / "metadata.json").write_text("{"),
+        "Minari cannot read this dataset: JSONDecodeError",
+    ),
+}
+
+
+def test_every_damage_of_a_dataset_in_many_files_has_its_own_message(
+    store: Store, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    export_minari(store, root=tmp_path / "whole", data_format="parquet", quiet=True)
+    for name, (damage, said) in ARROW_DAMAGE.items():
+        root = tmp_path / "datasets"
+        shutil.copytree(tmp_path / "whole", root)
+        data = root / "babyai/GoToLocal-v0/data"
+        damage(data)
+        assert said in refusal(data), name
+        shutil.rmtree(root)
 
 
 def test_the_folder_of_a_dataset_that_is_not_there_leads_to_those_that_are(
