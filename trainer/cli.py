@@ -75,7 +75,7 @@ _workers = click.option(
     "--workers",
     metavar="N",
     type=click.IntRange(min=1),
-    show_default="one per core",
+    show_default="one per processor",
     help="Step the environments in N processes; this changes no result.",
 )
 _folders = click.argument(
@@ -305,7 +305,6 @@ def evaluate(
     from demotools.output import check_output, write_output
 
     _load_torch()
-    from demotools.workers.processes import processor_count
     from trainer.run.success import measured_success
 
     if output is not None:
@@ -318,7 +317,7 @@ def evaluate(
         seeds=None if seeds is None else listed_seeds(seeds),
         sample=sample,
         device=device,
-        processes=workers or processor_count(),
+        workers=workers,
         trust=trust,
         quiet=quiet,
     )

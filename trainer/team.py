@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from demotools.errors import SettingsError
+from demotools.workers.processes import processor_count
 
 T = TypeVar("T")
 
@@ -96,6 +97,20 @@ class Team:
 
 
 ALONE = Team()
+
+
+def processors_each() -> int:
+    """The processors of this machine for each process of the team, by affinity, control groups."""
+    return max(processor_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def limit_threads() -> None:
+    """No more threads than processors: torch knows of no control groups, and starts one a core.
+
+    What `OMP_NUM_THREADS` asks for stays.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > processors_each():
+        torch.set_num_threads(processors_each())
 
 
 @contextmanager

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from demotools.babyai.cells import CELL_CODES
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
+from demotools.workers.processes import processor_count
 from trainer.acting.collect import Rollout
+from trainer.cli import main
 from trainer.learning.losses import PPO, ExpertCrossEntropy, Loss, LossStep, weighted_sum
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
-from trainer.team import ALONE, Team, joined_team
+from trainer.team import ALONE, Team, joined_team, limit_threads, processors_each
 
 UPDATES = 50
 BC = (
@@ -155,6 +158,54 @@ def test_two_processes_share_environments_and_resume_together(
     trained(bot_data, tmp_path / "cut", *exact, "--set", "run.keep=9", "--resume")
     ours, theirs = (read_checkpoint(tmp_path / name).model for name in ("whole", "cut"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_on_demonstrations_alone_goes_on_with_another_number_of_processes(
+    before: int, after: int, bot_data: Path, tmp_path: Path
+) -> None:
+    kept = (*BC, "--set", "on_policy=", "--set", "run.save_every_demo_steps=4000")
+    kept += ("--set", "run.keep=9")
+    trained(bot_data, tmp_path / "whole", *kept, world=before)
+    (tmp_path / "cut").mkdir()
+    middle = sorted((tmp_path / "whole").glob("after-*.pt"))[0]
+    assert 10 < int(middle.stem.partition("-")[2]) < 40
+    for name, source in (("last.pt", middle), ("log.jsonl", tmp_path / "whole/log.jsonl")):
+        (tmp_path / "cut" / name).write_bytes(source.read_bytes())
+    trained(bot_data, tmp_path / "cut", *kept, "--resume", world=after)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert len(whole) == len(cut) == UPDATES
+    assert max(abs(a - b) for a, b in zip(whole, cut, strict=True)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_environments_that_processes_shared_are_resumed_by_as_many(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    line = ("bc_and_ppo", "--tiny", "-q", "-m", "1", "--set", "evaluation=", "--set", "run.keep=9")
+    trained(bot_data, tmp_path, *line)
+    next(tmp_path.glob("after-*.pt")).replace(tmp_path / "last.pt")
+    arguments = ["run", *line, "-o", str(tmp_path), "--data-dir", str(bot_data), "--resume"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "2 processes shared the environments of this stage, not 1" in result.output
+
+
+def test_torch_takes_no_more_threads_than_there_are_processors_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(10_000)
+        limit_threads()
+        assert torch.get_num_threads() == processors_each() == processor_count()
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000")
+        limit_threads()
+        assert torch.get_num_threads() == processors_each() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_processes_train_by_stages_that_use_other_parts_of_the_network(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from demotools.workers.processes import processor_count
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
@@ -21,6 +19,7 @@ from trainer.learning.networks.base import parameter_count
 from trainer.run.state import Run, StagePlan, StoreBatches, enough_memory, passes_of, stage_plan
 from trainer.settings.models import StageSettings
 from trainer.settings.user_code import naming_users_code
+from trainer.team import processors_each
 
 SLOW_SECONDS = 30 * 60
 FASTER_RECIPE = "bc_small_cpu.toml"
@@ -155,6 +154,5 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
         weighted_sum(results, stage.losses).backward()  # type: ignore[no-untyped-call]
         run.network.zero_grad()
         learning = stage.repeats * (time.perf_counter() - start)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the team, on this machine
-    processes = max(min(run.workers, count, processor_count() // here), 1)
+    processes = min(run.workers, count, processors_each())
     return (stepping / processes + acting + learning) / (_MEASURED_STEPS * count)

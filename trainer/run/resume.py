@@ -150,7 +150,8 @@ def write_state(run: Run, name: str, state: Mapping[str, Any]) -> Path:
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Take up a run where its checkpoint was written.
 
-    CheckpointError  the checkpoint is of another vocabulary or number of processes, or damaged
+    CheckpointError  the checkpoint is of another vocabulary, its environments were shared by
+                     another number of processes, or it is damaged
     """
     if checkpoint.words != run.words:
         differing = next(
@@ -164,14 +165,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             fix="resume with the stores that it was begun with, or begin anew with --overwrite",
         )
     training = _checked(run, checkpoint)
-    everyone = training.processes
-    if len(everyone) != run.team.world:
-        raise CheckpointError(
-            f"the run was begun by {len(everyone)} processes together, not {run.team.world}",
-            path=checkpoint.path,
-            fix=f"resume it with `torchrun --nproc-per-node {len(everyone)}`, or on as many hosts",
-        )
-    mine = everyone[run.team.rank]
+    mine = _dealt(run, checkpoint, training)
     checkpoint.load_weights(run.network)
     with fitting(checkpoint.path, _STATE):
         run.optimizer.load_state_dict(training.optimizer)
@@ -186,6 +180,41 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.restored = mine.stage or None
     if run.log is not None:
         run.log.cut(training.log_bytes)
+
+
+def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
+    """This process's part of what so many processes held, dealt anew where there are now others.
+
+    Rows of batches from a store are the same wherever they are played; environments are not.
+    """
+    everyone = training.processes
+    rank, world = run.team.rank, len(everyone)
+    if world == run.team.world:
+        return everyone[rank]
+    random = everyone[rank].random if rank < world else torch.get_rng_state()
+    progress = Progress(**training.progress)  # type: ignore[arg-type]
+    if is_finished(run.settings.stages[progress.stage], progress):
+        return _Process(random=random, stage={})
+    if any("collector" in one.stage for one in everyone):
+        raise CheckpointError(
+            f"{world} processes shared the environments of this stage, not {run.team.world}",
+            path=checkpoint.path,
+            fix=f"resume it with `torchrun --nproc-per-node {world}`, or on as many hosts",
+        )
+    with fitting(checkpoint.path, _STATE):
+        parts = [one.stage["demos"] for one in everyone]
+        begun = [count for part in parts for count in part["augmenter"]["begun"]]
+        share = run.team.share(len(begun), "off_policy.rollouts")
+        rows = slice(share.start, share.stop)
+        demos = {
+            "iterator": parts[0]["iterator"],  # of all processes
+            "augmenter": {"begun": begun[rows]},
+            "memory": {
+                name: torch.cat([part["memory"][name] for part in parts])[rows]
+                for name in parts[0]["memory"]
+            },
+        }
+    return _Process(random=random, stage={"demos": demos})
 
 
 def _checked(run: Run, checkpoint: Checkpoint) -> _Training:

@@ -13,7 +13,6 @@ from demotools.errors import CheckpointError, SettingsError, StoreError, from_os
 from demotools.output import acquired_lock, data_folder, written_whole
 from demotools.recording.bot import can_play
 from demotools.store.reading import Store, open_store, store_path
-from demotools.workers.processes import processor_count
 from trainer.acting.vector import check_playable
 from trainer.data.augment import check_augmentation
 from trainer.data.sources import StageSources, mixture_lines, stage_sources
@@ -55,7 +54,14 @@ from trainer.settings.user_code import (
     made_environment,
     search_recipe_folders,
 )
-from trainer.team import ALONE, Team, joined_team, stop_request
+from trainer.team import (
+    ALONE,
+    Team,
+    joined_team,
+    limit_threads,
+    processors_each,
+    stop_request,
+)
 
 _FILES = (
     # the checkpoint first: it is the sign that a run has something to lose
@@ -99,7 +105,7 @@ def train(
     overrides        `a.b=value` each, of a recipe
     tiny             whether the recipe's own [tiny] overrides come first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
-    workers          processes of environments; None: one per core, at most one per environment
+    workers          processes of environments; None: one per processor, at most one per environment
     init_from        begin with the weights of this checkpoint, or folder of a run
     resume           go on from the checkpoint in the folder; "auto": where there is one
     force_settings   resume although settings changed, where that is harmless
@@ -245,6 +251,7 @@ def _new_run(
     say: Callable[[str], None] = _silence,
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
+    limit_threads()
     if settings.on_policy is not None:
         _check_environments(settings, workers, team)
     elif settings.evaluation is not None:
@@ -255,7 +262,7 @@ def _new_run(
     words = longest_words(shared_words(list(stores.values())), known)
     return new_run(
         *(settings, stores, words, folder, team),
-        workers=workers or processor_count(),
+        workers=workers or processors_each(),
         quiet=quiet,
         say=say,
     )

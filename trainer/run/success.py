@@ -22,6 +22,7 @@ from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.log import EVALUATIONS_FILE, FILE_NAME, appended, evaluation_group
 from trainer.run.state import Progress, Run, Stage
 from trainer.settings.models import LEVELS, Device, Settings
+from trainer.team import limit_threads, processors_each
 
 
 def measure(run: Run) -> None:
@@ -93,7 +94,7 @@ def measured_success(
     seeds: Sequence[int] | None = None,
     sample: bool = False,
     device: Device = "cpu",
-    processes: int = 1,
+    workers: int | None = None,
     trust: bool = False,
     quiet: bool = True,
 ) -> tuple[Evaluation, str]:
@@ -103,9 +104,11 @@ def measured_success(
     level        None: the one that the checkpoint was trained on
     seeds        of the environment, in place of those of evaluation
     sample       draw actions; else the most probable ones are taken
+    workers      processes of environments; None: one per processor
     trust        whether code that the checkpoint's settings name is run
     returns      the figures, and what there is to say of them
     """
+    limit_threads()
     saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
     policy: Policy | Literal["bot"]
     if reference is not None:
@@ -130,7 +133,7 @@ def measured_success(
         seeds=seeds,
         sampled=sample and reference is None,
         make=make,
-        processes=processes,
+        processes=workers or processors_each(),
         quiet=quiet,
     )
     said = []
