@@ -165,8 +165,10 @@ def test_two_processes_share_environments_and_resume_together(
 def test_a_run_on_demonstrations_alone_goes_on_with_another_number_of_processes(
     before: int, after: int, bot_data: Path, tmp_path: Path
 ) -> None:
-    kept = (*BC, "--set", "on_policy=", "--set", "run.save_every_demo_steps=4000")
-    kept += ("--set", "run.keep=9")
+    kept = (
+        *(*BC, "--set", "on_policy=", "--set", "run.save_every_demo_steps=4000"),
+        *("--set", "run.keep=9"),
+    )
     trained(bot_data, tmp_path / "whole", *kept, world=before)
     (tmp_path / "cut").mkdir()
     middle = sorted((tmp_path / "whole").glob("after-*.pt"))[0]
