@@ -23,7 +23,7 @@ from demotools.errors import StoreError, exit_with_message, from_os_error, print
 from demotools.output import log_to_stderr
 
 _GROUPS = {
-    "Get data": ("get", ("fetch", "generate", "convert", "import")),
+    "Get data": ("get", ("fetch", "generate", "play", "convert", "import")),
     "Shape it": ("shape", ("select", "merge", "split", "shrink", "archive", "unarchive", "remove")),
     "Look at it": ("look", ("list", "info", "show", "report", "verify")),
     "Share it": ("share", ("export", "card", "push")),
@@ -56,6 +56,7 @@ _OPTION_GUESSES = {
     "first": "limit",
     "dedupe": "dedup drop-duplicates unique",
     "valid": "fraction",
+    "name": "save record",
 }
 _COMMANDS = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
 _OPTIONS = {guess: name for name, guesses in _OPTION_GUESSES.items() for guess in guesses.split()}

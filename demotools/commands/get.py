@@ -1,4 +1,4 @@
-"""Commands that make stores: fetch, generate, convert, import."""
+"""Commands that make stores: fetch, generate, play, convert, import."""
 
 from __future__ import annotations
 
@@ -212,6 +212,54 @@ def generate_command(
         recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=shell.quiet
     )
     shell.print_result(recorded)
+
+
+@click.command("play")
+@click.argument("level")
+@click.option(
+    "-n",
+    "--episodes",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Stop after N solved episodes.",
+)
+@click.option(
+    "--seed", type=int, show_default="behind those in the store", help="First environment seed."
+)
+@click.option("--room", is_flag=True, help="Show the whole room, not only what the agent sees.")
+@click.option("--window", is_flag=True, help="Play in a window instead of the terminal.")
+@click.option(
+    "-o", "--name", metavar="NAME", show_default="LEVEL-human", help="Name of your store."
+)
+@common
+def play_command(
+    shell: Shell,
+    level: str,
+    episodes: int | None,
+    seed: int | None,
+    room: bool,
+    window: bool,
+    name: str | None,
+) -> None:
+    """Play a level yourself, and keep what you solve.
+
+    The arrow keys turn and walk; p picks up, d drops, the space bar opens doors; n gives up an
+    episode, q ends. Each solved episode is added to your store at once.
+
+    \b
+    Example:
+      demotools play GoToLocal
+      demotools play BossLevel --window -o my-demos
+    """
+    from demotools.look.play import TerminalPlayer, WindowPlayer, check_terminal
+    from demotools.recording.human import play
+
+    if not window:
+        check_terminal()
+    player = WindowPlayer(room=room) if window else TerminalPlayer(room=room)
+    path = shell.new_store(name or f"{level}-human")
+    played = play(level, path, player, first_seed=seed, episodes=episodes)
+    shell.print_result(played)
 
 
 @click.command("convert")

@@ -279,8 +279,9 @@ def _repeated_episodes(one: StoreStatistics) -> Finding:
     ranked = one.episode_hash[order]
     again = np.flatnonzero(ranked[1:] == ranked[:-1])
     first, second = order[again], order[again + 1]
-    seed = one.store.episode_seed
-    same_seed = int(((seed[first] == seed[second]) & (seed[first] >= 0)).sum())
+    seed, level = one.store.episode_seed, one.store.episode_level
+    same = (seed[first] == seed[second]) & (level[first] == level[second])
+    same_seed = int((same & (seed[first] >= 0)).sum())
     text = "no episode occurs twice"
     if len(again):
         text = f"{_share(len(again), len(order))} repeat another episode step by step"

@@ -54,8 +54,8 @@ UP = 3
 _GAP = 4
 
 # Escape sequences of a terminal in its normal and its application mode, then of Windows.
-_KEY = re.compile(r"\x1b[\[O](?:[A-Z]|\d+~)|[\x00\xe0].|[^\x1b]|\x1b", re.DOTALL)
-_QUIT = ("q", "Q", "\x1b")
+KEY = re.compile(r"\x1b[\[O](?:[A-Z]|\d+~)|[\x00\xe0].|[^\x1b]|\x1b", re.DOTALL)
+QUIT_KEYS = ("q", "Q", "\x1b")
 
 _END = 1 << 40
 _MOVES = {
@@ -184,11 +184,11 @@ def step_through(
         click.echo("\n".join(page(number)), color=not is_plain())
         click.echo("left, right: step   Home, End: first, last   q: quit", nl=False)
         try:
-            typed = _KEY.findall(key())
+            typed = KEY.findall(key())
         except EOFError:
             typed = ["q"]
         for one in typed:
-            if one in _QUIT:
+            if one in QUIT_KEYS:
                 click.echo()
                 return
             number = min(max(number + _MOVES.get(one, 0), 0), pages - 1)

@@ -2,5 +2,5 @@
 
 `environment` makes a level's environment, several times faster and bit for bit the same; `bot`
 is minigrid's expert on it, `subgoals` what it is about, in words; `record` makes a store of its
-episodes; `replay` plays stored actions again and compares.
+episodes, `human` one of what people play; `replay` plays stored actions again and compares.
 """

@@ -1,0 +1,182 @@
+"""Demonstrations by people: episodes that somebody plays, each added to a store once solved.
+
+Who plays is asked for one action after another: a keyboard (`demotools.look.play`), or a program.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demotools.babyai.levels import SEEDS, read_manifest
+from demotools.errors import SettingsError, StoreError, printable_text
+from demotools.recording.environment import (
+    Environment,
+    Observation,
+    level_environment_id,
+    make_environment,
+    observed_cells,
+)
+from demotools.store.building import StoreBuilder, write_part
+from demotools.store.reading import Episodes, Store, open_store
+
+HUMAN = "human"
+"""The kind of source of such stores."""
+FIRST_SEED = 900_000_000
+"""Far from the seeds that recordings of the bot begin with, so that both can be merged."""
+SKIP, QUIT = -1, -2
+"""What a player says instead of an action: the next episode, or no more."""
+_EPISODES_A_PART = 4096
+
+
+class Player(Protocol):
+    """Who plays."""
+
+    def action(self, environment: Environment, observation: Observation, note: str) -> int:
+        """The action to take, 0..6, or SKIP or QUIT.
+
+        note   what has become of the episodes before, for the player to see
+        """
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of one sitting.
+
+    path       of the store; there may be none yet
+    episodes   in it now
+    solved     of them, in this sitting
+    left_out   episodes that were given up or not solved
+    """
+
+    path: Path
+    episodes: int
+    solved: int
+    left_out: int
+
+    def text(self) -> str:
+        """What was played, for a person."""
+        if not self.episodes:
+            return "nothing was solved, so no store was made"
+        return (
+            f"{printable_text(self.path)}: {self.episodes:,} episodes, {self.solved:,} of them "
+            f"new; {self.left_out:,} were not solved and are not in it"
+        )
+
+
+def play(
+    level: str,
+    path: Path,
+    player: Player,
+    *,
+    first_seed: int | None = None,
+    episodes: int | None = None,
+) -> Played:
+    """Let somebody play, and add each episode that is solved to the store at `path` at once.
+
+    first_seed   of the environment; None: behind those in the store
+    episodes     solved ones to stop after; None: when the player quits
+
+    ManifestError, LevelError   there is no such level, or it cannot be played
+    SettingsError               the seed is not one of the training split
+    StoreError                  the store at `path` is not of this level, or not of people
+    """
+    environment = make_environment(level)
+    store = _own_store(path, level)
+    known = set() if store is None else set(store.episode_seed.tolist())
+    first = first_seed if first_seed is not None else max(known, default=FIRST_SEED - 1) + 1
+    if first not in SEEDS["train"]:
+        raise SettingsError(
+            f"seed {first} is not one of the training split",
+            path="--seed",
+            fix=f"name a seed with {SEEDS['train'].start} <= seed < {SEEDS['train'].stop}",
+        )
+    solved = left_out = 0
+    note = "" if store is None else f"{store.episodes:,} episodes in {path.name}"
+    for seed in (seed for seed in count(first) if seed not in known):
+        episode = _played(environment, seed, player, note)
+        if isinstance(episode, Episodes):
+            store = add_episode(path, level, episode)
+            solved += 1
+            note = f"solved; {store.episodes:,} episodes in {path.name}"
+        elif episode == QUIT:
+            break
+        else:
+            left_out += 1
+            note = "given up" if episode == SKIP else "not solved; it is not kept"
+        if solved == episodes:
+            break
+    return Played(path, 0 if store is None else store.episodes, solved, left_out)
+
+
+def _own_store(path: Path, level: str) -> Store | None:
+    """The store that is added to, if there is one."""
+    if not path.exists():
+        return None
+    store = open_store(path)
+    if store.attributes.source.get("kind") != HUMAN or store.level != read_manifest(level).level:
+        raise StoreError(
+            f"this is not a store of people's demonstrations of {level}",
+            path=path,
+            fix="name another one with --name; demotools merge joins both",
+        )
+    return store
+
+
+def _played(environment: Environment, seed: int, player: Player, note: str) -> Episodes | int:
+    """The episode if it was solved; SKIP, QUIT, or 0 where it ended otherwise."""
+    observation, _ = environment.reset(seed=seed)
+    mission = str(observation["mission"])
+    images: list[NDArray[np.uint8]] = []
+    directions: list[int] = []
+    actions: list[int] = []
+    while True:
+        action = player.action(environment, observation, note)
+        if action in (SKIP, QUIT):
+            return action
+        images.append(observation["image"])
+        directions.append(observation["direction"])
+        actions.append(action)
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        if terminated or truncated:
+            break
+    if float(reward) <= 0:
+        return 0
+    cells, direction = observed_cells(np.stack(images)), np.array(directions, np.uint8)
+    return Episodes.one(mission, seed, cells, direction, np.array(actions, np.uint8), {})
+
+
+def add_episode(path: Path, level: str, episode: Episodes) -> Store:
+    """The store at `path` with one episode more; made where there is none.
+
+    StoreError  another process is writing to it
+    """
+    manifest = read_manifest(level)
+    source: dict[str, Any] = {"kind": HUMAN, "minigrid": version("minigrid")}
+    # never the parts of an earlier call
+    with StoreBuilder(path, {"play": secrets.token_hex(16)}, overwrite=True) as builder:
+        for number, part in enumerate([*_parts(_own_store(path, level)), episode]):
+            write_part(builder.parts, number, part, {})
+        builder.finish(
+            level=manifest.level,
+            split="train",
+            environment_id=level_environment_id(level),
+            licence="of whoever played",
+            citation="none",
+            source=source,
+        )
+    return open_store(path)
+
+
+def _parts(store: Store | None) -> Iterator[Episodes]:
+    for start in range(0, 0 if store is None else store.episodes, _EPISODES_A_PART):
+        assert store is not None
+        yield store.take(np.arange(start, min(start + _EPISODES_A_PART, store.episodes)))

@@ -1,0 +1,107 @@
+"""A level played by keyboard, in a real terminal and in a window without a display."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from demotools.cli import main
+from demotools.look.play import HELP, TerminalPlayer, WindowPlayer
+from demotools.recording.bot import Episode, record_episode
+from demotools.recording.environment import make_environment
+from demotools.recording.human import QUIT, SKIP
+from demotools.store.reading import open_store
+
+SEED = 900_000_000
+KEYS = (b"\x1b[D", b"\x1b[C", b"\x1b[A", b"p", b"d", b" ", b"\r")
+
+
+def read_until(terminal: int, text: str, key: bytes = b"") -> None:
+    """Read until a text appears; press a key, and again where nothing comes of it.
+
+    A key that comes before the program listens is lost.
+    """
+    seen, deadline = "", time.monotonic() + 60
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        os.write(terminal, key)
+        while text not in seen and select.select([terminal], [], [], 2)[0]:
+            seen += os.read(terminal, 65536).decode()
+
+
+def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_path: Path) -> None:
+    expected = record_episode(make_environment("GoToObj"), SEED)
+    assert isinstance(expected, Episode)
+    name = "GoToObj-human.zarr"
+    master, slave = pty.openpty()
+    arguments = ["play", "GoToObj", "--room", "--data-dir", str(tmp_path)]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "demotools", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"},
+    )
+    try:
+        read_until(master, HELP)
+        time.sleep(0.2)
+        actions = expected.action.tolist()
+        for step, action in enumerate(actions):
+            last = step == len(actions) - 1
+            shown = f"solved; 1 episodes in {name}" if last else f"step {step + 1} of at most"
+            read_until(master, shown, KEYS[action])
+        read_until(master, HELP)
+        time.sleep(0.2)
+        os.write(master, b"q")
+        assert program.wait(timeout=20) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(slave)
+        os.close(master)
+    store = open_store(tmp_path / name)
+    assert store[0].actions.tolist() == expected.action.tolist()
+    assert store[0].cells.tolist() == expected.cells.tolist()
+    assert store[0].mission == expected.mission
+
+
+def test_keys_mean_what_the_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = make_environment("GoToObj")
+    observation, _ = environment.reset(seed=0)
+    typed = iter(["?\x1b[A\x1bOC", "\xe0K", "pd \t\r", "n", "q"])
+    player = TerminalPlayer(room=False, key=lambda: next(typed))
+    actions = [player.action(environment, observation, "a note") for _ in range(10)]
+    assert actions == [2, 1, 0, 3, 4, 5, 3, 6, SKIP, QUIT]
+    shown = capsys.readouterr().out
+    assert observation["mission"] in shown and "a note" in shown
+
+
+def test_without_a_terminal_it_says_what_to_do(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["play", "GoToObj", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "this is no terminal" in result.output and "--window" in result.output
+
+
+def test_a_window_gives_the_keys_that_are_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pygame = pytest.importorskip("pygame")
+    environment = make_environment("GoToObj")
+    observation, _ = environment.reset(seed=0)
+    player = WindowPlayer(room=True)
+    pygame.display.init()
+    pressed = [pygame.K_x, pygame.K_UP, pygame.K_LEFT, pygame.K_SPACE, pygame.K_n]
+    for key in pressed:
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
+    found = [player.action(environment, observation, "") for _ in pressed[1:]]
+    assert found == [2, 0, 5, SKIP]
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    assert player.action(environment, observation, "") == QUIT
+    environment.close()
