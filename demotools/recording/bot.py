@@ -14,6 +14,7 @@ environment has shown. tests/recording/test_fast.py compares every action with s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -21,7 +22,13 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
-from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+from minigrid.envs.babyai.core.verifier import AfterInstr, SeqInstr
+from minigrid.utils.baby_ai_bot import (
+    BabyAIBot,
+    DisappearedBoxError,
+    DropSubgoal,
+    GoNextToSubgoal,
+)
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, DOOR, EMPTY, UNPACKING_TABLE
@@ -113,11 +120,14 @@ class Expert:
     """The bot for the current episode of one environment, which must have been reset."""
 
     def __init__(self, environment: Environment) -> None:
-        level: Any = environment.unwrapped
-        kind: Any = FastBot if isinstance(level, FastView) else BabyAIBot
-        self._bot = kind(level)
-        self._level = level
+        self._level: Any = environment.unwrapped
+        self._begin()
+
+    def _begin(self) -> None:
+        kind: Any = FastBot if isinstance(self._level, FastView) else BabyAIBot
+        self._bot = kind(self._level)
         self._plan = self._bot.stack = _CountedPlan(self._bot.stack)
+        self._asked = False
 
     def action(self, taken: int | None = None) -> int:
         """The action that the bot advises in the environment's present state, 0..6.
@@ -128,15 +138,71 @@ class Expert:
         """
         self._plan.looks_left = REPLANS_AT_MOST
         try:
-            return int(self._bot.replan(taken))
+            action = int(self._bot.replan(taken if self._asked else None))
+            self._asked = True
+            return action
         except _BOT_ERRORS as error:
             # an assertion names its cause, other texts may differ between versions of Python
             cause = f": {error}" if isinstance(error, AssertionError) and str(error) else ""
             raise BotError(f"{type(error).__name__}{cause}") from error
 
+    def advice(self, taken: int | None = None) -> int:
+        """What the bot would do now, whatever has been done before; -1 where it does not know.
+
+        Where an agent's own actions have broken its plan, the bot begins anew: it knows all that
+        it has seen, and does the parts of the mission that are left.
+
+        taken      as for `action`
+        """
+        for _ in range(2):
+            with suppress(BotError):
+                if (action := self.action(taken)) != _DONE:
+                    return action
+            try:
+                self._begin_anew()
+            except (BotError, *_BOT_ERRORS):
+                break
+        return -1
+
+    def _begin_anew(self) -> None:
+        parts, seen = _unfinished(self._level.instrs), self._bot.vis_mask
+        if not all(_can_be_done(part, self._level) for part in parts):
+            raise BotError("what the mission needs is gone")
+        self._begin()
+        self._bot.vis_mask |= seen
+        self._plan.clear()
+        for part in reversed(parts):
+            self._bot._process_instr(part)
+        if self._level.carrying:
+            self._plan.append(DropSubgoal(self._bot))
+            self._plan.append(GoNextToSubgoal(self._bot, self._bot._find_drop_pos()))
+
     def subgoal(self) -> int:
         """What the action that was advised last is for: a code of `SUBGOALS`."""
         return subgoal_code(next(reversed(self._plan), None), self._level)
+
+
+def _unfinished(instruction: Any) -> list[Any]:
+    """The parts of an instruction that are not done, in the order in which they are to be done."""
+    if not isinstance(instruction, SeqInstr):
+        return [instruction]
+    halves = [
+        (instruction.instr_a, instruction.a_done),
+        (instruction.instr_b, instruction.b_done),
+    ]
+    if isinstance(instruction, AfterInstr):
+        halves.reverse()
+    return [part for half, done in halves if done != "success" for part in _unfinished(half)]
+
+
+def _can_be_done(part: Any, level: Any) -> bool:
+    """Whether there still is one of each kind of thing that it speaks of: an opened box is gone."""
+    kinds = (getattr(part, name, None) for name in ("desc", "desc_move", "desc_fixed"))
+    return all(
+        any(one is level.carrying or level.grid.get(*one.cur_pos) is one for one in kind.obj_set)
+        for kind in kinds
+        if kind is not None
+    )
 
 
 # One stream for an environment seed, which has nothing to do with the level's own.

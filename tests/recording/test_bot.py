@@ -99,3 +99,23 @@ def test_the_expert_has_no_advice_once_a_box_was_opened() -> None:
     environment.step(TOGGLE)
     with pytest.raises(BotError, match="DisappearedBoxError"):
         expert.action(TOGGLE)
+    # the mission's own box is gone: beginning anew does not help either
+    assert expert.advice() == -1
+
+
+def test_advice_leads_to_success_after_a_hundred_random_actions() -> None:
+    environment = make_environment("BossLevel")
+    successes = 0
+    for seed in range(30):
+        environment.reset(seed=seed)
+        expert, random = Expert(environment), np.random.default_rng(seed)
+        advice, ended, value, step = expert.advice(), False, 0.0, 0
+        while not ended:
+            action = int(random.integers(0, 6)) if step < 100 else advice
+            if action < 0:
+                break  # what the mission needs is gone
+            _, reward, terminated, truncated, _ = environment.step(action)
+            value, ended, step = float(reward), terminated or truncated, step + 1
+            advice = expert.advice(action)
+        successes += value > 0
+    assert successes >= 28

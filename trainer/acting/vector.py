@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from demotools.recording.bot import BotError, Expert
+from demotools.recording.bot import Expert
 from demotools.recording.environment import (
     Environment,
     Observation,
@@ -87,7 +87,7 @@ class EnvironmentStep:
     missions        n texts
     mask            uint8 [n], memory mask: 0 where this observation begins an episode, else 1
     seed            int64 [n], seed of the episode that this observation belongs to
-    expert_action   int64 [n], what the bot advises now; -1 where it gave up or was not asked for
+    expert_action   int64 [n], what the bot advises now; -1 where it does not know or was not asked
     active          bool [n], False once there is no seed left for the environment to play
     reward          float32 [n], of the last action; so are
     terminated      bool [n], the episode ended by the level's rules, and
@@ -358,13 +358,8 @@ class Group:
             raise
 
     def _ask_expert(self, number: int, taken: int | None) -> None:
-        advised = -1
-        if (expert := self._experts[number]) is not None:
-            try:
-                advised = expert.action(taken)
-            except BotError:
-                # its plan is broken for the rest of this episode
-                self._experts[number] = None
+        expert = self._experts[number]
+        advised = -1 if expert is None else expert.advice(taken)
         self._shown["expert_action"][number] = advised
 
 
