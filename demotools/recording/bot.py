@@ -186,10 +186,8 @@ def _unfinished(instruction: Any) -> list[Any]:
     """The parts of an instruction that are not done, in the order in which they are to be done."""
     if not isinstance(instruction, SeqInstr):
         return [instruction]
-    halves = [
-        (instruction.instr_a, instruction.a_done),
-        (instruction.instr_b, instruction.b_done),
-    ]
+    both: Any = instruction
+    halves = [(both.instr_a, both.a_done), (both.instr_b, both.b_done)]
     if isinstance(instruction, AfterInstr):
         halves.reverse()
     return [part for half, done in halves if done != "success" for part in _unfinished(half)]
