@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -77,15 +77,15 @@ class Team:
                 columns.setdefault(name, []).append(value)
         return {name: sum(many) / len(many) for name, many in columns.items()}
 
-    def average_gradients(self, module: nn.Module) -> None:
-        """Replace each gradient of a network by its mean over all processes.
+    def average_gradients(self, trained: Iterable[nn.Parameter]) -> None:
+        """Replace the gradient of each of these weights by its mean over all processes.
 
         A loss may leave a part of the network alone (cloning does not train the critic): what no
         process has a gradient of keeps none.
         """
         if self.world == 1:
             return
-        weights = [one for one in module.parameters() if one.requires_grad]
+        weights = [one for one in trained if one.requires_grad]
         asked = torch.tensor([float(one.grad is not None) for one in weights]).to(weights[0])
         asked = self.total(asked)
         weights = [one for one, count in zip(weights, asked.tolist(), strict=True) if count]

@@ -37,7 +37,7 @@ def test_expert_cross_entropy_equals_a_numpy_loop() -> None:
         model, {"expert_action": torch.from_numpy(action)}, model.initial_memory(2)
     )
     np.testing.assert_allclose(result.loss.item(), total / 6, rtol=1e-12)
-    np.testing.assert_allclose(result.scalars["accuracy"].item(), hits / 6, rtol=1e-6)
+    np.testing.assert_allclose(float(result.scalars["accuracy"]), hits / 6, rtol=1e-6)
     assert result.steps == 6
     assert result.memory.tolist() == [[1.0], [1.0]]
 

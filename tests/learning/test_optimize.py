@@ -17,13 +17,13 @@ from trainer.settings.models import Named, OptimizerSettings
 def rates(schedule: dict[str, Any], updates: int) -> list[float]:
     """The learning rate before every update, and after the last."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = build_schedule(Named.model_validate(schedule), optimizer, updates)
-    seen = [scheduler.get_last_lr()[0]]
+    scheduler = build_schedule(Named.model_validate(schedule), optimizer, {"updates": updates})
+    seen = [scheduler.rate()]
     for _ in range(updates):
         optimizer.step()
         scheduler.step()
-        seen.append(scheduler.get_last_lr()[0])
-    return [float(rate) for rate in seen]
+        seen.append(scheduler.rate())
+    return seen
 
 
 def test_schedules_end_where_they_should() -> None:
@@ -55,7 +55,9 @@ def test_the_rate_never_exceeds_its_peak_and_ends_where_it_should(
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     done = [0]  # environment steps go on by many an update
     named = {"type": shape, "warmup": warmup, "to": to} | ({"env_steps": steps} if steps else {})
-    schedule = build_schedule(Named.model_validate(named), optimizer, updates, lambda: done[0])
+    schedule = build_schedule(
+        Named.model_validate(named), optimizer, {"updates": updates}, lambda _unit: done[0]
+    )
     seen = [optimizer.param_groups[0]["lr"]]
     for _ in range(updates):
         done[0] += stride
@@ -74,7 +76,7 @@ def test_trying_an_optimizer_leaves_weights_gradients_and_chance_alone() -> None
     model = nn.Linear(3, 3)
     before, chance = model.weight.detach().clone(), torch.get_rng_state()
     named = OptimizerSettings.model_validate({"type": "adam", "lr": 0.1, "weight_decay": 0.5})
-    try_optimizer(named, model, 5)
+    try_optimizer(named, model.parameters(), {"updates": 5})
     assert torch.equal(model.weight, before) and model.weight.grad is None
     assert torch.equal(torch.get_rng_state(), chance)
 
@@ -85,7 +87,7 @@ def test_a_schedule_is_tried_for_as_many_updates_as_the_run_makes() -> None:
     def tried(updates: int, total_steps: int) -> None:
         schedule = {**one_cycle, "total_steps": total_steps}
         named = OptimizerSettings.model_validate({"lr": 0.1, "schedule": schedule})
-        try_optimizer(named, nn.Linear(1, 1), updates)
+        try_optimizer(named, nn.Linear(1, 1).parameters(), {"updates": updates})
 
     for updates in (3, 1000, 100_000):
         tried(updates, updates)
@@ -101,10 +103,10 @@ def test_any_torch_scheduler_is_found_by_name() -> None:
 def test_an_optimizer_takes_its_own_keys_and_refuses_others() -> None:
     model = nn.Linear(1, 1)
     settings = OptimizerSettings.model_validate({"type": "adam", "lr": 0.1, "betas": [0.5, 0.6]})
-    assert build_optimizer(settings, model).defaults["betas"] == (0.5, 0.6)
+    assert build_optimizer(settings, model.parameters()).defaults["betas"] == (0.5, 0.6)
     wrong = OptimizerSettings.model_validate({"type": "adam", "lr": 0.1, "beta": 1})
     with pytest.raises(SettingsError, match="unknown key `beta`") as refusal:
-        build_optimizer(wrong, model)
+        build_optimizer(wrong, model.parameters())
     assert "did you mean betas" in refusal.value.fix
 
 

@@ -803,7 +803,7 @@ def test_as_many_updates_are_made_as_planned_and_the_rate_ends_where_it_should(
     )
     run = new_run(settings, {}, WORDS, tmp_path)
     run_stages(run, StopRequest())
-    rate = run.schedule.get_last_lr()[0]
+    rate = run.schedule.rate()
     assert run.progress.updates == stage_plan(settings.stages[0], settings.on_policy).updates
     assert rate == pytest.approx(0.25 * settings.optimizer.lr)
 

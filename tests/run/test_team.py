@@ -127,7 +127,7 @@ def write_gradient(path: str) -> None:
         mine = mine.with_advantages(0.99, 0.95, normalise=True, team=team)
         results = LossStep(network)(losses, mine.batch, dict.fromkeys(losses, mine.memory))
         weighted_sum(results, {"ppo": 1.0, "expert_ce": 0.5}, team).backward()  # type: ignore[no-untyped-call]
-        team.average_gradients(network)
+        team.average_gradients(network.parameters())
         if team.writes:
             torch.save({name: p.grad for name, p in network.named_parameters()}, path)
 

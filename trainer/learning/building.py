@@ -20,7 +20,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from demotools.errors import SettingsError
-from trainer.batch import Batch
-from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, LossResult, needs_expert
-from trainer.learning.networks.base import Model
+from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, UsersLoss
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.maze import MazeNetwork
 from trainer.learning.networks.small import SmallNetwork
 from trainer.settings.models import Named, OptimizerSettings, Settings
-from trainer.settings.user_code import accepted_settings, build, users_code
+from trainer.settings.user_code import accepted_settings, build, named_in, torch_class
 
 _TRIED_STEPS = 1000
 _HARMLESS_OPTIONS = {"betas", "eps", "weight_decay", "momentum", "amsgrad"}
@@ -49,43 +48,86 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def build_optimizer(settings: OptimizerSettings, model: nn.Module) -> Optimizer:
-    """The optimizer of the settings over all weights; SettingsError where there is none."""
+def build_optimizer(settings: OptimizerSettings, weights: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer of the settings over these weights; SettingsError where there is none."""
     options = {"lr": settings.lr, **settings.options}
-    weights = model.parameters()
     return build("optimizer.type", settings.type, options, OPTIMIZERS, weights, wanted=Optimizer)
+
+
+Unit = Literal["updates", "env_steps", "demo_steps"]
+Planned = Mapping[Unit, int]
+"""What a whole run is going to do."""
+
+
+class Schedule:
+    """The schedule of a learning rate, one step for each of what it counts.
+
+    scheduler   torch's
+    count       how many of these the run has done; None: it counts updates
+    """
+
+    def __init__(self, scheduler: LRScheduler, count: Callable[[], int] | None = None) -> None:
+        self.scheduler = scheduler
+        self._count = count
+        self.state_dict = scheduler.state_dict
+        self.load_state_dict = scheduler.load_state_dict
+
+    def step(self) -> None:
+        """An update has been made, or left out."""
+        if self._count is None:
+            self.scheduler.step()
+            return
+        for _ in range(self._count() - self.scheduler.last_epoch):
+            self.scheduler.step()
+
+    def rate(self) -> float:
+        """The learning rate now."""
+        return float(self.scheduler.optimizer.param_groups[0]["lr"])
+
+    def compute_again(self) -> None:
+        """Take the rate of where it stands, where that alone says what it is."""
+        if isinstance(self.scheduler, LambdaLR):
+            rates = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+            for group, (base, factor) in zip(
+                self.scheduler.optimizer.param_groups, rates, strict=True
+            ):
+                group["lr"] = base * factor(self.scheduler.last_epoch)
 
 
 def build_schedule(
     settings: Named,
     optimizer: Optimizer,
-    updates: int,
-    env_steps: Callable[[], int] = lambda: 0,
-) -> LRScheduler:
-    """The schedule, stepped once an update; `updates` are planned for the whole run.
+    planned: Planned,
+    done: Callable[[Unit], int] = lambda _unit: 0,
+) -> Schedule:
+    """The schedule, stepped once an update.
 
-    env_steps   tells how many environment steps the run has taken
+    done   tells how far the run has come
 
     Ours: constant; linear and cosine, both from 1 `to` a share of the learning rate, over the
-    whole run, or over `env_steps`. Any torch scheduler is named as
-    `torch.optim.lr_scheduler:Name`, with its own arguments beside.
+    whole run, or over `env_steps` or `demo_steps`. Any torch scheduler is named as
+    `torch.optim.lr_scheduler:Name`, with its own arguments beside; a function among these is named
+    as `package.module:function`. It counts updates, or steps `every_env_steps` or
+    `every_demo_steps`.
     """
+    key = "optimizer.schedule.type"
 
     def decaying(shape: Callable[[float], float]) -> Callable[..., LRScheduler]:
         def schedule(
-            optimizer: Optimizer, to: float = 0.0, warmup: float = 0.0, env_steps: int | None = None
+            optimizer: Optimizer,
+            to: float = 0.0,
+            warmup: float = 0.0,
+            env_steps: int | None = None,
+            demo_steps: int | None = None,
         ) -> LRScheduler:
             if not (0 <= to <= 1 and 0 <= warmup < 1):
                 raise ValueError("0 <= to <= 1 and 0 <= warmup < 1 must hold")
-            if env_steps is not None and not 0 < env_steps <= 10**15:
-                raise ValueError("env_steps must be a number of steps")
-            factor = _decay(shape, env_steps or updates, to, warmup)
-            return LambdaLR(optimizer, factor if env_steps is None else by_env_steps(factor))
+            unit, over = _one_unit({"env_steps": env_steps, "demo_steps": demo_steps})
+            factor = _decay(shape, over or planned["updates"], to, warmup)
+            by_steps = (lambda _update: factor(done(unit))) if unit is not None else factor
+            return LambdaLR(optimizer, by_steps)
 
         return schedule
-
-    def by_env_steps(factor: Callable[[int], float]) -> Callable[[int], float]:
-        return lambda _update: factor(env_steps())
 
     def constant(optimizer: Optimizer) -> LRScheduler:
         return LambdaLR(optimizer, lambda _update: 1.0)
@@ -95,17 +137,49 @@ def build_schedule(
         "linear": decaying(lambda x: 1 - x),
         "cosine": decaying(lambda x: (1 + math.cos(math.pi * x)) / 2),
     }
-    key = "optimizer.schedule.type"
-    return build(key, settings.type, settings.options, ours, optimizer, wanted=LRScheduler)
+    options, unit, every = settings.options, None, None
+    if settings.type not in ours:
+        with accepted_settings(key, settings.type):
+            unit, every = _one_unit(_every(options))
+        if torch_class(settings.type) is not None:
+            options = {name: named_in(f"{_SCHEDULE}.{name}", it) for name, it in options.items()}
+    scheduler = build(key, settings.type, options, ours, optimizer, wanted=LRScheduler)
+    if unit is None or every is None:
+        return Schedule(scheduler)
+    return Schedule(scheduler, lambda: done(unit) // every)
+
+
+_SCHEDULE = "optimizer.schedule"
+
+
+def _every(options: dict[str, Any]) -> dict[Unit, Any]:
+    """`every_env_steps` and `every_demo_steps`, taken out of the options of a schedule."""
+    units: tuple[Unit, ...] = ("env_steps", "demo_steps")
+    return {unit: options.pop(f"every_{unit}", None) for unit in units}
+
+
+def _one_unit(given: Mapping[Unit, Any]) -> tuple[Unit | None, int | None]:
+    """The one unit of these that has a number; ValueError where that is none, or there are two."""
+    there = [(unit, number) for unit, number in given.items() if number is not None]
+    if len(there) > 1:
+        raise ValueError("give env_steps or demo_steps, not both")
+    for unit, number in there:
+        if type(number) is not int or not 0 < number <= 10**15:
+            raise ValueError(f"{unit} must be a number of steps")
+        return unit, number
+    return None, None
 
 
 def spans_run(schedule: Named) -> bool:
     """Whether the rate at some moment depends on how long the whole run is."""
-    return schedule.type in ("linear", "cosine") and "env_steps" not in schedule.options
+    by_steps = schedule.options.keys() & {"env_steps", "demo_steps"}
+    return schedule.type in ("linear", "cosine") and not by_steps
 
 
-def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -> None:
-    """Take a step with a copy of the weights, and the schedule to its end; leaves `model` alone.
+def try_optimizer(
+    settings: OptimizerSettings, weights: Iterable[nn.Parameter], planned: Planned
+) -> None:
+    """Take a step with copies of the weights, and the schedule to its end; leaves `weights` alone.
 
     SettingsError  the optimizer or the schedule cannot do what the training loop asks of it
     """
@@ -115,24 +189,28 @@ def try_optimizer(settings: OptimizerSettings, model: nn.Module, updates: int) -
         and not (settings.options.keys() - _HARMLESS_OPTIONS)
     ):
         return  # they are known to work
-    copies = [nn.Parameter(weights.detach().clone()) for weights in model.parameters()]
+    copies = [nn.Parameter(one.detach().clone()) for one in weights]
+    unit, every = None, None
+    with accepted_settings("optimizer.schedule.type", settings.schedule.type):
+        unit, every = _one_unit(_every(settings.schedule.options))
+    steps = planned[unit] // every if unit is not None and every else planned["updates"]
     with torch.random.fork_rng():
-        optimizer = build_optimizer(settings, nn.ParameterList(copies))
-        schedule = build_schedule(settings.schedule, optimizer, updates)
-        for weights in copies:
-            weights.grad = torch.zeros_like(weights)
+        optimizer = build_optimizer(settings, copies)
+        schedule = build_schedule(settings.schedule, optimizer, planned).scheduler
+        for one in copies:
+            one.grad = torch.zeros_like(one)
         with accepted_settings("optimizer.type", settings.type):
             optimizer.step()
         with accepted_settings("optimizer.schedule.type", settings.schedule.type):
-            for _ in range(min(updates, _TRIED_STEPS)):
+            for _ in range(min(steps, _TRIED_STEPS)):
                 schedule.step()
-            if updates > _TRIED_STEPS and type(schedule).__module__.startswith("torch."):
+            if steps > _TRIED_STEPS and type(schedule).__module__.startswith("torch."):
                 # torch's own compute the rate from this count alone
-                schedule.last_epoch = updates - 1
+                schedule.last_epoch = steps - 1
                 schedule.step()
             rate = max(group["lr"] for group in optimizer.param_groups)
             if not 0 <= rate < math.inf:
-                raise ValueError(f"the learning rate becomes {rate} within {updates:,} updates")
+                raise ValueError(f"the learning rate becomes {rate} within {steps:,} steps")
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
@@ -212,7 +290,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 """The losses that `type` names."""
 
 
-def build_losses(settings: Settings, names: dict[str, float]) -> dict[str, Loss]:
+def build_losses(settings: Settings, names: Iterable[str]) -> dict[str, Loss]:
     """The losses of these names; SettingsError where a type does not exist."""
     return {name: _built(name, settings.losses[name]) for name in names}
 
@@ -220,21 +298,4 @@ def build_losses(settings: Settings, names: dict[str, float]) -> dict[str, Loss]
 def _built(name: str, named: Named) -> Loss:
     key = f"losses.{name}.type"
     loss = build(key, named.type, named.options, LOSSES)
-    if named.type in LOSSES:
-        return loss
-
-    def checked(model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        with users_code(key, named.type):
-            result = loss(model, batch, memory)
-            if not isinstance(result, LossResult):
-                raise TypeError(f"the loss gives {type(result).__name__}, not a LossResult")
-            if result.loss.dim():
-                raise ValueError(f"the loss is {tuple(result.loss.shape)}, not one number")
-            if torch.is_grad_enabled() and not result.loss.requires_grad:
-                raise ValueError("the loss has no gradient")
-            if result.memory.shape != memory.shape:
-                raise ValueError("the loss gives a memory that is not like the one it was given")
-        return result
-
-    checked.needs_expert = needs_expert(loss)  # type: ignore[attr-defined]
-    return checked
+    return loss if named.type in LOSSES else UsersLoss(key, named.type, loss)

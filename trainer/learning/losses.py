@@ -11,15 +11,18 @@ The arithmetic is in pure functions of tensors; the classes below are what a rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, SupportsFloat, cast
 
 import torch
 from torch import Tensor, nn
 
+from demotools.errors import SettingsError
 from trainer.batch import Batch
 from trainer.learning.networks.base import Model, Output, output_of
+from trainer.settings.user_code import users_code
 from trainer.team import ALONE, Team
 
 
@@ -27,13 +30,13 @@ class LossResult(NamedTuple):
     """What a loss gives: T x B steps.
 
     loss      scalar with a gradient, a mean over the steps
-    scalars   what the log shows, scalars without gradient
+    scalars   what the log shows: numbers, or tensors of one
     memory    [B, memory size] after the batch, without gradient
     steps     number of steps that the loss is a mean of, an int or a tensor of one
     """
 
     loss: Tensor
-    scalars: dict[str, Tensor]
+    scalars: Mapping[str, Tensor | float]
     memory: Tensor
     steps: int | Tensor
 
@@ -77,9 +80,14 @@ class _OnePass:
         if self._asked is None or self._asked[0] is not batch or self._asked[1] is not memory:
             self._asked = (batch, memory)
             with torch.autocast(memory.device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits, values, after = output_of(self._network, batch, memory)
-            dtype = memory.dtype
-            self._output = Output(logits.to(dtype), values.to(dtype), after.to(dtype))
+                output = output_of(self._network, batch, memory)
+            dtype, features = memory.dtype, output.features
+            self._output = Output(
+                output.logits.to(dtype),
+                output.values.to(dtype),
+                output.memory.to(dtype),
+                None if features is None else lambda: features().to(dtype),
+            )
         return self._output
 
     def __getattr__(self, name: str) -> Any:
@@ -301,6 +309,98 @@ class ExpertCrossEntropy:
         loss, valid = masked_cross_entropy(output.logits, expert)
         hits = output.logits.detach().argmax(-1) == expert
         return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
+
+
+class Held(Protocol):
+    """What a loss may have to hold something: weights, statistics, a place in a plan."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors, numbers and text, in lists, tuples and dicts: a checkpoint holds no others."""
+
+    def load_state_dict(self, state: Any) -> object:
+        """Go on where `state_dict` was asked."""
+
+
+class UsersLoss:
+    """A loss of the user's, whose result is checked: what is wrong in it could go unnoticed.
+
+    made   as the user's code made it
+    """
+
+    def __init__(self, key: str, name: str, made: Loss) -> None:
+        self._key, self._name, self.made = key, name, made
+        self.needs_expert = needs_expert(made)
+
+    def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see `trainer.batch` for what it holds."""
+        with users_code(self._key, self._name):
+            result = self.made(model, batch, memory)
+            if not isinstance(result, LossResult):
+                raise TypeError(f"the loss gives {type(result).__name__}, not a LossResult")
+            if result.loss.dim():
+                raise ValueError(f"the loss is {tuple(result.loss.shape)}, not one number")
+            if torch.is_grad_enabled() and not result.loss.requires_grad:
+                raise ValueError("the loss has no gradient")
+            if result.memory.shape != memory.shape:
+                raise ValueError("the loss gives a memory that is not like the one it was given")
+            for name, value in result.scalars.items():
+                if isinstance(value, Tensor) and value.numel() != 1:
+                    raise ValueError(f"the scalar `{name}` is {tuple(value.shape)}, not one number")
+                if not isinstance(value, Tensor | SupportsFloat):
+                    raise TypeError(f"the scalar `{name}` is {type(value).__name__}, not a number")
+        return result
+
+    def held(self) -> Held | None:
+        """What of it must survive a resume; None where it is a function of the batch alone."""
+        there = [callable(getattr(self.made, name, None)) for name in ("state_dict", _LOAD)]
+        return cast(Held, self.made) if all(there) else None
+
+
+_LOAD = "load_state_dict"
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def loss_weights(losses: Mapping[str, Loss]) -> list[nn.Parameter]:
+    """The weights of losses that are modules, each once; they are trained with the network's."""
+    made = [loss.made for loss in losses.values() if isinstance(loss, UsersLoss)]
+    modules = [loss for loss in made if isinstance(loss, nn.Module)]
+    return list(dict.fromkeys(weights for one in modules for weights in one.parameters()))
+
+
+def loss_states(losses: Mapping[str, Loss]) -> dict[str, Any]:
+    """The state of the losses that hold something, by their names; not a copy.
+
+    SettingsError  it is of kinds that no checkpoint holds
+    """
+    states = {}
+    for name, held in held_by(losses).items():
+        states[name] = dict(held.state_dict())
+        for strange in _not_plain(states[name], "state"):
+            raise SettingsError(
+                f"the state of this loss holds something that no checkpoint can: {strange}",
+                path=f"losses.{name}",
+                fix="let state_dict() give tensors, numbers and text, in lists, tuples and dicts",
+            )
+    return states
+
+
+def held_by(losses: Mapping[str, Loss]) -> dict[str, Held]:
+    """The losses that hold something, as the user's code made them."""
+    made = {name: loss.held() for name, loss in losses.items() if isinstance(loss, UsersLoss)}
+    return {name: held for name, held in made.items() if held is not None}
+
+
+def _not_plain(value: Any, place: str) -> Iterator[str]:
+    """What in it is read back from no checkpoint, each with its place."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            yield from _not_plain(key, f"the key {key!r} of {place}")
+            yield from _not_plain(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            yield from _not_plain(item, f"{place}[{number}]")
+    elif not (isinstance(value, Tensor) or type(value) in _PLAIN):
+        yield f"{place} is {type(value).__name__}"
 
 
 def kl_targets(losses: Mapping[str, Loss]) -> dict[str, float]:

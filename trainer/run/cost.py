@@ -13,10 +13,17 @@ import torch
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
-from trainer.learning.building import build_losses
 from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
-from trainer.run.state import Run, StagePlan, StoreBatches, enough_memory, passes_of, stage_plan
+from trainer.run.state import (
+    Run,
+    StagePlan,
+    StoreBatches,
+    enough_memory,
+    made_losses,
+    passes_of,
+    stage_plan,
+)
 from trainer.settings.models import StageSettings
 from trainer.settings.user_code import naming_users_code
 from trainer.team import processors_each
@@ -68,6 +75,7 @@ def expected_cost(run: Run) -> Cost:
     """
     # a copy: processes that train together watch every backward pass of the network's own weights
     run = replace(run, network=copy.deepcopy(run.network))
+    run.by_name = made_losses(run.settings)  # others, so that the run's own stay as they are
     settings, model = run.settings, run.network
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
@@ -128,7 +136,7 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     """Seconds for one step of one environment: to take it, and to learn from it."""
     settings = run.settings.on_policy
     assert settings is not None
-    losses = build_losses(run.settings, stage.losses)
+    losses = run.of_names(stage.losses)
     share = len(run.team.share(settings.environments, "on_policy.environments"))
     count = min(_MEASURED_ENVIRONMENTS, share)
     with VectorEnvironment(

@@ -121,10 +121,10 @@ def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopReq
     ):
         with run.watch.of("data"):
             batch = next(demos)
+        progress.add(demo_steps=settings.batch_steps)  # before the schedule, which may count them
         results, scalars = _update(run, demos.losses, settings.losses, batch, demos.memory)
-        demos.memory = {name: result.memory.detach() for name, result in results.items()}
+        demos.carry({name: result.memory for name, result in results.items()})
         run.meter.add("offpolicy", scalars)
-        progress.add(demo_steps=settings.batch_steps)
         progress.cycle_updates += 1
         stage.advance(run)
     if progress.cycle_updates == settings.updates:
@@ -147,8 +147,8 @@ def _update(
         run.optimizer.zero_grad()
         with naming_users_code(run.settings):
             loss.backward()  # type: ignore[no-untyped-call]
-        run.team.average_gradients(run.network)
-        norm = clip_gradients(run.network.parameters(), settings.max_grad_norm)
+        run.team.average_gradients(run.weights)
+        norm = clip_gradients(run.weights, settings.max_grad_norm)
         scalars = _fetched(loss, norm, results)  # the one wait for the device
         if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["gradient_norm"])):
             raise _failure(run, scalars, losses, batch)
@@ -163,11 +163,15 @@ def _update(
 def _fetched(loss: Tensor, norm: Tensor, results: Mapping[str, LossResult]) -> dict[str, float]:
     """All scalars of an update, by one transfer from the device."""
     named = {"loss": loss, "gradient_norm": norm}
+    numbers = {}
     for name, result in results.items():
-        of_loss = {"loss": result.loss, **result.scalars}
-        named |= {f"{name}/{key}": value for key, value in of_loss.items()}
+        for key, value in {"loss": result.loss, **result.scalars}.items():
+            if isinstance(value, Tensor):
+                named[f"{name}/{key}"] = value
+            else:
+                numbers[f"{name}/{key}"] = float(value)
     stacked = torch.stack([value.detach().to(loss).reshape(()) for value in named.values()])
-    return dict(zip(named, stacked.tolist(), strict=True))
+    return dict(zip(named, stacked.tolist(), strict=True)) | numbers
 
 
 class _NotFiniteError(SettingsError):
@@ -210,7 +214,7 @@ def _failure(
         culprits = [name for name in losses if not math.isfinite(scalars[f"{name}/loss"])]
         what, value = f"the loss {' and '.join(culprits) or 'sum'}", scalars["loss"]
     progress = run.progress
-    finite = all(parameter.isfinite().all() for parameter in run.network.parameters())
+    finite = all(parameter.isfinite().all() for parameter in run.weights)
     path = save_failed(run, batch) if run.team.writes else run.folder
     return _NotFiniteError(
         f"{what} became {value} at update {progress.updates} "
@@ -228,10 +232,9 @@ def _report(run: Run, before: Progress) -> None:
     progress.minutes += seconds / 60
     demo_speed = (progress.demo_steps - before.demo_steps) / seconds
     env_speed = (progress.env_steps - before.env_steps) / seconds
-    lr = float(run.schedule.get_last_lr()[0])
     speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
     return_memory()
-    run.meter.add("train", {"lr": lr, **speeds, **shares, **resident_mib()})
+    run.meter.add("train", {"lr": run.schedule.rate(), **speeds, **shares, **resident_mib()})
     means = run.meter.means()
     for group in get_args(Group):
         values = run.team.mean(means.get(group, {}))

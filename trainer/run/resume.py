@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demotools.errors import CheckpointError
 from trainer.learning.building import spans_run
+from trainer.learning.losses import held_by, loss_states, loss_weights
 from trainer.run.checkpoint import (
     BEST,
     FAILED,
@@ -41,6 +42,7 @@ class _Process(BaseModel):
 
     random: torch.Tensor
     stage: dict[str, Any]
+    losses: dict[str, Any]
 
 
 class _Training(BaseModel):
@@ -107,7 +109,11 @@ def load_best(run: Run) -> str:
 
 def state_of(run: Run, stage: Stage) -> dict[str, Any]:
     """Everything that a checkpoint holds of a run, of all processes; not a copy."""
-    mine = {"random": torch.get_rng_state(), "stage": stage.state()}
+    mine = {
+        "random": torch.get_rng_state(),
+        "stage": stage.state(),
+        "losses": loss_states(run.by_name),
+    }
     return _state(run, {"processes": run.team.gathered(mine)})
 
 
@@ -167,13 +173,16 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     training = _checked(run, checkpoint)
     mine = _dealt(run, checkpoint, training)
     checkpoint.load_weights(run.network)
+    held = held_by(run.by_name)
+    for name in held.keys() & mine.losses.keys():
+        with fitting(checkpoint.path, f"the state of the loss `{name}` does not fit it"):
+            held[name].load_state_dict(mine.losses[name])
+    new = loss_weights(run.of_names(held.keys() - mine.losses.keys()))
     with fitting(checkpoint.path, _STATE):
-        run.optimizer.load_state_dict(training.optimizer)
+        run.optimizer.load_state_dict(_with_new_weights(training.optimizer, run.weights, new))
         run.schedule.load_state_dict(training.schedule)
         if spans_run(run.settings.optimizer.schedule):
-            # the rate of the plan as it is now, which may be longer
-            run.schedule.last_epoch -= 1
-            run.schedule.step()
+            run.schedule.compute_again()  # the plan as it is now may be longer
         torch.set_rng_state(mine.random)
     # in place: the schedule looks at it
     vars(run.progress).update(training.progress)
@@ -192,9 +201,10 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
     if world == run.team.world:
         return everyone[rank]
     random = everyone[rank].random if rank < world else torch.get_rng_state()
+    losses = everyone[min(rank, world - 1)].losses
     progress = Progress(**training.progress)  # type: ignore[arg-type]
     if is_finished(run.settings.stages[progress.stage], progress):
-        return _Process(random=random, stage={})
+        return _Process(random=random, stage={}, losses=losses)
     if any("collector" in one.stage for one in everyone):
         raise CheckpointError(
             f"{world} processes shared the environments of this stage, not {run.team.world}",
@@ -214,7 +224,20 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
                 for name in parts[0]["memory"]
             },
         }
-    return _Process(random=random, stage={"demos": demos})
+    return _Process(random=random, stage={"demos": demos}, losses=losses)
+
+
+def _with_new_weights(
+    state: dict[str, Any], weights: list[torch.nn.Parameter], new: list[torch.nn.Parameter]
+) -> dict[str, Any]:
+    """State of an optimizer that knows these weights too, which losses of a new stage bring."""
+    groups = state["param_groups"]
+    last = {id(one) for one in weights[len(weights) - len(new) :]}
+    if not new or len(groups) != 1 or last != {id(one) for one in new}:
+        return state
+    known = groups[0]["params"]
+    more = range(len(known), len(known) + len(new))
+    return {**state, "param_groups": [{**groups[0], "params": [*known, *more]}]}
 
 
 def _checked(run: Run, checkpoint: Checkpoint) -> _Training:

@@ -129,7 +129,7 @@ def train(
     asked = _asked_for(settings, overrides, tiny, trust, init_from)
     folder = Path(output) if output is not None else Path("runs") / asked.run.name
     # a run that goes on has the weights, the network and the words that it was begun with
-    begun = _begun(folder) if resume else None
+    begun = read_checkpoint(folder, trust=True) if resume and _has_checkpoint(folder) else None
     initial = _initial(asked) if begun is None else None
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
     with joined_team(chosen.run.device) as team:
@@ -230,13 +230,6 @@ def _asked_for(
 def _initial(settings: Settings) -> Checkpoint | None:
     name = settings.run.init_from
     return initial_checkpoint(name) if name is not None else None
-
-
-def _begun(folder: Path) -> Checkpoint | None:
-    """The checkpoint of a run, where it has one: what is to be known before it is resumed."""
-    places = (folder / CHECKPOINT_FILE, folder / REPLACED / CHECKPOINT_FILE)
-    there = any(place.is_file() for place in places)
-    return read_checkpoint(folder, trust=True) if there else None
 
 
 def _new_run(

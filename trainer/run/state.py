@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from demotools.errors import SettingsError
@@ -28,6 +28,8 @@ from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.data.own_iterator import OwnIterator
 from trainer.data.sources import Source, StageSources, stage_sources
 from trainer.learning.building import (
+    Schedule,
+    Unit,
     build_losses,
     build_network,
     build_optimizer,
@@ -38,6 +40,9 @@ from trainer.learning.building import (
 from trainer.learning.losses import (
     Loss,
     LossStep,
+    held_by,
+    loss_states,
+    loss_weights,
     masked_cross_entropy,
     needs_expert,
 )
@@ -105,6 +110,7 @@ class Run:
 
     sources     what each stage plays of the stores
     losses      the network with all losses of a batch
+    by_name     every loss that a stage uses, made once for all of them
     workers     processes of environments
     say         takes a line for the user
     log         None before it is open, and in a process that does not write
@@ -119,8 +125,9 @@ class Run:
     words: tuple[str, ...]
     network: nn.Module
     losses: LossStep
+    by_name: dict[str, Loss]
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: Schedule
     progress: Progress
     team: Team
     workers: int
@@ -131,6 +138,15 @@ class Run:
     meter: Meter = field(default_factory=Meter)
     restored: Mapping[str, Any] | None = None
     on_save: Callable[[Path], object] = lambda _folder: None
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All that is trained: of the network, then of losses that have weights."""
+        return [*self.network.parameters(), *loss_weights(self.by_name)]
+
+    def of_names(self, names: Iterable[str]) -> dict[str, Loss]:
+        """The losses of these names."""
+        return {name: self.by_name[name] for name in names}
 
 
 def new_run(
@@ -155,18 +171,22 @@ def new_run(
     network.to(settings.run.device)
     if settings.run.compile:
         compile_network(network, settings.model.type)
+    by_name = made_losses(settings)
+    loss_states(by_name)  # what no checkpoint can hold is refused now
     if team.rank:
         # the same weights everywhere, but every process draws actions of its own
         torch.manual_seed(settings.run.seed + 1_000_003 * team.rank)
-    for number, stage in enumerate(settings.stages):
-        build_losses(settings, stage.losses)
+    for number in range(len(settings.stages)):
         check_minibatches(settings, number, team)
-    updates = sum(stage_plan(stage, settings.on_policy).updates for stage in settings.stages)
-    try_optimizer(settings.optimizer, network, updates)
-    optimizer = build_optimizer(settings.optimizer, network)
+    plans = [stage_plan(stage, settings.on_policy) for stage in settings.stages]
+    units: tuple[Unit, ...] = get_args(Unit)
+    planned = {unit: sum(getattr(plan, unit) for plan in plans) for unit in units}
+    weights = [*network.parameters(), *loss_weights(by_name)]
+    try_optimizer(settings.optimizer, weights, planned)
+    optimizer = build_optimizer(settings.optimizer, weights)
     progress = Progress()
     schedule = build_schedule(
-        settings.optimizer.schedule, optimizer, updates, lambda: progress.env_steps
+        settings.optimizer.schedule, optimizer, planned, lambda unit: getattr(progress, unit)
     )
 
     def speak(line: str) -> None:
@@ -181,6 +201,7 @@ def new_run(
         words=words,
         network=network,
         losses=LossStep(network, bfloat16=settings.run.precision == "bfloat16"),
+        by_name=by_name,
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
@@ -189,6 +210,25 @@ def new_run(
         quiet=quiet,
         say=speak,
     )
+
+
+def made_losses(settings: Settings) -> dict[str, Loss]:
+    """The losses that stages use, in the order of their first use, on the run's device."""
+    names = dict.fromkeys(
+        name
+        for stage in settings.stages
+        for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
+    )
+    losses: dict[str, Loss] = {}
+    for name in names:
+        # weights of its own, whatever other losses draw, and the run's own stream left alone
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.run.seed + zlib.crc32(name.encode()))
+            losses |= build_losses(settings, [name])
+    for held in held_by(losses).values():
+        if isinstance(held, nn.Module):
+            held.to(settings.run.device)
+    return losses
 
 
 def check_minibatches(settings: Settings, number: int, team: Team) -> None:
@@ -236,7 +276,7 @@ class StoreBatches:
     def __init__(self, run: Run, stage: StageSettings) -> None:
         assert stage.off_policy is not None
         self.settings = stage.off_policy
-        self.losses = build_losses(run.settings, self.settings.losses)
+        self.losses = run.of_names(self.settings.losses)
         share = run.team.share(self.settings.rollouts, "off_policy.rollouts")
         seed = run.settings.run.seed
         number = run.settings.stages.index(stage)  # equal stages play the same
@@ -293,10 +333,19 @@ class StoreBatches:
         """Go on where `state` was taken; CheckpointError where it belongs to another store."""
         self._iterator.load_state(state["iterator"])
         self._augmenter.load_state(state["augmenter"])
-        self.memory = {
-            name: torch.as_tensor(memory).to(self._device)
-            for name, memory in state["memory"].items()
-        }
+        self.carry(
+            {
+                name: torch.as_tensor(memory).to(self._device)
+                for name, memory in state["memory"].items()
+            }
+        )
+
+    def carry(self, memories: Mapping[str, Tensor]) -> None:
+        """Memory after a batch; losses with equal ones share one, and so one pass of the next."""
+        self.memory = {}
+        for name, memory in memories.items():
+            known = (one for one in self.memory.values() if torch.equal(one, memory))
+            self.memory[name] = next(known, memory.detach())
 
 
 class HoldOut:
@@ -377,7 +426,7 @@ def open_stage(run: Run) -> Iterator[Stage]:
     """The present stage, its environments and its store open, where the progress says."""
     number = run.progress.stage
     settings, stage = run.settings, run.settings.stages[number]
-    losses = build_losses(settings, stage.losses)
+    losses = run.of_names(stage.losses)
     with ExitStack() as stack:
         collector, demos, hold_out = None, None, None
         if settings.on_policy is not None:

@@ -158,7 +158,7 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
     except DemotoolsError:
         raise
     except Exception as error:
-        if _is_users(name):
+        if _is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
             raise
         raise SettingsError(
             f"the {_kind(key)} refuses its settings: {type(error).__name__}: {error}",
@@ -172,7 +172,24 @@ def _is_users(name: str) -> bool:
 
 
 def _kind(key: str) -> str:
-    return "iterator" if key.endswith(".iterator.type") else _KINDS.get(key, "loss")
+    if key.endswith(".iterator.type"):
+        return "iterator"
+    return _KINDS.get(key, "loss" if key.startswith("losses.") else key.rpartition(".")[2])
+
+
+def named_in(key: str, value: Any) -> Any:
+    """The value of an argument, with the functions in it that `package.module:function` names."""
+    if isinstance(value, list):
+        return [named_in(key, item) for item in value]
+    if not isinstance(value, str) or not is_importable(value):
+        return value
+    function: Callable[..., Any] = find(key, value, {})
+
+    def called(*arguments: Any) -> Any:
+        with users_code(key, value):
+            return function(*arguments)
+
+    return called
 
 
 def is_importable(text: str) -> bool:

@@ -11,6 +11,7 @@ rollouts (docs/log.md has the figures); `lstm_by_steps`, the plain loop, is what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -32,11 +33,14 @@ class Output(NamedTuple):
     logits   [T, B, 7], unnormalised log-probabilities of the actions
     values   [T, B], the critic's
     memory   [B, memory size] after the last step, without gradient
+    features gives what actor and critic see of every step, [T, B, size], to a loss with a head of
+             its own; None where a network does not say
     """
 
     logits: Tensor
     values: Tensor
     memory: Tensor
+    features: Callable[[], Tensor] | None = None
 
 
 class Model(Protocol):
@@ -135,7 +139,8 @@ def output_of_runs(
     rollouts = after.shape[0]  # in a graph len() would be a constant
     logits = actor(hidden)[runs.inverse].unflatten(0, (-1, rollouts))
     values = critic(hidden)[runs.inverse].reshape(-1, rollouts)
-    return Output(logits, values, after)
+    shape = (-1, rollouts, hidden.shape[1])
+    return Output(logits, values, after, lambda: hidden[runs.inverse].reshape(shape))
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -151,7 +156,7 @@ def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
         output = network(batch, memory)
         steps = tuple(batch["masks"].shape)
         wanted = {"logits": (*steps, len(ACTIONS)), "values": steps, "memory": memory.shape}
-        for (name, shape), tensor in zip(wanted.items(), output, strict=True):
+        for (name, shape), tensor in zip(wanted.items(), output[:3], strict=True):
             if tensor.shape != shape:
                 raise ValueError(f"the {name} are {tuple(tensor.shape)}, not {tuple(shape)}")
     return Output(*output)

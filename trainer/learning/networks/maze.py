@@ -636,7 +636,8 @@ class MazeNetwork(SmallNetwork):
         both = torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
         logits = self.actor(both)[runs.inverse].unflatten(0, (T, B))
         values = self.critic(both)[runs.inverse].reshape(T, B)
-        return Output(logits, values, torch.cat([after.to(memory.dtype), state.packed()], dim=1))
+        carried = torch.cat([after.to(memory.dtype), state.packed()], dim=1)
+        return Output(logits, values, carried, lambda: both[runs.inverse].reshape(T, B, -1))
 
     def _states(self, tokens: Tensor) -> Tensor:
         """The instruction encoder's state at every word, [M, L, instruction].
