@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from demotools.errors import SettingsError
 from trainer.batch import Batch
@@ -133,34 +129,6 @@ def test_bfloat16_gives_nearly_the_same_loss_and_gradients(network: nn.Module) -
     # bfloat16 has 8 bits of mantissa
     torch.testing.assert_close(*losses, rtol=0.02, atol=0.0)
     assert nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.98
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    """A team of one process."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("process_group")
-def test_processes_share_gradients_though_cloning_leaves_the_critic_alone(
-    network: nn.Module,
-) -> None:
-    batch = random_batch(6, 4, 3)
-    memory = cast(Model, network).initial_memory(4)
-    shared = DistributedDataParallel(LossStep(network), find_unused_parameters=True)
-    gradients = []
-    for step in (LossStep(network), shared):
-        for _update in range(2):  # the second finds out where the first has left weights unused
-            network.zero_grad()
-            step({"ce": ExpertCrossEntropy()}, batch, {"ce": memory})["ce"].loss.backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters()})
-    for name, alone in gradients[0].items():
-        if alone is not None:
-            torch.testing.assert_close(alone, gradients[1][name])
-    assert gradients[0]["critic.0.weight"] is None
-    assert gradients[0]["actor.0.weight"] is not None
 
 
 class Custom(nn.Module):
