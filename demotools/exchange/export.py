@@ -49,6 +49,7 @@ from demotools.recording.environment import (
 )
 from demotools.recording.replay import reason_against, replayed_episode
 from demotools.store.reading import Episodes, Store
+from demotools.store.reshape import MIXED
 
 ATTRIBUTES_KEY = "demotools"
 """Under this key of the dataset's metadata an export keeps the store's attributes."""
@@ -78,6 +79,16 @@ class KeptAttributes(BaseModel):
         """Those of a store."""
         about = store.attributes
         return cls.model_construct(**{name: getattr(about, name) for name in cls.model_fields})
+
+    def one_level(self, path: Path | str) -> str:
+        """The level; SettingsError where the store was merged of several."""
+        if self.level == MIXED:
+            raise SettingsError(
+                "it was exported from a store of several levels, which formats do not tell apart",
+                path=path,
+                fix="import it once for each level, with --level and --name",
+            )
+        return self.level
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,9 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
         dataset = minari.MinariDataset(folder)
         spec = dataset.env_spec
     ours = metadata.ours
-    level = level or (ours and ours.level) or (spec and level_from_environment_id(spec.id))
+    level = (
+        level or (ours and ours.one_level(name)) or (spec and level_from_environment_id(spec.id))
+    )
     if level is None:
         raise SettingsError("the dataset does not say its level", path=name, fix="add --level")
     with _reading(folder):

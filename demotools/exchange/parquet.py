@@ -151,7 +151,7 @@ def opened_parquet(
     for each in paths:
         open_regular(each).close()
     ours = _kept(paths[0])
-    level = level or (ours and ours.level) or level_in_name(path.absolute())
+    level = level or (ours and ours.one_level(path)) or level_in_name(path.absolute())
     if level is None:
         raise SettingsError(
             "neither the file nor its name says the level", path=path, fix="add --level"

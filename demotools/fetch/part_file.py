@@ -150,6 +150,8 @@ def _kind_of_head(head: bytes) -> Literal["pickle", "archive"]:
         return "pickle"
     if head.startswith(b"PK\x03\x04"):
         return "archive"
+    if head.startswith(b"PAR1"):
+        raise WrongFileError("this is a parquet file", fix="use `demotools import FILE.parquet`")
     if head.lstrip()[:1] in (b"<", b"{"):
         raise WrongFileError(page_problem(head.decode("utf-8", "replace")))
     what = "a gzip file" if head.startswith(b"\x1f\x8b") else "not a pickle" if head else "empty"

@@ -290,6 +290,20 @@ def test_in_a_folder_an_export_is_named_as_a_shard_of_its_split(tmp_path: Path) 
             export_parquet(store, tmp_path, quiet=True)
 
 
+def test_an_export_of_several_levels_comes_back_level_by_level(bot: Store, tmp_path: Path) -> None:
+    # the same episodes, as of another level whose grammar has their missions
+    other = build_store(tmp_path / "Doors.zarr", bot.take(np.arange(20)), level="GoToObjDoor")
+    merged = ["merge", bot.path, other.path, "-o", "merged", "--data-dir", tmp_path]
+    assert run(*merged).exit_code == 0
+    for kind, place in (("parquet", "merged.parquet"), ("minari", "babyai/merged-v0")):
+        options = ["-o", tmp_path] if kind == "minari" else []
+        assert run("export", tmp_path / "merged.zarr", "--to", kind, *options).exit_code == 0
+        done = run("import", tmp_path / place, "--data-dir", tmp_path)
+        assert done.exit_code == 1
+        assert "exported from a store of several levels" in done.stderr
+        assert "once for each level, with --level and --name" in done.stderr
+
+
 def test_views_that_are_images_have_no_place_in_the_schema(tmp_path: Path) -> None:
     episodes = make_episodes([3])
     images = np.full((3, 7, 7, 3), 200, np.uint8)

@@ -479,6 +479,7 @@ def test_a_page_served_as_a_file_is_refused_at_its_first_bytes(
     ("content", "words"),
     [
         (gzip.compress(b"demos"), "gzip file"),
+        (b"PAR1 rows PAR1", "next:  use `demotools import FILE.parquet`, pass"),
         (b"demos", "not a pickle (first bytes 64656d6f73)"),
         (b"", "cut short|no demo file|not a demo file"),
         (b"\x80\x04K\x01", "cut short"),
