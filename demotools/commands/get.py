@@ -169,6 +169,11 @@ def fetch_command(
 @click.option(
     "--subgoals", is_flag=True, help="Store what the bot is about at each step, as `subgoal`."
 )
+@click.option(
+    "--keep-failures",
+    is_flag=True,
+    help="Store episodes that are not solved as well, and every step's `reward`.",
+)
 @on_workers
 @name_option
 @overwrite_store
@@ -182,6 +187,7 @@ def generate_command(
     noise: float,
     burst: int | None,
     subgoals: bool,
+    keep_failures: bool,
     workers: int | None,
     dask: str | None,
     name: str | None,
@@ -204,7 +210,7 @@ def generate_command(
 
     if burst and not noise:
         raise click.UsageError("--burst needs --noise")
-    style = Style(noise, burst or 5, subgoals)
+    style = Style(noise, burst or 5, subgoals, keep_failures)
     recording = planned_recording(level, episodes, split=split, first_seed=seed, style=style)
     path = shell.new_store(name or recording.store_name)
     check_dask(dask, workers)

@@ -120,6 +120,12 @@ def _actions(
 )
 @click.option("--level", metavar="LEVEL", help="Keep episodes of this level of a merged store.")
 @click.option(
+    "--solved",
+    is_flag=True,
+    default=None,
+    help="Keep solved episodes, of a recording with --keep-failures.",
+)
+@click.option(
     "--first", metavar="N", type=click.IntRange(min=1), help="Of these, keep the first N."
 )
 @click.option(

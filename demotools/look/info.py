@@ -25,6 +25,7 @@ MEANING = {
     "mission_tokens": "word ids, 0 is padding",
     "taken": "the action that was taken, the expert's or a random one",
     "subgoal": "the bot's present subgoal, a code",
+    "reward": "what the action brought; over 0 where an episode is solved",
     "episode_level": "place of each episode's level in the attribute `levels`",
 }
 

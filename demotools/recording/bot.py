@@ -70,7 +70,9 @@ class Episode:
     cells       uint8 [T, 7, 7], packed views before each action
     direction   uint8 [T], 0 right, 1 down, 2 left, 3 up
     action      uint8 [T], 0..6, what the bot advised
-    optional    uint8 [T] each: the action `taken`, the `subgoal`, as the style asks for them
+    optional    [T] each: the action `taken`, the `subgoal`, uint8, the `reward`, float32, as the
+                style asks for them
+    failure     why it was not solved, and kept all the same; empty where it was solved
     """
 
     mission: str
@@ -78,7 +80,8 @@ class Episode:
     cells: NDArray[np.uint8]
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
-    optional: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    optional: dict[str, NDArray[Any]] = field(default_factory=dict)
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,19 @@ class Style:
     noise      0 <= noise <= 1, probability at each step that random actions begin
     burst      the most of them in a row, at least 1; as many as that are equally likely as fewer
     subgoals   keep the bot's subgoals
+    failures   keep episodes that are not solved, up to where they end, and every step's reward
     """
 
     noise: float = 0.0
     burst: int = 5
     subgoals: bool = False
+    failures: bool = False
 
     @property
     def arrays(self) -> list[str]:
         """The optional arrays that such episodes have."""
-        return [*(["taken"] if self.noise else []), *(["subgoal"] if self.subgoals else [])]
+        wanted = {"taken": self.noise, "subgoal": self.subgoals, "reward": self.failures}
+        return [name for name, kept in wanted.items() if kept]
 
 
 PLAIN = Style()
@@ -226,20 +232,22 @@ def random_actions(seed: int, style: Style) -> Iterator[int | None]:
 def record_episode(environment: Environment, seed: int, style: Style = PLAIN) -> Episode | Failure:
     """The episode that the bot plays from `seed`, or why it did not solve it.
 
-    Solved means reward > 0 within the level's step limit.
+    Solved means reward > 0 within the level's step limit. One that is not solved is kept where the
+    style asks for it, and the bot had an action at all.
     """
     observation, _ = environment.reset(seed=seed)
     mission = str(observation["mission"])
     images: list[NDArray[np.uint8]] = []
     directions: list[int] = []
     actions: list[int] = []
-    optional: dict[str, list[int]] = {name: [] for name in style.arrays}
-    expert, taken = Expert(environment), None
+    optional: dict[str, list[float]] = {name: [] for name in style.arrays}
+    expert, taken, failure = Expert(environment), None, ""
     for random_action in random_actions(seed, style):
         try:
             action = expert.action(taken)
         except BotError as error:
-            return Failure(seed, str(error))
+            failure = str(error)
+            break
         taken = action if random_action is None else random_action
         images.append(observation["image"])
         directions.append(observation["direction"])
@@ -249,19 +257,28 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
         if style.subgoals:
             optional["subgoal"].append(expert.subgoal())
         observation, reward, terminated, truncated, _ = environment.step(taken)
+        if style.failures:
+            optional["reward"].append(float(reward))
         if terminated or truncated:
+            if float(reward) <= 0:
+                failure = "terminated without reward" if terminated else "step limit"
             break
         if action == _DONE:
-            return Failure(seed, "the bot thought that it was done")
-    if float(reward) <= 0:
-        return Failure(seed, "terminated without reward" if terminated else "step limit")
+            failure = "the bot thought that it was done"
+            break
+    if failure and not (style.failures and actions):
+        return Failure(seed, failure)
     return Episode(
         mission=mission,
         seed=seed,
         cells=observed_cells(np.stack(images)),
         direction=np.array(directions, dtype=np.uint8),
         action=np.array(actions, dtype=np.uint8),
-        optional={name: np.array(values, dtype=np.uint8) for name, values in optional.items()},
+        optional={
+            name: np.array(values, np.float32 if name == "reward" else np.uint8)
+            for name, values in optional.items()
+        },
+        failure=failure,
     )
 
 

@@ -86,6 +86,7 @@ class Recorded:
     seeds: range
     failures: dict[str, int]
     """How many seeds the bot failed on, by reason."""
+    failures_kept: bool
 
     def text(self) -> str:
         """What was recorded, for a person."""
@@ -94,7 +95,8 @@ class Recorded:
             f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
         ]
         for reason, number in self.failures.items():
-            lines.append(f"  left out {number:,} seeds: {reason}")
+            became = "not solved" if self.failures_kept else "left out"
+            lines.append(f"  {became} {number:,} seeds: {reason}")
         return "\n".join(lines)
 
 
@@ -164,7 +166,7 @@ def generate(
             source=_source(recording, seeds, failures),
             subgoals=SUBGOALS if recording.style.subgoals else (),
         )
-    return Recorded(path, recording.episodes, seeds, failures)
+    return Recorded(path, recording.episodes, seeds, failures, recording.style.failures)
 
 
 def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dict[str, Any]:
@@ -174,6 +176,7 @@ def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dic
         "bot": "minigrid.utils.baby_ai_bot.BabyAIBot",
         **{key: job[key] for key in ("minigrid", "numpy", "replans")},
         **({"noise": style.noise, "burst": style.burst} if style.noise else {}),
+        **({"failures_kept": True} if style.failures else {}),
         "seeds": [seeds.start, seeds.stop],
         "failures": failures,
     }
@@ -234,7 +237,11 @@ def play_part(folder: Path, recording: Recording, part: int) -> int:
         for one in played
         if isinstance(one, Episode)
     ]
-    failures = [(result.seed, result.reason) for result in played if isinstance(result, Failure)]
+    failures = [
+        (one.seed, one.reason if isinstance(one, Failure) else one.failure)
+        for one in played
+        if isinstance(one, Failure) or one.failure
+    ]
     episodes = Episodes.concatenated([Episodes.none((VIEW_SIZE, VIEW_SIZE)), *solved])
     write_part(folder, part, episodes, {"failures": failures})
     return len(solved)

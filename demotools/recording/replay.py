@@ -133,8 +133,8 @@ def replayed_episode(
 ) -> Replay:
     """Play one stored episode again, step by step, up to the first difference.
 
-    Compared at every step: view, direction and mission; then that the episode goes on until its
-    last action, and ends there with a reward > 0.
+    Compared at every step: view, direction, mission and reward; then that the episode goes on until
+    its last action, and ends there with a reward > 0, where no rewards are stored.
 
     advised   compare the expert's actions with the bot's, and its subgoals where there are any
     """
@@ -142,6 +142,8 @@ def replayed_episode(
     images = store.images(start, stop)
     directions = store.direction.span(start, stop)
     actions = store.taken.span(start, stop)
+    stored = store.optional.get("reward")
+    rewards = None if stored is None else stored.span(start, stop)
     mission = store.mission_text[store.episode_mission[episode]]
     observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
     expert, taken = Expert(environment) if advised else None, None
@@ -158,9 +160,11 @@ def replayed_episode(
             return Replay(f"step {step}: {wrong}")
         taken = action
         observation, reward, terminated, truncated, _ = environment.step(action)
+        if rewards is not None and np.float32(reward) != rewards[step]:
+            return Replay(f"step {step}: the reward is {rewards[step]}, {reward} was received")
         if (terminated or truncated) and step < len(actions) - 1:
             return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")
-    if float(reward) <= 0:
+    if rewards is None and float(reward) <= 0:
         return Replay(f"step {step}: the last action brought no reward")
     return Replay("", float(reward), observation)
 

@@ -442,7 +442,7 @@ def join_parts(
                 **episodes.optional,
             }
             arrays = arrays or {
-                name: array(name, "uint8", [steps, *rows.shape[1:]], chunk)
+                name: array(name, rows.dtype.name, [steps, *rows.shape[1:]], chunk)
                 for name, rows in columns.items()
             }
             if strange := arrays.keys() ^ columns.keys():
@@ -454,7 +454,7 @@ def join_parts(
                     fix="make one store of each kind",
                 )
             for name, rows in columns.items():
-                arrays[name].append(rows)
+                write_rows(arrays[name], rows)
             write_rows(offset, done + episodes.offset[:-1])
             write_rows(mission, missions.rows(episodes.mission))
             write_rows(seed, episodes.seed)
@@ -501,7 +501,7 @@ def raw_array(
 ) -> ChunkFiles:
     """A new array of the group `folder`, codecs `[bytes, crc32c]`, whose rows are to be appended.
 
-    dtype        uint8, or a longer integer: then little-endian
+    dtype        uint8, or a longer number: then little-endian
     chunk_rows   rows in a chunk; only the first axis is cut
     """
     size = np.dtype(dtype).itemsize
@@ -513,8 +513,8 @@ def raw_array(
 
 
 def write_rows(files: ChunkFiles, rows: NDArray[Any]) -> None:
-    """Append rows of integers of any byte order."""
-    files.append(rows.astype(rows.dtype.newbyteorder("<")).view(np.uint8))
+    """Append rows of numbers of any byte order."""
+    files.append(rows.astype(rows.dtype.newbyteorder("<"), "C", copy=False).view(np.uint8))
 
 
 def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:

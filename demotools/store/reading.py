@@ -66,7 +66,7 @@ class Episodes:
     view: NDArray[np.uint8]
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
-    optional: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -86,7 +86,7 @@ class Episodes:
         view: NDArray[np.uint8],
         direction: NDArray[np.uint8],
         action: NDArray[np.uint8],
-        optional: Mapping[str, NDArray[np.uint8]],
+        optional: Mapping[str, NDArray[Any]],
     ) -> Episodes:
         """A single episode."""
         length, seeds = np.array([len(action)]), np.array([seed])
@@ -169,11 +169,11 @@ class StoreAttributes(BaseModel):
 class StepArray:
     """One step array of a store, mapped chunk file by chunk file, read-only.
 
-    chunks         uint8 [chunk_length, ...] each, the last cut to what is left
+    chunks         [chunk_length, ...] each, the last cut to what is left; uint8, rewards float32
     chunk_length   steps in every chunk but the last
     """
 
-    chunks: tuple[NDArray[np.uint8], ...]
+    chunks: tuple[NDArray[Any], ...]
     chunk_length: int
 
     @property
@@ -181,7 +181,7 @@ class StepArray:
         """[S, ...] over all chunks."""
         return (sum(map(len, self.chunks)), *self.chunks[0].shape[1:])
 
-    def span(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def span(self, start: int, stop: int) -> NDArray[Any]:
         """Steps [start, stop), a view of the map where one chunk holds them all.
 
         start, stop   0 <= start <= stop <= S
@@ -195,15 +195,15 @@ class StepArray:
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def take(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def take(self, index: NDArray[np.int64]) -> NDArray[Any]:
         """The steps of `index`, copied.
 
         index     int64 [...], 0 <= index < S
-        returns   uint8 [..., *step shape]
+        returns   [..., *step shape]
         """
         if len(self.chunks) == 1:
             return np.asarray(np.take(self.chunks[0], index, axis=0))
-        result = np.empty((*index.shape, *self.chunks[0].shape[1:]), dtype=np.uint8)
+        result = np.empty((*index.shape, *self.chunks[0].shape[1:]), self.chunks[0].dtype)
         number, row = np.divmod(index, self.chunk_length)
         for chunk in np.unique(number):
             chosen = number == chunk
@@ -981,10 +981,12 @@ _LAYOUTS = {
     "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
     "taken": _STEP,
     "subgoal": _STEP,
+    "reward": _Layout(("float32",)),
     LEVELS: _Layout(("uint8",)),
 }
-OPTIONAL = ("taken", "subgoal")
-"""The step arrays that a store may have and may lack: the action taken, the bot's subgoal."""
+OPTIONAL = ("taken", "subgoal", "reward")
+"""The step arrays that a store may have and may lack: the action taken, the bot's subgoal, and
+what the action brought."""
 
 
 def array_names(path: Path) -> list[str]:

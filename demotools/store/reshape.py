@@ -241,13 +241,20 @@ def _optional_arrays(stores: Sequence[Store]) -> list[str]:
                 path=store.path,
                 fix="leave it out, or make a store of its own of what has such views",
             )
+        if ("reward" in store.optional) != ("reward" in first.optional):
+            raise StoreError(
+                f"only one of this store and {first.name} has rewards, and unsolved episodes",
+                path=store.path,
+                fix="record one of them again, with or without --keep-failures",
+            )
     return [name for name in OPTIONAL if any(name in store.optional for store in stores)]
 
 
 def _with_arrays(episodes: Episodes, names: Sequence[str]) -> Episodes:
     """With these optional arrays: without noise the bot's action was taken; no subgoal is known."""
     otherwise = {"taken": episodes.action, "subgoal": np.zeros_like(episodes.action)}
-    optional = {name: episodes.optional.get(name, otherwise[name]) for name in names}
+    given = episodes.optional
+    optional = {name: given[name] if name in given else otherwise[name] for name in names}
     return replace(episodes, optional=optional)
 
 
@@ -271,6 +278,7 @@ class Conditions:
     actions            names of actions, each of which the expert takes
     seeds              `0:1000,5000`: ranges of environment seeds without their ends, single ones
     level              of a merged store
+    solved             whose last reward is over 0; without rewards, all are
     first, sample      so many of those that fit: the first, or a random choice
     seed               of that choice
     """
@@ -281,6 +289,7 @@ class Conditions:
     actions: tuple[str, ...] | None = None
     seeds: str | None = None
     level: str | None = None
+    solved: bool | None = None
     first: int | None = None
     sample: int | None = None
     seed: int | None = None
@@ -320,6 +329,8 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
         for span in _seed_ranges(wanted.seeds):
             fits |= (seeds >= span.start) & (seeds < span.stop)
         rows = rows[fits]
+    if wanted.solved and (rewards := store.optional.get("reward")):
+        rows = rows[rewards.take(store.episode_offset[rows + 1] - 1) > 0]
     for action in wanted.actions or ():
         rows = rows[_with_action(store, ACTIONS.index(action))[rows]]
     if wanted.sample is not None:

@@ -157,6 +157,7 @@ def _masks(store: Store) -> Check:
 
 def _ranges(store: Store) -> Check:
     arrays = {"action": store.action, "direction": store.direction, **store.optional}
+    arrays.pop("reward", None)
     limits = {name: store.value_limit(name) for name in arrays}
     if store.packed:
         arrays["view"], limits["view"] = store.view, EGOCENTRIC_CODES
@@ -167,6 +168,10 @@ def _ranges(store: Store) -> Check:
             problems += [
                 f"the {name} of step {start + row} is not in 0..{limit - 1}" for row in _rows(wrong)
             ]
+    if rewards := store.optional.get("reward"):
+        for start, some in _blocks(rewards):
+            wrong = ~((some >= 0) & (some <= 1))
+            problems += [f"the reward of step {start + row} is not in 0..1" for row in _rows(wrong)]
     optional = f"also {' and '.join(store.optional)}" if store.optional else ""
     return Check("actions, directions and cell codes in range", tuple(problems[:5]), optional)
 
@@ -270,7 +275,7 @@ def _rows(wrong: NDArray[np.bool_] | np.bool_) -> list[int]:
     return [int(row) for row in np.flatnonzero(wrong)[:5]]
 
 
-def _blocks(array: StepArray) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _blocks(array: StepArray) -> Iterator[tuple[int, NDArray[Any]]]:
     steps = array.shape[0]
     for start in range(0, steps, _STEPS_A_BLOCK):
         yield start, array.span(start, min(start + _STEPS_A_BLOCK, steps))

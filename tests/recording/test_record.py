@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
@@ -17,8 +19,11 @@ from demotools.errors import LevelError, ManifestError, SettingsError, StoreErro
 from demotools.recording.bot import Episode, Failure, Style, random_actions, record_episode
 from demotools.recording.environment import make_environment
 from demotools.recording.record import Recording, generate, planned_recording
+from demotools.recording.replay import replay_check
 from demotools.store.reading import Store, open_store
+from demotools.store.verify import verify_store
 from demotools.workers.processes import bounded_workers, processor_count
+from tests.store.test_verify import edit_array
 
 START = "from demotools.cli import main; main()"
 
@@ -343,3 +348,31 @@ def test_noise_and_subgoals_are_shown_and_belong_together(noisy: Store) -> None:
     wrong = CliRunner().invoke(main, ["generate", "GoToObj", "-n", "1", "--burst", "3"])
     assert wrong.exit_code == 2
     assert "--burst needs --noise" in wrong.output
+
+
+def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
+    """On seed 6 the bot plans for ever, after some steps."""
+    path = tmp_path / "GoToImpUnlock.zarr"
+    plan = planned_recording("GoToImpUnlock", 9, style=Style(failures=True))
+    recorded = generate(plan, path, workers=1, quiet=True)
+    assert recorded.failures == {"replan limit": 1}
+    assert "not solved 1 seeds: replan limit" in recorded.text()
+    store = open_store(path)
+    assert store.episode_seed.tolist() == list(range(9))
+    reward = store.optional["reward"].span(0, store.steps)
+    environment = make_environment("GoToImpUnlock", stock=True)
+    for episode in store:
+        environment.reset(seed=episode.seed)
+        received = [environment.step(action)[1] for action in episode.actions.tolist()]
+        start, stop = store.bounds(episode.number)
+        assert reward[start:stop].tolist() == np.array(received, np.float32).tolist()
+        assert (reward[stop - 1] > 0) == (episode.seed != 6)
+    assert np.array_equal(np.array(zarr.open_array(path / "reward", mode="r")), reward)
+    checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
+    assert all(check.passed for check in checks) and checks[-1].note.startswith("9 of 9")
+    edit_array(path, "reward", lambda values: values.__setitem__(2, 0.5))
+    checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
+    assert checks[-1].problems == ("episode 0, step 2: the reward is 0.5, 0 was received",)
+    edit_array(path, "reward", lambda values: values.__setitem__(2, np.nan))
+    failed = [check for check in verify_store(path, quiet=True) if not check.passed]
+    assert failed[0].problems == ("the reward of step 2 is not in 0..1",)

@@ -324,3 +324,14 @@ def test_a_million_episodes_are_merged_and_split_in_bounded_memory(tmp_path: Pat
     peaks = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.endswith(" MB")]
     assert len(peaks) == 3
     assert max(peaks) <= 400
+
+
+def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_path: Path) -> None:
+    for name, style in (("all", Style(failures=True)), ("plain", Style())):
+        recording = planned_recording("GoToImpUnlock", 2, first_seed=5, style=style)
+        generate(recording, tmp_path / f"{name}.zarr", workers=1, quiet=True)
+    assert run(tmp_path, "select", "all", "--solved", "-o", "solved")["episodes"] == 1
+    solved = good(tmp_path / "solved.zarr")
+    assert solved.episode_seed.tolist() == [5]
+    assert solved.optional["reward"].span(0, solved.steps).max() > 0
+    assert "unsolved episodes" in refused(tmp_path, "merge", "all", "plain")
