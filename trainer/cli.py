@@ -116,7 +116,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write the run to this folder [default: runs/NAME].",
+    help="Write the run to this folder [default: runs/NAME, and what --set changes].",
 )
 @click.option(
     "--set",
@@ -195,13 +195,17 @@ def run(
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
     log_to_stderr(log_level)
+    from trainer.run.folder import refuse_early
+
+    common: dict[str, Any] = {"overrides": overrides, "tiny": tiny, "data_dir": data}
+    common |= {"init_from": init_from}
+    refuse_early(recipe, **common, output=output, new=not (dry_run or resume or overwrite))
     _load_torch()
     from trainer.report.plot import LiveCurve, drawn_curve
     from trainer.run.session import Stopped, train
     from trainer.run.session import dry_run as described
 
-    common: dict[str, Any] = {"overrides": overrides, "tiny": tiny, "trust": trust}
-    common |= {"data_dir": data, "workers": workers, "init_from": init_from}
+    common |= {"trust": trust, "workers": workers}
     if dry_run:
         click.echo(described(recipe, **common), nl=False)
         return

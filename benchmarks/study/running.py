@@ -16,7 +16,8 @@ from experiments import Experiment, recorded
 from demotools.store.reading import open_store
 from trainer.acting.evaluate import evaluate_policy
 from trainer.acting.policy import NetworkPolicy
-from trainer.run.checkpoint import FILE_NAME, read_checkpoint
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 from trainer.run.log import read_log
 from trainer.run.state import HoldOut
 

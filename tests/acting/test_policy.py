@@ -13,7 +13,8 @@ from demotools.errors import CheckpointError, DemotoolsError, LevelError
 from demotools.recording.environment import make_environment
 from trainer.acting.policy import NetworkPolicy, tokenised
 from trainer.learning.networks.small import SmallNetwork
-from trainer.run.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from trainer.run.checkpoint import read_checkpoint, write_checkpoint
+from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 from trainer.settings.models import read_settings, toml_of
 
 

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 
 from demotools.errors import CheckpointError
 from trainer.cli import main
-from trainer.run.checkpoint import FILE_NAME, read_checkpoint
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 
 Content = dict[str, Any]
 RECIPE = ("ppo", "--tiny", "-m", "1", "-q", "--set", "run.device=cpu")

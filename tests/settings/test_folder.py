@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trainer.cli import main
-from trainer.run.checkpoint import FILE_NAME, REPLACED, read_checkpoint
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
+from trainer.run.folder import REPLACED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = ("run", "ppo", "--tiny", "-m", "1", "-q", "-o", "run", "--set", "run.device=cpu")

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 import trainer
 from demotools.errors import CheckpointError, SettingsError
 from trainer.cli import main
-from trainer.run.checkpoint import FILE_NAME, read_checkpoint
+from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 from trainer.settings.models import parsed_settings, read_settings
 from trainer.settings.user_code import foreign_names
 

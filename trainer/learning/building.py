@@ -16,6 +16,7 @@ whole is compiled again for each. docs/networks.md has what the parts gain.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shutil
@@ -41,10 +42,22 @@ _TRIED_STEPS = 1000
 _HARMLESS_OPTIONS = {"betas", "eps", "weight_decay", "momentum", "amsgrad"}
 SCHEDULES = ("constant", "linear", "cosine")
 
+
+def _uncompiled(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """The same optimizer without torch's compiler, which takes longer to load than torch itself.
+
+    torch loads it at the first call of these methods, only to say that it shall not compile them.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**methods, "step": step, "__doc__": kind.__doc__})
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+    "adam": _uncompiled(torch.optim.Adam),
+    "adamw": _uncompiled(torch.optim.AdamW),
+    "sgd": _uncompiled(torch.optim.SGD),
 }
 
 

@@ -26,7 +26,7 @@ from demotools.recording.environment import Environment, observed_cells
 from trainer.acting.evaluate import check_episodes
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import check_playable
-from trainer.run.checkpoint import read_checkpoint
+from trainer.run.checkpoint import named_checkpoint
 from trainer.run.success import environment_of
 from trainer.settings.models import LEVELS, Settings
 from trainer.settings.user_code import made_environment
@@ -105,13 +105,13 @@ def watched_episodes(
     first_seed   of the environments: episode e has the seed `first_seed + e`
     sample       draw actions, as `trainer evaluate --sample` does; else the most probable ones
     worst        of at least a hundred episodes, those that went worst, the worst first
-    trust        whether code that its settings name is run; see `read_checkpoint`
+    trust        whether code that its settings name is run; see `named_checkpoint`
 
     CheckpointError   the checkpoint cannot be read, or has not learned a word of a mission
     LevelError        the level has no environment, or its views do not pack
     """
     check_episodes(episodes)
-    saved = read_checkpoint(checkpoint, trust=trust)
+    saved = named_checkpoint(checkpoint, trust=trust)
     settings = saved.parsed()
     level, make = level or settings.run.level, environment_of(settings)
     if make == LEVELS:

@@ -16,20 +16,16 @@ from typing import IO, Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from demotools.errors import CheckpointError, SettingsError, from_os_error
 from demotools.output import open_regular, written_whole
 from trainer.learning.building import NETWORKS, build_network
+from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED
 from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
-from trainer.settings.user_code import check_trusted
+from trainer.settings.user_code import check_trusted, search_noted_folders
 
 FORMAT = 1
-FILE_NAME = "last.pt"
-BEST = "best.pt"
-FAILED = "failed.pt"
-REPLACED = ".replaced"
-"""Where the files of a run wait until the run that replaces it has a checkpoint."""
-_COPIES = "after-*.pt"
 _MISFITS = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
 """What torch's and our own `load_state` raise on state of another shape."""
 
@@ -85,7 +81,11 @@ class Checkpoint:
         """
         if named.type not in NETWORKS:
             return
-        with torch.device("meta"), fitting(self.path, f"the network `{named.type}`"):
+        with (
+            torch.device("meta"),
+            _NoInitialisation(),
+            fitting(self.path, f"the network `{named.type}`"),
+        ):
             network = build_network(named.type, named.options, len(self.words))
         if what := self._wrong_shape(network):
             raise _misfit(self.path, f"{self._not_fitting()}: {what}")
@@ -112,6 +112,17 @@ class Checkpoint:
         except _MISFITS as error:
             what = self._wrong_shape(network) or _first_line(error)
             raise _misfit(self.path, f"{self._not_fitting()}: {what}") from error
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Inside, weights get no first values; without memory they need torch's compiler for them."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return {**dict(zip(["tensor"], args, strict=False)), **(kwargs or {})}["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 class _Content(BaseModel):
@@ -181,12 +192,12 @@ def keep_checkpoints(folder: Path, count: int, updates: int) -> None:
 
     DemotoolsError  the disk is full or cannot be written
     """
-    newest = folder / FILE_NAME
+    newest = folder / CHECKPOINT_FILE
     try:
         if count > 1:
-            _copy(newest, folder / _COPIES.replace("*", f"{updates:010}"))
+            _copy(newest, folder / COPIES.replace("*", f"{updates:010}"))
             # the newest is there twice, under both names
-            for old in sorted(folder.glob(_COPIES))[:-count]:
+            for old in sorted(folder.glob(COPIES))[:-count]:
                 old.unlink()
     except OSError as error:
         raise from_os_error(error, folder) from error
@@ -202,6 +213,18 @@ def _copy(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
+def named_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
+    """A checkpoint, or the folder of a run, that a user names to play; see `read_checkpoint`.
+
+    trust   whether code that its settings name may be run, which also is looked for where its run
+            found it
+    """
+    checkpoint = read_checkpoint(path, trust=trust)
+    if trust:
+        search_noted_folders(checkpoint.path.parent)
+    return checkpoint
+
+
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     """A checkpoint, by its file or the folder of its run.
 
@@ -215,8 +238,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     """
     file = path
     if path.is_dir():
-        file = path / FILE_NAME
-        replaced = path / REPLACED / FILE_NAME
+        file = path / CHECKPOINT_FILE
+        replaced = path / REPLACED / CHECKPOINT_FILE
         file = replaced if replaced.exists() and not file.exists() else file
     if not file.exists():
         raise CheckpointError(

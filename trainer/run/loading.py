@@ -84,9 +84,9 @@ def load_policy(
             )
             done = terminated or truncated
     """
-    from trainer.run.checkpoint import read_checkpoint
+    from trainer.run.checkpoint import named_checkpoint
 
-    saved = read_checkpoint(Path(checkpoint), trust=trust)
+    saved = named_checkpoint(Path(checkpoint), trust=trust)
     return LoadedPolicy(saved.network().to(device), saved.words, saved.settings, sample=sample)
 
 

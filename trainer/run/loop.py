@@ -22,7 +22,7 @@ from trainer.acting.collect import Collector, minibatches
 from trainer.batch import Batch
 from trainer.learning.building import clip_gradients
 from trainer.learning.losses import Loss, LossResult, kl_targets, weighted_sum
-from trainer.run.checkpoint import FILE_NAME
+from trainer.run.folder import CHECKPOINT_FILE
 from trainer.run.log import Group, Stopwatch, resident_mib, return_memory
 from trainer.run.resume import copied, save, save_best, save_failed, state_of, write_state
 from trainer.run.state import (
@@ -194,7 +194,7 @@ def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
     except Exception as error:
         if before is not None:
             try:
-                write_state(run, FILE_NAME, before)
+                write_state(run, CHECKPOINT_FILE, before)
                 kept = f"what was learned is saved, and goes on with --resume: {run.folder}"
             except (DemotoolsError, MemoryError) as another:
                 kept = f"what was learned could not be saved: {another}"

@@ -17,15 +17,13 @@ from demotools.errors import CheckpointError
 from trainer.learning.building import spans_run
 from trainer.learning.losses import held_by, loss_states, loss_weights
 from trainer.run.checkpoint import (
-    BEST,
-    FAILED,
-    FILE_NAME,
     Checkpoint,
     fitting,
     keep_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
+from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
 from trainer.run.state import Progress, Run, Stage, is_finished, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
 
@@ -71,9 +69,9 @@ def save(run: Run, stage: Stage) -> None:
         save_best(run, stage)
     state = state_of(run, stage)
     if run.team.writes:
-        write_state(run, FILE_NAME, state)
+        write_state(run, CHECKPOINT_FILE, state)
         keep_checkpoints(run.folder, run.settings.run.keep, run.progress.updates)
-        _log.debug("saved after %d updates: %s", run.progress.updates, run.folder / FILE_NAME)
+        _log.debug("saved after %d updates: %s", run.progress.updates, run.folder / CHECKPOINT_FILE)
         run.on_save(run.folder)
 
 
@@ -271,7 +269,6 @@ def _damaged(checkpoint: Checkpoint, why: str) -> CheckpointError:
 
 
 # What changes nothing that the weights are made of.
-_HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
 
 
 def resumed_settings(
@@ -294,7 +291,7 @@ def resumed_settings(
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     lines, grown = _growth(checkpoint, settings)
     changed = [key for key in changed if not key.startswith(grown)]
-    grave = [key for key in changed if not key.startswith(_HARMLESS)]
+    grave = [key for key in changed if not key.startswith(HARMLESS)]
     if grave or (changed and not forced):
         keys = ", ".join(f"`{key}`" for key in grave or changed)
         raise CheckpointError(

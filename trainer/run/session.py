@@ -19,9 +19,17 @@ from trainer.data.sources import StageSources, mixture_lines, stage_sources
 from trainer.learning.building import NETWORKS, build_losses, build_network
 from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
-from trainer.run.checkpoint import BEST, FAILED, REPLACED, Checkpoint, read_checkpoint
-from trainer.run.checkpoint import FILE_NAME as CHECKPOINT_FILE
+from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.cost import duration, expected_cost
+from trainer.run.folder import (
+    CHECKPOINT_FILE,
+    FAILED,
+    REPLACED,
+    check_free,
+    has_checkpoint,
+    left_by_a_run,
+    run_folder,
+)
 from trainer.run.initial import (
     initial_checkpoint,
     initial_place,
@@ -29,9 +37,7 @@ from trainer.run.initial import (
     network_of,
     take_weights,
 )
-from trainer.run.log import BOARD_FOLDER, EVALUATIONS_FILE, WANDB_ID, weights_and_biases
-from trainer.run.log import CURVE_FILE as PLOT_FILE
-from trainer.run.log import FILE_NAME as LOG_FILE
+from trainer.run.log import weights_and_biases
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
@@ -52,6 +58,8 @@ from trainer.settings.user_code import (
     check_trusted,
     foreign_names,
     made_environment,
+    recipe_note,
+    search_noted_folders,
     search_recipe_folders,
 )
 from trainer.team import (
@@ -61,12 +69,6 @@ from trainer.team import (
     limit_threads,
     processors_each,
     stop_request,
-)
-
-_FILES = (
-    # the checkpoint first: it is the sign that a run has something to lose
-    *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, "after-*.pt"),
-    *(LOG_FILE, EVALUATIONS_FILE, PLOT_FILE, BOARD_FOLDER, WANDB_ID),
 )
 
 
@@ -101,11 +103,12 @@ def train(
     """Train by these settings; the folder of the run, with its checkpoint, log and settings.
 
     settings         a recipe's path or name, or what stands in one as a dict or an object
-    output           the folder; None: runs/NAME
+    output           the folder; None: runs/NAME, and what the overrides change
     overrides        `a.b=value` each, of a recipe
     tiny             whether the recipe's own [tiny] overrides come first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
-    workers          processes of environments; None: one per processor, at most one per environment
+    workers          processes of environments; None: one per processor, at most one an environment;
+                     `tiny`: none but this
     init_from        begin with the weights of this checkpoint, or folder of a run
     resume           go on from the checkpoint in the folder; "auto": where there is one
     force_settings   resume although settings changed, where that is harmless
@@ -127,14 +130,23 @@ def train(
     """
     data = data_folder(Path(data_dir) if data_dir is not None else None)
     asked = _asked_for(settings, overrides, tiny, trust, init_from)
-    folder = Path(output) if output is not None else Path("runs") / asked.run.name
+    folder = run_folder(
+        asked.run.name,
+        overrides,
+        tiny=tiny,
+        init_from=init_from,
+        output=output,
+        resume=resume is True,
+    )
     # a run that goes on has the weights, the network and the words that it was begun with
-    begun = read_checkpoint(folder, trust=True) if resume and _has_checkpoint(folder) else None
+    begun = read_checkpoint(folder, trust=True) if resume and has_checkpoint(folder) else None
     initial = _initial(asked) if begun is None else None
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
     with joined_team(chosen.run.device) as team:
         if quiet or not team.writes:
             say = _silence
+        # to start processes takes longer than all that is tiny
+        workers = 1 if tiny and workers is None else workers
         run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
         run.on_save = on_save
         lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
@@ -156,7 +168,7 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
     with open_log(run), stop_request() as stop:
         if run.team.writes:
             with written_whole(run.folder / SETTINGS_FILE) as stream:
-                stream.write(toml_of(run.settings).encode())
+                stream.write((recipe_note(run.settings) + toml_of(run.settings)).encode())
         if checkpoint is not None:
             restore(run, checkpoint)
         run_stages(run, stop)
@@ -220,6 +232,8 @@ def _asked_for(
         if path.name == SETTINGS_FILE:
             check_trusted(settings, path, trust=trust)
         search_recipe_folders([str(path.resolve().parent)])
+        if trust:
+            search_noted_folders(path.parent)
     name = str(init_from) if init_from is not None else settings.run.init_from
     if name is None:
         return settings
@@ -321,15 +335,6 @@ def _check_environments(settings: Settings, workers: int | None, team: Team) -> 
     environment.close()
 
 
-def _left_by_a_run(folder: Path) -> list[Path]:
-    return [path for name in _FILES for path in folder.glob(name)]
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    """Whether a run can go on from here, perhaps one whose replacement has none yet."""
-    return any((place / CHECKPOINT_FILE).is_file() for place in (folder, folder / REPLACED))
-
-
 def _checkpoint_to_resume(folder: Path) -> Checkpoint:
     if not (folder / CHECKPOINT_FILE).is_file():
         raise CheckpointError(
@@ -337,7 +342,7 @@ def _checkpoint_to_resume(folder: Path) -> Checkpoint:
             path=folder / CHECKPOINT_FILE,
             fix="give --resume=auto, or --overwrite in place of --resume: the run ended before its "
             "first checkpoint"
-            if _left_by_a_run(folder)
+            if left_by_a_run(folder)
             else "drop --resume to begin the run, or name the folder of the run with -o",
         )
     # what runs is named by the recipe; `resumed_settings` refuses a checkpoint that names others
@@ -351,7 +356,7 @@ def _claimed(
     """The folder of a run, in order and nobody else's inside; the checkpoint to resume from."""
     folder = run.folder
     if resume == "auto":
-        resume = run.team.gathered(_has_checkpoint(folder))[0]
+        resume = run.team.gathered(has_checkpoint(folder))[0]
         overwrite = not resume  # what ended before its first checkpoint is begun again
     if resume and not folder.is_dir():
         _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
@@ -383,17 +388,11 @@ def _emptied(folder: Path, *, overwrite: bool) -> Iterator[None]:
 
     Only what a run writes is ever moved or removed.
     """
-    existing = _left_by_a_run(folder)
-    if existing and not overwrite:
-        what = "there is a run in this folder already"
-        fix = "add --resume to go on with it, --overwrite to replace it"
-        if not (folder / CHECKPOINT_FILE).exists():
-            what = "a run ended in this folder before its first checkpoint"
-            fix = "add --resume=auto or --overwrite to begin it again"
-        raise SettingsError(what, path=folder, fix=f"{fix}, or name another folder with -o")
+    if not overwrite:
+        check_free(folder)
     try:
         try:
-            for path in existing:
+            for path in left_by_a_run(folder):
                 (folder / REPLACED).mkdir(exist_ok=True)
                 path.rename(folder / REPLACED / path.name)
         except OSError as error:
@@ -472,16 +471,7 @@ def resolved(
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
     """The stores of all stages, by name; StoreError where one is missing or damaged."""
-    names = [
-        store.name
-        for stage in settings.stages
-        if stage.off_policy
-        for store in stage.off_policy.store
-    ]
-    for stage in settings.stages:
-        if stage.early_stopping and stage.early_stopping.hold_out:
-            names.append(stage.early_stopping.hold_out)
-    return {name: open_store(store_path(name, folder)) for name in dict.fromkeys(names)}
+    return {name: open_store(store_path(name, folder)) for name in settings.store_names()}
 
 
 def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:

@@ -165,7 +165,9 @@ def new_run(
     SettingsError  a network, loss, optimizer or schedule does not exist or refuses its keys, or
                    no episode fits a filter
     """
-    torch.use_deterministic_algorithms(settings.run.deterministic)
+    if settings.run.deterministic != torch.are_deterministic_algorithms_enabled():
+        # it loads torch's compiler, which takes as long as all else: not without need
+        torch.use_deterministic_algorithms(settings.run.deterministic)
     torch.manual_seed(settings.run.seed)
     network = build_network(settings.model.type, settings.model.options, len(words))
     network.to(settings.run.device)

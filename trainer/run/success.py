@@ -18,7 +18,7 @@ from demotools.errors import DemotoolsError, SettingsError, from_os_error
 from trainer.acting.evaluate import Evaluation, evaluate_policy
 from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
 from trainer.acting.vector import check_playable
-from trainer.run.checkpoint import Checkpoint, read_checkpoint
+from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.log import EVALUATIONS_FILE, FILE_NAME, appended, evaluation_group
 from trainer.run.state import Progress, Run, Stage
 from trainer.settings.models import LEVELS, Device, Settings
@@ -109,7 +109,7 @@ def measured_success(
     returns      the figures, and what there is to say of them
     """
     limit_threads()
-    saved = read_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
+    saved = named_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
     policy: Policy | Literal["bot"]
     if reference is not None:
         policy = "bot" if reference == "bot" else RandomPolicy()

@@ -311,6 +311,15 @@ class Settings(_Frozen):
     stages: Annotated[tuple[StageSettings, ...], Field(min_length=1)]
     evaluation: EvaluationSettings | None = None
 
+    def store_names(self) -> list[str]:
+        """The stores that the stages play, and those that they watch, each once."""
+        names = []
+        for stage in self.stages:
+            names += [store.name for store in stage.off_policy.store] if stage.off_policy else []
+            watched = stage.early_stopping and stage.early_stopping.hold_out
+            names += [watched] if watched else []
+        return list(dict.fromkeys(names))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for number, stage in enumerate(self.stages):

@@ -18,13 +18,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import gymnasium
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
-from demotools.recording.environment import Environment, make_environment
+from demotools.output import open_regular
 from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, setting_leaves
+
+if TYPE_CHECKING:
+    from demotools.recording.environment import Environment
 
 T = TypeVar("T")
 FOREIGN = (Exception, SystemExit)
@@ -34,6 +35,7 @@ GYMNASIUM = "gymnasium:make"
 """What makes any environment that gymnasium knows, by its id."""
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRScheduler"}
+_NOTE = "# its modules lie in: "
 _recipe_folders: list[str] = []
 
 
@@ -219,6 +221,26 @@ def search_recipe_folders(folders: list[str]) -> None:
     _recipe_folders[:] = folders
 
 
+def recipe_note(settings: Settings) -> str:
+    """Comments for a run's settings.toml: where modules beside the recipe lie that it names."""
+    folders = recipe_folders() if foreign_names(settings) else []
+    return "".join(f"{_NOTE}{folder}\n" for folder in folders if folder.isprintable())
+
+
+def search_noted_folders(run: Path) -> None:
+    """Look for modules also where the settings.toml in the folder of a trusted run says they lie.
+
+    So they are found from any working directory.
+    """
+    try:
+        with open_regular(run / SETTINGS_FILE) as stream:
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except DemotoolsError:
+        return  # a checkpoint that was moved: the working directory is left
+    noted = [line.removeprefix(_NOTE) for line in lines if line.startswith(_NOTE)]
+    _recipe_folders.extend(folder for folder in noted if folder not in _recipe_folders)
+
+
 def _imported(key: str, name: str) -> Any:
     """What `package.module:Name` names; SettingsError where there is no such module or name."""
     module, _, attributes = name.partition(":")
@@ -267,9 +289,6 @@ def told(error: BaseException) -> str:
     return f"{text} ({file.name}, line {frames[-1].lineno})"
 
 
-_OURS: dict[str, Callable[[str], object]] = {LEVELS: make_environment, GYMNASIUM: gymnasium.make}
-
-
 def made_environment(make: str, level: str) -> Environment:
     """The environment of a level.
 
@@ -278,8 +297,14 @@ def made_environment(make: str, level: str) -> Environment:
     SettingsError  there is no such function, or it gives something else
     LevelError     it knows no such level
     """
+    # only here: what never plays does not wait for minigrid
+    import gymnasium
+
+    from demotools.recording.environment import make_environment
+
     key = "on_policy.environment"
-    maker: Callable[[str], object] = find(key, make, _OURS)
+    ours: dict[str, Callable[[str], object]] = {LEVELS: make_environment, GYMNASIUM: gymnasium.make}
+    maker = find(key, make, ours)
     try:
         with users_code(key, make):
             environment = maker(level)

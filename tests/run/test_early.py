@@ -1,0 +1,143 @@
+"""What is refused before torch is loaded, and where a run lies that was not told where to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trainer.cli import main
+from trainer.run.folder import run_folder
+from trainer.settings.models import read_settings, toml_of
+from trainer.settings.user_code import foreign_names
+
+PARTS = """
+from trainer.learning.networks.small import SmallNetwork
+
+class Mine(SmallNetwork):
+    pass
+"""
+
+
+def typed(*arguments: str) -> Result:
+    """What the command line says where torch cannot be loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        return CliRunner().invoke(main, [*arguments])
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
+
+
+def run_that_lies_there() -> None:
+    Path("runs/BabyAIGoToObjPPO").mkdir(parents=True)
+    Path("runs/BabyAIGoToObjPPO/last.pt").touch()
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("run nosuch", "there is no such recipe"),
+        ("run ppo --set run.seedd=1", "unknown key `run.seedd`"),
+        ("run ppo", "there is a run in this folder already"),
+        ("run bc_small_cpu --dry-run", "there is no such demo store"),
+        ("run bc_1000_demos", "there is no such demo store"),
+    ],
+)
+def test_what_cannot_begin_is_refused_before_torch_is_loaded(command: str, what: str) -> None:
+    run_that_lies_there()
+    result = typed(*command.split())
+    assert result.exit_code == 1
+    assert what in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--overwrite", "--resume", "--tiny", "-o other"])
+def test_a_run_that_lies_there_hinders_no_other(option: str) -> None:
+    run_that_lies_there()
+    assert "torch is not installed" in typed("run", "ppo", *option.split()).stderr
+
+
+def test_of_processes_that_train_together_only_the_first_asks_for_an_empty_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_that_lies_there()
+    monkeypatch.setenv("RANK", "1")
+    assert "torch is not installed" in typed("run", "ppo").stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "boss"),
+        (["optimizer.lr=1e-3", "run.seed = 3"], "boss,lr=1e-3,seed=3"),
+        (["run.seed=3", "run.seed=4"], "boss,seed=4"),
+        (
+            ["stages.0.repeats=2", "stages.1.repeats=3"],
+            "boss,stages.0.repeats=2,stages.1.repeats=3",
+        ),
+        (["stages.0.off_policy.augment=['mirror', 'retype']"], "boss,augment=mirror_retype"),
+        (["optimizer.max_grad_norm="], "boss,max_grad_norm="),
+        (["run.wandb=babyai", "evaluation.episodes=10", "run.keep=2"], "boss"),
+        (["run.name=boss", "run.seed=3"], "boss"),
+        (["stages.0.off_policy.store=../../elsewhere/x.zarr"], "boss,store=.._.._elsewhere_x.zarr"),
+    ],
+)
+def test_variants_of_a_recipe_lie_side_by_side(overrides: list[str], name: str) -> None:
+    assert run_folder("boss", overrides) == Path("runs", name)
+
+
+def test_the_order_of_overrides_makes_no_other_folder_and_many_make_a_short_name() -> None:
+    many = [f"optimizer.option_of_the_optimizer_{number}={number}" for number in range(20)]
+    first, second = run_folder("boss", many, tiny=True), run_folder("boss", [*many, "run.seed=2"])
+    assert first != second
+    assert max(len(first.name), len(second.name)) < 40
+    two = ["run.seed=3", "optimizer.lr=1"]
+    assert run_folder("boss", two) == run_folder("boss", two[::-1])
+
+
+@pytest.mark.slow
+def test_a_module_beside_the_recipe_is_found_from_any_working_directory(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipes" / "mine.toml"
+    recipe.parent.mkdir()
+    settings = read_settings("ppo", ["model.type=beside:Mine", "run.device=cpu"], tiny=True)
+    assert foreign_names(settings)
+    recipe.write_text(toml_of(settings), "utf-8")
+    (recipe.parent / "beside.py").write_text(PARTS, "utf-8")
+
+    def trainer(folder: str, *arguments: str) -> str:
+        Path(folder).mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments, "-m", "1", "-q"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout + done.stderr
+
+    trainer("a", "run", str(recipe), "-o", str(tmp_path / "run"))
+    assert "not imported" in trainer("b", "evaluate", str(tmp_path / "run"), "--episodes", "2")
+    told = trainer("b", "evaluate", str(tmp_path / "run"), "--episodes", "2", "--trust")
+    assert "of 2 episodes" in told
+    again = trainer("b", "run", str(tmp_path / "run" / "settings.toml"), "--trust", "-o", "again")
+    assert again == "" and Path("b/again/last.pt").exists()
+
+
+@pytest.mark.slow
+def test_neither_training_nor_evaluation_loads_torchs_compiler() -> None:
+    program = (
+        "import sys, trainer\n"
+        "from trainer.run.session import measured_success\n"
+        "folder = trainer.train('ppo', tiny=True, overrides=['run.device=cpu'], quiet=True)\n"
+        "measured_success(folder, None, None, 1, 1, quiet=True)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -1,0 +1,132 @@
+"""The folder of a run, by name and content, and what is refused before torch is loaded.
+
+Loading torch takes longer than all of this: a wrong name is told at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from demotools.errors import SettingsError
+from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, WANDB_ID
+from trainer.run.log import FILE_NAME as LOG_FILE
+from trainer.settings.models import SETTINGS_FILE, Settings, read_settings
+
+CHECKPOINT_FILE = "last.pt"
+BEST = "best.pt"
+FAILED = "failed.pt"
+COPIES = "after-*.pt"
+REPLACED = ".replaced"
+"""Where the files of a run wait until the run that replaces it has a checkpoint."""
+FILES = (
+    # the checkpoint first: it is the sign that a run has something to lose
+    *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, COPIES),
+    *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, WANDB_ID),
+)
+HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
+"""How the settings begin on which no weight depends."""
+_LONGEST_NAME = 120
+
+
+def run_folder(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    tiny: bool = False,
+    init_from: Path | str | None = None,
+    output: Path | str | None = None,
+    resume: bool = False,
+) -> Path:
+    """`runs/NAME`; what `--set` changes is part of the name, so that variants lie side by side.
+
+    name     `run.name`: where an override gives it, that is the whole name
+    output   where it shall be; None: under `runs`
+    resume   the changes may be those of a plan that has grown, of the run without them
+
+    >>> run_folder("boss", ["run.seed=3", "optimizer.lr=1e-3", "run.keep=2"]).as_posix()
+    'runs/boss,lr=1e-3,seed=3'
+    >>> run_folder("boss", ["run.name=boss"], tiny=True).as_posix()
+    'runs/boss,tiny'
+    """
+    if output is not None:
+        return Path(output)
+    overrides = [*overrides, *([f"run.init_from={init_from}"] if init_from is not None else [])]
+    pairs = [[part.strip() for part in text.partition("=")] for text in overrides]
+    values = {key: value for key, _equals, value in pairs}
+    parts = []
+    if "run.name" not in values:
+        ends = [key.rpartition(".")[2] for key in values]
+        for key, value in values.items():
+            end = key.rpartition(".")[2]
+            if not key.startswith(HARMLESS):
+                plain = re.sub(r"[^\w.+-]+", "_", value).strip("_")
+                parts.append(f"{end if ends.count(end) == 1 else key}={plain}")
+    whole = ",".join([name, *sorted(parts), *(["tiny"] if tiny else [])])
+    if len(whole.encode()) > _LONGEST_NAME and len(whole) > len(name):
+        digest = hashlib.sha256("\0".join(sorted(overrides)).encode()).hexdigest()
+        whole = f"{name},{digest[:8]}" + (",tiny" if tiny else "")
+    begun = run_folder(name, tiny=tiny) if overrides and resume else None
+    folder = Path("runs") / whole
+    return begun if begun and has_checkpoint(begun) and not folder.exists() else folder
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from here, perhaps one whose replacement has none yet."""
+    return any((place / CHECKPOINT_FILE).is_file() for place in (folder, folder / REPLACED))
+
+
+def left_by_a_run(folder: Path) -> list[Path]:
+    """What a run has written into a folder."""
+    return [path for name in FILES for path in folder.glob(name)]
+
+
+def check_free(folder: Path) -> None:
+    """SettingsError where there is a run in the folder."""
+    if not left_by_a_run(folder):
+        return
+    what = "there is a run in this folder already"
+    fix = "add --resume to go on with it, --overwrite to replace it"
+    if not has_checkpoint(folder):
+        what = "a run ended in this folder before its first checkpoint"
+        fix = "add --resume=auto or --overwrite to begin it again"
+    raise SettingsError(what, path=folder, fix=f"{fix}, or name another folder with -o")
+
+
+def refuse_early(
+    recipe: str,
+    *,
+    overrides: Sequence[str] = (),
+    tiny: bool = False,
+    data_dir: Path,
+    output: Path | None = None,
+    init_from: str | None = None,
+    new: bool = True,
+) -> None:
+    """Refuse, before torch is loaded, what could not begin anyway.
+
+    new   whether the run must find its folder empty
+
+    SettingsError  of the recipe; there is a run in the folder
+    StoreError     a store is missing or damaged
+    """
+    settings = read_settings(recipe, overrides, tiny=tiny)
+    # of the processes that train together the others may see what the first has begun to write
+    if new and os.environ.get("RANK", "0") == "0":
+        name = settings.run.name
+        check_free(run_folder(name, overrides, tiny=tiny, init_from=init_from, output=output))
+    _check_stores(settings, data_dir)
+
+
+def _check_stores(settings: Settings, folder: Path) -> None:
+    from demotools.store.reading import open_store, store_path  # half of what this module loads
+
+    level = settings.run.level
+    for name in settings.store_names():
+        if name != "auto":
+            open_store(store_path(name, folder))
+        elif not store_path(f"{level}-small", folder).exists():
+            open_store(store_path(level, folder))
