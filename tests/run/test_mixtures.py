@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hypothesis import given
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.store.reading import open_store
 from tests.conftest import build_store, make_episodes
+from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels
 from trainer.cli import main
 from trainer.data.own_iterator import OwnIterator
 from trainer.run.checkpoint import read_checkpoint
-from trainer.settings.models import Named, parsed_settings, read_settings, toml_of
+from trainer.run.log import read_log
+from trainer.settings.models import LevelSettings, Named, parsed_settings, read_settings, toml_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
 EXACT = ("--tiny", "--set", "evaluation=", "--set", "on_policy=", "-m", "1")
@@ -311,3 +316,97 @@ def test_what_an_iterator_would_leave_out_is_refused(run: Callable[..., Result],
     result = run("a", *EXACT, *given, "--set", f"stages.0.off_policy.{more}")
     assert result.exit_code == 1
     assert ("filter them there" if "store" in more else "do it in yours") in result.output
+
+
+PLAIN = ("--set", "stages.0.off_policy.augment=[]")
+LEVELS = "run.level=[{name='GoToLocal', proportion=2}, 'PickupLoc', 'GoToObj']"
+
+
+@pytest.mark.slow
+def test_several_levels_train_in_proportion_resume_and_are_measured_one_by_one(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    line = (
+        *("--tiny", "--set", LEVELS, *SMALL, "--set", "stages.0.off_policy.store=auto", "-m", "1"),
+        *PLAIN,
+        *("--set", "evaluation.episodes=3"),
+    )
+    result = run("whole", *line)
+    assert result.exit_code == 0, result.output
+    for said in (
+        "GoToLocal: 5 of 10 rollouts",
+        "GoToObj: success",
+        "GoToLocal + PickupLoc + GoToObj: success",
+        "of 9 episodes",
+    ):
+        assert said in result.output, result.output
+    measured = next(one for one in read_log(tmp_path / "whole") if one["group"] == "evaluation")
+    each = [measured[f"{name}/success"] for name in ("GoToLocal", "PickupLoc", "GoToObj")]
+    assert measured["success"] == pytest.approx(sum(each) / 3) and measured["episodes"] == 9
+    assert resumed_from_the_middle(run, tmp_path, *line)
+    evaluate = ["evaluate", str(tmp_path / "whole"), "--episodes", "3", "--json", "-m", "1"]
+    found = json.loads(CliRunner().invoke(main, evaluate).stdout)
+    assert [level["level"] for level in found["levels"]] == ["GoToLocal", "PickupLoc", "GoToObj"]
+    assert found["success"] == measured["success"]
+    alone = CliRunner().invoke(main, [*evaluate, "--level", "GoToObj"])
+    assert json.loads(alone.stdout) == found["levels"][2]
+
+
+def test_each_environment_plays_its_level_whatever_the_processes() -> None:
+    levels = [LevelSettings(name="GoToObj", proportion=3.0), LevelSettings(name="PickupLoc")]
+    names = dealt_levels(levels, 8)
+    assert names == ("GoToObj", "GoToObj", "PickupLoc", "GoToObj") * 2
+    shown = []
+    for processes in (1, 3):
+        kind = EnvironmentKind(names)
+        with VectorEnvironment(kind, 8, processes=processes) as vector:
+            shown.append(vector.reset([range(7, 99)] * 8))
+    assert shown[0].missions == shown[1].missions
+    assert (shown[0].cells == shown[1].cells).all()
+    # the same seed: what differs is the level
+    verbs = [mission.split()[0] for mission in shown[0].missions]
+    assert verbs == ["go", "go", "pick", "go"] * 2
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 40)
+)
+def test_levels_are_dealt_evenly_in_every_stretch(
+    shares: list[float], times: int, count: int
+) -> None:
+    levels = [
+        LevelSettings(name=f"L{number}", proportion=share) for number, share in enumerate(shares)
+    ]
+    wanted = [share / sum(shares) * count * times for share in shares]
+    try:
+        names = dealt_levels(levels, count * times)
+    except SettingsError:
+        assert min(wanted) < 1
+        return
+    for level, share in zip(levels, wanted, strict=True):
+        assert abs(names.count(level.name) - share) < len(levels)
+
+
+def test_one_level_is_written_as_one_and_wrong_lists_are_refused(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    tree = tomllib.loads(toml_of(read_settings("bc_small_cpu")))
+    plain = parsed_settings(tree, "-")
+    del tree["run"]["level"]
+    tree["run"]["levels"] = ["GoToLocal"]
+    assert parsed_settings(tree, "-") == plain
+    assert tomllib.loads(toml_of(plain))["run"]["level"] == "GoToLocal"
+    tree["run"]["levels"] = ["GoToLocal", {"name": "GoToObj", "weight": 2}]
+    both = parsed_settings(tree, "-")
+    assert both.run.level_names == ("GoToLocal", "GoToObj")
+    assert parsed_settings(tomllib.loads(toml_of(both)), "-") == both
+    for levels, what in (
+        ("[]", "there is no level"),
+        ("['GoToObj', 'GoToObj']", "stands there twice"),
+        ("['GoToObj', 'GoToNowhere']", "there is no such level"),
+        ("[{name='GoToObj', share=3}, 'GoToLocal']", "unknown key `run"),
+        ("[{name='GoToObj', proportion=99}, 'GoToLocal']", "too few for 2 levels"),
+    ):
+        result = run("a", "--tiny", *SMALL, *PLAIN, "-m", "1", "--set", f"run.level={levels}")
+        assert result.exit_code == 1 and what in result.output, result.output
+        assert not (tmp_path / "a").exists()

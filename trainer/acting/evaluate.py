@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -68,6 +68,7 @@ class Evaluation:
     kinds                      by kind of mission
     sampled                    whether actions were drawn; else the most probable ones were taken
     outcomes                   of the episodes, by seed
+    levels                     of each level, where these are the figures of several together
     """
 
     level: str
@@ -82,11 +83,15 @@ class Evaluation:
     kinds: dict[str, Kind]
     sampled: bool
     outcomes: tuple[Outcome, ...]
+    levels: tuple[Evaluation, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the single episodes, as JSON values."""
-        shown = asdict(self)
-        del shown["outcomes"]
+        shown = {key: value for key, value in vars(self).items() if key != "outcomes"}
+        shown["kinds"] = {name: asdict(kind) for name, kind in self.kinds.items()}
+        shown["levels"] = [level.as_json() for level in self.levels]
+        if not self.levels:
+            del shown["levels"]
         return shown
 
     def scalars(self) -> dict[str, float]:
@@ -99,6 +104,11 @@ class Evaluation:
             "episode_length": self.mean_length,
             "return": self.mean_return,
             "episodes": self.episodes,
+            **{
+                f"{level.level}/{name}": value
+                for level in self.levels
+                for name, value in level.scalars().items()
+            },
         }
 
     def text(self) -> str:
@@ -107,14 +117,16 @@ class Evaluation:
         of_successes = self.mean_length_of_successes
         actions = ", sampled actions" if self.sampled else ""
         lines = [
+            *(level.text() for level in self.levels),
             f"{printable_text(self.level)}{actions}: success {self.success:.1%} "
             f"of {self.episodes:,} episodes (95% interval {low:.1%} to {high:.1%})",
             f"  mean length {self.mean_length:.1f} steps"
             + ("" if of_successes is None else f", of successes {of_successes:.1f}")
             + f"; mean return {self.mean_return:.3f}",
         ]
-        width = max(map(len, self.kinds), default=0)
-        for name, kind in self.kinds.items():
+        kinds = {} if self.levels else self.kinds
+        width = max(map(len, kinds), default=0)
+        for name, kind in kinds.items():
             share = kind.successes / kind.episodes
             lines.append(f"  {name:{width}}  {share:6.1%} of {kind.episodes:,}")
         return "\n".join(lines)
@@ -181,6 +193,18 @@ def evaluate_policy(
             length[ended], total[ended] = 0, 0
             bar.update(len(ended))
     return evaluation(level, sorted(outcomes), sampled=sampled)
+
+
+def evaluate_levels(
+    policy: Policy | Literal["bot"], levels: Sequence[str], *arguments: Any, **settings: Any
+) -> Evaluation:
+    """As `evaluate_policy`, of each of the levels; of several, all of their episodes together."""
+    each = [evaluate_policy(policy, level, *arguments, **settings) for level in levels]
+    if len(each) == 1:
+        return each[0]
+    outcomes = sorted(outcome for one in each for outcome in one.outcomes)
+    whole = evaluation(" + ".join(levels), outcomes, sampled=each[0].sampled)
+    return replace(whole, levels=tuple(each))
 
 
 def check_episodes(count: int) -> None:

@@ -43,6 +43,7 @@ from demotools.workers.processes import (
     signals_for_this_process_alone,
     what_hinders_spawning,
 )
+from trainer.settings.models import LevelSettings
 from trainer.settings.user_code import (
     made_environment,
     recipe_folders,
@@ -116,6 +117,33 @@ def seed_streams(seeds: range, count: int) -> list[range]:
     [range(100, 107, 3), range(101, 107, 3), range(102, 107, 3)]
     """
     return [range(seeds.start + number, seeds.stop, count) for number in range(count)]
+
+
+def dealt_levels(levels: Sequence[LevelSettings], count: int) -> tuple[str, ...]:
+    """The level of each of `count` environments: in proportion, evenly spread.
+
+    SettingsError  a level would get none
+
+    >>> levels = [LevelSettings(name="A", proportion=3), LevelSettings(name="B", proportion=1)]
+    >>> "".join(dealt_levels(levels, 8))
+    'AABAAABA'
+    """
+    share = np.array([level.proportion for level in levels])
+    share /= share.sum()
+    dealt = np.zeros(len(levels))
+    names = []
+    for number in range(count):
+        # the one that is furthest behind
+        chosen = int(np.argmax(share * (number + 1) - dealt))
+        dealt[chosen] += 1
+        names.append(levels[chosen].name)
+    if not dealt.all():
+        raise SettingsError(
+            f"{count} environments are too few for {len(levels)} levels in these proportions",
+            path="on_policy.environments",
+            fix=f"give more, or {levels[int(dealt.argmin())].name} a larger proportion",
+        )
+    return tuple(names)
 
 
 class VectorEnvironment:
@@ -243,14 +271,18 @@ def _spans(count: int, processes: int) -> list[range]:
 class EnvironmentKind:
     """How to make one environment.
 
-    level    handed to `make`
+    level    handed to `make`; several: that of each environment
     make     `package.module:function` from a level to a gymnasium environment
     expert   whether the bot advises an action at each step
     """
 
-    level: str
+    level: str | tuple[str, ...]
     make: str = "demotools.recording.environment:make_environment"
     expert: bool = False
+
+    def level_of(self, number: int) -> str:
+        """The level of environment `number` of all."""
+        return self.level if isinstance(self.level, str) else self.level[number]
 
 
 class Group:
@@ -265,7 +297,7 @@ class Group:
         self._kind = kind
         self._shown = {name: shown[name] for name in _SHOWN.fields or ()}
         self._environments: list[Environment] = [
-            made_environment(kind.make, kind.level) for _ in span
+            made_environment(kind.make, kind.level_of(number)) for number in span
         ]
         self._images = np.zeros((len(span), *_VIEW, 3), dtype=np.uint8)
         self._streams: list[Iterator[int]] = []
@@ -352,8 +384,9 @@ class Group:
         except Exception as error:
             seed = self._shown["seed"][number]
             error.add_note(
-                f"at `{call}` in the episode of seed {seed} of `{self._kind.level}`: the same seed "
-                "and actions show it again"
+                f"at `{call}` in the episode of seed {seed} of "
+                f"`{self._kind.level_of(self.span.start + number)}`: the same seed and actions "
+                "show it again"
             )
             raise
 
@@ -426,7 +459,7 @@ class Worker:
         seeds = " or ".join(map(str, self._seeds.tolist()))
         return LevelError(
             f"an environment process {what} at seed {seeds}",
-            path=self._kind.level,
+            path=", ".join(dict.fromkeys(map(self._kind.level_of, self.span))),
             fix="look above for its own message; if it was out of memory, use fewer environments",
         )
 

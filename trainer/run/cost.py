@@ -12,7 +12,7 @@ import torch
 
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
-from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
+from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels, seed_streams
 from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
 from trainer.run.state import (
@@ -139,9 +139,8 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     losses = run.of_names(stage.losses)
     share = len(run.team.share(settings.environments, "on_policy.environments"))
     count = min(_MEASURED_ENVIRONMENTS, share)
-    with VectorEnvironment(
-        EnvironmentKind(run.settings.run.level, settings.environment), count
-    ) as v:
+    levels = dealt_levels(run.settings.run.levels, settings.environments)
+    with VectorEnvironment(EnvironmentKind(levels[:count], settings.environment), count) as v:
         v.reset(seed_streams(range(1_000_000), count))
         start = time.perf_counter()
         for _ in range(_MEASURED_STEPS):

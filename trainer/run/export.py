@@ -264,9 +264,10 @@ def _difference(
     CheckpointError  farther than they may be
     """
     settings = saved.parsed()
-    kind = EnvironmentKind(level or settings.run.level, environment_of(settings))
+    played_level = level or settings.run.level
+    kind = EnvironmentKind(played_level, environment_of(settings))
     if kind.make == LEVELS:
-        check_playable(kind.level)
+        check_playable(played_level)
     policy = NetworkPolicy(network, saved.words)
     policy.reset(_ENVIRONMENTS)
     memory, largest = policy.memory.numpy(), 0.0

@@ -46,12 +46,14 @@ from trainer.settings.models import (
     LEVELS,
     SETTINGS_FILE,
     Device,
+    LevelSettings,
     Settings,
     StageSettings,
     StoreSettings,
     parsed_settings,
     read_settings,
     recipe_path,
+    settings_of_level,
     toml_of,
 )
 from trainer.settings.user_code import (
@@ -259,10 +261,11 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    if settings.on_policy is not None:
-        _check_environments(settings, workers, team)
-    elif settings.evaluation is not None:
-        check_playable(settings.run.level)
+    for level in settings.run.level_names:
+        if settings.on_policy is not None:
+            _check_environments(settings_of_level(settings, level), workers, team)
+        elif settings.evaluation is not None:
+            check_playable(level)
     if settings.run.wandb is not None:
         weights_and_biases()
     stores = open_stores(settings, data)
@@ -459,7 +462,7 @@ def resolved(
         reasons.append(f"network: {kind}, {what} (device: {device})")
     stages, said = [], set()
     for stage in settings.stages:
-        stage, reason = _with_store(stage, settings.run.level, folder, device)
+        stage, reason = _with_store(stage, settings.run.levels, folder, device)
         stages.append(stage)
         if reason and reason not in said:
             reasons.append(reason)
@@ -480,12 +483,12 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
     That is a choice; missions with words that the run has not learned are refused where they are
     played.
     """
-    level = settings.run.level
+    levels = settings.run.level_names
     return [
         f"another level: the store {name} shows {store.attributes.level}, but success is measured "
-        f"on {level}; run.level={store.attributes.level} measures it on the same"
+        f"on {', '.join(levels)}; run.level={store.attributes.level} measures it on the same"
         for name, store in stores.items()
-        if level not in (store.attributes.level, store.attributes.environment_id)
+        if not {store.attributes.level, store.attributes.environment_id} & set(levels)
     ]
 
 
@@ -515,19 +518,24 @@ def _device(wanted: Device) -> tuple[Device, list[str]]:
 
 
 def _with_store(
-    stage: StageSettings, level: str, folder: Path, device: Device
+    stage: StageSettings, levels: Sequence[LevelSettings], folder: Path, device: Device
 ) -> tuple[StageSettings, str]:
     if stage.off_policy is None or stage.off_policy.store != (StoreSettings(name="auto"),):
         return stage, ""
     if stage.off_policy.iterator is not None:
         without = stage.off_policy.model_copy(update={"store": ()})
         return stage.model_copy(update={"off_policy": without}), ""
-    small = f"{level}-small"
-    name, why = level, f"the full one, because there is no {small}"
-    if device == "cuda":
-        why = "the full one, because there is a GPU"
-    elif store_path(small, folder).exists():
-        name, why = small, f"because there is no GPU; --set stages.0.off_policy.store={level} "
-        why += "takes the full one"
-    off_policy = stage.off_policy.model_copy(update={"store": (StoreSettings(name=name),)})
-    return stage.model_copy(update={"off_policy": off_policy}), f"store: {name}, {why}"
+    stores, reasons = [], []
+    for level in levels:
+        small = f"{level.name}-small"
+        name, why = level.name, f"the full one, because there is no {small}"
+        if device == "cuda":
+            why = "the full one, because there is a GPU"
+        elif store_path(small, folder).exists():
+            name = small
+            why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
+            why += "takes the full one"
+        stores.append(StoreSettings(name=name, proportion=level.proportion))
+        reasons.append(f"store: {name}, {why}")
+    off_policy = stage.off_policy.model_copy(update={"store": tuple(stores)})
+    return stage.model_copy(update={"off_policy": off_policy}), "\n".join(reasons)

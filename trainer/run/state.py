@@ -21,7 +21,7 @@ from demotools.output import progress_bar
 from demotools.store.reading import Store
 from trainer.acting.collect import Collector, Forcing
 from trainer.acting.policy import NetworkPolicy
-from trainer.acting.vector import EnvironmentKind, VectorEnvironment
+from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels
 from trainer.batch import Batch
 from trainer.data.augment import Augmenter, batch_missions
 from trainer.data.iterator import ExpertTrajectoryIterator
@@ -461,8 +461,9 @@ def _collector(
     on_policy = run.settings.on_policy
     assert on_policy is not None
     expert = stage.teacher_forcing is not None or any(map(needs_expert, losses.values()))
-    kind = EnvironmentKind(run.settings.run.level, on_policy.environment, expert=expert)
     share = run.team.share(on_policy.environments, "on_policy.environments")
+    levels = dealt_levels(run.settings.run.levels, on_policy.environments)
+    kind = EnvironmentKind(levels[share.start : share.stop], on_policy.environment, expert=expert)
     vector = VectorEnvironment(kind, len(share), processes=run.workers)
     forcing = stage.teacher_forcing
     return Collector(

@@ -15,7 +15,7 @@ import torch
 
 from demotools.babyai.levels import EVALUATION_SEED
 from demotools.errors import DemotoolsError, SettingsError, from_os_error
-from trainer.acting.evaluate import Evaluation, evaluate_policy
+from trainer.acting.evaluate import Evaluation, evaluate_levels
 from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
 from trainer.acting.vector import check_playable
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
@@ -34,9 +34,9 @@ def measure(run: Run) -> None:
     run.network.eval()
     try:
         for sampled in _wanted(run.settings):
-            result = evaluate_policy(
+            result = evaluate_levels(
                 NetworkPolicy(run.network, run.words, sample=sampled),
-                run.settings.run.level,
+                run.settings.run.level_names,
                 settings.episodes,
                 sampled=sampled,
                 make=environment_of(run.settings),
@@ -101,7 +101,7 @@ def measured_success(
     """The success of a checkpoint, or of the reference `bot` or `random` in its place.
 
     checkpoint   None: only with a reference and a level
-    level        None: the one that the checkpoint was trained on
+    level        None: those that the checkpoint was trained on
     seeds        of the environment, in place of those of evaluation
     sample       draw actions; else the most probable ones are taken
     workers      processes of environments; None: one per processor
@@ -118,15 +118,14 @@ def measured_success(
         policy = NetworkPolicy(
             saved.network().to(available_device(device, "--device")), saved.words, sample=sample
         )
-    make, trained_on = LEVELS, None
+    make, trained_on = LEVELS, tuple[str, ...]()
     if saved is not None:
         settings = saved.parsed()
-        make, trained_on = environment_of(settings), settings.run.level
-    played = level or trained_on
-    assert played is not None
-    if make == LEVELS:
-        check_playable(played)
-    result = evaluate_policy(
+        make, trained_on = environment_of(settings), settings.run.level_names
+    played = (level,) if level else trained_on
+    for name in played if make == LEVELS else ():
+        check_playable(name)
+    result = evaluate_levels(
         policy,
         played,
         episodes,

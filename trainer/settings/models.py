@@ -23,7 +23,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -92,11 +94,31 @@ def _check_size(what: str, rows: int, steps: int) -> None:
         )
 
 
+def _names_as_tables(value: Any) -> list[Any]:
+    """Something by its name or a table, or a list of them: a list of tables."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [{"name": item} if isinstance(item, str) else item for item in items]
+
+
+class LevelSettings(_Frozen):
+    """One of several levels, and its share of the environments."""
+
+    name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("name", "level"))]
+    proportion: Annotated[
+        Finite, Field(gt=0, validation_alias=AliasChoices("proportion", "weight"))
+    ] = 1.0
+
+
 class RunSettings(_Frozen):
-    """What is trained, and how often it is saved."""
+    """What is trained, and how often it is saved.
+
+    level     the first, or the only one
+    several   all of them with their proportions, where `level` is a list; else none
+    """
 
     name: PlainName
     level: str
+    several: tuple[LevelSettings, ...] = ()
     seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -107,6 +129,46 @@ class RunSettings(_Frozen):
     save_every_demo_steps: Steps | None = None
     keep: Count = 1
     wandb: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_of_levels(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "several" in given:
+            return given
+        data = dict(given)
+        if "levels" in data and "level" not in data:
+            data["level"] = data.pop("levels")
+        levels = data.get("level")
+        if isinstance(levels, list | tuple | dict):
+            named = _names_as_tables(levels)
+            if not named:
+                raise ValueError("there is no level: name at least one")
+            first = LevelSettings.model_validate(named[0])
+            data |= {"level": first.name, "several": named if len(named) > 1 else []}
+        return data
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if several := written.pop("several"):
+            written["level"] = several
+        return written
+
+    @property
+    def levels(self) -> tuple[LevelSettings, ...]:
+        """All levels."""
+        return self.several or (LevelSettings(name=self.level),)
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(level.name for level in self.levels)
+
+    @model_validator(mode="after")
+    def _different_levels(self) -> Self:
+        if len({one.name for one in self.several}) < len(self.several):
+            raise ValueError("a level stands there twice: give it one proportion")
+        return self
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
@@ -177,12 +239,6 @@ class StoreSettings(_Frozen):
         return self.model_dump(exclude_none=True, exclude={"name", "proportion"})
 
 
-def _stores(value: object) -> object:
-    """A store by its name, or a list of names and of tables."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [{"name": item} if isinstance(item, str) else item for item in items]
-
-
 def _as_written(stores: tuple[StoreSettings, ...]) -> object:
     if len(stores) == 1 and stores[0] == StoreSettings(name=stores[0].name):
         return stores[0].name
@@ -201,7 +257,7 @@ class OffPolicySettings(_Frozen):
 
     store: Annotated[
         tuple[StoreSettings, ...],
-        BeforeValidator(_stores),
+        BeforeValidator(_names_as_tables),
         PlainSerializer(_as_written),
         Field(validation_alias=AliasChoices("store", "stores")),
     ] = (StoreSettings(name="auto"),)
@@ -350,6 +406,12 @@ class Settings(_Frozen):
                     f"on_policy.environments has only {rows}"
                 )
         return self
+
+
+def settings_of_level(settings: Settings, level: str) -> Settings:
+    """The settings of a run on one of its levels alone."""
+    run = settings.run.model_copy(update={"level": level, "several": ()})
+    return settings.model_copy(update={"run": run})
 
 
 def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = False) -> Settings:

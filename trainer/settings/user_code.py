@@ -325,7 +325,7 @@ def made_environment(make: str, level: str) -> Environment:
 
 # Every other text that could be imported counts as a name of code, also in settings yet to come.
 _PLAIN_TEXT = re.compile(
-    r"run\.\w+|stages\.\d+\.(off_policy\.store(\.\d+\.(name|mission))?|early_stopping\.hold_out)"
+    r"run\.\w+(\.\d+\.name)?|stages\.\d+\.(off_policy\.store(\.\d+\.(name|mission))?|early_stopping\.hold_out)"
 )
 _MINIGRID_LEVEL = re.compile(r"(BabyAI|MiniGrid)-[A-Za-z0-9-]+-v[0-9]+")
 
@@ -339,7 +339,7 @@ def foreign_names(settings: Settings) -> list[str]:
         if isinstance(name, str)
         and is_importable(name)
         and not _PLAIN_TEXT.fullmatch(key)
-        and not _is_known(key, name, settings.run.level)
+        and not all(_is_known(key, name, level) for level in settings.run.level_names)
     ]
 
 
