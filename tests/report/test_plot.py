@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -109,3 +110,15 @@ def test_a_picture_that_is_there_is_kept_unless_it_may_be_replaced(tmp_path: Pat
     )
     assert replaced.exit_code == 0, replaced.output
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hold_out_loss_is_drawn_beside_the_loss_in_the_colour_of_its_run() -> None:
+    losses = [1.5 / n for n in range(1, 11)]
+    pairs = zip(CLONED, losses, strict=True)
+    watched: Lines = [{**line, "hold_out_loss": loss} for line, loss in pairs]
+    figure = curves([("plain", CLONED), ("watched", watched)])
+    drawn = [line for line in figure.axes[2].get_lines() if line.get_marker() == "."]
+    assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [losses]
+    assert drawn[0].get_color() == "C1"
+    (legend,) = figure.legends
+    assert legend.get_texts()[-1].get_text() == "hold-out loss"

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from demotools.babyai.vocabulary import WORDS
@@ -254,6 +255,9 @@ def test_the_best_weights_by_the_hold_out_store_stay_and_are_those_evaluated(
     assert result.exit_code == 0, result.output
     seen = [line["hold_out_loss"] for line in of_group(tmp_path / "a", "offpolicy")]
     assert min(seen) == min(seen[:-3]) < seen[-1]
+    board = EventAccumulator(str(tmp_path / "a/tensorboard")).Reload()
+    drawn = [point.value for point in board.Scalars("offpolicy/hold_out_loss")]
+    assert drawn == pytest.approx(seen)
     best = read_checkpoint(tmp_path / "a/best.pt", trust=True)
     store = open_store(bot_data / "GoToLocal.zarr")
     assert HoldOut(store, best.network()).cross_entropy() == pytest.approx(min(seen), rel=1e-5)
@@ -303,19 +307,31 @@ def test_the_hold_out_loss_is_that_of_every_step_of_the_store_once(
     assert found == pytest.approx(total / store.steps, rel=1e-4)
 
 
-def test_a_large_hold_out_store_is_judged_by_so_many_of_its_steps(
-    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+class Counting(torch.nn.Module):
+    """Notes how many steps it is asked about, and says nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def initial_memory(self, rollouts: int) -> Tensor:
+        return torch.zeros(rollouts, 1)
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        self.seen.append(int((batch["expert_action"] >= 0).sum()))
+        return Output(torch.zeros(*batch["masks"].shape, 7), batch["masks"].float(), memory)
+
+
+def test_all_of_a_large_hold_out_store_is_judged_or_so_many_steps_of_it(
+    make_store: Callable[..., Store],
 ) -> None:
-    monkeypatch.setattr("trainer.run.state._HOLD_OUT_STEPS", 1000)
-    seen: list[int] = []
-
-    class Counting(SmallNetwork):
-        def forward(self, batch: Batch, memory: Tensor) -> Output:
-            seen.append(batch["masks"].numel())
-            return super().forward(batch, memory)
-
-    HoldOut(make_store(lengths=[20] * 500), Counting(len(WORDS))).cross_entropy()
-    assert 1000 <= sum(seen) < 1000 + 128 * 40
+    store, network = make_store(lengths=[200] * 400), Counting()
+    every, some = HoldOut(store, network), HoldOut(store, network, 1000)
+    for hold_out, least, most in ((every, 80_000, 80_000), (some, 1000, 1000 + 128 * 40)):
+        for _ in range(2):
+            network.seen.clear()
+            assert hold_out.cross_entropy() == pytest.approx(np.log(7))
+            assert least <= sum(network.seen) <= most
 
 
 # Ends the process in place of the K-th renaming: after one file of a run, before the next.

@@ -37,6 +37,7 @@ _WINDOW = 9
 _LIVE_SECONDS, _LIVE_SHARE = 30.0, 20
 _DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 _GREY = "0.5"
+_HOLD_OUT, _MARK = "hold_out_loss", "."
 _MARKERS = {
     "evaluation": ("o", "evaluation, greedy actions"),
     "evaluation_sampled": ("s", "evaluation, sampled actions"),
@@ -139,6 +140,10 @@ def curves(runs: Sequence[tuple[str, Lines]], against: AgainstWhat | None = None
         _draw_success(panels[0], placed, colour)
         _draw_curves(panels[1], placed, "accuracy", dashes, colour, factor=100)
         _draw_curves(panels[2], placed, "loss", dashes, colour)
+        held_out = [line for line in placed if _HOLD_OUT in line]
+        if held_out:
+            y = [line[_HOLD_OUT] for line in held_out]
+            panels[2].plot([line["x"] for line in held_out], y, _MARK, markersize=3, color=colour)
     panels[0].set_ylabel("success\n[% of episodes]")
     panels[1].set_ylabel("agreement with\nexpert [% of steps]")
     panels[2].set_ylabel(f"loss{_loss_unit(runs)}")
@@ -205,6 +210,8 @@ def _add_legend(
         entries.append(Line2D([], [], color=_GREY, label="success: training episodes"))
     for name, style in dashes.items():
         entries.append(Line2D([], [], color=_GREY, linestyle=style, label=f"loss {_plain(name)}"))
+    if any(_HOLD_OUT in line for _name, lines in runs for line in lines):
+        entries.append(Line2D([], [], color=_GREY, marker=_MARK, label="hold-out loss"))
     long = any(len(str(entry.get_label())) > _LONG_NAME for entry in entries)
     columns = _LEGEND_COLUMNS - long
     rows = -(-len(entries) // columns)

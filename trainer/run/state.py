@@ -353,34 +353,31 @@ class StoreBatches:
 class HoldOut:
     """The cross-entropy of a network on a store that it does not learn from.
 
-    Every step of the store counts once; where the store is larger than `_HOLD_OUT_STEPS`, the same
-    so many of its steps each time.
+    Every step of the store counts once.
+
+    steps   so many of them at least, the same each time; None: all
     """
 
-    def __init__(self, store: Store, network: nn.Module) -> None:
-        rollouts = min(_HOLD_OUT_ROLLOUTS, store.episodes)
-        iterator = ExpertTrajectoryIterator(
-            store, rollouts=rollouts, rollout_len=_HOLD_OUT_LEN, layout="native"
+    def __init__(self, store: Store, network: nn.Module, steps: int | None = None) -> None:
+        self._rollouts = min(_HOLD_OUT_ROLLOUTS, store.episodes)
+        self._iterator = ExpertTrajectoryIterator(
+            store, rollouts=self._rollouts, rollout_len=_HOLD_OUT_LEN, layout="native"
         )
-        most = -(-_HOLD_OUT_STEPS // (rollouts * _HOLD_OUT_LEN))
+        self._batches = None if steps is None else -(-steps // (self._rollouts * _HOLD_OUT_LEN))
         self._network = network
-        self._memory = memory_of(network, rollouts)
-        self._batches: list[Batch] = []
-        for shown, counts in islice(iterator.one_pass(), most):
-            batch = batch_missions(shown, iterator.mission_tokens)
-            # what is not of the first pass is no action to be foretold
-            batch["expert_action"] = batch["expert_action"].long().where(counts, -1)
-            device = self._memory.device
-            self._batches.append({name: values.to(device) for name, values in batch.items()})
 
     def cross_entropy(self) -> float:
         """Against the expert's actions, in nats per step."""
-        total, steps, memory = 0.0, 0, self._memory
+        total, steps, memory = 0.0, 0, memory_of(self._network, self._rollouts)
         training = self._network.training
         self._network.eval()
         try:
             with torch.no_grad():
-                for batch in self._batches:
+                for shown, counts in islice(self._iterator.one_pass(), self._batches):
+                    batch = batch_missions(shown, self._iterator.mission_tokens)
+                    # what is not of the first pass is no action to be foretold
+                    batch["expert_action"] = batch["expert_action"].long().where(counts, -1)
+                    batch = {name: values.to(memory.device) for name, values in batch.items()}
                     output = output_of(self._network, batch, memory)
                     loss, valid = masked_cross_entropy(
                         output.logits.float(), batch["expert_action"]
@@ -441,8 +438,9 @@ def open_stage(run: Run) -> Iterator[Stage]:
             if run.restored is not None:
                 with fitting(run.folder, _STATE):
                     demos.load_state(run.restored["demos"])
-        if stage.early_stopping is not None and stage.early_stopping.hold_out is not None:
-            hold_out = HoldOut(run.stores[stage.early_stopping.hold_out], run.network)
+        rule = stage.early_stopping
+        if rule is not None and rule.hold_out is not None:
+            hold_out = HoldOut(run.stores[rule.hold_out], run.network, rule.hold_out_steps)
         run.restored = None
         bar = progress_bar(
             _planned(stage, settings.on_policy),
@@ -489,6 +487,7 @@ def ends_early(run: Run, stage: Stage) -> bool:
         return False
     why = ""
     if stage.hold_out is not None:
+        stage.bar.set_postfix_str("measuring the hold-out loss")
         # rounding differs from process to process: that of one counts for all
         value = run.team.gathered(stage.hold_out.cross_entropy())[0]
         run.meter.add("offpolicy", {"hold_out_loss": value})
@@ -552,7 +551,7 @@ def _steps_of(stage: StageSettings, progress: Progress) -> int:
     return progress.stage_env_steps if stage.max_env_steps else progress.stage_demo_steps
 
 
-_HOLD_OUT_ROLLOUTS, _HOLD_OUT_LEN, _HOLD_OUT_STEPS = 128, 40, 65_536
+_HOLD_OUT_ROLLOUTS, _HOLD_OUT_LEN = 128, 40
 
 _SAID_BY_TORCH = ("can't allocate memory", "not enough memory", "out of memory")
 

@@ -300,14 +300,16 @@ class TeacherForcing(_Frozen):
 class EarlyStopping(_Frozen):
     """When a stage ends before its budget: by success, or by patience.
 
-    success    of the last `episodes` episodes of training
-    patience   cycles without a better cross-entropy on the store `hold_out`
+    success          of the last `episodes` episodes of training
+    patience         cycles without a better cross-entropy on the store `hold_out`
+    hold_out_steps   so many of its steps, always the same; None: all
     """
 
     success: Annotated[Share, Field(gt=0)] | None = None
     episodes: Annotated[Count, Field(le=1000)] = 500
     patience: Count | None = None
     hold_out: str | None = None
+    hold_out_steps: Steps | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -315,6 +317,8 @@ class EarlyStopping(_Frozen):
             raise ValueError("give exactly one of success and patience")
         if (self.patience is None) != (self.hold_out is None):
             raise ValueError("patience and hold_out, the store that it watches, go together")
+        if self.hold_out_steps and self.hold_out is None:
+            raise ValueError("hold_out_steps are of the store hold_out, which is not given")
         return self
 
 
