@@ -134,9 +134,11 @@ class Transfer:
 
     def _show(self, bar: tqdm[Any], text: str) -> None:
         """In the bar, or in a line on stderr where no bar is shown."""
-        if not bar.disable:
+        if self._options.quiet:
+            return
+        if sys.stderr.isatty():
             bar.set_description_str(f"{self._name}, {text}")
-        elif not self._options.quiet:
+        else:
             tqdm.write(printable_text(f"{self._name}: {text}"), file=sys.stderr)
 
     def _refusal(self, error: _PassingError, failures: int) -> RefusedError:
