@@ -20,8 +20,9 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,8 @@ class _Reader:
         self.left_out: Counter[str] = Counter()
         self.evidence = Evidence()
         self._manifest = manifest
+        # the same missions come in batch after batch
+        self._kind = lru_cache(1 << 12)(self._kind_of)
 
     def episodes(self, batch: Any, path: Path) -> Episodes:
         """Of the rows that are demonstrations.
@@ -436,20 +439,21 @@ class _Reader:
             texts = texts.dictionary_encode()
         row = texts.indices.to_numpy(zero_copy_only=False)
         changes = np.logical_or.reduceat(row != np.repeat(row[first], length), first)
-        distinct: list[str] = []
-        kinds = np.zeros(len(texts.dictionary), np.int64)
-        for place, scalar in enumerate(texts.dictionary):
-            try:
-                text = str(scalar.as_py())
-            except UnicodeDecodeError:
-                text = ""
-            distinct.append(text)
-            if not text.isprintable() or not mission_words(text):
-                kinds[place] = _NO_TEXT
-            elif not self._manifest.matches_mission(text):
-                kinds[place] = _FOREIGN
-        mission = np.where(kinds[row[first]] < 0, kinds[row[first]], row[first])
+        begins = row[first]
+        distinct = [""] * len(texts.dictionary)
+        kinds = np.zeros(len(distinct), np.int64)
+        for place in np.unique(begins).tolist():
+            with suppress(UnicodeDecodeError):  # it stays a text without words
+                distinct[place] = str(texts.dictionary[place].as_py())
+            kinds[place] = self._kind(distinct[place])
+        mission = np.where(kinds[begins] < 0, kinds[begins], begins)
         return distinct, np.where(changes, _NO_TEXT, mission)
+
+    def _kind_of(self, text: str) -> int:
+        """Below 0 where a text is no mission of the level."""
+        if not text.isprintable() or not mission_words(text):
+            return _NO_TEXT
+        return 0 if self._manifest.matches_mission(text) else _FOREIGN
 
     def _check_encoding(self, episodes: Episodes, path: Path) -> None:
         """StoreError where the first episodes are no demonstrations in today's encoding."""

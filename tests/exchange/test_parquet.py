@@ -183,6 +183,22 @@ def test_all_damage_at_once_leaves_the_others(bot: Store, tmp_path: Path) -> Non
     assert store.episodes + sum(left_out.values()) == 60
 
 
+def test_a_mission_that_is_no_text_costs_its_row_alone(bot: Store, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_rows(tmp_path / "jat.parquet", jat_rows(bot))
+    table = pq.read_table(tmp_path / "jat.parquet")
+    texts = table["text_observations"].combine_chunks()
+    raw = [text.encode() for text in texts.flatten().to_pylist()]
+    raw[: bot.bounds(0)[1]] = [b"go to \xff"] * bot.bounds(0)[1]
+    lists = pa.ListArray.from_arrays(texts.offsets, pa.array(raw, pa.binary()).view(pa.string()))
+    pq.write_table(table.set_column(0, "text_observations", lists), tmp_path / "jat.parquet")
+    store, left_out = imported(tmp_path / "jat.parquet")
+    assert left_out == {"a mission that changes, or is no text of words": 1}
+    assert store.episodes == 59
+
+
 def test_shards_are_joined_in_their_order_and_the_test_split_is_valid(
     bot: Store, tmp_path: Path
 ) -> None:
