@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from demotools.errors import ManifestError, SettingsError, from_os_error
+from demotools.output import open_regular
 
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
@@ -414,3 +415,16 @@ def listed_seeds(text: str) -> Sequence[int]:
     if len(set(seeds)) < len(seeds):
         raise SettingsError("a seed is there twice", path=text[:200], fix="name each once")
     return seeds
+
+
+def seeds_of(text: str) -> Sequence[int]:
+    """The seeds of a list, see `listed_seeds`, or of a file of lists, one or more a line.
+
+    SettingsError   as `listed_seeds`
+    DemotoolsError  the file cannot be read
+    """
+    if not re.search(r"[^\d,\s-]", text) or not Path(text).exists():
+        return listed_seeds(text)
+    with open_regular(Path(text)) as stream:
+        content = stream.read().decode("utf-8", "replace")
+    return listed_seeds(re.sub(r"[\s,]+", ",", content).strip(","))

@@ -141,7 +141,12 @@ def fetch_command(
 @click.command("generate")
 @click.argument("level")
 @click.option(
-    "-n", "--episodes", metavar="N", type=int, required=True, help="Record N solved episodes."
+    "-n",
+    "--episodes",
+    metavar="N",
+    type=int,
+    show_default="all, with --seeds",
+    help="Record N solved episodes.",
 )
 @split_option(True, default="train")
 @click.option(
@@ -149,6 +154,11 @@ def fetch_command(
     type=int,
     show_default="0 for train, 1000000000 for valid",
     help="First environment seed.",
+)
+@click.option(
+    "--seeds",
+    metavar="LIST|FILE",
+    help="Play these environment seeds only, as in 0-999,5000 or in a file of such lists.",
 )
 @click.option(
     "--noise",
@@ -181,9 +191,10 @@ def fetch_command(
 def generate_command(
     shell: Shell,
     level: str,
-    episodes: int,
+    episodes: int | None,
     split: Literal["train", "valid"],
     seed: int | None,
+    seeds: str | None,
     noise: float,
     burst: int | None,
     subgoals: bool,
@@ -204,6 +215,7 @@ def generate_command(
       demotools generate GoToLocal --episodes 1000
       demotools generate BossLevel --episodes 1000 --noise 0.01 --subgoals
     """
+    from demotools.babyai.levels import seeds_of
     from demotools.recording.bot import Style
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
@@ -211,7 +223,18 @@ def generate_command(
     if burst and not noise:
         raise click.UsageError("--burst needs --noise")
     style = Style(noise, burst or 5, subgoals, keep_failures)
-    recording = planned_recording(level, episodes, split=split, first_seed=seed, style=style)
+    if seed is not None and seeds is not None:
+        raise click.UsageError("--seed cannot be combined with --seeds")
+    if episodes is None and seeds is None:
+        raise click.UsageError("say how many episodes with --episodes, or which with --seeds")
+    recording = planned_recording(
+        level,
+        episodes,
+        split=split,
+        first_seed=seed,
+        style=style,
+        seeds=None if seeds is None else seeds_of(seeds),
+    )
     path = shell.new_store(name or recording.store_name)
     check_dask(dask, workers)
     recorded = record(

@@ -115,8 +115,8 @@ def _actions(
 )
 @click.option(
     "--seeds",
-    metavar="A:B,...",
-    help="Keep episodes with an environment seed A <= seed < B, or one of those named.",
+    metavar="LIST|FILE",
+    help="Keep episodes with these environment seeds, as in 0-999,5000 or in a file of such lists.",
 )
 @click.option("--level", metavar="LEVEL", help="Keep episodes of this level of a merged store.")
 @click.option(

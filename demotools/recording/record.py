@@ -8,6 +8,7 @@ started again, gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -55,6 +56,8 @@ class Recording:
     episodes: int
     first_seed: int
     style: Style = PLAIN
+    spans: tuple[tuple[int, int], ...] = ()
+    """The seeds to be played, each span without its end; empty: all from `first_seed` on."""
 
     @property
     def part_seeds(self) -> int:
@@ -66,10 +69,22 @@ class Recording:
         """What the store is called where nobody says otherwise."""
         return self.level if self.split == "train" else f"{self.level}-{self.split}"
 
-    def seeds(self, part: int) -> range:
-        """The seeds of one part."""
-        first = self.first_seed + part * self.part_seeds
-        return range(first, first + self.part_seeds)
+    @property
+    def parts(self) -> range | None:
+        """The parts that there are; None where there is no last one."""
+        count = sum(stop - start for start, stop in self.spans)
+        return range(-(-count // self.part_seeds)) if self.spans else None
+
+    def seeds(self, part: int) -> Sequence[int]:
+        """The seeds of one part, ascending."""
+        skipped, size = part * self.part_seeds, self.part_seeds
+        if not self.spans:
+            return range(self.first_seed + skipped, self.first_seed + skipped + size)
+        seeds: list[int] = []
+        for start, stop in self.spans:
+            seeds += range(start, stop)[skipped : skipped + size - len(seeds)]
+            skipped = max(skipped - (stop - start), 0)
+        return seeds
 
     def job(self) -> dict[str, Any]:
         """The recording and all that its bits depend on, JSON values."""
@@ -102,35 +117,57 @@ class Recorded:
 
 def planned_recording(
     level: str,
-    episodes: int,
+    episodes: int | None = None,
     *,
     split: Split = "train",
     first_seed: int | None = None,
     style: Style = PLAIN,
+    seeds: Sequence[int] | None = None,
 ) -> Recording:
     """The recording of the first `episodes` solved episodes from `first_seed` on.
 
+    episodes        None, with `seeds`: all that are solved
     first_seed      None means the split's first
+    seeds           to be played instead, each once
 
     ManifestError   there is no such level
     LevelError      the level has no environment
     SettingsError   no episodes asked for, or the seeds leave those of the split
     """
-    if episodes < 1:
+    spans = () if seeds is None else _spans(sorted(seeds))
+    if seeds:
+        first_seed = min(seeds)
+        episodes = min(episodes or len(seeds), len(seeds))
+    if episodes is None or episodes < 1:
         raise SettingsError(
             f"cannot record {episodes} episodes", path="--episodes", fix="ask for at least one"
         )
     allowed = SEEDS[split]
     first = allowed.start if first_seed is None else first_seed
-    if first not in allowed or first + episodes > allowed.stop:
+    stop = spans[-1][1] if spans else first + episodes
+    if first not in allowed or stop > allowed.stop:
         raise SettingsError(
-            f"seeds {first} <= seed < {first + episodes} are not all {split} seeds, "
+            f"seeds {first} <= seed < {stop} are not all {split} seeds, "
             f"{allowed.start} <= seed < {allowed.stop}; the others belong to other splits",
-            path="--seed",
+            path="--seeds" if spans else "--seed",
             fix=f"start at {allowed.start} or a little above",
         )
     environment_id = level_environment_id(level)
-    return Recording(read_manifest(level).level, environment_id, split, episodes, first, style)
+    name = read_manifest(level).level
+    return Recording(name, environment_id, split, episodes, first, style, spans)
+
+
+def _spans(seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending seeds as spans without their ends.
+
+    >>> _spans([3, 4, 5, 9])
+    ((3, 6), (9, 10))
+    """
+    numbers = np.array(seeds, np.int64)
+    ends = np.flatnonzero(np.diff(numbers) > 1)
+    starts = numbers[np.concatenate([[0], ends + 1])].tolist()
+    stops = (numbers[np.concatenate([ends, [len(numbers) - 1]])] + 1).tolist()
+    return tuple(zip(starts, stops, strict=True))
 
 
 def generate(
@@ -156,6 +193,7 @@ def generate(
         with opened_workers(processes, builder.parts, dask=dask) as pool:
             _record_parts(recording, builder, pool, quiet=quiet)
         seeds, failures = _cut_to_size(recording, builder)
+        found = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
         manifest = read_manifest(recording.level)
         builder.finish(
             level=recording.level,
@@ -166,7 +204,7 @@ def generate(
             source=_source(recording, seeds, failures),
             subgoals=SUBGOALS if recording.style.subgoals else (),
         )
-    return Recorded(path, recording.episodes, seeds, failures, recording.style.failures)
+    return Recorded(path, found, seeds, failures, recording.style.failures)
 
 
 def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dict[str, Any]:
@@ -187,7 +225,7 @@ def _record_parts(
 ) -> None:
     """Play seeds, a part at a time on each worker, until there are episodes enough."""
     solved = {part: len(read_lengths(builder.parts, part)) for part in builder.finished_parts()}
-    parts = (part for part in count() if part not in solved)
+    parts = (part for part in recording.parts or count() if part not in solved)
     under_way: dict[Future[int], int] = {}
     done = min(sum(solved.values()), recording.episodes)
     bar = progress_bar(recording.episodes, recording.level, "episodes", quiet=quiet, done=done)
@@ -196,9 +234,11 @@ def _record_parts(
             # no part is begun that may turn out to be one too many
             hoped = found + len(under_way) * recording.part_seeds
             if hoped < recording.episodes and len(under_way) < workers.at_once:
-                part = next(parts)
-                under_way[workers.submit(play_part, recording, part)] = part
-                continue
+                if (part := next(parts, None)) is not None:
+                    under_way[workers.submit(play_part, recording, part)] = part
+                    continue
+                if not under_way:
+                    break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 solved[under_way.pop(future)] = future.result()
             bar.update(min(sum(solved.values()), recording.episodes) - bar.n)
@@ -223,7 +263,7 @@ def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
 def play_part(folder: Path, recording: Recording, part: int) -> int:
     """Play the seeds of one part, write it into `folder`; the number of episodes solved."""
     seeds = recording.seeds(part)
-    if seeds.stop > SEEDS[recording.split].stop:
+    if seeds[-1] >= SEEDS[recording.split].stop:
         raise LevelError(
             f"the bot fails so often that the {recording.split} seeds are used up",
             path=recording.level,
@@ -255,7 +295,7 @@ def _cut_to_size(recording: Recording, builder: StoreBuilder) -> tuple[range, di
     for part in builder.finished_parts():
         found = read_notes(builder.parts, part)["failures"]
         episodes = read_part(builder.parts, part)
-        stop = recording.seeds(part).stop
+        stop = recording.seeds(part)[-1] + 1
         if len(episodes.length) >= wanted:
             stop = int(episodes.seed[wanted - 1]) + 1
             found = [failure for failure in found if failure[0] < stop]

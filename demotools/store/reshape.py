@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS
+from demotools.babyai.levels import seeds_of
 from demotools.errors import SettingsError, StoreError, printable_text
 from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
@@ -276,7 +277,7 @@ class Conditions:
     mission            a regular expression to be found in the mission
     min_len, max_len   steps, both inclusive
     actions            names of actions, each of which the expert takes
-    seeds              `0:1000,5000`: ranges of environment seeds without their ends, single ones
+    seeds              environment seeds: a list such as `0-999,5000`, or a file of such lists
     level              of a merged store
     solved             whose last reward is over 0; without rewards, all are
     first, sample      so many of those that fit: the first, or a random choice
@@ -311,7 +312,10 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
     """
     # a store of its own, which is gone with all the missions that it unpacks
     found = reopened(store.path, store.attributes.fingerprint).filter(
-        mission=wanted.mission, min_length=wanted.min_len or 1, max_length=wanted.max_len
+        mission=wanted.mission,
+        min_length=wanted.min_len or 1,
+        max_length=wanted.max_len,
+        seeds=None if wanted.seeds is None else seeds_of(wanted.seeds),
     )
     rows = found.numbers
     del found
@@ -323,12 +327,6 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
                 fix=f"name one of {', '.join(store.levels)}",
             )
         rows = rows[store.episode_level[rows] == store.levels.index(wanted.level)]
-    if wanted.seeds is not None:
-        seeds = store.episode_seed[rows]
-        fits = np.zeros(len(rows), np.bool_)
-        for span in _seed_ranges(wanted.seeds):
-            fits |= (seeds >= span.start) & (seeds < span.stop)
-        rows = rows[fits]
     if wanted.solved and (rewards := store.optional.get("reward")):
         rows = rows[rewards.take(store.episode_offset[rows + 1] - 1) > 0]
     for action in wanted.actions or ():
@@ -342,26 +340,6 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
             )
         rows = rows[sampled(len(rows), wanted.sample, wanted.seed or 0)]
     return rows[: wanted.first]
-
-
-def _seed_ranges(text: str) -> list[range]:
-    """The ranges of `0:1000,5000`.
-
-    >>> _seed_ranges("0:1000,5000")
-    [range(0, 1000), range(5000, 5001)]
-    """
-    try:
-        found = []
-        for part in text.split(","):
-            first, colon, last = part.partition(":")
-            found.append(range(int(first), int(last) if colon else int(first) + 1))
-    except ValueError as error:
-        raise SettingsError(
-            "these are no seeds",
-            path=f"--seeds {text!r}",
-            fix="give ranges without their ends, or single seeds: --seeds 0:1000,5000",
-        ) from error
-    return found
 
 
 def _with_action(store: Store, action: int) -> NDArray[np.bool_]:

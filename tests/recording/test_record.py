@@ -175,9 +175,9 @@ def test_an_existing_store_is_refused_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("episodes", [1, 1000, 10**6])
 def test_parts_cover_the_seeds_without_gap_or_overlap(episodes: int) -> None:
     recording = Recording("GoToLocal", "BabyAI-GoToLocal-v0", "train", episodes, 7)
-    assert recording.seeds(0).start == 7
+    assert recording.seeds(0)[0] == 7
     for part in range(3):
-        assert recording.seeds(part).stop == recording.seeds(part + 1).start
+        assert recording.seeds(part)[-1] + 1 == recording.seeds(part + 1)[0]
 
 
 def test_ctrl_c_ends_every_process_quietly_and_leaves_no_store(tmp_path: Path) -> None:
@@ -376,3 +376,29 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     edit_array(path, "reward", lambda values: values.__setitem__(2, np.nan))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
     assert failed[0].problems == ("the reward of step 2 is not in 0..1",)
+
+
+def test_listed_seeds_are_played_and_no_others(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.txt"
+    file.write_text("900-902, 7\n3 100-129\n6\n")
+    seeds = [3, 6, 7, *range(100, 130), 900, 901, 902]
+    arguments = ["generate", "GoToImpUnlock", "--seeds", str(file), "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    store = open_store(tmp_path / "GoToImpUnlock.zarr")
+    assert f"{store.episodes} episodes, seeds 3 <= seed < 903" in result.output
+    environment = make_environment("GoToImpUnlock")
+    solved = [seed for seed in seeds if isinstance(record_episode(environment, seed), Episode)]
+    assert 6 not in solved
+    assert store.episode_seed.tolist() == solved
+    recording = planned_recording("GoToLocal", seeds=[4, 9, 2], episodes=2)
+    recorded = generate(recording, tmp_path / "two.zarr", workers=1, quiet=True)
+    assert open_store(recorded.path).episode_seed.tolist() == [2, 4]
+    for options, found in [
+        (["--seeds", "2000000000"], "belong to other splits"),
+        (["--seeds", "1,1"], "a seed is there twice"),
+        (["--seeds", "1", "--seed", "1"], "cannot be combined"),
+        ([], "say how many episodes"),
+    ]:
+        result = CliRunner().invoke(main, ["generate", "GoToObj", *options])
+        assert result.exit_code and found in " ".join(result.output.split())

@@ -76,7 +76,7 @@ CONDITIONS: list[tuple[dict[str, Any], Any]] = [
     ({"mission": "red|gr.en"}, lambda e: "red" in e.mission or "green" in e.mission),
     ({"min_len": 4, "max_len": 7}, lambda e: 4 <= len(e) <= 7),
     ({"actions": ("pickup", "done")}, lambda e: {3, 6} <= set(e.actions.tolist())),
-    ({"seeds": "10:20,150"}, lambda e: 10 <= e.seed < 20 or e.seed == 150),
+    ({"seeds": "10-19,150"}, lambda e: 10 <= e.seed < 20 or e.seed == 150),
     ({"level": "GoToLocal", "first": 9}, lambda e: e.number < 9),
 ]
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_selected_is_said(parent: Store) -> None:
     for options, found in [
         (["--mission", "purple"], "there is no such episode"),
         (["--mission", "("], "is not a regular expression"),
-        (["--seeds", "1-5"], "these are no seeds"),
+        (["--seeds", "1:5"], "this is no list of seeds"),
         (["--level", "GoTo"], "no episode of the level GoTo"),
         (["--sample", "900"], "200 episodes fit, 900 were asked for"),
         (["--actions", "jump"], "'jump' is not one of left"),
