@@ -136,7 +136,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option(
     "--init-from",
     metavar="CHECKPOINT|RUN",
-    help="Begin with the weights of this checkpoint, or folder of a run.",
+    help="Begin with the weights of this checkpoint, folder of a run, or hf:OWNER/NAME.",
 )
 @click.option(
     "--resume",
@@ -290,7 +290,7 @@ def evaluate(
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
 
-    CHECKPOINT is a file or a run's folder, whose evaluations.jsonl gets the result.
+    CHECKPOINT is a file, hf:OWNER/NAME, or a run's folder, whose evaluations.jsonl gets the result.
 
     Success is a reward above 0 within the level's step limit, on the environment seeds from
     2,000,000,000 on, which no store uses.
@@ -549,6 +549,7 @@ def export(
     """
     if half and kind != "weights":
         raise click.UsageError("--half needs --to weights")
+    _load_torch()
     from trainer.run.export import export_policy
 
     exported = export_policy(
@@ -565,6 +566,68 @@ def export(
         click.echo(json.dumps(exported.as_json(), indent=2))
     elif not quiet:
         click.echo(exported.text())
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("place", metavar="hf:OWNER/NAME")
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Measure the success for the card on so many unseen episodes.",
+)
+@click.option("--private", is_flag=True, help="Make the model private, where it is new.")
+@click.option("--license", "licence", metavar="ID", help="State this licence in the card.")
+@click.option("--dry-run", is_flag=True, help="Make everything, and send nothing.")
+@_trust
+@_json
+@_workers
+@_quiet
+def push(
+    checkpoint: Path,
+    place: str,
+    episodes: int,
+    private: bool,
+    licence: str | None,
+    dry_run: bool,
+    trust: bool,
+    as_json: bool,
+    workers: int | None,
+    quiet: bool,
+) -> None:
+    """Publish a policy on the Hugging Face hub.
+
+    CHECKPOINT is a file or a run's folder.
+
+    Sends the weights (safetensors), settings, vocabulary, success, animation, learning curve and a
+    model card. Needs the extra `hf`, and a token from `hf auth login` or $HF_TOKEN. Wherever a
+    checkpoint is named, hf:OWNER/NAME then names this policy.
+
+    \b
+    Example:
+      trainer push runs/BabyAIGoToLocalBCSmall hf:me/babyai-gotolocal
+      trainer evaluate hf:me/babyai-gotolocal
+    """
+    _load_torch()
+    from trainer.report.push import push_policy
+
+    pushed = push_policy(
+        checkpoint,
+        place,
+        episodes=episodes,
+        workers=workers,
+        private=private,
+        licence=licence,
+        dry_run=dry_run,
+        trust=trust,
+        quiet=quiet,
+    )
+    if as_json:
+        click.echo(json.dumps(pushed.as_json(), indent=2))
+    elif not quiet:
+        click.echo(pushed.text())
 
 
 @main.command()

@@ -124,7 +124,7 @@ def card_command(shell: Shell, store: str, output: Path | None, overwrite: bool)
     Example:
       demotools card GoToLocal -o README.md
     """
-    from demotools.exchange.hub import store_card
+    from demotools.exchange.publish import store_card
     from demotools.output import write_output
 
     text = store_card(shell.store(store))
@@ -151,7 +151,7 @@ def push_command(shell: Shell, store: str, place: str, private: bool) -> None:
     Example:
       demotools push GoToLocal hf:me/babyai-demos
     """
-    from demotools.exchange.hub import push_store
+    from demotools.exchange.publish import push_store
 
     files, url = push_store(shell.store(store), place, private=private, quiet=shell.quiet)
     shell.print({"files": files, "url": url}, f"published {', '.join(files)}: {url}")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from demotools.cli import main
 from demotools.errors import printable_text
 from demotools.exchange.archive import archive_store
-from demotools.exchange.hub import store_card
+from demotools.exchange.publish import store_card
 from demotools.store.reading import Store
 from tests.store.test_store import edit_attributes
 

@@ -2,156 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import re
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from demotools.errors import FetchError
-from demotools.exchange.hub import push_store
+from demotools.exchange.publish import push_store
 from demotools.store.reading import Store, open_store
+from tests.upload_server import TOKEN, Hub, Run, runner, serving
 
 pytest.importorskip("huggingface_hub", reason="the extra hf is not installed")
-
-TOKEN = "hf_a_token_that_nobody_may_see"
-
-
-class Hub(ThreadingHTTPServer):
-    """The hub's endpoints that a commit of large and small files passes through."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files: dict[str, bytes] = {}
-        self.large: dict[str, bytes] = {}
-        self.created: list[dict[str, Any]] = []
-        self.tokens: set[str | None] = set()
-        self.forbidden = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
-        """Status and JSON for one POST."""
-        if self.forbidden:
-            return 403, {"error": f"the token {TOKEN} may not write to me/demos"}
-        if path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            return 200, {"url": f"{self.url}/datasets/me/demos"}
-        if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}
-        if path == "/api/datasets/me/demos/preupload/main":
-            return 200, {"files": [upload_mode(f["path"]) for f in json.loads(body)["files"]]}
-        if path == "/datasets/me/demos.git/info/lfs/objects/batch":
-            return 200, {"objects": [self.upload_place(o) for o in json.loads(body)["objects"]]}
-        if path == "/api/datasets/me/demos/commit/main":
-            self.commit([json.loads(line) for line in body.splitlines()])
-            url = f"{self.url}/datasets/me/demos/commit/1"
-            return 200, {"success": True, "commitOid": "1" * 40, "commitUrl": url}
-        return 404, {"error": f"no such endpoint: {path}"}
-
-    def upload_place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        return {**wanted, "actions": {"upload": {"href": f"{self.url}/large/{wanted['oid']}"}}}
-
-    def commit(self, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                self.files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                self.files[value["path"]] = self.large[value["oid"]]
-
-
-def upload_mode(path: str) -> dict[str, Any]:
-    mode = "lfs" if path.endswith(".zip") else "regular"
-    return {"path": path, "uploadMode": mode, "shouldIgnore": False}
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_POST(self) -> None:
-        self.server.tokens.add(self.headers["Authorization"])
-        status, content = self.server.answer(self.path.partition("?")[0], self.body())
-        self.reply(status, json.dumps(content).encode(), "application/json")
-
-    def do_PUT(self) -> None:
-        self.server.large[self.path.removeprefix("/large/")] = self.body()
-        self.reply(200, b"", "text/plain")
-
-    def do_GET(self) -> None:
-        name = re.sub("^/datasets/me/demos/resolve/(main|1{40})/", "", self.path)
-        if name in self.server.files:
-            self.reply(200, self.server.files[name], "application/octet-stream")
-        else:
-            self.reply(404, b"", "text/plain", {"X-Error-Code": "EntryNotFound"})
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def reply(
-        self, status: int, content: bytes, kind: str, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in {"ETag": '"1"', "X-Repo-Commit": "1" * 40, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *_arguments: object) -> None:
-        """Quiet."""
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run(hub: Hub, tmp_path: Path) -> Run:
-    """`run("push", …)` in a process of its own, since the hub's address is read at import."""
-    variables = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hub-home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-
-    def start(*arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", "from demotools.cli import main; main()", *arguments],
-            env=variables | ({"HF_TOKEN": token} if token else {}),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    return start
+    return runner(hub, tmp_path / "hub-home", "demotools")
 
 
 def test_a_store_is_published_with_its_card_and_comes_back_bit_for_bit(

@@ -19,9 +19,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from demotools.errors import CheckpointError, SettingsError, from_os_error
+from demotools.exchange.hub import on_hub
 from demotools.output import open_regular, written_whole
 from trainer.learning.building import NETWORKS, build_network
 from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED
+from trainer.run.published import WEIGHTS_FILE, downloaded_policy, policy_content
 from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
 from trainer.settings.user_code import check_trusted, search_noted_folders
 
@@ -226,7 +228,7 @@ def named_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
 
 
 def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
-    """A checkpoint, by its file or the folder of its run.
+    """A checkpoint, by its file, the folder of its run, or `hf:OWNER/NAME` for a published one.
 
     Nothing of what is stored in it is run.
 
@@ -235,9 +237,13 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
 
     CheckpointError  missing, damaged, without something that it must hold, of a newer format, or
                      it names code and is not trusted
+    FetchError       the hub does not give it
     """
+    path = downloaded_policy(path.as_posix()) if on_hub(path) else path
     file = path
-    if path.is_dir():
+    if (path / WEIGHTS_FILE).is_file() and not (path / CHECKPOINT_FILE).exists():
+        file = path / WEIGHTS_FILE
+    elif path.is_dir():
         file = path / CHECKPOINT_FILE
         replaced = path / REPLACED / CHECKPOINT_FILE
         file = replaced if replaced.exists() and not file.exists() else file
@@ -247,8 +253,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
             path=file,
             fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
         )
-    with open_regular(file) as stream:
-        raw = _content(stream, file)
+    raw = policy_content(path) if file == path / WEIGHTS_FILE else _content(file)
     form = raw.get("format") if isinstance(raw, dict) else None
     if type(form) is int and form > FORMAT:
         raise CheckpointError(
@@ -277,8 +282,13 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     )
 
 
-def _content(stream: IO[bytes], file: Path) -> Any:
+def _content(file: Path) -> Any:
     """What torch has stored in a file, its checksums compared."""
+    with open_regular(file) as stream:
+        return _stored(stream, file)
+
+
+def _stored(stream: IO[bytes], file: Path) -> Any:
     try:
         with zipfile.ZipFile(stream) as archive:
             # torch compresses nothing: what announces more than the file holds is not its work

@@ -38,7 +38,7 @@ from trainer.acting.policy import NetworkPolicy, tokenised
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, check_playable, seed_streams
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import memory_of
-from trainer.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from trainer.run.checkpoint import Checkpoint, named_checkpoint, write_checkpoint
 from trainer.run.success import environment_of
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import users_code
@@ -113,7 +113,7 @@ def export_policy(
     LevelError       the level has no environment
     DemotoolsError   the package `onnx` or `onnxruntime` is missing; the file cannot be written
     """
-    saved = read_checkpoint(checkpoint, trust=trust)
+    saved = named_checkpoint(checkpoint, trust=trust)
     path = output or saved.path.with_name(f"policy{SUFFIXES[kind]}")
     check_output(path, overwrite=overwrite)
     if kind == "weights":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from demotools.errors import CheckpointError
+from demotools.exchange.hub import on_hub
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.state import Run
 from trainer.settings.models import Named
@@ -24,15 +25,14 @@ _SHOWN = 3
 
 def initial_place(name: str) -> str:
     """What `run.init_from` names, so that it is the same from every working directory."""
-    return str(Path(name).resolve())
+    return name if on_hub(name) else str(Path(name).resolve())
 
 
 def initial_checkpoint(name: str) -> Checkpoint:
-    """The checkpoint that `run.init_from` names: a file, or the folder of a run.
-
-    Checkpoints that lie elsewhere, under names that are no paths, are to be found and fetched here.
+    """The checkpoint that `run.init_from` names: a file, the folder of a run, or one on the hub.
 
     CheckpointError  there is none, or it is damaged
+    FetchError       the hub does not give it
     """
     # trusted: of all that it holds, only the network is looked at, and the weights taken
     return read_checkpoint(Path(name), trust=True)

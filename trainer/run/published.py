@@ -1,0 +1,107 @@
+"""A policy as files that can be handed on: weights, settings and vocabulary, each as plain data.
+
+    model.safetensors   the weights by their names; the format can hold nothing else
+    settings.toml       as in the folder of a run
+    vocabulary.json     `words` in the order of their ids, `versions` of what wrote it, `format`
+
+`trainer push` sends them to the Hugging Face hub, where `hf:OWNER/NAME` names them; a folder that
+holds them is read like the folder of a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demotools.errors import CheckpointError, optional_package
+from demotools.exchange.hub import downloaded_files
+from demotools.output import open_regular, write_output
+
+WEIGHTS_FILE = "model.safetensors"
+SETTINGS_FILE = "settings.toml"
+WORDS_FILE = "vocabulary.json"
+FORMAT = 1
+
+
+def write_policy(
+    folder: Path,
+    *,
+    settings: str,
+    words: Sequence[str],
+    model: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> list[Path]:
+    """Write the three files, which are returned, into a folder that has none of them.
+
+    CheckpointError  the network keeps something beside tensors
+    DemotoolsError   the package safetensors is missing, or the disk cannot be written
+    """
+    safetensors = optional_package("safetensors.torch", "hf")
+    odd = [name for name, values in model.items() if not isinstance(values, torch.Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"the network keeps `{odd[0]}`, which is no tensor and cannot be published",
+            path=folder,
+            fix="keep it as a buffer (`register_buffer`), and train again",
+        )
+    tensors = {name: values.detach().cpu().clone() for name, values in model.items()}
+    vocabulary = {"format": FORMAT, "words": list(words), "versions": dict(versions)}
+    contents = {
+        WEIGHTS_FILE: safetensors.save(tensors, metadata={"format": "pt"}),
+        SETTINGS_FILE: settings.encode(),
+        WORDS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=1) + "\n").encode(),
+    }
+    for name, content in contents.items():
+        write_output(folder / name, content, overwrite=False)
+    return [folder / name for name in contents]
+
+
+def downloaded_policy(place: str) -> Path:
+    """The folder of the files of `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`.
+
+    FetchError  see `downloaded_files`
+    """
+    place = f"hf:{place.removeprefix('hf:').strip('/')}"  # a path has lost one slash of `hf://`
+    return downloaded_files(place, [SETTINGS_FILE, WORDS_FILE, WEIGHTS_FILE], "model")
+
+
+def policy_content(folder: Path) -> dict[str, Any]:
+    """What the three files hold, in the form of a checkpoint's content without training state.
+
+    Nothing of it is checked but what safetensors and JSON themselves are.
+
+    CheckpointError  a file is missing or is not of its format
+    """
+    safetensors = optional_package("safetensors.torch", "hf")
+    texts = {name: _content(folder / name) for name in (SETTINGS_FILE, WORDS_FILE, WEIGHTS_FILE)}
+    try:
+        vocabulary = json.loads(texts[WORDS_FILE])
+        if not isinstance(vocabulary, dict):
+            raise ValueError("the vocabulary is no table")
+        return {
+            **{name: vocabulary.get(name) for name in ("format", "words", "versions")},
+            "settings": texts[SETTINGS_FILE].decode(),
+            "model": safetensors.load(texts[WEIGHTS_FILE]),
+            "training": {},
+        }
+    except (ValueError, RecursionError, _damaged()) as error:
+        raise CheckpointError(
+            f"this is not a published policy, or it is damaged: {error}",
+            path=folder,
+            fix="publish it again, or name another",
+        ) from error
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as stream:
+        return stream.read()
+
+
+def _damaged() -> type[Exception]:
+    """What safetensors raises on foreign bytes."""
+    kind: type[Exception] = optional_package("safetensors", "hf").SafetensorError
+    return kind
