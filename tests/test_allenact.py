@@ -83,7 +83,7 @@ def test_the_experiment_is_the_recipe_that_ships() -> None:
 
 def test_a_piece_of_a_file_says_what_the_file_says() -> None:
     whole = tomllib.loads(FILES["offpolicy.toml"])
-    iterator, loss = (piece for piece in fragments()[:2])
+    iterator, _, loss = fragments()[:3]
     stage = whole["stages"][0]["off_policy"]
     assert iterator["stages"]["off_policy"].items() <= stage.items()
     assert loss["losses"].items() <= whole["losses"].items()
@@ -95,6 +95,17 @@ def test_a_recipe_of_the_page_trains(recipe: str, place: Path) -> None:
     options = [f"--set {setting}" for setting in (*SMALL, *SHORT[recipe])]
     typed(f"trainer run {recipe} -m 1 -q -o run {' '.join(options)}")
     assert (place / "run" / "last.pt").exists()
+
+
+@pytest.mark.slow
+def test_their_iterator_as_one_of_ones_own_trains(place: Path) -> None:
+    (named,) = (piece for piece in fragments() if "iterator" in str(piece))
+    own = f"stages.0.off_policy.iterator={named['stages']['off_policy']['iterator']}"
+    options = [f"--set {setting}" for setting in (*SMALL, *SHORT["offpolicy.toml"], own)]
+    typed(f"trainer run offpolicy.toml -m 1 -q -o run {' '.join(options)}")
+    lines = [line for line in read_log(place / "run") if line["group"] == "offpolicy"]
+    assert len(lines) == 4
+    assert lines[0]["loss"] == pytest.approx(1.95, abs=0.1)  # of seven actions, untrained
 
 
 @pytest.mark.slow
