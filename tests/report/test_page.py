@@ -67,6 +67,19 @@ def test_the_page_tells_success_with_interval_cost_and_settings(
     assert "stages.0.off_policy.rollout_len 20 20" in text
 
 
+def test_of_several_levels_the_page_tells_each(make_run: Callable[..., Path]) -> None:
+    folder = make_run("both", "run.level=['GoToObj', 'PickupLoc']")
+    [*lines, measured] = map(json.loads, (folder / "log.jsonl").read_text("utf-8").splitlines())
+    assert "both GoToObj + PickupLoc greedy 90.0%" in words(run_report([folder]).html)
+    measured |= {"PickupLoc/success": 0.5, "PickupLoc/episodes": 250}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, measured])
+    (folder / "log.jsonl").write_text(text, "utf-8")
+    said = words(run_report([folder]).html)
+    assert "both PickupLoc greedy 50.0% 85.0% to 94.0% 250" in said
+    unmeasured = make_run("not", "run.level=['GoToObj', 'PickupLoc']", success=None)
+    assert "not GoToObj + PickupLoc not measured" in words(run_report([unmeasured]).html)
+
+
 def test_only_settings_that_differ_are_marked(make_run: Callable[..., Path]) -> None:
     one = make_run("one", "optimizer.lr=0.001")
     other = make_run("other", "optimizer.lr=0.002", "stages.0.off_policy.augment=")

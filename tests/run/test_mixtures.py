@@ -398,6 +398,12 @@ def test_one_level_is_written_as_one_and_wrong_lists_are_refused(
     assert tomllib.loads(toml_of(plain))["run"]["level"] == "GoToLocal"
     tree["run"]["levels"] = ["GoToLocal", {"name": "GoToObj", "weight": 2}]
     both = parsed_settings(tree, "-")
+    (tmp_path / "both.toml").write_text(toml_of(both), "utf-8")
+    plain_store = ("--set", "stages.0.off_policy.store=auto", *PLAIN, *SMALL)
+    dry = run("a", *plain_store, "-m", "1", "--dry-run", recipe=str(tmp_path / "both.toml"))
+    again = tomllib.loads(dry.output)
+    assert [one["proportion"] for one in again["stages"][0]["off_policy"]["store"]] == [1, 2]
+    assert again["run"]["level"][1]["name"] == "GoToObj"
     assert both.run.level_names == ("GoToLocal", "GoToObj")
     assert parsed_settings(tomllib.loads(toml_of(both)), "-") == both
     for levels, what in (

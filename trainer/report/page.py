@@ -47,6 +47,29 @@ class FinishedRun:
         return [line for line in self.lines if line["group"].startswith("evaluation")]
 
     @property
+    def level(self) -> str:
+        """What it was trained on."""
+        names = re.compile(r"run\.level(\.\d+\.name)?")
+        return " + ".join(self.settings[key] for key in self.settings if names.fullmatch(key))
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The rows of the page: its evaluations, each followed by those of its single levels."""
+        rows = []
+        for line in self.evaluations:
+            level = line.get("level") or self.level
+            rows.append({**line, "level": level})
+            for name in level.split(" + "):
+                prefix = f"{name}/"
+                of_level = {
+                    key.removeprefix(prefix): value
+                    for key, value in line.items()
+                    if key.startswith(prefix)
+                }
+                rows += [{**line, **of_level, "level": name}] if of_level else []
+        return rows
+
+    @property
     def experiment(self) -> tuple[tuple[str, str], ...]:
         """What is equal for runs that differ in their seeds only."""
         items = sorted(self.settings.items())

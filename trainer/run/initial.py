@@ -90,7 +90,8 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
     taken.check_finite(run.network)
     count = sum(map(Tensor.numel, run.network.parameters()))
     parts = [
-        f"weights: all {count:,} of {checkpoint.path}, trained on {saved.run.level} for "
+        f"weights: all {count:,} of {checkpoint.path}, trained on "
+        f"{', '.join(saved.run.level_names)} for "
         f"{_steps(checkpoint)}"
     ]
     if new:

@@ -538,4 +538,4 @@ def _with_store(
         stores.append(StoreSettings(name=name, proportion=level.proportion))
         reasons.append(f"store: {name}, {why}")
     off_policy = stage.off_policy.model_copy(update={"store": tuple(stores)})
-    return stage.model_copy(update={"off_policy": off_policy}), "\n".join(reasons)
+    return stage.model_copy(update={"off_policy": off_policy}), "; ".join(reasons)
