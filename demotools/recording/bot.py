@@ -40,6 +40,7 @@ from demotools.recording.environment import (
     FastView,
     observed_cells,
 )
+from demotools.recording.search import ExpertError, SearchExpert, is_searchable
 from demotools.recording.subgoals import subgoal_code
 
 # The most that an action of a solved episode took is 8 (docs/log.md).
@@ -58,7 +59,7 @@ _BOT_ERRORS = (
 )
 
 
-class BotError(Exception):
+class BotError(ExpertError):
     """The bot has no action: its text is the reason, the same for the same cause."""
 
 
@@ -118,12 +119,31 @@ class Failure:
 
 
 def can_play(environment: Environment) -> bool:
-    """Whether the bot knows how to play this environment: BabyAI's levels."""
+    """Whether there is an expert for this environment; it may be reset to find out.
+
+    The bot plays BabyAI's levels, `SearchExpert` minigrid's with a goal that a search can find.
+    """
+    return is_bots(environment) or is_searchable(environment)
+
+
+def is_bots(environment: Environment) -> bool:
+    """Whether minigrid's bot knows how to play this environment: BabyAI's levels."""
     return isinstance(environment.unwrapped, RoomGridLevel)
 
 
+def expert_name(environment: Environment) -> str:
+    """What plays an environment, as `module.Name`."""
+    kind = BabyAIBot if is_bots(environment) else SearchExpert
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def expert_of(environment: Environment) -> Expert | SearchExpert:
+    """The expert for the current episode of one environment, which must have been reset."""
+    return Expert(environment) if is_bots(environment) else SearchExpert(environment)
+
+
 class Expert:
-    """The bot for the current episode of one environment, which must have been reset."""
+    """The bot for the current episode of a BabyAI level, which must have been reset."""
 
     def __init__(self, environment: Environment) -> None:
         self._level: Any = environment.unwrapped
@@ -241,11 +261,11 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
     directions: list[int] = []
     actions: list[int] = []
     optional: dict[str, list[float]] = {name: [] for name in style.arrays}
-    expert, taken, failure = Expert(environment), None, ""
+    expert, taken, failure = expert_of(environment), None, ""
     for random_action in random_actions(seed, style):
         try:
             action = expert.action(taken)
-        except BotError as error:
+        except ExpertError as error:
             failure = str(error)
             break
         taken = action if random_action is None else random_action

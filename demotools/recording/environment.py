@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,9 +25,11 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from minigrid.core.mission import MissionSpace
 from minigrid.envs.babyai.core import roomgrid_level
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.envs.babyai.core.verifier import SeqInstr
+from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import (
@@ -43,13 +46,17 @@ from demotools.babyai.cells import (
     fits_cells,
     packed_cells,
 )
-from demotools.babyai.levels import read_manifest
-from demotools.errors import LevelError
+from demotools.babyai.levels import Manifest, read_manifest
+from demotools.babyai.vocabulary import WORDS, mission_words
+from demotools.errors import LevelError, ManifestError
 
 Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
 
 Environment: TypeAlias = gymnasium.Env[Observation, int]
+
+# Of training, like those that it begins with.
+_FIRST_SURVEYED, _RESETS_WITHOUT_NEWS, _MOST_MISSIONS = 500_000_000, 50, 5000
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +64,7 @@ _log = logging.getLogger(__name__)
 def make_environment(
     level: str, manifests: Path | None = None, *, stock: bool = False
 ) -> Environment:
-    """The environment of a level, by the level's name or its environment id.
+    """The environment of a level: its name, its environment id, or any id that gymnasium knows.
 
     manifests       a folder of manifests that adds to those that ship
     stock           minigrid's own views, also where ours are proven to be the same
@@ -76,9 +83,15 @@ def make_environment(
             path=level,
             fix="install a newer minigrid, or correct the level's manifest",
         ) from error
-    # the level itself, without the wrappers that check every step
-    environment: Environment = spec.make(disable_env_checker=True).unwrapped
-    return environment
+    environment: Environment = spec.make(disable_env_checker=True)
+    # the level itself, without the wrapper that checks the order of calls; one of anybody's own may
+    # be wrapped on purpose
+    return (
+        environment.unwrapped
+        if isinstance(environment.unwrapped, MiniGridEnv)
+        and (environment_id.startswith(("BabyAI-", "MiniGrid-")))
+        else environment
+    )
 
 
 @cache
@@ -90,8 +103,9 @@ def _specification(environment_id: str, stock: bool) -> EnvSpec:
     maker: Any = spec.entry_point
     level: Any = load_env_creator(maker) if isinstance(maker, str) else maker
     is_level = isinstance(level, type) and issubclass(level, RoomGridLevel)
-    proven = is_level and level.__module__.startswith("minigrid.envs.babyai.")
-    if proven and version("minigrid") in PROVEN_VERSIONS:
+    if not (is_level and level.__module__.startswith("minigrid.envs.babyai.")):
+        return spec
+    if version("minigrid") in PROVEN_VERSIONS:
         spec.entry_point = with_fast_views(level)
     else:
         known = ", ".join(PROVEN_VERSIONS)
@@ -106,7 +120,7 @@ def _specification(environment_id: str, stock: bool) -> EnvSpec:
 
 def level_environment_id(level: str, manifests: Path | None = None) -> str:
     """The gymnasium id of a level; ManifestError or LevelError as `make_environment`."""
-    manifest = read_manifest(level, manifests)
+    manifest = playable_manifest(level, manifests)
     if manifest.environment_id is None:
         reason = manifest.no_environment or "minigrid has no environment for it"
         raise LevelError(
@@ -115,6 +129,52 @@ def level_environment_id(level: str, manifests: Path | None = None) -> str:
             fix="use the published files: `demotools fetch` or `demotools convert`",
         )
     return manifest.environment_id
+
+
+def playable_manifest(level: str, manifests: Path | None = None) -> Manifest:
+    """The manifest of a level; of an id that gymnasium knows and no manifest does, an empty one.
+
+    ManifestError  there is no such level, or a manifest does not parse
+    """
+    try:
+        return read_manifest(level, manifests)
+    except ManifestError as error:
+        if level not in gymnasium.registry:
+            # its registry holds what installed packages offer, and what was registered by now
+            error.fix += "; or give an id that gymnasium knows, as in MiniGrid-DoorKey-5x5-v0"
+            raise
+    ours = level.startswith("MiniGrid-")
+    return Manifest(
+        level=level,
+        environment_id=level,
+        mission_pattern="(?s).*",
+        licence="MIT (Minigrid, the package that made the levels)" if ours else "unknown",
+        citation="Chevalier-Boisvert et al., Minigrid & Miniworld: Modular & Customizable "
+        "Reinforcement Learning Environments for Goal-Oriented Tasks, NeurIPS 2023, "
+        "arXiv:2306.13831"
+        if ours
+        else "unknown",
+    )
+
+
+def environment_words(environment: Environment) -> tuple[str, ...]:
+    """The words of an environment's missions that are not BabyAI's, in the order of appearance.
+
+    They come from all missions that its mission space can make, else from those of its episodes:
+    it is reset until 50 in a row bring no new word. The same environment gives the same words.
+    """
+    found: dict[str, None] = {}
+    space = getattr(environment.observation_space, "spaces", {}).get("mission")
+    if isinstance(space, MissionSpace) and space.ordered_placeholders:
+        for values in islice(product(*space.ordered_placeholders), _MOST_MISSIONS):
+            found |= dict.fromkeys(mission_words(space.mission_func(*values)))
+    since, seed = 0, _FIRST_SURVEYED
+    while since < _RESETS_WITHOUT_NEWS and seed < _FIRST_SURVEYED + _MOST_MISSIONS:
+        observation, _ = environment.reset(seed=seed)
+        before, seed = len(found), seed + 1
+        found |= dict.fromkeys(mission_words(str(observation.get("mission", ""))))
+        since = since + 1 if len(found) == before else 0
+    return tuple(word for word in found if word not in WORDS)
 
 
 def observed_cells(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from demotools.babyai.cells import VIEW_SIZE
-from demotools.babyai.levels import SEEDS, Split, read_manifest
+from demotools.babyai.levels import SEEDS, Split
 from demotools.errors import LevelError, SettingsError, printable_text
 from demotools.output import progress_bar
 from demotools.recording.bot import (
@@ -28,9 +28,16 @@ from demotools.recording.bot import (
     Episode,
     Failure,
     Style,
+    can_play,
+    expert_name,
+    is_bots,
     record_episode,
 )
-from demotools.recording.environment import level_environment_id, make_environment
+from demotools.recording.environment import (
+    level_environment_id,
+    make_environment,
+    playable_manifest,
+)
 from demotools.recording.subgoals import SUBGOALS
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.reading import Episodes
@@ -153,8 +160,22 @@ def planned_recording(
             fix=f"start at {allowed.start} or a little above",
         )
     environment_id = level_environment_id(level)
-    name = read_manifest(level).level
-    return Recording(name, environment_id, split, episodes, first, style, spans)
+    level = playable_manifest(level).level
+    environment = make_environment(level)
+    if not can_play(environment):
+        raise LevelError(
+            "there is no expert that could be recorded: the bot plays BabyAI's levels, a search "
+            "finds goals, things to be picked up and doors in minigrid's",
+            path=level,
+            fix="record another level, as in MiniGrid-DoorKey-5x5-v0",
+        )
+    if style.subgoals and not is_bots(environment):
+        raise SettingsError(
+            "the expert of this level has no subgoals to be recorded: only BabyAI's bot has",
+            path="--subgoals",
+            fix="leave it out, or record a BabyAI level",
+        )
+    return Recording(level, environment_id, split, episodes, first, style, spans)
 
 
 def _spans(seeds: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -194,7 +215,7 @@ def generate(
             _record_parts(recording, builder, pool, quiet=quiet)
         seeds, failures = _cut_to_size(recording, builder)
         found = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
-        manifest = read_manifest(recording.level)
+        manifest = playable_manifest(recording.level)
         builder.finish(
             level=recording.level,
             split=recording.split,
@@ -211,7 +232,7 @@ def _source(recording: Recording, seeds: range, failures: dict[str, int]) -> dic
     job, style = recording.job(), recording.style
     return {
         "kind": "bot",
-        "bot": "minigrid.utils.baby_ai_bot.BabyAIBot",
+        "bot": expert_name(make_environment(recording.level)),
         **{key: job[key] for key in ("minigrid", "numpy", "replans")},
         **({"noise": style.noise, "burst": style.burst} if style.noise else {}),
         **({"failures_kept": True} if style.failures else {}),

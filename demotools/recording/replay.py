@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import LevelError, ManifestError
 from demotools.output import progress_bar
-from demotools.recording.bot import BotError, Expert
+from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import Environment, Observation, make_environment
+from demotools.recording.search import ExpertError, SearchExpert
 from demotools.recording.subgoals import SUBGOALS, UNKNOWN
 from demotools.store.reading import MERGED, Store
 from demotools.store.verify import Check
@@ -146,7 +147,7 @@ def replayed_episode(
     rewards = None if stored is None else stored.span(start, stop)
     mission = store.mission_text[store.episode_mission[episode]]
     observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
-    expert, taken = Expert(environment) if advised else None, None
+    expert, taken = expert_of(environment) if advised else None, None
     for step, action in enumerate(actions.tolist()):
         if not np.array_equal(observation["image"], images[step]):
             return Replay(f"step {step}: the view differs")
@@ -169,7 +170,7 @@ def replayed_episode(
     return Replay("", float(reward), observation)
 
 
-def _other_advice(expert: Expert, taken: int | None, store: Store, row: int) -> str:
+def _other_advice(expert: Expert | SearchExpert, taken: int | None, store: Store, row: int) -> str:
     """How the bot's advice differs from what step `row` of a store holds; empty where it does not.
 
     taken   the action of the step before; None at the first
@@ -177,7 +178,7 @@ def _other_advice(expert: Expert, taken: int | None, store: Store, row: int) -> 
     stored = int(store.action.span(row, row + 1)[0])
     try:
         advice = expert.action(taken)
-    except BotError as error:
+    except ExpertError as error:
         return f"the bot has no action ({error})"
     if advice != stored:
         return f"the expert's action is {ACTIONS[stored]}, the bot advises {ACTIONS[advice]}"

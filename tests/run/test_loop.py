@@ -946,14 +946,14 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
         ("ppo", ["run.wandb=project"], "Weights & Biases is not installed"),
         (
             "dagger_then_ppo",
-            ["on_policy.environment=gymnasium:make", "run.level=MiniGrid-KeyCorridorS3R1-v0"],
+            ["on_policy.environment=gymnasium:make", "run.level=MiniGrid-GoToDoor-5x5-v0"],
             "cross-entropy against the expert needs an expert",
         ),
         (
             "ppo",
             [
                 "on_policy.environment=gymnasium:make",
-                "run.level=MiniGrid-KeyCorridorS3R1-v0",
+                "run.level=MiniGrid-GoToDoor-5x5-v0",
                 "stages.0.teacher_forcing={steps=9}",
             ],
             "teacher forcing needs an expert",

@@ -37,6 +37,7 @@ HOSTILE: dict[str, Tree] = {
         "run": {"level": "touch canary"},
     },
     "a module as environment": {"on_policy": {"environment": "canary_module:make"}},
+    "a level that a module registers": {"run": {"level": "canary_module:Level-v0"}},
     "gymnasium's own import": {
         "on_policy": {"environment": "gymnasium:make"},
         "run": {"level": "canary_module:Level-v0"},

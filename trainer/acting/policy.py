@@ -181,7 +181,8 @@ def tokenised(missions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Te
         raise CheckpointError(
             f"the network has never learned the word `{unknown}`",
             path=f"mission `{mission}`",
-            fix="train on a store whose missions have this word, or give another mission",
+            fix="train on a store whose missions have this word or name it in model.words, or give "
+            "another mission",
         ) from error
     table = torch.from_numpy(tokens.astype(np.int64))
     if not table.shape[1]:  # only empty missions: one column of padding

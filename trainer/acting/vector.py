@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from demotools.recording.bot import Expert
+from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import (
     Environment,
     Observation,
     level_environment_id,
     observed_cells,
 )
+from demotools.recording.search import SearchExpert
 from demotools.workers.processes import (
     SPAWN_ADVICE,
     signals_for_this_process_alone,
@@ -301,7 +302,7 @@ class Group:
         ]
         self._images = np.zeros((len(span), *_VIEW, 3), dtype=np.uint8)
         self._streams: list[Iterator[int]] = []
-        self._experts: list[Expert | None] = [None for _ in span]
+        self._experts: list[Expert | SearchExpert | None] = [None for _ in span]
         self._missions: Missions = {}
 
     def send(self, start: Start | None) -> None:
@@ -366,7 +367,7 @@ class Group:
             self._show(number, observation)
             self._missions[number] = str(observation["mission"])
             if self._kind.expert:
-                self._experts[number] = Expert(environment)
+                self._experts[number] = expert_of(environment)
         self._ask_expert(number, None)
 
     def _show(self, number: int, observation: Observation) -> None:
@@ -515,6 +516,8 @@ def _serve(
 
 def check_playable(level: str) -> None:
     """LevelError where the level is one without an environment, ManifestError where unknown."""
+    if ":" in level:
+        return  # known once its module has been imported
     try:
         level_environment_id(level)
     except LevelError as error:

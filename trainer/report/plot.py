@@ -275,8 +275,9 @@ def _draw_success(panel: Axes, lines: Lines, colour: str) -> None:
         if not measured:
             continue
         success = [100 * line["success"] for line in measured]
-        low = [100 * (line["success"] - line["interval_low"]) for line in measured]
-        high = [100 * (line["interval_high"] - line["success"]) for line in measured]
+        # not below zero, as rounding makes them where all episodes succeeded
+        low = [max(100 * (line["success"] - line["interval_low"]), 0) for line in measured]
+        high = [max(100 * (line["interval_high"] - line["success"]), 0) for line in measured]
         x = [line["x"] for line in measured]
         fill = colour if group == "evaluation" else "none"
         panel.errorbar(

@@ -17,7 +17,7 @@ from demotools.errors import CheckpointError
 from demotools.exchange.hub import on_hub
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.state import Run
-from trainer.settings.models import Named
+from trainer.settings.models import ModelSettings, Named
 from trainer.settings.user_code import check_trusted
 
 _SHOWN = 3
@@ -38,7 +38,7 @@ def initial_checkpoint(name: str) -> Checkpoint:
     return read_checkpoint(Path(name), trust=True)
 
 
-def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[Named, str]:
+def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[ModelSettings, str]:
     """The network of a checkpoint as a setting, and what to say of it.
 
     CheckpointError  that network is code of somebody's, which is not trusted

@@ -12,6 +12,11 @@ from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, SettingsError, StoreError, from_os_error
 from demotools.output import acquired_lock, data_folder, written_whole
 from demotools.recording.bot import can_play
+from demotools.recording.environment import (
+    Environment,
+    environment_words,
+    level_environment_id,
+)
 from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_playable
 from trainer.data.augment import check_augmentation
@@ -41,7 +46,7 @@ from trainer.run.log import weights_and_biases
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
-from trainer.run.success import available_device, measure
+from trainer.run.success import available_device, environment_of, measure
 from trainer.settings.models import (
     LEVELS,
     SETTINGS_FILE,
@@ -72,6 +77,8 @@ from trainer.team import (
     processors_each,
     stop_request,
 )
+
+_SHOWN_WORDS = 12
 
 
 class Stopped(SystemExit):
@@ -152,6 +159,7 @@ def train(
         run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
         run.on_save = on_save
         lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
+        lines += _word_lines(run.words)
         if initial is not None:
             lines.append(take_weights(run, initial))
         lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
@@ -206,6 +214,7 @@ def dry_run(
     else:
         run = _new_run(settings, Path(), data, workers, ALONE, initial)
         lines += _remarks(settings, run.stores, run.sources)
+        lines += _word_lines(run.words)
         if initial is not None:
             lines.append(take_weights(run, initial))
         lines += expected_cost(run).lines(recipe)
@@ -261,21 +270,31 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    for level in settings.run.level_names:
-        if settings.on_policy is not None:
-            _check_environments(settings_of_level(settings, level), workers, team)
-        elif settings.evaluation is not None:
-            check_playable(level)
+    new = list(settings.model.words or ())
+    if settings.on_policy is not None or settings.evaluation is not None:
+        for level in settings.run.level_names:
+            of_level = settings_of_level(settings, level)
+            environment = _checked_environment(of_level, workers, team)
+            if settings.model.words is None and not _is_babyai(of_level):
+                new += environment_words(environment)
+            environment.close()
     if settings.run.wandb is not None:
         weights_and_biases()
     stores = open_stores(settings, data)
     words = longest_words(shared_words(list(stores.values())), known)
+    words += tuple(word for word in dict.fromkeys(new) if word not in words)
     return new_run(
         *(settings, stores, words, folder, team),
         workers=workers or processors_each(),
         quiet=quiet,
         say=say,
     )
+
+
+def _word_lines(words: Sequence[str]) -> list[str]:
+    beyond = [word for word in words if word not in WORDS]
+    shown = ", ".join(beyond[:_SHOWN_WORDS]) + (", …" if len(beyond) > _SHOWN_WORDS else "")
+    return [f"words beyond BabyAI's: {len(beyond)}, {shown}"] if beyond else []
 
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
@@ -302,7 +321,7 @@ def _planned(
         "time and memory: unknown without them",
     ]
     if settings.model.type in NETWORKS:
-        count = len(shared_words(list(stores.values())))
+        count = len({*shared_words(list(stores.values())), *(settings.model.words or ())})
         network = build_network(settings.model.type, settings.model.options, count)
         lines.append(f"parameters: {parameter_count(network):,}")
     for number, (stage, played) in enumerate(zip(settings.stages, sources, strict=True)):
@@ -312,17 +331,24 @@ def _planned(
     return lines
 
 
-def _check_environments(settings: Settings, workers: int | None, team: Team) -> None:
-    """That the level has an environment, the bot plays it where asked to, and there are enough."""
-    assert settings.on_policy is not None
-    maker = settings.on_policy.environment
-    count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-    if workers is not None and workers > count:
-        raise SettingsError(
-            f"there are more workers than environments: {workers} for {count}",
-            path="--workers",
-            fix=f"give -m {count} or less, or set on_policy.environments to {workers} or more",
-        )
+def _is_babyai(settings: Settings) -> bool:
+    """Whether the level is one of BabyAI's, whose words all networks have."""
+    if environment_of(settings) != LEVELS or ":" in settings.run.level:
+        return False
+    return level_environment_id(settings.run.level).startswith("BabyAI-")
+
+
+def _checked_environment(settings: Settings, workers: int | None, team: Team) -> Environment:
+    """One of the run's environments; there are enough, and an expert where one is asked for."""
+    maker = environment_of(settings)
+    if settings.on_policy is not None:
+        count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
+        if workers is not None and workers > count:
+            raise SettingsError(
+                f"there are more workers than environments: {workers} for {count}",
+                path="--workers",
+                fix=f"give -m {count} or less, or set on_policy.environments to {workers} or more",
+            )
     if maker == LEVELS:
         check_playable(settings.run.level)
     environment = made_environment(maker, settings.run.level)
@@ -331,11 +357,12 @@ def _check_environments(settings: Settings, workers: int | None, team: Team) -> 
         if (advised or stage.teacher_forcing) and not can_play(environment):
             what = "cross-entropy against the expert" if advised else "teacher forcing"
             raise SettingsError(
-                f"{what} needs an expert, and the bot plays BabyAI's levels only",
+                f"{what} needs an expert, and there is none for {settings.run.level}: the bot "
+                "plays BabyAI's levels, a search finds goals, things and doors in minigrid's",
                 path=f"stages.{number}",
-                fix="remove it, or name a BabyAI level",
+                fix="remove it, or name another level",
             )
-    environment.close()
+    return environment
 
 
 def _checkpoint_to_resume(folder: Path) -> Checkpoint:

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from demotools.babyai.levels import MOST_EPISODES, Symmetry
+from demotools.babyai.vocabulary import mission_words
 from demotools.errors import SettingsError
 from demotools.output import open_regular
 
@@ -73,6 +74,21 @@ class Named(BaseModel):
     def options(self) -> dict[str, Any]:
         """The keys beside `type`."""
         return dict(self.model_extra or {})
+
+
+def _one_word(text: str) -> str:
+    if mission_words(text) != [text]:
+        raise ValueError("it must be one word in lower case, as they stand in missions")
+    return text
+
+
+class ModelSettings(Named):
+    """A network.
+
+    words   of missions beyond those of BabyAI and of the stores; None: the environment's
+    """
+
+    words: tuple[Annotated[str, AfterValidator(_one_word)], ...] | None = None
 
 
 def _plain(name: str) -> str:
@@ -364,7 +380,7 @@ class Settings(_Frozen):
     """A whole training file."""
 
     run: RunSettings
-    model: Named = Named(type="auto")
+    model: ModelSettings = ModelSettings(type="auto")
     optimizer: OptimizerSettings
     on_policy: OnPolicySettings | None = None
     losses: dict[str, Named] = Field(default_factory=dict)

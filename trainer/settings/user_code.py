@@ -292,6 +292,7 @@ def told(error: BaseException) -> str:
 def made_environment(make: str, level: str) -> Environment:
     """The environment of a level.
 
+    level  as `make` takes it; where that is ours, `package.module:Id-v0` is what a module registers
     make   `package.module:function` from a level to a gymnasium environment
 
     SettingsError  there is no such function, or it gives something else
@@ -305,6 +306,8 @@ def made_environment(make: str, level: str) -> Environment:
     key = "on_policy.environment"
     ours: dict[str, Callable[[str], object]] = {LEVELS: make_environment, GYMNASIUM: gymnasium.make}
     maker = find(key, make, ours)
+    if ":" in level and make in ours:
+        level = _registered(level)
     try:
         with users_code(key, make):
             environment = maker(level)
@@ -323,6 +326,26 @@ def made_environment(make: str, level: str) -> Environment:
     )
 
 
+def _registered(level: str) -> str:
+    """The id in a level such as `package.module:Id-v0`, which importing that module registers.
+
+    SettingsError  there is no such module
+    """
+    module, _, name = level.partition(":")
+    try:
+        with users_code("run.level", level), _users_folders_first():
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise SettingsError(
+            f"the module of the level cannot be imported: {error}",
+            path=f"run.level = {level!r}",
+            fix="install the package, put the module beside the recipe, or correct the name",
+        ) from error
+    return name
+
+
 # Every other text that could be imported counts as a name of code, also in settings yet to come.
 _PLAIN_TEXT = re.compile(
     r"run\.\w+(\.\d+\.name)?|stages\.\d+\.(off_policy\.store(\.\d+\.(name|mission))?|early_stopping\.hold_out)"
@@ -333,7 +356,8 @@ _MINIGRID_LEVEL = re.compile(r"(BabyAI|MiniGrid)-[A-Za-z0-9-]+-v[0-9]+")
 def foreign_names(settings: Settings) -> list[str]:
     """The settings that name code which is neither ours nor torch's, as `key = "module:Name"`."""
     tree = settings.model_dump(exclude_none=True, mode="json", by_alias=True)
-    return [
+    registered = [level for level in settings.run.level_names if ":" in level]
+    return [f'run.level = "{level}"' for level in registered] + [
         f'{key} = "{name}"'
         for key, name in setting_leaves(tree).items()
         if isinstance(name, str)
