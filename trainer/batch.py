@@ -5,7 +5,8 @@ rollouts only. A rollout may cross episodes; `masks` are 0 where one begins, els
 
 Batches from a store, `layout="native"`, which our networks take:
 
-    cells            uint8 [T, B, 7, 7], packed views (images of other sizes: [T, B, H, W, C])
+    cells            uint8 [T, B, 7, 7], packed views (of stores, images of other sizes: [T, B, H,
+                     W, C]; of environments, [T, B, H, W] of any cells, [T, B, H, W, C] of images)
     direction        uint8 [T, B], 0 right, 1 down, 2 left, 3 up
     mission          int32 [T, B], row of the iterator's `mission_tokens` int64 [M, L]
     expert_action    uint8 [T, B]

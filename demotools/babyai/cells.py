@@ -73,18 +73,18 @@ UNPACKING_TABLE: NDArray[np.uint8] = _unpacking_table()
 """uint8 [256, 3]: code of a cell to (object, colour, state)."""
 
 
-def fits_cells(images: NDArray[np.uint8]) -> bool:
-    """Whether these views can be packed: 7 x 7 x 3 and every channel inside its table.
+def fits_cells(images: NDArray[np.uint8], size: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE)) -> bool:
+    """Whether these views can be packed: size x 3 and every channel inside its table.
 
     images  uint8 [..., H, W, C]
     """
-    return images.shape[-3:] == (VIEW_SIZE, VIEW_SIZE, 3) and _inside_tables(images)
+    return images.shape[-3:] == (*size, 3) and _inside_tables(images)
 
 
 def _inside_tables(images: NDArray[np.uint8]) -> bool:
     """Whether every channel is inside its table.
 
-    images   uint8 [..., 7, 7, 3]
+    images   uint8 [..., 3]
     """
     flat = np.ascontiguousarray(images).reshape(-1)
     # the largest of each place over rows of many views: nothing is written but one row, and

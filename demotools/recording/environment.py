@@ -177,21 +177,75 @@ def environment_words(environment: Environment) -> tuple[str, ...]:
     return tuple(word for word in found if word not in WORDS)
 
 
-def observed_cells(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def observed_cells(
+    image: NDArray[np.uint8], size: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE)
+) -> NDArray[np.uint8]:
     """Packed cells of images that an environment gave.
 
-    image     uint8 [..., 7, 7, 3]
-    returns   uint8 [..., 7, 7]
+    image     uint8 [..., *size, 3]
+    returns   uint8 [..., *size]
 
     LevelError  the views do not pack: another size, or values outside today's encoding
     """
-    if not fits_cells(image):
+    if not fits_cells(image, size):
         raise LevelError(
             f"the views of this environment do not pack into cells (shape {image.shape[-3:]})",
             path="observation",
-            fix="use an environment with egocentric 7 x 7 views in minigrid's encoding",
+            fix=f"use an environment with egocentric {' x '.join(map(str, size))} views in "
+            "minigrid's encoding",
         )
     return packed_cells(image)
+
+
+def seen_as(image: NDArray[np.uint8], view: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An environment's images as networks take them: packed cells, or as they are.
+
+    image     uint8 [..., H, W, C]
+    view      (H, W) of cells, or (H, W, C) of an image
+    returns   uint8 [..., *view]
+
+    LevelError  they are of another shape, or do not pack
+    """
+    if len(view) == 2:
+        return observed_cells(image, view)
+    if image.shape[-3:] != view:
+        raise LevelError(
+            f"a view of this environment has the shape {image.shape[-3:]}, its first had {view}",
+            path="observation",
+            fix="correct the environment: all its views must be of one shape",
+        )
+    return image
+
+
+def view_and_actions(environment: Environment, level: str) -> tuple[tuple[int, ...], int]:
+    """What an environment shows, (H, W) of cells or (H, W, C) of an image, and how many actions.
+
+    It is reset to find out. A view is one of cells where minigrid's encoding has all its values.
+
+    LevelError  its observations or actions are of another kind
+    """
+    observation, _ = environment.reset(seed=_FIRST_SURVEYED)
+    count = getattr(environment.action_space, "n", None)
+    keys = set(observation) if isinstance(observation, dict) else set()
+    image: NDArray[Any] = np.asarray(observation["image"]) if "image" in keys else np.zeros(0)
+    if not keys >= {"image", "direction", "mission"} or count is None:
+        what = f"the actions are {environment.action_space}"
+        if count is not None:
+            what = f"its observations hold {', '.join(map(str, sorted(keys))) or 'no dict'}"
+        raise LevelError(
+            f"this environment is none like minigrid's: {what}",
+            path=level,
+            fix="wrap it: observations are dicts of image, direction and mission, and the actions "
+            "gymnasium.spaces.Discrete",
+        )
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise LevelError(
+            f"the views of this environment are {image.dtype} {image.shape}, no images",
+            path=level,
+            fix="wrap it: image is uint8 [H, W, C]",
+        )
+    view = image.shape[:2]
+    return (view if fits_cells(image, view) else image.shape), int(count)
 
 
 # The minigrid versions whose every bit was compared (tests/recording/test_fast.py).

@@ -12,7 +12,9 @@ from demotools.babyai.vocabulary import WORDS
 from demotools.cli import main as demotools_main
 from trainer.cli import main
 from trainer.run.checkpoint import read_checkpoint
+from trainer.run.loading import load_policy
 from trainer.run.log import read_log
+from trainer.settings.user_code import made_environment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DOOR = "MiniGrid-DoorKey-5x5-v0"
@@ -93,3 +95,108 @@ def test_doorkey_from_the_expert_to_a_clone_to_ppo_and_by_dagger(
     run("dagger_then_ppo", "-o", "dagger", "--set", f"run.level={DOOR}")
     agreement = [line for line in read_log(Path("dagger")) if "expert_ce/accuracy" in line]
     assert agreement
+
+
+ODD = """
+import gymnasium
+from gymnasium import spaces
+from minigrid.envs import EmptyEnv
+from minigrid.wrappers import RGBImgPartialObsWrapper
+
+
+class Three(gymnasium.ActionWrapper):
+    def __init__(self, environment):
+        super().__init__(environment)
+        self.action_space = spaces.Discrete(3)
+
+    def action(self, action):
+        assert action < 3
+        return action
+
+
+def wide(level):
+    return Three(EmptyEnv(size=5, max_steps=9, agent_view_size=9))
+
+
+def coloured(level):
+    return RGBImgPartialObsWrapper(EmptyEnv(size=5, max_steps=9), tile_size=4)
+
+
+def bare(level):
+    return gymnasium.make("CartPole-v1")
+"""
+NETWORK = """
+import torch
+from torch import nn
+from trainer.learning.networks.base import Output
+
+
+class Eyes(nn.Module):
+    def __init__(self, vocabulary_size, *, view):
+        super().__init__()
+        self.view = nn.Linear(view[0] * view[1] * view[2], 8)
+
+    def initial_memory(self, rollouts):
+        return torch.zeros(rollouts, 1)
+
+    def forward(self, batch, memory):
+        seen = self.view(batch["cells"].flatten(2).float() / 255)
+        return Output(seen[..., :7], seen[..., 7], memory)
+"""
+
+
+@pytest.mark.parametrize("network", ["small", "film"])
+def test_views_of_any_size_and_other_numbers_of_actions_are_learned_from(
+    run: Callable[..., Result], network: str
+) -> None:
+    Path("odd.py").write_text(ODD, "utf-8")
+    wide = ("--set", "on_policy.environment=odd:wide", "--set", "run.level=wide")
+    run("ppo", "-o", "a", *wide, "--set", f"model.type={network}")
+    settings = Path("a/settings.toml").read_text("utf-8")
+    assert "actions = 3" in settings and "9,\n" in settings
+    for more in ([], ["--sample"], ["--policy", "random"]):
+        common = ["a", "--episodes", "2", "-m", "1", "--trust", *more]
+        done = CliRunner().invoke(main, ["evaluate", *common])
+        assert done.exit_code == 0, done.output
+    watched = CliRunner().invoke(main, ["watch", "a", "--episodes", "1", "--trust", "--json"])
+    assert watched.exit_code == 0, watched.output
+    policy = load_policy("a", trust=True)
+    environment = made_environment("odd:wide", "wide")
+    assert policy.act(environment.reset(seed=1)[0]) in range(3)
+    resumed = CliRunner().invoke(
+        main, ["run", "ppo", "--tiny", "-m", "1", "-o", "a", "--resume", *wide]
+    )
+    assert resumed.exit_code == 0 or "other settings" not in resumed.output, resumed.output
+
+
+def test_images_go_to_a_network_that_says_that_it_takes_them(run: Callable[..., Result]) -> None:
+    Path("odd.py").write_text(ODD, "utf-8")
+    Path("eyes.py").write_text(NETWORK, "utf-8")
+    run(
+        *("ppo", "-o", "a", "--set", "on_policy.environment=odd:coloured"),
+        *("--set", "model.type=eyes:Eyes"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["model.type=big", "on_policy.environment=odd:wide"], "`big` takes views of 7 x 7 cells"),
+        (["on_policy.environment=odd:coloured"], "it takes views of cells"),
+        (["on_policy.environment=odd:bare"], "this environment is none like minigrid's"),
+        (
+            ["on_policy.environment=odd:wide", "model.view=[7, 7]"],
+            "the network is built for model.view = [7, 7], but GoToObj has 9 x 9",
+        ),
+    ],
+)
+def test_what_a_network_does_not_take_is_refused_by_name_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.py").write_text(ODD, "utf-8")
+    settings = [part for setting in arguments for part in ("--set", setting)]
+    result = CliRunner().invoke(main, ["run", "ppo", "--tiny", "-m", "1", "-o", "a", *settings])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    assert what in result.output and "\n  next:  " in result.output
+    assert not Path("a").exists()

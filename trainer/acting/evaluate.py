@@ -142,6 +142,7 @@ def evaluate_policy(
     seeds: Sequence[int] | None = None,
     sampled: bool = False,
     make: str = EnvironmentKind.make,
+    view: tuple[int, ...] = EnvironmentKind.view,
     quiet: bool = True,
 ) -> Evaluation:
     """Play the episodes of seeds [2e9, 2e9 + episodes), each once.
@@ -149,6 +150,7 @@ def evaluate_policy(
     policy    or "bot": the expert of each environment
     seeds     of the environment, to be played instead
     sampled   whether the policy draws its actions: only to be said
+    view      what the environments show (see `EnvironmentKind`)
     make      `package.module:function` from the level to an environment
     quiet     no progress bar
 
@@ -164,7 +166,7 @@ def evaluate_policy(
             fix="ask for at least one of each",
         )
     count = min(environments, len(seeds))
-    kind = EnvironmentKind(level, make, expert=policy == "bot")
+    kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
     outcomes: list[Outcome] = []
     with (
         VectorEnvironment(kind, count, processes=processes) as vector,

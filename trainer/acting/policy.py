@@ -63,10 +63,13 @@ class EpisodeStreams:
 
 
 class RandomPolicy:
-    """Uniform actions, each episode from its own random stream: a reference from below."""
+    """Uniform actions, each episode from its own random stream: a reference from below.
 
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
+    actions   how many there are
+    """
+
+    def __init__(self, seed: int = 0, actions: int = len(ACTIONS)) -> None:
+        self._seed, self._actions = seed, actions
         self._streams = EpisodeStreams(seed)
 
     def reset(self, count: int) -> None:  # noqa: ARG002
@@ -81,8 +84,8 @@ class RandomPolicy:
         masks: NDArray[np.uint8],
         seeds: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Random actions int64 [B], 0..6."""
-        return (self._streams.uniform(masks, seeds) * len(ACTIONS)).astype(np.int64)
+        """Random actions int64 [B]."""
+        return (self._streams.uniform(masks, seeds) * self._actions).astype(np.int64)
 
 
 class NetworkPolicy:

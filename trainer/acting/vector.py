@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import c_uint8
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -36,7 +37,7 @@ from demotools.recording.environment import (
     Environment,
     Observation,
     level_environment_id,
-    observed_cells,
+    seen_as,
 )
 from demotools.recording.search import SearchExpert
 from demotools.workers.processes import (
@@ -53,9 +54,13 @@ from trainer.settings.user_code import (
 )
 
 _VIEW = (VIEW_SIZE, VIEW_SIZE)
-_SHOWN = np.dtype(
-    [
-        ("cells", np.uint8, _VIEW),
+
+
+@cache
+def _shown(view: tuple[int, ...]) -> np.dtype[Any]:
+    """What is shown of an environment, by the names of EnvironmentStep, and the action it reads."""
+    fields: list[Any] = [
+        ("cells", np.uint8, view),
         ("direction", np.uint8),
         ("mask", np.uint8),
         ("reward", np.float32),
@@ -64,13 +69,13 @@ _SHOWN = np.dtype(
         ("seed", np.int64),
         ("active", np.bool_),
         ("expert_action", np.int64),
-        ("final_cells", np.uint8, _VIEW),
+        ("final_cells", np.uint8, view),
         ("final_direction", np.uint8),
         ("action", np.int64),
-    ],
-    align=True,
-)
-"""What is shown of an environment, by the names of EnvironmentStep, and the action it reads."""
+    ]
+    return np.dtype(fields, align=True)
+
+
 _SECONDS_TO_END = 5.0
 
 Missions = dict[int, str]
@@ -84,7 +89,7 @@ the actions to be played at once in each."""
 class EnvironmentStep:
     """What n environments show now, and how the last action went.
 
-    cells           uint8 [n, 7, 7], packed views
+    cells           uint8 [n, *view], packed views of 7 x 7, or what the kind says
     direction       uint8 [n], 0 right, 1 down, 2 left, 3 up
     missions        n texts
     mask            uint8 [n], memory mask: 0 where this observation begins an episode, else 1
@@ -171,14 +176,15 @@ class VectorEnvironment:
         self._taken: list[list[int]] = []
         self._workers: list[Worker] = []
         self._groups: Sequence[Group | Worker] = self._workers
+        shown = _shown(kind.view)
         spans = _spans(count, max(1, min(processes, count)))
         if len(spans) == 1:
-            self._shown = np.zeros(count, _SHOWN)
+            self._shown = np.zeros(count, shown)
             self._groups = [Group(kind, spans[0], self._shown)]
         else:
             context = multiprocessing.get_context("spawn")
-            memory: Any = context.RawArray(c_uint8, count * _SHOWN.itemsize)
-            self._shown = np.frombuffer(memory, _SHOWN)
+            memory: Any = context.RawArray(c_uint8, count * shown.itemsize)
+            self._shown = np.frombuffer(memory, shown)
             self._workers.extend(Worker(kind, span, memory) for span in spans)
 
     def reset(
@@ -234,7 +240,7 @@ class VectorEnvironment:
         for group in self._groups:
             for number, mission in group.receive(self._answer_seconds).items():
                 self._missions[group.span.start + number] = mission
-        names = [name for name in _SHOWN.fields or () if name != "action"]
+        names = [name for name in self._shown.dtype.fields or () if name != "action"]
         copies = {name: self._shown[name].copy() for name in names}
         return EnvironmentStep(missions=tuple(self._missions), **copies)
 
@@ -275,11 +281,13 @@ class EnvironmentKind:
     level    handed to `make`; several: that of each environment
     make     `package.module:function` from a level to a gymnasium environment
     expert   whether the bot advises an action at each step
+    view     what it shows: (H, W) of cells, or (H, W, C) of an image
     """
 
     level: str | tuple[str, ...]
     make: str = "demotools.recording.environment:make_environment"
     expert: bool = False
+    view: tuple[int, ...] = _VIEW
 
     def level_of(self, number: int) -> str:
         """The level of environment `number` of all."""
@@ -296,11 +304,13 @@ class Group:
     def __init__(self, kind: EnvironmentKind, span: range, shown: NDArray[Any]) -> None:
         self.span = span
         self._kind = kind
-        self._shown = {name: shown[name] for name in _SHOWN.fields or ()}
+        self._shown = {name: shown[name] for name in shown.dtype.fields or ()}
         self._environments: list[Environment] = [
             made_environment(kind.make, kind.level_of(number)) for number in span
         ]
-        self._images = np.zeros((len(span), *_VIEW, 3), dtype=np.uint8)
+        self._images = np.zeros(
+            (len(span), *(kind.view if len(kind.view) == 3 else (*kind.view, 3))), dtype=np.uint8
+        )
         self._streams: list[Iterator[int]] = []
         self._experts: list[Expert | SearchExpert | None] = [None for _ in span]
         self._missions: Missions = {}
@@ -323,7 +333,7 @@ class Group:
                 self._begin(number)
                 for action in actions:
                     self._step(number, action)
-        self._shown["cells"][:] = observed_cells(self._images)
+        self._shown["cells"][:] = seen_as(self._images, self._kind.view)
 
     def receive(self, _seconds: float) -> Missions:
         """The missions that are new after `send`."""
@@ -346,7 +356,7 @@ class Group:
         shown["terminated"][number] = terminated
         shown["truncated"][number] = truncated
         if truncated:
-            shown["final_cells"][number] = observed_cells(observation["image"])
+            shown["final_cells"][number] = seen_as(observation["image"], self._kind.view)
             shown["final_direction"][number] = observation["direction"]
         if terminated or truncated:
             return True
@@ -410,7 +420,7 @@ class Worker:
     def __init__(self, kind: EnvironmentKind, span: range, memory: Any) -> None:
         self.span = span
         self._kind = kind
-        self._seeds = np.frombuffer(memory, _SHOWN)["seed"][span.start : span.stop]
+        self._seeds = np.frombuffer(memory, _shown(kind.view))["seed"][span.start : span.stop]
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(
@@ -501,7 +511,7 @@ def _serve(
             start: Start | None = connection.recv()
             reply: Missions | Exception
             try:
-                shown = np.frombuffer(memory, _SHOWN)[span.start : span.stop]
+                shown = np.frombuffer(memory, _shown(kind.view))[span.start : span.stop]
                 group = group or Group(kind, span, shown)
                 group.send(start)
                 reply = group.receive(0)

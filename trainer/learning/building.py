@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from demotools.babyai.cells import ACTIONS
 from demotools.errors import SettingsError
 from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, UsersLoss
 from trainer.learning.networks.big import BigNetwork
@@ -258,6 +259,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def build_network(name: str, options: dict[str, object], vocabulary_size: int) -> nn.Module:
     """The network `name` (ours or `package.module:Name`); SettingsError where there is none."""
     network = build("model.type", name, options, NETWORKS, vocabulary_size, wanted=nn.Module)
+    network.action_count = options.get("actions", len(ACTIONS))  # type: ignore[assignment]
     if not callable(getattr(network, "initial_memory", None)):
         raise SettingsError(
             "the network has no method `initial_memory`",

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import EVALUATION_SEED
+from demotools.errors import LevelError
 from demotools.look.pictures import animation, bar_picture, equally_large, panel, wrapped
 from demotools.look.show import Shown, scenes, step_pictures
 from demotools.look.terminal import Scene, page_lines, step_through
 from demotools.output import progress_bar
-from demotools.recording.environment import Environment, observed_cells
+from demotools.recording.environment import Environment, seen_as
 from trainer.acting.evaluate import check_episodes
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import check_playable
@@ -43,7 +44,7 @@ class Watched:
     """One episode of T steps that a policy played.
 
     shown         its views, actions and environment
-    probability   float32 [T, 7], of each action
+    probability   float32 [T, actions], of each action
     value         float32 [T], what the critic expects; None where nothing has trained it
     reward        of the last action
     """
@@ -71,7 +72,7 @@ class Watched:
 
     def bars(self, step: int) -> list[tuple[str, float]]:
         """The actions and their probabilities at a step."""
-        return list(zip(ACTIONS, self.probability[step].tolist(), strict=True))
+        return list(zip(ACTIONS, self.probability[step].tolist(), strict=False))
 
     def as_json(self) -> dict[str, Any]:
         """The episode without its views, as JSON values."""
@@ -116,13 +117,23 @@ def watched_episodes(
     level, make = level or settings.run.level, environment_of(settings)
     if make == LEVELS:
         check_playable(level)
+    if settings.model.actions > len(ACTIONS):
+        raise LevelError(
+            f"it has {settings.model.actions} actions, of which only {len(ACTIONS)} have names",
+            path=level,
+            fix="measure it with `trainer evaluate`",
+        )
     environment: Environment = made_environment(make, level)
     policy = NetworkPolicy(saved.network(), saved.words, sample=sample)
     critic = _has_critic(settings)
     count = max(episodes, CANDIDATES) if worst else episodes
     bar = progress_bar(count, "play", "episodes", quiet=quiet, items=range(count))
     played = [
-        _played(policy, environment, level, number, first_seed + number, critic=critic)
+        _played(
+            *(policy, environment, level, number, first_seed + number),
+            critic=critic,
+            view=settings.model.view,
+        )
         for number in bar
     ]
     if worst:
@@ -148,6 +159,7 @@ def _played(
     seed: int,
     *,
     critic: bool,
+    view: tuple[int, ...],
 ) -> Watched:
     observation, _ = environment.reset(seed=seed)
     mission = str(observation["mission"])
@@ -156,7 +168,7 @@ def _played(
     actions: list[int] = []
     over, reward = False, 0.0
     while not over:
-        cells.append(observed_cells(observation["image"]))
+        cells.append(seen_as(observation["image"], view))
         directions.append(np.uint8(observation["direction"]))
         mask = np.array([len(actions) > 0], dtype=np.uint8)
         direction = np.array(directions[-1:])

@@ -139,8 +139,12 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     losses = run.of_names(stage.losses)
     share = len(run.team.share(settings.environments, "on_policy.environments"))
     count = min(_MEASURED_ENVIRONMENTS, share)
-    levels = dealt_levels(run.settings.run.levels, settings.environments)
-    with VectorEnvironment(EnvironmentKind(levels[:count], settings.environment), count) as v:
+    kind = EnvironmentKind(
+        dealt_levels(run.settings.run.levels, settings.environments)[:count],
+        settings.environment,
+        view=run.settings.model.view,
+    )
+    with VectorEnvironment(kind, count) as v:
         v.reset(seed_streams(range(1_000_000), count))
         start = time.perf_counter()
         for _ in range(_MEASURED_STEPS):

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from demotools.recording.environment import observed_cells
+from demotools.babyai.cells import VIEW_SIZE
+from demotools.recording.environment import seen_as
 from trainer.acting.policy import NetworkPolicy
 
 
@@ -21,8 +22,15 @@ class LoadedPolicy:
     """
 
     def __init__(
-        self, model: nn.Module, words: Sequence[str], settings: str, *, sample: bool = False
+        self,
+        model: nn.Module,
+        words: Sequence[str],
+        settings: str,
+        *,
+        sample: bool = False,
+        view: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE),
     ) -> None:
+        self._view = view
         self._policy = NetworkPolicy(model, words, sample=sample)
         self._count = 0
         self.settings = settings
@@ -44,7 +52,7 @@ class LoadedPolicy:
                          `reset`, and all where the number of observations has changed
 
         CheckpointError  a mission has a word that is not in the vocabulary
-        LevelError       the images are not egocentric 7 x 7 views of minigrid
+        LevelError       the images are not views of the kind that the network has learned
         """
         image, direction, missions, single = _columns(observation)
         count = len(missions)
@@ -55,7 +63,7 @@ class LoadedPolicy:
             self._count = count
         elif first is not None:
             masks = (~np.asarray(first, dtype=bool).reshape(count)).astype(np.uint8)
-        actions = self._policy.act(observed_cells(image), direction, missions, masks)
+        actions = self._policy.act(seen_as(image, self._view), direction, missions, masks)
         return int(actions[0]) if single else actions
 
 
@@ -87,7 +95,13 @@ def load_policy(
     from trainer.run.checkpoint import named_checkpoint
 
     saved = named_checkpoint(Path(checkpoint), trust=trust)
-    return LoadedPolicy(saved.network().to(device), saved.words, saved.settings, sample=sample)
+    return LoadedPolicy(
+        saved.network().to(device),
+        saved.words,
+        saved.settings,
+        sample=sample,
+        view=saved.parsed().model.view,
+    )
 
 
 def _columns(

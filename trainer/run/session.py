@@ -16,6 +16,7 @@ from demotools.recording.environment import (
     Environment,
     environment_words,
     level_environment_id,
+    view_and_actions,
 )
 from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_playable
@@ -63,11 +64,14 @@ from trainer.settings.models import (
 )
 from trainer.settings.user_code import (
     check_trusted,
+    find,
     foreign_names,
     made_environment,
     recipe_note,
     search_noted_folders,
     search_recipe_folders,
+    takes,
+    users_code,
 )
 from trainer.team import (
     ALONE,
@@ -157,7 +161,7 @@ def train(
         # to start processes takes longer than all that is tiny
         workers = 1 if tiny and workers is None else workers
         run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
-        run.on_save = on_save
+        chosen, run.on_save = run.settings, on_save
         lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
         lines += _word_lines(run.words)
         if initial is not None:
@@ -213,6 +217,7 @@ def dry_run(
         lines += [*_remarks(settings, stores, sources), *_planned(settings, stores, sources, names)]
     else:
         run = _new_run(settings, Path(), data, workers, ALONE, initial)
+        settings = run.settings
         lines += _remarks(settings, run.stores, run.sources)
         lines += _word_lines(run.words)
         if initial is not None:
@@ -275,12 +280,15 @@ def _new_run(
         for level in settings.run.level_names:
             of_level = settings_of_level(settings, level)
             environment = _checked_environment(of_level, workers, team)
-            if settings.model.words is None and not _is_babyai(of_level):
-                new += environment_words(environment)
+            with users_code("on_policy.environment", environment_of(settings)):
+                settings = _fitted(settings, environment, level)
+                if settings.model.words is None and not _is_babyai(of_level):
+                    new += environment_words(environment)
             environment.close()
     if settings.run.wandb is not None:
         weights_and_biases()
     stores = open_stores(settings, data)
+    _check_views(settings, stores)
     words = longest_words(shared_words(list(stores.values())), known)
     words += tuple(word for word in dict.fromkeys(new) if word not in words)
     return new_run(
@@ -329,6 +337,54 @@ def _planned(
         text = plan.text(passes_of(stage, plan, played))
         lines.append(f"stage {number + 1} of {len(settings.stages)}: {text}")
     return lines
+
+
+def _fitted(settings: Settings, environment: Environment, level: str) -> Settings:
+    """The settings with a network for what the environment shows and how many actions it takes.
+
+    SettingsError  the network does not say that it takes them, or is built for others
+    """
+    model = settings.model
+    view, actions = view_and_actions(environment, level)
+    wanted: dict[str, Any] = {}
+    if view != model.view:
+        wanted["view"] = list(view)
+    if actions != model.actions:
+        wanted["actions"] = actions
+    maker = find("model.type", model.type, NETWORKS)
+    for key, value in wanted.items():
+        shown = " x ".join(map(str, value)) if key == "view" else str(value)
+        if key in model.options:
+            raise SettingsError(
+                f"the network is built for model.{key} = {model.options[key]}, but {level} has "
+                f"{shown}",
+                path=f"model.{key}",
+                fix="remove it: it is taken from the environment",
+            )
+        if not takes(maker, key):
+            kind = "views of 7 x 7 cells" if key == "view" else "7 actions"
+            raise SettingsError(
+                f"the network `{model.type}` takes {kind}, but {level} has {shown}",
+                path=f"model.type = {model.type!r}",
+                fix="use `small` or `film`, which take others, or one of your own that has a "
+                f"parameter `{key}`",
+            )
+    return settings.model_copy(update={"model": model.model_copy(update=wanted)})
+
+
+def _check_views(settings: Settings, stores: Mapping[str, Store]) -> None:
+    """SettingsError where a network of ours is built for other views than those of a store."""
+    wanted = settings.model.view
+    for name, store in stores.items():
+        shown = tuple(store.view.shape[1:])
+        if settings.model.type in NETWORKS and shown != wanted:
+            raise SettingsError(
+                f"the network `{settings.model.type}` is built for views of "
+                f"{' x '.join(map(str, wanted))}, but the store {name} shows "
+                f"{' x '.join(map(str, shown))}",
+                path="model.type",
+                fix="train on another store, or with a network of your own",
+            )
 
 
 def _is_babyai(settings: Settings) -> bool:

@@ -461,7 +461,12 @@ def _collector(
     expert = stage.teacher_forcing is not None or any(map(needs_expert, losses.values()))
     share = run.team.share(on_policy.environments, "on_policy.environments")
     levels = dealt_levels(run.settings.run.levels, on_policy.environments)
-    kind = EnvironmentKind(levels[share.start : share.stop], on_policy.environment, expert=expert)
+    kind = EnvironmentKind(
+        levels[share.start : share.stop],
+        on_policy.environment,
+        expert=expert,
+        view=run.settings.model.view,
+    )
     vector = VectorEnvironment(kind, len(share), processes=run.workers)
     forcing = stage.teacher_forcing
     return Collector(

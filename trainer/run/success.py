@@ -21,7 +21,7 @@ from trainer.acting.vector import check_playable
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.log import EVALUATIONS_FILE, FILE_NAME, appended, evaluation_group
 from trainer.run.state import Progress, Run, Stage
-from trainer.settings.models import LEVELS, Device, Settings
+from trainer.settings.models import LEVELS, Device, ModelSettings, Settings
 from trainer.team import limit_threads, processors_each
 
 
@@ -40,6 +40,7 @@ def measure(run: Run) -> None:
                 settings.episodes,
                 sampled=sampled,
                 make=environment_of(run.settings),
+                view=run.settings.model.view,
                 processes=run.workers,
                 quiet=run.quiet,
             )
@@ -110,18 +111,19 @@ def measured_success(
     """
     limit_threads()
     saved = named_checkpoint(checkpoint, trust=trust) if checkpoint is not None else None
+    make, trained_on, model = LEVELS, tuple[str, ...](), ModelSettings(type="auto")
+    if saved is not None:
+        settings = saved.parsed()
+        make, trained_on = environment_of(settings), settings.run.level_names
+        model = settings.model
     policy: Policy | Literal["bot"]
     if reference is not None:
-        policy = "bot" if reference == "bot" else RandomPolicy()
+        policy = "bot" if reference == "bot" else RandomPolicy(actions=model.actions)
     else:
         assert saved is not None
         policy = NetworkPolicy(
             saved.network().to(available_device(device, "--device")), saved.words, sample=sample
         )
-    make, trained_on = LEVELS, tuple[str, ...]()
-    if saved is not None:
-        settings = saved.parsed()
-        make, trained_on = environment_of(settings), settings.run.level_names
     played = (level,) if level else trained_on
     for name in played if make == LEVELS else ():
         check_playable(name)
@@ -132,6 +134,7 @@ def measured_success(
         seeds=seeds,
         sampled=sample and reference is None,
         make=make,
+        view=model.view,
         processes=workers or processors_each(),
         quiet=quiet,
     )

@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from demotools.babyai.cells import ACTIONS, VIEW_SIZE
 from demotools.babyai.levels import MOST_EPISODES, Symmetry
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import SettingsError
@@ -89,6 +90,16 @@ class ModelSettings(Named):
     """
 
     words: tuple[Annotated[str, AfterValidator(_one_word)], ...] | None = None
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """What it sees: (H, W) of cells, or (H, W, C) of an image."""
+        return tuple(self.options.get("view", (VIEW_SIZE, VIEW_SIZE)))
+
+    @property
+    def actions(self) -> int:
+        """How many actions it chooses among."""
+        return int(self.options.get("actions", len(ACTIONS)))
 
 
 def _plain(name: str) -> str:

@@ -86,6 +86,12 @@ def build(
     )
 
 
+def takes(maker: Callable[..., object], option: str) -> bool:
+    """Whether something is built with an option of this name."""
+    parameters = inspect.signature(maker).parameters
+    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
     """What makes the thing that the setting `key` names; SettingsError where there is none."""
     if name in ours:

@@ -11,7 +11,7 @@ rollouts (docs/log.md has the figures); `lstm_by_steps`, the plain loop, is what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -23,6 +23,7 @@ from trainer.batch import Batch
 from trainer.settings.user_code import users_code
 
 LARGEST = 8192
+_LARGEST_VIEW = 64
 _HEAD = 64
 _GROUP = 8
 
@@ -108,6 +109,14 @@ def step_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // _GROUP, channels)
 
 
+def check_view(view: Sequence[int]) -> tuple[int, int]:
+    """A view as (H, W) of cells; ValueError where it is of another kind, or huge."""
+    if len(view) != 2 or not all(type(side) is int and 0 < side <= _LARGEST_VIEW for side in view):
+        shown = " x ".join(map(str, view))
+        raise ValueError(f"it takes views of cells, H x W up to {_LARGEST_VIEW}, not {shown}")
+    return view[0], view[1]
+
+
 def head(memory: int, outputs: int) -> nn.Sequential:
     """An actor or a critic on an LSTM's hidden state: [n, memory] to [n, outputs]."""
     return nn.Sequential(nn.Linear(memory, _HEAD), nn.Tanh(), nn.Linear(_HEAD, outputs))
@@ -155,7 +164,8 @@ def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
     with users_code("model.type", _name(network)):
         output = network(batch, memory)
         steps = tuple(batch["masks"].shape)
-        wanted = {"logits": (*steps, len(ACTIONS)), "values": steps, "memory": memory.shape}
+        actions = getattr(network, "action_count", len(ACTIONS))
+        wanted = {"logits": (*steps, actions), "values": steps, "memory": memory.shape}
         for (name, shape), tensor in zip(wanted.items(), output[:3], strict=True):
             if tensor.shape != shape:
                 raise ValueError(f"the {name} are {tuple(tensor.shape)}, not {tuple(shape)}")

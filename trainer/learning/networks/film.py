@@ -15,17 +15,19 @@ Different from it, and why:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
-from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES
+from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES, VIEW_SIZE
 from trainer.batch import Batch
 from trainer.learning.networks.base import (
     FilmBlock,
     InstructionEncoder,
     Output,
     check_sizes,
+    check_view,
     empty_memory,
     head,
     in_order,
@@ -80,6 +82,8 @@ class FilmNetwork(nn.Module):
     """Two convolutions, two FiLM blocks, an LSTM; about 1.2 M parameters.
 
     vocabulary_size   N, words that token ids 1..N stand for
+    view              H and W of the cells that are seen: no weight depends on them
+    actions           how many there are
     """
 
     def __init__(
@@ -89,13 +93,16 @@ class FilmNetwork(nn.Module):
         channels: int = 128,
         memory: int = 128,
         instruction: int = 128,
+        view: Sequence[int] = (VIEW_SIZE, VIEW_SIZE),
+        actions: int = len(ACTIONS),
     ) -> None:
         super().__init__()
-        check_sizes(channels=channels, memory=memory, instruction=instruction)
+        check_sizes(channels=channels, memory=memory, instruction=instruction, actions=actions)
+        check_view(view)
         self.instruction = InstructionEncoder(vocabulary_size, instruction)
         self.sight = Sight(channels, instruction)
         self.cell = nn.LSTMCell(channels, memory)
-        self.actor = head(memory, len(ACTIONS))
+        self.actor = head(memory, actions)
         self.critic = head(memory, 1)
 
     def initial_memory(self, rollouts: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from trainer.learning.networks.base import (
     InstructionEncoder,
     Output,
     check_sizes,
+    check_view,
     empty_memory,
     head,
     in_order,
@@ -19,8 +23,6 @@ from trainer.learning.networks.base import (
     output_of_runs,
     runs_of,
 )
-
-CELLS = VIEW_SIZE * VIEW_SIZE
 
 
 class SmallNetwork(nn.Module):
@@ -32,6 +34,8 @@ class SmallNetwork(nn.Module):
     sum of 49 rows of one table (position x mission x code), see `_summed_cells`.
 
     vocabulary_size   N, words that token ids 1..N stand for
+    view              H and W of the cells that are seen
+    actions           how many there are
     """
 
     def __init__(
@@ -42,15 +46,19 @@ class SmallNetwork(nn.Module):
         features: int = 128,
         memory: int = 128,
         instruction: int = 64,
+        view: Sequence[int] = (VIEW_SIZE, VIEW_SIZE),
+        actions: int = len(ACTIONS),
     ) -> None:
         super().__init__()
         check_sizes(embedding=embedding, features=features, memory=memory, instruction=instruction)
+        check_sizes(actions=actions)
+        self._positions = math.prod(check_view(view))
         self.instruction = InstructionEncoder(vocabulary_size, instruction)
         self.film = nn.Linear(instruction, 2 * embedding)
         self.codes = nn.Embedding(CELL_CODES, embedding)
-        self.view = nn.Linear(CELLS * embedding, features)
+        self.view = nn.Linear(self._positions * embedding, features)
         self.cell = nn.LSTMCell(features, memory)
-        self.actor = head(memory, len(ACTIONS))
+        self.actor = head(memory, actions)
         self.critic = head(memory, 1)
 
     def initial_memory(self, rollouts: int) -> Tensor:
@@ -74,7 +82,7 @@ class SmallNetwork(nn.Module):
     def _summed_cells(self, cells: Tensor, mission: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """The linear layer over the embedded cells of N views: [N, features].
 
-        cells          uint8 [N, 49]
+        cells          uint8 [N, positions]
         mission        int64 [N], row of
         scale, shift   [M, embedding]
 
@@ -93,7 +101,10 @@ class SmallNetwork(nn.Module):
         if 2 * len(rows) > len(cells):
             return nn.functional.linear(rows[index].flatten(1), self.view.weight)
         # position last in the table, so that the product needs no copy in another order
-        weight = self.view.weight.reshape(-1, CELLS, rows.shape[1]).permute(2, 1, 0).flatten(1)
-        products = (rows @ weight).reshape(len(rows) * CELLS, -1)
-        index = index * CELLS + torch.arange(CELLS, dtype=torch.int32, device=cells.device)
+        weight = (
+            self.view.weight.reshape(-1, self._positions, rows.shape[1]).permute(2, 1, 0).flatten(1)
+        )
+        products = (rows @ weight).reshape(len(rows) * self._positions, -1)
+        position = torch.arange(self._positions, dtype=torch.int32, device=cells.device)
+        index = index * self._positions + position
         return nn.functional.embedding_bag(index, products, mode="sum")
