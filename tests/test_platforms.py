@@ -67,7 +67,7 @@ def test_recording_training_evaluating_and_drawing_work_where_posix_is_not(tmp_p
 @pytest.mark.parametrize(
     "command",
     [
-        "run bc_small_cpu.toml",
+        "run ppo.toml",
         "run ppo --dry-run",
         "evaluate run",
         "watch run",

@@ -107,6 +107,16 @@ _device = click.option(
     show_default=True,
     help="Run the network here.",
 )
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
+)
+_tiny = click.option(
+    "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
 
 
@@ -118,21 +128,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the run to this folder [default: runs/NAME, and what --set changes].",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
-)
+@_set
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Print the resolved settings and the expected cost; train nothing.",
 )
-@click.option(
-    "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
-)
+@_tiny
 @click.option(
     "--init-from",
     metavar="CHECKPOINT|RUN",
@@ -370,7 +372,7 @@ def list_recipes() -> None:
 @_overwrite
 @_quiet
 def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
-    """Copy the recipe NAME here, to edit.
+    """Copy the recipe NAME here, to edit; beside it the schema by which editors check it.
 
     \b
     Example:
@@ -378,14 +380,67 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
     """
     from demotools.output import open_regular, write_output
     from trainer.settings.models import recipe_path
+    from trainer.settings.reference import SCHEMA_FILE, schema_text
 
     source = recipe_path(name)
     target = output or Path(source.name)
     with open_regular(source) as stream:
         content = stream.read()
     write_output(target, content, overwrite=overwrite)
+    if not target.with_name(SCHEMA_FILE).exists():
+        write_output(target.with_name(SCHEMA_FILE), schema_text().encode(), overwrite=False)
     if not quiet:
         click.echo(f"made {target}; train by it with `trainer run {target}`")
+
+
+@main.command()
+@click.argument("recipe")
+@_set
+@_tiny
+@_quiet
+def validate(recipe: str, overrides: tuple[str, ...], tiny: bool, quiet: bool) -> None:
+    """Check the keys and values of a recipe.
+
+    It needs neither torch nor a store; what is missing of these, `trainer run --dry-run` says.
+
+    \b
+    Example:
+      trainer validate mine.toml
+    """
+    from trainer.settings.models import read_settings
+
+    settings = read_settings(recipe, overrides, tiny=tiny)
+    if not quiet:
+        click.echo(f"{recipe} is valid: {settings.run.name}, stages {len(settings.stages)}")
+
+
+@main.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it to this file [default: print it].",
+)
+@_overwrite
+@_quiet
+def schema(output: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    An editor finds it by the line `#:schema ./recipe.schema.json` at the top of a recipe.
+
+    \b
+    Example:
+      trainer schema -o recipe.schema.json
+    """
+    from demotools.output import write_output
+    from trainer.settings.reference import schema_text
+
+    if output is None:
+        click.echo(schema_text(), nl=False)
+        return
+    write_output(output, schema_text().encode(), overwrite=overwrite)
+    if not quiet:
+        click.echo(f"made {output}")
 
 
 @main.command()

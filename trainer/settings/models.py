@@ -518,8 +518,9 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def recipe_summary(path: Path) -> str:
-    """The first line of a recipe's header comment."""
-    first = path.read_text("utf-8").partition("\n")[0]
+    """The first line of a recipe's header comment, but for the schema's."""
+    lines = path.read_text("utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith("#:")), "")
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
