@@ -11,6 +11,9 @@ Batches from a store, `layout="native"`, which our networks take:
     mission          int32 [T, B], row of the iterator's `mission_tokens` int64 [M, L]
     expert_action    uint8 [T, B]
     masks            uint8 [T, B]
+    taken            uint8 [T, B], of stores recorded with noise: the action that was taken
+    subgoal          uint8 [T, B], of stores with subgoals: the bot's, a code of their attribute
+                     `subgoals`; not where colours or kinds of objects are exchanged
 
 Batches from a store, `layout="tutorial"`:
 

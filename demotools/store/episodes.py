@@ -117,6 +117,11 @@ class Episode:
         return self._steps("action")
 
     @property
+    def taken(self) -> NDArray[np.uint8]:
+        """What was done: random actions in a recording with noise, else the expert's: uint8 [T]."""
+        return self._steps("taken")
+
+    @property
     def masks(self) -> NDArray[np.uint8]:
         """Memory masks uint8 [T]: 0 on the first step, else 1."""
         return self._steps("mask")
@@ -133,7 +138,7 @@ class Episode:
 
     def __getitem__(self, key: str) -> Any:
         name = _SINGULAR.get(key, key)
-        if name not in (*_KEYS, "cells", "mission_tokens"):
+        if name not in (*_KEYS, "cells", "mission_tokens", "taken"):
             raise KeyError(key)
         return getattr(self, name)
 

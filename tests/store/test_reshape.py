@@ -271,6 +271,10 @@ def test_optional_arrays_go_along_and_are_filled_where_a_store_has_none(tmp_path
         rest = array.span(steps, merged.steps)
         expected = otherwise.span(0, second.steps) if otherwise else np.zeros(second.steps)
         assert np.array_equal(rest, expected)
+    assert all(
+        np.array_equal(ours["taken"], it["taken"])
+        for ours, it in zip(merged[:6], first, strict=True)
+    )
     check = replay_check(merged, 12, quiet=True)
     assert check.passed and check.note.startswith("12 of 12 episodes")
     assert "advice" in check.note

@@ -158,6 +158,8 @@ class Augmenter:
         changed = dict(batch)
         if self._recolor or self._retype:
             changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
+            # the codes name colours and kinds, which are others now
+            changed.pop("subgoal", None)
         if self._mirror:
             changed |= _mirrored(changed, of_step % 2 == 1)
         mission = batch["mission"].numpy().reshape(-1)[first]
@@ -227,8 +229,13 @@ def _mirrored(batch: Batch, mirrored: NDArray[np.bool_]) -> Batch:
     steps = np.flatnonzero(mirrored)
     columns[steps] = columns[steps, ::-1]
     changed = {"cells": torch.from_numpy(cells)}
-    for name, table in (("expert_action", MIRRORED_ACTION), ("direction", MIRRORED_DIRECTION)):
-        values = batch[name].numpy()
+    tables = {
+        "expert_action": MIRRORED_ACTION,
+        "taken": MIRRORED_ACTION,
+        "direction": MIRRORED_DIRECTION,
+    }
+    for name in tables.keys() & batch.keys():
+        values, table = batch[name].numpy(), tables[name]
         changed[name] = torch.from_numpy(np.where(mirrored, table[values], values))
     return changed
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demotools.babyai.cells import UNPACKING_TABLE
-from demotools.store.reading import Store
+from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.order import BatchIndex, Index
 
@@ -212,6 +212,7 @@ def step_table(stores: Sequence[Store], residence: Residence, device: torch.devi
         "cells": [store.view for store in stores],
         "expert_action": [store.action for store in stores],
         "direction": [store.direction for store in stores],
+        **_optional(stores),
     }.items():
         pieces = [chunk.reshape(len(chunk), -1) for array in arrays for chunk in array.chunks]
         rows = [
@@ -224,6 +225,16 @@ def step_table(stores: Sequence[Store], residence: Residence, device: torch.devi
         else:
             columns[name] = mapped_column(pieces, rows)
     return StepTable(columns, on_device or None, first_row, step_shape)
+
+
+def _optional(stores: Sequence[Store]) -> dict[str, list[StepArray]]:
+    """The arrays `taken` and `subgoal`, where all of the stores have them and mean the same."""
+    same = len({store.attributes.subgoals for store in stores}) == 1
+    return {
+        name: [store.optional[name] for store in stores]
+        for name in ("taken", *(["subgoal"] if same else []))
+        if all(name in store.optional for store in stores)
+    }
 
 
 def _has_room(device: torch.device, size_bytes: int) -> bool:
