@@ -99,11 +99,11 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
     kind = _kind(key)
     if ":" not in name:
         near = difflib.get_close_matches(name, ours, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours) or 'none'}"
+        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours)}"
         raise SettingsError(
             f"there is no {kind} of the name `{name}`",
             path=f"{key} = {name!r}",
-            fix=f"{hint}; your own is named as `package.module:Name`",
+            fix=f"{f'{hint}; ' if ours else ''}your own is named as `package.module:Name`",
         )
     if not is_importable(name):
         raise SettingsError(
