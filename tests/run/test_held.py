@@ -111,6 +111,7 @@ def assert_same(one: Any, other: Any, place: str = "") -> None:
         pytest.param(("losses.ahead.type=ahead:Ahead", BOTH), id="a head"),
         pytest.param(("losses.ahead.type=tests.run.test_held:Moving", BOTH), id="numbers"),
         pytest.param((f"optimizer.schedule={{{LAMBDA}, every_demo_steps=96}}",), id="a function"),
+        pytest.param(("run.ema=0.5",), id="averages"),
     ],
 )
 def test_a_run_that_holds_something_ends_the_same_wherever_it_was_cut(
@@ -227,3 +228,26 @@ def test_a_function_of_a_schedule_that_fails_keeps_its_traceback(run: Callable[.
         run("a", f"optimizer.schedule={{{failing_one}}}")
     (note,) = failure.value.__notes__
     assert "optimizer.schedule.lr_lambda = 'tests.run.test_held:failing'" in note
+
+
+def test_the_checkpoint_acts_with_the_averages_of_the_weights(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    line = ("run.ema=0.6", SAVED, "stages.0.off_policy.updates=1", "stages.0.max_demo_steps=256")
+    run("a", *line)
+    copies = [content(path) for path in sorted((tmp_path / "a").glob("after-*.pt"))]
+    # saved after every second update; the one between is not seen
+    run("b", *line, "run.save_every_demo_steps=32")
+    steps = [content(path) for path in sorted((tmp_path / "b").glob("after-*.pt"))]
+    assert len(copies) == 4 and len(steps) == 8
+    assert_same(copies[-1]["weights"], steps[-1]["weights"])
+    averages = steps[0]["model"]
+    for number, step in enumerate(steps[1:], start=2):
+        past = min(0.6, (1 + number) / (10 + number))
+        for name, values in step["weights"].items():
+            averages[name] = past * averages[name] + (1 - past) * values
+            torch.testing.assert_close(averages[name], step["model"][name])
+    assert not torch.equal(steps[-1]["model"]["actor.0.bias"], steps[-1]["weights"]["actor.0.bias"])
+    # training itself is what it is without
+    run("c", *line[1:])
+    assert_same(content(tmp_path / "c")["model"], dict(steps[-1]["weights"]))

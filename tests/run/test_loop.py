@@ -244,10 +244,12 @@ def test_a_stage_ends_early_when_the_hold_out_store_gets_no_better(
     assert len(lines) == 3 and all(line["hold_out_loss"] > 0 for line in lines)
 
 
+@pytest.mark.parametrize("ema", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_best_weights_by_the_hold_out_store_stay_and_are_those_evaluated(
-    run: Callable[..., Result], bot_data: Path, tmp_path: Path
+    ema: bool, run: Callable[..., Result], bot_data: Path, tmp_path: Path
 ) -> None:
     rule = ("--set", 'stages.0.early_stopping={patience=3, hold_out="GoToLocal"}')
+    rule = (*rule, *(("--set", "run.ema=0.5") if ema else ()))
     worse = ("--set", "optimizer.lr=0.3", "--set", "stages.0.max_demo_steps=10000")
     result = run(
         "bc_small_cpu", "a", "--tiny", "-m", "1", "--set", "evaluation.episodes=2", *rule, *worse

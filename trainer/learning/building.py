@@ -21,7 +21,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,44 @@ def build_optimizer(settings: OptimizerSettings, weights: Iterable[nn.Parameter]
     """The optimizer of the settings over these weights; SettingsError where there is none."""
     options = {"lr": settings.lr, **settings.options}
     return build("optimizer.type", settings.type, options, OPTIMIZERS, weights, wanted=Optimizer)
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights (Polyak and Juditsky 1992).
+
+    The first averages are of few updates: the weight of the past is at most (1 + n) / (10 + n)
+    after n of them.
+
+    decay   weight of the past, later on
+    state   the averages, as the network's own `state_dict`
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._network, self._decay = network, decay
+        self.begin()
+
+    def begin(self) -> None:
+        """Average from the present weights on."""
+        self.state = {name: it.detach().clone() for name, it in self._network.state_dict().items()}
+
+    def update(self, updates: int) -> None:
+        """Take in the weights after so many updates."""
+        past = min(self._decay, (1 + updates) / (10 + updates))
+        for name, values in self._network.state_dict().items():
+            if values.is_floating_point():
+                self.state[name].lerp_(values, 1 - past)
+            else:
+                self.state[name].copy_(values)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the network has the averages as its weights."""
+        own = {name: it.detach().clone() for name, it in self._network.state_dict().items()}
+        self._network.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            self._network.load_state_dict(own)
 
 
 Unit = Literal["updates", "env_steps", "demo_steps"]

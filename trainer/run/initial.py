@@ -88,6 +88,8 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
     taken = replace(checkpoint, model=weights)
     taken.load_weights(run.network)
     taken.check_finite(run.network)
+    if run.average is not None:
+        run.average.begin()
     count = sum(map(Tensor.numel, run.network.parameters()))
     parts = [
         f"weights: all {count:,} of {checkpoint.path}, trained on "

@@ -157,6 +157,8 @@ def _update(
         with users_code("optimizer.schedule.type", settings.schedule.type):
             run.schedule.step()
     run.progress.updates += 1
+    if run.average is not None:
+        run.average.update(run.progress.updates)
     return results, scalars
 
 

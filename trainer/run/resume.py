@@ -6,6 +6,7 @@ import copy
 import logging
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +45,10 @@ class _Process(BaseModel):
 
 
 class _Training(BaseModel):
-    """What a checkpoint holds beside the weights."""
+    """What a checkpoint holds beside the weights that act.
+
+    weights   those that are trained, where others act
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -53,6 +57,7 @@ class _Training(BaseModel):
     schedule: dict[str, Any]
     progress: dict[str, Annotated[bool | int | float, Field(ge=0)]]
     log_bytes: Annotated[int, Field(ge=0)]
+    weights: dict[str, Any] | None = None
 
 
 def save(run: Run, stage: Stage) -> None:
@@ -91,11 +96,12 @@ def load_best(run: Run) -> str:
     if rule is None or rule.hold_out is None:
         return ""
     try:
-        best = read_checkpoint(run.folder / BEST)
+        best = read_checkpoint(run.folder / BEST, trust=True)  # only its weights are taken
         training = _checked(run, best)
         if training.progress["stage"] != len(run.settings.stages) - 1:
             raise CheckpointError("it is of an earlier stage", path=best.path, fix="")
         best.load_weights(run.network)
+        run.average = None  # these are averages already, where any are asked for
     except CheckpointError as error:
         return f"success is measured with the last weights, not the best: {error.what}"
     loss, steps = training.progress["best_hold_out"], int(training.progress["demo_steps"])
@@ -132,8 +138,12 @@ def save_failed(run: Run, batch: Mapping[str, Any]) -> Path:
 
 
 def _state(run: Run, more: Mapping[str, Any]) -> dict[str, Any]:
+    weights = run.network.state_dict()
+    if run.average is not None:
+        more = {**more, "weights": weights}
     return {
-        "model": run.network.state_dict(),
+        # those that act: whatever reads a checkpoint takes the averages
+        "model": weights if run.average is None else run.average.state,
         "training": {
             "optimizer": run.optimizer.state_dict(),
             "schedule": run.schedule.state_dict(),
@@ -171,6 +181,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     training = _checked(run, checkpoint)
     mine = _dealt(run, checkpoint, training)
     checkpoint.load_weights(run.network)
+    if run.average is not None:
+        run.average.begin()
+        replace(checkpoint, model=training.weights or {}).load_weights(run.network)
     held = held_by(run.by_name)
     for name in held.keys() & mine.losses.keys():
         with fitting(checkpoint.path, f"the state of the loss `{name}` does not fit it"):

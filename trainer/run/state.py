@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -30,6 +30,7 @@ from trainer.data.sources import Source, StageSources, stage_sources
 from trainer.learning.building import (
     Schedule,
     Unit,
+    WeightAverage,
     build_losses,
     build_network,
     build_optimizer,
@@ -111,6 +112,7 @@ class Run:
     sources     what each stage plays of the stores
     losses      the network with all losses of a batch
     by_name     every loss that a stage uses, made once for all of them
+    average     of the network's weights; None where no setting asks for it
     workers     processes of environments
     say         takes a line for the user
     log         None before it is open, and in a process that does not write
@@ -138,6 +140,11 @@ class Run:
     meter: Meter = field(default_factory=Meter)
     restored: Mapping[str, Any] | None = None
     on_save: Callable[[Path], object] = lambda _folder: None
+    average: WeightAverage | None = None
+
+    def judged(self) -> AbstractContextManager[None]:
+        """Inside, the network has the weights that it is measured with."""
+        return self.average.in_place() if self.average is not None else nullcontext()
 
     @property
     def weights(self) -> list[nn.Parameter]:
@@ -204,6 +211,7 @@ def new_run(
         network=network,
         losses=LossStep(network, bfloat16=settings.run.precision == "bfloat16"),
         by_name=by_name,
+        average=WeightAverage(network, settings.run.ema) if settings.run.ema else None,
         optimizer=optimizer,
         schedule=schedule,
         progress=progress,
@@ -494,7 +502,8 @@ def ends_early(run: Run, stage: Stage) -> bool:
     if stage.hold_out is not None:
         stage.bar.set_postfix_str("measuring the hold-out loss")
         # rounding differs from process to process: that of one counts for all
-        value = run.team.gathered(stage.hold_out.cross_entropy())[0]
+        with run.judged():
+            value = run.team.gathered(stage.hold_out.cross_entropy())[0]
         run.meter.add("offpolicy", {"hold_out_loss": value})
         better = value < progress.best_hold_out
         progress.best_hold_out = min(value, progress.best_hold_out)

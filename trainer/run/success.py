@@ -34,16 +34,17 @@ def measure(run: Run) -> None:
     run.network.eval()
     try:
         for sampled in _wanted(run.settings):
-            result = evaluate_levels(
-                NetworkPolicy(run.network, run.words, sample=sampled),
-                run.settings.run.level_names,
-                settings.episodes,
-                sampled=sampled,
-                make=environment_of(run.settings),
-                view=run.settings.model.view,
-                processes=run.workers,
-                quiet=run.quiet,
-            )
+            with run.judged():
+                result = evaluate_levels(
+                    NetworkPolicy(run.network, run.words, sample=sampled),
+                    run.settings.run.level_names,
+                    settings.episodes,
+                    sampled=sampled,
+                    make=environment_of(run.settings),
+                    view=run.settings.model.view,
+                    processes=run.workers,
+                    quiet=run.quiet,
+                )
             group = evaluation_group(sampled=sampled)
             run.log.write(group, result.scalars(), where=run.progress.where())
             run.say(result.text())

@@ -152,6 +152,7 @@ class RunSettings(_Frozen):
     compile: Truth = False
     deterministic: Truth = False
     init_from: Annotated[str, Field(min_length=1)] | None = None
+    ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
     save_every_env_steps: Steps | None = None
     save_every_demo_steps: Steps | None = None
     keep: Count = 1
