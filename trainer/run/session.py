@@ -538,6 +538,7 @@ def resolved(
     model = settings.model
     if model.type == "auto" and known is not None:
         model, reason = network_of(known, trust=trust)
+        model = model.model_copy(update={"words": settings.model.words})
         reasons.append(reason)
     elif model.type == "auto":
         kind, what = _NETWORKS[device]

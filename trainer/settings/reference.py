@@ -26,6 +26,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "run.compile": ("", "compile the parts of the network that gain by it"),
     "run.deterministic": ("", "use only torch's deterministic algorithms"),
     "run.init_from": ("", "checkpoint, or folder of a run, whose weights the run begins with; unset: random ones"),
+    "run.ema": ("", "decay of an exponential moving average of the weights, which the checkpoint then acts with and is measured with; unset: the weights themselves"),
     "run.save_every_env_steps": ("env steps", "between checkpoints; not beside `save_every_demo_steps`"),
     "run.save_every_demo_steps": ("demo steps", "between checkpoints; not beside `save_every_env_steps`"),
     "run.keep": ("checkpoints", "how many of the latest are kept"),
