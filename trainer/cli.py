@@ -156,6 +156,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     "--trust", is_flag=True, help="Import and run the code that the settings.toml of a run names."
 )
 @click.option(
+    "--seeds",
+    metavar="SEEDS",
+    help="Train once with each of these seeds, as in 1-5 or 1,3,7, into DIRECTORY/seed-N.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -176,6 +181,7 @@ def run(
     force_settings: bool,
     overwrite: bool,
     trust: bool,
+    seeds: str | None,
     log_level: str,
     workers: int | None,
     data: Path,
@@ -193,15 +199,21 @@ def run(
     Example:
       trainer run bc_small_cpu.toml -m 2 -o runs/first --set run.seed=3
       trainer run ppo.toml --set run.level=GoToLocal --init-from runs/first
+      trainer run bc_small_cpu.toml --seeds 1-5
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
     log_to_stderr(log_level)
     from trainer.run.folder import refuse_early
 
-    common: dict[str, Any] = {"overrides": overrides, "tiny": tiny, "data_dir": data}
-    common |= {"init_from": init_from}
-    refuse_early(recipe, **common, output=output, new=not (dry_run or resume or overwrite))
+    common: dict[str, Any] = {"tiny": tiny, "data_dir": data, "init_from": init_from}
+    runs = [(output, overrides)]
+    if seeds is not None and not dry_run:
+        named = {"tiny": tiny, "init_from": init_from, "resume": resume is not None}
+        runs = _runs_of(seeds, recipe, output, overrides, **named)
+    for place, chosen in runs:
+        new = not (dry_run or resume or overwrite)
+        refuse_early(recipe, **common, overrides=chosen, output=place, new=new)
     _load_torch()
     from trainer.report.plot import LiveCurve, drawn_curve
     from trainer.run.session import Stopped, train
@@ -209,32 +221,57 @@ def run(
 
     common |= {"trust": trust, "workers": workers}
     if dry_run:
-        click.echo(described(recipe, **common), nl=False)
+        click.echo(described(recipe, overrides=overrides, **common), nl=False)
         return
     try:
-        folder = train(
-            recipe,
-            **common,
-            output=output,
-            resume="auto" if resume == "auto" else resume is not None,
-            force_settings=force_settings,
-            overwrite=overwrite,
-            quiet=quiet,
-            say=_say,
-            on_save=LiveCurve().refresh,
-        )
+        for place, chosen in runs:
+            folder = train(
+                recipe,
+                **common,
+                overrides=chosen,
+                output=place,
+                # of several some may not have begun
+                resume="auto" if resume and (seeds or resume == "auto") else resume is not None,
+                force_settings=force_settings,
+                overwrite=overwrite,
+                quiet=quiet,
+                say=_say,
+                on_save=LiveCurve().refresh,
+            )
+            drawn = drawn_curve(folder) if _writes() else ""
     except Stopped as stopped:
-        if not quiet and _writes():
-            again = [word for word in sys.argv[1:] if word != "--overwrite"]
-            if resume is None:
-                again.append("--resume")
-            _say(f"stopped; the checkpoint is {stopped.checkpoint}; this goes on from it:")
-            _say(f"  {shlex.join(['trainer', *again])}")
-        raise
-    if _writes():
-        drawn = drawn_curve(folder)
         if not quiet:
-            _say(drawn)
+            _say_how_to_go_on(stopped.checkpoint, resume=resume is not None)
+        raise
+    if seeds is not None and _writes():
+        drawn = drawn_curve(folder.parent)
+    if not quiet and drawn:
+        _say(drawn)
+
+
+def _runs_of(
+    seeds: str, recipe: str, output: Path | None, overrides: tuple[str, ...], **named: Any
+) -> list[tuple[Path | None, tuple[str, ...]]]:
+    """The folder and the overrides of the run with each seed."""
+    from demotools.babyai.levels import listed_seeds
+    from trainer.run.folder import SEED_FOLDER, run_folder
+    from trainer.settings.models import read_settings
+
+    name = read_settings(recipe, overrides, tiny=named["tiny"]).run.name
+    whole = run_folder(name, overrides, output=output, **named)
+    return [
+        (whole / f"{SEED_FOLDER}{seed}", (*overrides, f"run.seed={seed}"))
+        for seed in listed_seeds(seeds)
+    ]
+
+
+def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:
+    """After a signal; `resume` whether the command line says so already."""
+    if _writes():
+        again = [word for word in sys.argv[1:] if word != "--overwrite"]
+        again += [] if resume else ["--resume"]
+        _say(f"stopped; the checkpoint is {checkpoint}; this goes on from it:")
+        _say(f"  {shlex.join(['trainer', *again])}")
 
 
 def _writes() -> bool:

@@ -319,10 +319,13 @@ def _shared_episodes(first: StoreStatistics, second: StoreStatistics) -> Finding
             f"episode {row} is only in {one.name}: {_mission(one, row)}"
             for row in np.flatnonzero(missing)[:_SHOWN].tolist()
         ]
+    related = _is_subset(first.store, second.store)
+    if related and len(rows):
+        text += ": one was made from the other"
     return Finding(
         name="duplicates between stores",
         stores=(first.name, second.name),
-        alarm=len(rows) > 0,
+        alarm=len(rows) > 0 and not related,
         text=text,
         figures={
             "shared": len(rows),
@@ -332,6 +335,19 @@ def _shared_episodes(first: StoreStatistics, second: StoreStatistics) -> Finding
         },
         details=tuple(details),
     )
+
+
+def _is_subset(first: Store, second: Store) -> bool:
+    """Whether one was made from the other, for the same use: then they are meant to overlap."""
+    if first.attributes.split != second.attributes.split:
+        return False
+    for child, other in ((first, second), (second, first)):
+        parent = child.attributes.parent
+        while parent:
+            if parent.get("fingerprint") == other.attributes.fingerprint:
+                return True
+            parent = parent.get("parent")
+    return False
 
 
 def common(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> int:
@@ -428,7 +444,7 @@ def _shared_seeds(first: StoreStatistics, second: StoreStatistics) -> Finding:
     return Finding(
         name="seed overlap",
         stores=(first.name, second.name),
-        alarm=len(shared) > 0,
+        alarm=len(shared) > 0 and not _is_subset(first.store, second.store),
         text=text,
         figures={"shared": len(shared)},
         details=tuple(f"seed {seed}" for seed in shared[:_SHOWN]),

@@ -259,6 +259,10 @@ def test_a_small_twin_is_a_part_of_its_parent(
     assert sides(episodes) == (4, 2, 0)
     assert "parent" in attributes.figures
     assert not episodes.figures["same_order"]
+    twin = open_store(made.path)
+    surveys = [store_statistics(one, quiet=True) for one in (parent, twin)]
+    alarms = {found.name for found in store_findings(surveys, None) if found.alarm}
+    assert "duplicates between stores" not in alarms and "seed overlap" not in alarms
 
 
 def test_episodes_in_another_order_are_the_same_and_it_is_said(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_runs_that_differ_in_their_seeds_only_have_a_mean_and_a_worst(
     (group,) = run_report(runs).repeated
     assert group.names == ["s0", "s1", "s2"]
     assert [group.mean, group.worst] == pytest.approx([0.8, 0.7])
+    assert group.interval == pytest.approx((0.7, 0.9), abs=0.04)
 
 
 def test_curves_are_drawn_against_the_steps_that_all_runs_took(

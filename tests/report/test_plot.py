@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from click.testing import CliRunner
 
 import trainer
 from trainer.cli import main
-from trainer.report.plot import Lines, common_axis, curves
+from trainer.report.plot import (
+    Experiment,
+    Lines,
+    common_axis,
+    curves,
+    experiments,
+    interval_of_mean,
+    run_folders,
+)
 from trainer.run.log import FILE_NAME
 from trainer.settings.models import SETTINGS_FILE
 
@@ -56,20 +65,23 @@ def test_the_axis_is_that_of_the_steps_which_all_runs_took() -> None:
     ],
 )
 def test_ticks_are_numbers_of_a_few_digits(lines: Lines, label: str, right: float) -> None:
-    panel = curves([("run", lines)]).axes[2]
+    panel = curves([Experiment("run", [lines])]).axes[2]
     assert panel.get_xlabel() == label
     assert panel.dataLim.x1 == pytest.approx(right)
 
 
 def test_only_a_cross_entropy_is_in_nats_per_step() -> None:
-    assert curves([("a", CLONED)]).axes[2].get_ylabel() == "loss\n[nats per step]"
-    assert curves([("a", REINFORCED)]).axes[2].get_ylabel() == "loss"
-    assert curves([("a", CLONED), ("b", REINFORCED)]).axes[2].get_ylabel() == "loss"
+    assert curves([Experiment("a", [CLONED])]).axes[2].get_ylabel() == "loss\n[nats per step]"
+    assert curves([Experiment("a", [REINFORCED])]).axes[2].get_ylabel() == "loss"
+    assert (
+        curves([Experiment("a", [CLONED]), Experiment("b", [REINFORCED])]).axes[2].get_ylabel()
+        == "loss"
+    )
 
 
 def test_the_legend_names_every_run_and_the_dashes_and_lies_outside_the_panels() -> None:
-    runs = [("cloned", CLONED), ("reinforced", REINFORCED), ("not begun", [])]
-    figure = curves(runs)
+    named = {"cloned": CLONED, "reinforced": REINFORCED, "not begun": []}
+    figure = curves([Experiment(name, [lines]) for name, lines in named.items()])
     (legend,) = figure.legends
     said = [text.get_text() for text in legend.get_texts()]
     assert said == ["cloned", "reinforced", "not begun", "loss expert_ce", "loss ppo"]
@@ -116,9 +128,102 @@ def test_the_hold_out_loss_is_drawn_beside_the_loss_in_the_colour_of_its_run() -
     losses = [1.5 / n for n in range(1, 11)]
     pairs = zip(CLONED, losses, strict=True)
     watched: Lines = [{**line, "hold_out_loss": loss} for line, loss in pairs]
-    figure = curves([("plain", CLONED), ("watched", watched)])
-    drawn = [line for line in figure.axes[2].get_lines() if line.get_marker() == "."]
+    figure = curves([Experiment("plain", [CLONED]), Experiment("watched", [watched])])
+    drawn = [line for line in figure.axes[2].get_lines() if line.get_marker() == "x"]
     assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [losses]
     assert drawn[0].get_color() == "C1"
     (legend,) = figure.legends
     assert legend.get_texts()[-1].get_text() == "hold-out loss"
+
+
+def measured(*successes: float) -> Lines:
+    where = {"demo_steps": 1000, "env_steps": 0, "minutes": 2.0}
+    interval = {"interval_low": 0.0, "interval_high": 1.0, "episodes": 500}
+    return [{"group": "evaluation", **where, "success": one, **interval} for one in successes]
+
+
+def seeds_of_one_recipe(folder: Path, *names: str, lr: str = "2.5e-4") -> list[Path]:
+    """Folders of runs that differ in their seeds only."""
+    text = RECIPE.read_text("utf-8").partition("[tiny]")[0].replace("lr = 2.5e-4", f"lr = {lr}")
+    assert f"lr = {lr}" in text and "\nseed = 1\n" in text
+    for number, name in enumerate(names):
+        path = folder / name
+        path.mkdir(parents=True)
+        (path / SETTINGS_FILE).write_text(text.replace("seed = 1", f"seed = {number}"), "utf-8")
+        (path / FILE_NAME).write_text("", "utf-8")
+    return [folder / name for name in names]
+
+
+def test_runs_that_differ_in_their_seeds_are_one_experiment(tmp_path: Path) -> None:
+    seeds = seeds_of_one_recipe(tmp_path / "a", "seed-1", "seed-2", "seed-10")
+    others = seeds_of_one_recipe(tmp_path, "b-1", "b-2", lr="1e-3")
+    assert run_folders([tmp_path / "a", *others, seeds[0]]) == [*seeds, *others]
+    result = CliRunner().invoke(
+        main, ["plot", str(tmp_path / "a"), *map(str, others), "-o", str(tmp_path / "c.png")]
+    )
+    assert result.exit_code == 0, result.output
+    empty: Lines = []
+    found = experiments([*seeds, *others], [empty] * 5, [1, 1, 1, 2, 2])
+    assert [one.name for one in found] == ["a, 3 seeds", "b, 2 seeds"]
+    found = experiments(seeds, [empty] * 3, [1, 2, 1])
+    assert [one.name for one in found] == ["a, 2 seeds", "seed-2"]
+
+
+def test_the_seeds_of_an_experiment_are_one_colour_a_mean_and_its_interval() -> None:
+    runs = [
+        [{**line, "ce/loss": line["ce/loss"] + bias} for line in run_log("ce", demos=1000)]
+        + measured(success)
+        for bias, success in ((0.0, 0.5), (0.3, 0.7), (0.6, 0.9))
+    ]
+    panel = curves([Experiment("a", runs)]).axes[2]
+    *thin, mean = panel.get_lines()
+    assert {line.get_color() for line in panel.get_lines()} == {"C0"} and len(thin) == 3
+    assert mean.get_ydata() == pytest.approx([1 / n + 0.3 for n in range(1, 11)])
+    ((left, bottom), (right, top)) = panel.collections[0].get_datalim(panel.transData).get_points()
+    assert (left, right) == (100, 1000) and 0.1 <= bottom < 0.4 and 1.3 < top <= 1.6
+    (dot,) = [line for line in curves([Experiment("a", runs)]).axes[0].get_lines() if dotted(line)]
+    assert dot.get_ydata() == pytest.approx([70])
+
+
+def dotted(line: Any) -> bool:
+    return bool(line.get_marker() == "o")
+
+
+def test_the_interval_of_the_mean_is_that_of_resampled_seeds() -> None:
+    values = np.array([[0.1], [0.2], [0.5], [0.7], [0.9]])
+    random = np.random.default_rng(5)
+    means = [random.choice(values[:, 0], 5).mean() for _ in range(20_000)]
+    low, high = interval_of_mean(values)
+    # 2,000 resamples tell the percentiles to within this
+    assert [low[0], high[0]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.03)
+
+
+def test_a_success_that_was_measured_once_is_seen() -> None:
+    tracked = {"group": "environment", "demo_steps": 0, "env_steps": 9, "minutes": 1}
+    lines = [{**tracked, "success": 0.5, "episodes": 4}]
+    (line,) = curves([Experiment("a", [lines])]).axes[0].get_lines()
+    assert line.get_ydata() == pytest.approx([50]) and line.get_marker() == "."
+
+
+def test_losses_below_zero_have_a_scale_of_their_own_and_ticks_are_plain() -> None:
+    fallen = [{**line, "ppo/loss": 8 / 10**n - 0.01} for n, line in enumerate(REINFORCED)]
+    for lines, scale in ((CLONED, "log"), (fallen, "asinh")):
+        figure = curves([Experiment("a", [lines])])
+        figure.draw_without_rendering()
+        panel = figure.axes[2]
+        assert panel.get_yscale() == scale
+        shown = [
+            text.get_text() for text in panel.get_yticklabels() + panel.get_yticklabels(minor=True)
+        ]
+        assert "0.1" in "".join(shown) and not any(set(text) & set("e$^{") for text in shown)
+    flat = [{**line, "ppo/loss": (-1) ** n} for n, line in enumerate(REINFORCED)]
+    assert curves([Experiment("a", [flat])]).axes[2].get_yscale() == "linear"
+
+
+def test_where_a_stage_ends_there_is_a_line() -> None:
+    where = {"env_steps": 0, "minutes": 1}
+    stages = [{"group": "train", **where, "demo_steps": n, "stage": 1 + n // 3} for n in range(5)]
+    panel = curves([Experiment("a", [stages + CLONED])], "demo_steps").axes[1]
+    places = [np.unique(np.asarray(line.get_xdata())) for line in panel.get_lines()]
+    (border,) = [place for place in places if len(place) == 1]
+    assert border == pytest.approx([2 / 1e6])

@@ -29,7 +29,7 @@ from trainer.cli import main
 from trainer.learning.losses import ExpertCrossEntropy, Loss, LossResult
 from trainer.learning.networks.base import Model
 from trainer.report import plot
-from trainer.report.plot import curves, run_lines
+from trainer.report.plot import Experiment, curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
@@ -312,6 +312,27 @@ def test_resume_auto_begins_a_run_and_goes_on_with_it(
     assert not (tmp_path / "a" / ".replaced").exists()
 
 
+def test_a_recipe_runs_with_several_seeds_into_one_folder_and_their_mean_is_drawn(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    short = (*BARE, "--set", "stages.0.max_demo_steps=320")
+    result = run("bc_small_cpu", "-o", "a", "--seeds", "3,5", *short)
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith("learning curve: a/curve.png\n")
+    assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert run("bc_small_cpu", "-o", "b", "-q", "--set", "run.seed=5", *short).exit_code == 0
+    alone, together = weights(tmp_path / "b"), weights(tmp_path / "a" / "seed-5")
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+    # one more seed: those that are done are resumed at their end
+    more = run("bc_small_cpu", "-o", "a", "-q", "--seeds", "3-5", "--resume", *short)
+    assert more.exit_code == 0, more.output
+    assert sorted(path.name for path in (tmp_path / "a").glob("seed-*")) == [
+        f"seed-{n}" for n in (3, 4, 5)
+    ]
+    wrong = run("bc_small_cpu", "-o", "c", "--seeds", "5-1", *short)
+    assert wrong.exit_code == 1 and "no list of seeds" in wrong.output
+
+
 def test_the_curve_is_drawn_while_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -409,7 +430,7 @@ def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
     assert [line.get("level") for line in added] == ["GoToLocal", None, "GoToObj"]
     # the checkpoint's place among the curves, and only what can stand beside them
     assert {line["demo_steps"] for line in added} == {run_lines(folder)[-1]["demo_steps"]}
-    figure = curves([("run", run_lines(folder))])
+    figure = curves([Experiment("run", [run_lines(folder)])])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "evaluation, greedy actions, 4 episodes, 95% interval" in labels
     assert "evaluation, sampled actions, 3 episodes, 95% interval" in labels

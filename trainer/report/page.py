@@ -9,14 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from demotools.errors import SettingsError
 from demotools.look.report import rendered_page
 from demotools.output import open_regular
-from trainer.report.plot import AgainstWhat, curves, drawing, evaluations, run_lines, run_names
+from trainer.report.plot import (
+    AgainstWhat,
+    curves,
+    drawing,
+    evaluations,
+    experiment_key,
+    experiments,
+    interval_of_mean,
+    run_folders,
+    run_lines,
+    run_names,
+)
 from trainer.settings.models import SETTINGS_FILE, parsed_settings, setting_leaves, toml_tree
 
-# Runs that differ in nothing else are one experiment, repeated.
-_REPEATED = ("run.seed", "run.name")
 _GREY = "#808080"
 _STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
@@ -72,8 +83,7 @@ class FinishedRun:
     @property
     def experiment(self) -> tuple[tuple[str, str], ...]:
         """What is equal for runs that differ in their seeds only."""
-        items = sorted(self.settings.items())
-        return tuple((key, str(value)) for key, value in items if key not in _REPEATED)
+        return experiment_key(self.settings)
 
     def cost(self) -> dict[str, Any]:
         """Steps, minutes and device, up to the last line of the log."""
@@ -91,10 +101,14 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Repeated:
-    """The last measurements of runs that differ in their seeds only: their mean and the worst."""
+    """The last measurements of runs that differ in their seeds only: their mean and the worst.
+
+    interval   of the mean, 95%, over the seeds
+    """
 
     names: list[str]
     mean: float
+    interval: tuple[float, float]
     worst: float
 
 
@@ -137,6 +151,7 @@ def run_report(folders: Sequence[Path], against: AgainstWhat | None = None) -> R
     DemotoolsError  a folder holds no run, or its log is damaged
     SettingsError   its settings are damaged
     """
+    folders = run_folders(folders)
     runs = [
         FinishedRun(name, folder, _settings(folder), run_lines(folder))
         for name, folder in zip(run_names(folders), folders, strict=True)
@@ -204,7 +219,9 @@ def _repeated(runs: Sequence[FinishedRun]) -> list[Repeated]:
         success = [lines[-1]["success"] for lines in last]
         if len(group) > 1:
             names = [run.name for run in group]
-            result.append(Repeated(names, sum(success) / len(success), min(success)))
+            low, high = (float(end[0]) for end in interval_of_mean(np.array(success)[:, None]))
+            mean = sum(success) / len(success)
+            result.append(Repeated(names, mean, (low, high), min(success)))
     return result
 
 
@@ -216,7 +233,12 @@ def _svg(runs: Sequence[FinishedRun], against: AgainstWhat | None) -> str:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
 
         with matplotlib.rc_context(_STYLE):
-            figure = curves([(run.name, run.lines) for run in runs], against)
+            shown = experiments(
+                [run.folder for run in runs],
+                [run.lines for run in runs],
+                [run.experiment for run in runs],
+            )
+            figure = curves(shown, against)
             none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             FigureCanvasSVG(figure).print_svg(stream, metadata=none)  # type: ignore[no-untyped-call]
     text = stream.getvalue().decode()

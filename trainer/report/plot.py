@@ -1,20 +1,33 @@
-"""Learning curves as a picture: success and losses of one run or several."""
+"""Learning curves as a picture: success and losses of one run or several.
+
+Runs that differ in their seeds only are one experiment: their mean, with its 95% interval over the
+seeds from bootstrap resamples.
+
+Source: R. Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice
+(NeurIPS 2021), and its package rliable.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, pairwise, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from demotools.errors import DemotoolsError, optional_package, printable_text
-from demotools.output import write_output
+from demotools.output import open_regular, write_output
+from trainer.run.folder import SEED_FOLDER
 from trainer.run.log import CURVE_FILE, EVALUATIONS_FILE, FILE_NAME, read_log
+from trainer.settings.models import SETTINGS_FILE, setting_leaves, toml_tree
 from trainer.settings.user_code import FOREIGN, told
 
 if TYPE_CHECKING:
@@ -34,15 +47,34 @@ _LABELS: dict[AgainstWhat, str] = {
 _WIDTH_INCHES, _PANELS_INCHES, _LEGEND_INCHES, _DOTS_PER_INCH = 8.0, 6.2, 0.22, 100
 _LEGEND_COLUMNS, _LONG_NAME = 3, 30
 _WINDOW = 9
+_FEW = 20
+"""Curves of fewer points show each of them."""
+_GRID, _RESAMPLES = 400, 2000
 _LIVE_SECONDS, _LIVE_SHARE = 30.0, 20
 _DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 _GREY = "0.5"
-_HOLD_OUT, _MARK = "hold_out_loss", "."
+_HOLD_OUT, _MARK = "hold_out_loss", "x"
 _MARKERS = {
     "evaluation": ("o", "evaluation, greedy actions"),
     "evaluation_sampled": ("s", "evaluation, sampled actions"),
 }
 """By group of measurements: how they are drawn, and what they are."""
+# Runs that differ in nothing else are one experiment, repeated.
+_REPEATED = ("run.seed", "run.name")
+
+
+class Experiment(NamedTuple):
+    """Runs that differ in their seeds only, most often one: their name, and the lines of each."""
+
+    name: str
+    runs: list[Lines]
+
+
+class Curve(NamedTuple):
+    """The points of one run: both float64 [N], x not falling."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
 
 
 def plot_runs(
@@ -58,12 +90,14 @@ def plot_runs(
 
     DemotoolsError  a folder holds no run, the picture is there already or cannot be written
     """
+    folders = run_folders(folders)
     lines = [run_lines(folder) for folder in folders]
+    keys = [_experiment_of(folder) for folder in folders]
     stream = io.BytesIO()
     with drawing():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        figure = curves(list(zip(run_names(folders), lines, strict=True)), against)
+        figure = curves(experiments(folders, lines, keys), against)
         FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     write_output(output, stream.getvalue(), overwrite=overwrite)
     return output
@@ -121,42 +155,104 @@ def common_axis(runs: Sequence[Lines]) -> AgainstWhat:
     return next((axis for axis in AXES if all(line[axis] for line in last)), "minutes")
 
 
-def curves(runs: Sequence[tuple[str, Lines]], against: AgainstWhat | None = None) -> Figure:
-    """Success, agreement with the expert, and loss of runs: names and lines of their logs.
+def curves(shown: Sequence[Experiment], against: AgainstWhat | None = None) -> Figure:
+    """Success, agreement with the expert, and loss of experiments.
 
     against   None: see `common_axis`
     """
     # the object-oriented interface: no window, no global state
     from matplotlib.figure import Figure
 
-    axis = against or common_axis([lines for _name, lines in runs])
-    scale, unit = _unit(axis, [line[axis] for _name, lines in runs for line in lines])
+    runs = [lines for experiment in shown for lines in experiment.runs]
+    axis = against or common_axis(runs)
+    scale, unit = _unit(axis, [line[axis] for lines in runs for line in lines])
     figure = Figure(dpi=_DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
     dashes = dict(zip(_losses(runs), cycle(_DASHES), strict=False))
-    for number, (_name, lines) in enumerate(runs):
-        placed = [{**line, "x": line[axis] / scale} for line in lines]
+    for number, (_name, repeats) in enumerate(shown):
+        placed = [[{**line, "x": line[axis] / scale} for line in lines] for lines in repeats]
         colour = f"C{number}"
         _draw_success(panels[0], placed, colour)
         _draw_curves(panels[1], placed, "accuracy", dashes, colour, factor=100)
         _draw_curves(panels[2], placed, "loss", dashes, colour)
-        held_out = [line for line in placed if _HOLD_OUT in line]
-        if held_out:
-            y = [line[_HOLD_OUT] for line in held_out]
-            panels[2].plot([line["x"] for line in held_out], y, _MARK, markersize=3, color=colour)
+        held_out = [[line for line in lines if _HOLD_OUT in line] for lines in placed]
+        found = [_points(lines, _HOLD_OUT) for lines in held_out]
+        _draw_mean(panels[2], found, colour, _MARK)
+        for border in _stage_borders(placed[0]):
+            for panel in panels:
+                panel.axvline(border, color=colour, linewidth=0.8, linestyle=(0, (1, 3)))
     panels[0].set_ylabel("success\n[% of episodes]")
     panels[1].set_ylabel("agreement with\nexpert [% of steps]")
     panels[2].set_ylabel(f"loss{_loss_unit(runs)}")
-    lowest = [min(line.get_ydata()) for line in panels[2].get_lines()]
-    # the loss of PPO may be negative
-    panels[2].set_yscale("log" if lowest and min(lowest) > 0 else "linear")
+    _scale_losses(panels[2], [line for lines in runs for line in lines])
     panels[2].set_xlabel(f"{_LABELS[axis]} [{unit}]" if unit else _LABELS[axis])
     for panel, what in zip(panels, ("not measured", "no expert", "no loss"), strict=True):
         panel.grid(alpha=0.3)
         if not panel.has_data():
             panel.text(0.5, 0.5, what, ha="center", va="center", transform=panel.transAxes)
-    _add_legend(figure, runs, dashes)
+    _add_legend(figure, shown, dashes)
     return figure
+
+
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """The folders of the runs, where that of an experiment stands for those of its seeds."""
+    found = []
+    for folder in folders:
+        seeds = [] if (folder / FILE_NAME).exists() else list(folder.glob(f"{SEED_FOLDER}*"))
+        numbered = sorted(
+            (path for path in seeds if (path / FILE_NAME).exists()),
+            key=lambda path: (len(path.name), path.name),
+        )
+        found += numbered or [folder]
+    return list(dict.fromkeys(found))
+
+
+def experiment_key(settings: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What is equal for runs that differ in their seeds only; `settings` values by key."""
+    return tuple((key, str(settings[key])) for key in sorted(settings) if key not in _REPEATED)
+
+
+def experiments(
+    folders: Sequence[Path], lines: Sequence[Lines], keys: Sequence[object]
+) -> list[Experiment]:
+    """The runs in these folders, those with the same key together."""
+    groups: dict[object, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    names = run_names(folders)
+    return [
+        Experiment(
+            _common_name([folders[n] for n in group], [names[n] for n in group]),
+            [lines[n] for n in group],
+        )
+        for group in groups.values()
+    ]
+
+
+def _common_name(folders: Sequence[Path], names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    parents = {folder.resolve().parent for folder in folders}
+    if len(parents) == 1 and all(folder.name.startswith(SEED_FOLDER) for folder in folders):
+        name = printable_text(parents.pop().name)
+    else:
+        same = (letters[0] for letters in takewhile(_equal, zip(*names, strict=False)))
+        name = "".join(same).rstrip("-_ ./=0123456789") or names[0]
+    return f"{name}, {len(names)} seeds"
+
+
+def _equal(letters: Sequence[str]) -> bool:
+    return len(set(letters)) == 1
+
+
+def _experiment_of(folder: Path) -> object:
+    """By what its runs are told from others; a folder without readable settings is its own."""
+    try:
+        with open_regular(folder / SETTINGS_FILE) as stream:
+            tree = toml_tree(stream.read().decode("utf-8"), folder)
+    except (DemotoolsError, UnicodeDecodeError):
+        return folder
+    return experiment_key(setting_leaves(tree))
 
 
 def run_lines(folder: Path) -> Lines:
@@ -187,18 +283,19 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _add_legend(
-    figure: Figure, runs: Sequence[tuple[str, Lines]], dashes: dict[str, Dashes]
+    figure: Figure, experiments: Sequence[Experiment], dashes: dict[str, Dashes]
 ) -> None:
-    """Below the panels: the colour of every run, then what lines, dots and dashes are."""
+    """Below the panels: the colour of every experiment, then what lines, dots and dashes are."""
     from matplotlib.lines import Line2D
 
-    shown = [_plain(name) for name, _lines in runs]
+    runs = [lines for experiment in experiments for lines in experiment.runs]
+    several = any(len(experiment.runs) > 1 for experiment in experiments)
     entries = [
-        Line2D([], [], color=f"C{number}", linewidth=4, label=name)
-        for number, name in enumerate(shown)
+        Line2D([], [], color=f"C{number}", linewidth=4, label=_plain(experiment.name))
+        for number, experiment in enumerate(experiments)
     ]
     for group, (marker, actions) in _MARKERS.items():
-        measured = [line for _name, lines in runs for line in evaluations(lines, group)]
+        measured = [line for lines in runs for line in evaluations(lines, group)]
         if measured:
             counts = sorted({line["episodes"] for line in measured})
             label = f"{actions}, {' or '.join(f'{count:,}' for count in counts)} episodes"
@@ -206,12 +303,20 @@ def _add_legend(
             dot.set_label(f"{label}, 95% interval")
             dot.set_markerfacecolor(_GREY if group == "evaluation" else "none")
             entries.append(dot)
-    if any(_tracked(lines) for _name, lines in runs):
+    if several:
+        band = Line2D([], [], color=_GREY, linewidth=8, alpha=0.3)
+        band.set_label("95% interval of the mean over seeds")
+        entries.append(band)
+    if any(_tracked(lines) for lines in runs):
         entries.append(Line2D([], [], color=_GREY, label="success: training episodes"))
     for name, style in dashes.items():
         entries.append(Line2D([], [], color=_GREY, linestyle=style, label=f"loss {_plain(name)}"))
-    if any(_HOLD_OUT in line for _name, lines in runs for line in lines):
+    if any(_HOLD_OUT in line for lines in runs for line in lines):
         entries.append(Line2D([], [], color=_GREY, marker=_MARK, label="hold-out loss"))
+    if any(_stage_borders([{**line, "x": 0} for line in lines]) for lines in runs):
+        border = Line2D([], [], color=_GREY, linewidth=0.8, linestyle=(0, (1, 3)))
+        border.set_label("a stage ends")
+        entries.append(border)
     long = any(len(str(entry.get_label())) > _LONG_NAME for entry in entries)
     columns = _LEGEND_COLUMNS - long
     rows = -(-len(entries) // columns)
@@ -252,48 +357,96 @@ def _tracked(lines: Lines) -> Lines:
     return [line for line in _of_group(lines, "environment") if "success" in line]
 
 
-def _losses(runs: Sequence[tuple[str, Lines]], scalar: str = "loss") -> list[str]:
+def _losses(runs: Sequence[Lines], scalar: str = "loss") -> list[str]:
     """The names of the losses that report this scalar."""
-    found = dict.fromkeys(key for _name, lines in runs for line in lines for key in line)
+    found = dict.fromkeys(key for lines in runs for line in lines for key in line)
     return [key.removesuffix(f"/{scalar}") for key in found if key.endswith(f"/{scalar}")]
 
 
-def _loss_unit(runs: Sequence[tuple[str, Lines]]) -> str:
+def _loss_unit(runs: Sequence[Lines]) -> str:
     """Of a cross-entropy, which reports agreement too; other losses have no unit of their own."""
     losses = _losses(runs)
     return "\n[nats per step]" if losses and set(losses) <= set(_losses(runs, "accuracy")) else ""
 
 
-def _draw_success(panel: Axes, lines: Lines, colour: str) -> None:
+def _scale_losses(panel: Axes, lines: Lines) -> None:
+    """A scale on which small and large losses can be told apart, with ticks in plain decimals.
+
+    Logarithmic, where none is below zero; else, as PPO's may be, linear near zero and logarithmic
+    beyond. Linear where they are all of a size.
+    """
+    drawn = ("/loss", _HOLD_OUT)
+    losses = [line[key] for line in lines for key in line if key.endswith(drawn)]
+    size = np.abs(losses) if losses else np.ones(1)
+    largest, middle = float(size.max()), float(np.median(size))
+    if losses and min(losses) > 0 and largest > 3 * min(losses):
+        panel.set_yscale("log", subs=(2, 5))
+        panel.yaxis.set_minor_formatter(_decimal)
+    elif losses and min(losses) <= 0 and largest > 10 * middle > 0:
+        width = max(middle, largest / 1e6)
+        panel.set_yscale("asinh", linear_width=width)
+        decades = range(math.ceil(math.log10(width)), math.floor(math.log10(largest)) + 1)
+        factors = (1, 3) if len(decades) < 4 else (1,)
+        sizes = [factor * 10.0**power for power in decades for factor in factors]
+        ticks = [0.0, *(sign * tick for tick in sizes for sign in (-1, 1))]
+        panel.set_yticks([tick for tick in ticks if min(losses) <= tick <= largest])
+        panel.minorticks_off()
+    panel.yaxis.set_major_formatter(_decimal)
+
+
+def _decimal(value: float, _position: float = 0) -> str:
+    """A tick: plain where that is short.
+
+    >>> _decimal(0.001), _decimal(-20.0), _decimal(1e-7)
+    ('0.001', '-20', '1e-07')
+    """
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return np.format_float_positional(value, precision=6, trim="-")
+
+
+def _stage_borders(lines: Lines) -> list[float]:
+    """Where a stage ends and another begins."""
+    staged = [line for line in _of_group(lines, "train") if "stage" in line]
+    return [
+        line["x"]
+        for line, after in pairwise(staged)
+        if round(after["stage"]) > round(line["stage"])
+    ]
+
+
+def _draw_success(panel: Axes, repeats: Sequence[Lines], colour: str) -> None:
     """The success of training rollouts, and of evaluations with their intervals."""
-    tracked = _tracked(lines)
-    if tracked:
+    found = []
+    for lines in repeats:
+        tracked = _tracked(lines)
         y = _smoothed([(100 * line["success"], line["episodes"]) for line in tracked])
-        panel.plot([line["x"] for line in tracked], y, color=colour)
+        found.append(_points(tracked, "success")._replace(y=np.array(y)))
+    _draw_mean(panel, found, colour, "-")
     for group, (marker, _actions) in _MARKERS.items():
-        measured = evaluations(lines, group)
-        if not measured:
-            continue
-        success = [100 * line["success"] for line in measured]
-        # not below zero, as rounding makes them where all episodes succeeded
-        low = [max(100 * (line["success"] - line["interval_low"]), 0) for line in measured]
-        high = [max(100 * (line["interval_high"] - line["success"]), 0) for line in measured]
-        x = [line["x"] for line in measured]
-        fill = colour if group == "evaluation" else "none"
-        panel.errorbar(
-            *(x, success),
-            yerr=[low, high],
-            fmt=marker,
-            capsize=4,
-            color=colour,
-            markerfacecolor=fill,
-        )
+        # the first measurement of all seeds, then the second one of all, ...
+        for measured in zip(*(evaluations(lines, group) for lines in repeats), strict=False):
+            success = np.array([line["success"] for line in measured])
+            low, high = measured[0]["interval_low"], measured[0]["interval_high"]
+            if len(measured) > 1:
+                low, high = (float(end[0]) for end in interval_of_mean(success[:, None]))
+            middle = float(success.mean())
+            panel.errorbar(
+                [np.mean([line["x"] for line in measured])],
+                [100 * middle],
+                yerr=[[100 * max(middle - low, 0)], [100 * max(high - middle, 0)]],
+                fmt=marker,
+                capsize=4,
+                color=colour,
+                markerfacecolor=colour if group == "evaluation" else "none",
+                zorder=3,
+            )
     panel.set_ylim(-3, 103)
 
 
 def _draw_curves(
     panel: Axes,
-    lines: Lines,
+    repeats: Sequence[Lines],
     scalar: str,
     dashes: dict[str, Dashes],
     colour: str,
@@ -304,10 +457,65 @@ def _draw_curves(
     for group in ("offpolicy", "onpolicy"):
         for name, style in dashes.items():
             key = f"{name}/{scalar}"
-            chosen = [line for line in _of_group(lines, group) if key in line]
-            if chosen:
-                y = [line[key] * factor for line in chosen]
-                panel.plot([line["x"] for line in chosen], y, style, color=colour)
+            found = []
+            for lines in repeats:
+                chosen = [line for line in _of_group(lines, group) if key in line]
+                found.append(_points(chosen, key, factor))
+            _draw_mean(panel, found, colour, style)
+
+
+def _points(lines: Lines, key: str, factor: float = 1) -> Curve:
+    y = np.array([line[key] for line in lines], dtype=np.float64) * factor
+    return Curve(np.array([line["x"] for line in lines], dtype=np.float64), y)
+
+
+def _draw_mean(panel: Axes, found: Sequence[Curve], colour: str, style: str) -> None:
+    """One run's curve; of several the mean, its interval, and each of them thin."""
+    found = [curve for curve in found if len(curve.x)]
+    if not found:
+        return
+    mean = found[0]
+    if len(found) > 1:
+        x, values = together(found)
+        for curve in found:
+            panel.plot(*curve, style, color=colour, linewidth=0.6, alpha=0.4)
+        low, high = interval_of_mean(values)
+        panel.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+        mean = Curve(x, values.mean(axis=0))
+    # a point alone would be no line
+    (line,) = panel.plot(*mean, style, color=colour)
+    if len(mean.x) < _FEW and style != _MARK:
+        line.set_marker(".")
+
+
+def together(found: Sequence[Curve]) -> Curve:
+    """Several curves at the same places, as far as all of them go: x [N], y [curves, N].
+
+    >>> x, y = together([Curve(np.array([0, 2.]), np.array([0, 4.])),
+    ...                  Curve(np.array([1, 3.]), np.array([5, 5.]))])
+    >>> x.tolist(), y.tolist()
+    ([1.0, 2.0], [[2.0, 4.0], [5.0, 5.0]])
+    """
+    start, stop = max(curve.x[0] for curve in found), min(curve.x[-1] for curve in found)
+    places = np.unique(np.concatenate([curve.x for curve in found]))
+    x = places[(places >= start) & (places <= stop)]
+    if len(x) > _GRID:
+        x = np.linspace(start, stop, _GRID)
+    return Curve(x, np.array([np.interp(x, *curve) for curve in found]))
+
+
+def interval_of_mean(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The 95% interval of the mean over seeds: percentiles of the means of bootstrap resamples.
+
+    values   float64 [seeds, N]
+    """
+    seeds = len(values)
+    drawn = np.random.default_rng(0).integers(seeds, size=(_RESAMPLES, seeds))
+    shares = (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
+    low, high = np.percentile(shares @ values, [2.5, 97.5], axis=0)
+    return low, high
 
 
 def _smoothed(values: list[tuple[float, float]]) -> list[float]:

@@ -27,6 +27,8 @@ FILES = (
     *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, COPIES),
     *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, WANDB_ID),
 )
+SEED_FOLDER = "seed-"
+"""How the folders begin that `trainer run --seeds` makes, one a seed, in that of the experiment."""
 HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
 """How the settings begin on which no weight depends."""
 _LONGEST_NAME = 120

@@ -236,7 +236,8 @@ def _report(run: Run, before: Progress) -> None:
     env_speed = (progress.env_steps - before.env_steps) / seconds
     speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}
     return_memory()
-    run.meter.add("train", {"lr": run.schedule.rate(), **speeds, **shares, **resident_mib()})
+    stage = {"stage": before.stage + 1, "lr": run.schedule.rate()}
+    run.meter.add("train", {**stage, **speeds, **shares, **resident_mib()})
     means = run.meter.means()
     for group in get_args(Group):
         values = run.team.mean(means.get(group, {}))
