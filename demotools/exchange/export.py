@@ -336,6 +336,10 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
         if replay.observation is not None:
             last, reward, how = replay.observation, replay.reward, REPLAYED
     length = stop - start
+    rewards = [0.0] * (length - 1) + [reward]
+    if "reward" in store.optional:
+        rewards = store.optional["reward"].span(start, stop).tolist()
+    solved = rewards[-1] > 0
     mission = store.mission_text[store.episode_mission[episode]]
     buffer = EpisodeBuffer(
         seed=seed if seed >= 0 else None,
@@ -344,10 +348,11 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
             "direction": np.append(directions, last["direction"]).astype(np.int64),
             "mission": [mission] * (length + 1),
         },
-        actions=store.action.span(start, stop).astype(np.int64),
-        rewards=[0.0] * (length - 1) + [reward],
-        terminations=[False] * (length - 1) + [True],
-        truncations=[False] * length,
+        # what led from one observation to the next
+        actions=store.taken.span(start, stop).astype(np.int64),
+        rewards=rewards,
+        terminations=[False] * (length - 1) + [solved],
+        truncations=[False] * (length - 1) + [not solved],
         infos={},
     )
     return buffer, how

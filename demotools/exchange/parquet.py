@@ -580,6 +580,8 @@ def _row_batch(pyarrow: Any, schema: Any, store: Store, texts: Any, batch: range
     sizes = pyarrow.array(np.arange(steps + 1) * _NUMBERS, pyarrow.int32())
     rewards = np.zeros(steps, np.float32)
     rewards[offset[1:] - start - 1] = SUCCESS_REWARD
+    if "reward" in store.optional:
+        rewards = store.optional["reward"].span(start, stop)
     mission = np.repeat(store.episode_mission[batch.start : batch.stop], np.diff(offset))
     columns = (
         texts.take(pyarrow.array(mission)),

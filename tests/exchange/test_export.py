@@ -30,8 +30,10 @@ from demotools.exchange import export as exchange
 from demotools.exchange import minari_import
 from demotools.exchange.export import export_minari, export_pickle
 from demotools.exchange.minari_import import import_minari, opened_dataset
+from demotools.exchange.parquet import export_parquet
 from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.pickles.writer import write_pickle
+from demotools.recording.bot import Style
 from demotools.recording.environment import make_environment
 from demotools.recording.record import generate, planned_recording
 from demotools.store.reading import Episodes, Store, open_store
@@ -71,6 +73,34 @@ def same_steps(one: Store, other: Store) -> bool:
         for name in ("length", "view", "direction", "action")
     )
     return arrays and a.mission == b.mission
+
+
+def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    style = Style(noise=0.05, failures=True)
+    recording = planned_recording("GoToImpUnlock", seeds=range(3, 7), style=style)
+    generate(recording, tmp_path / "G.zarr", workers=1, quiet=True)
+    store = open_store(tmp_path / "G.zarr")
+    exported = export_minari(store, root=tmp_path / "datasets", quiet=True)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(exported.path))
+    environment = make_environment("GoToImpUnlock")
+    solved = []
+    for stored, episode in zip(store, minari.load_dataset("babyai/G-v0"), strict=True):
+        environment.reset(seed=stored.seed)
+        for step, action in enumerate(episode.actions.tolist()):
+            observation, reward, *_ = environment.step(action)
+            assert episode.rewards[step] == pytest.approx(reward, abs=1e-6)
+            if step + 1 < len(stored):
+                assert np.array_equal(episode.observations["image"][step + 1], observation["image"])
+        solved.append(bool(episode.terminations[-1]))
+        assert bool(episode.truncations[-1]) != solved[-1]
+    assert True in solved and False in solved
+    export_parquet(store, tmp_path / "G.parquet", quiet=True)
+    rows = pyarrow.read_table(tmp_path / "G.parquet").to_pylist()
+    assert [row["rewards"][-1] > 0 for row in rows] == solved
+    assert rows[0]["discrete_actions"] == store[0].actions.tolist()
 
 
 # --- pickle
