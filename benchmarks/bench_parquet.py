@@ -32,7 +32,7 @@ import sys, time
 from pathlib import Path
 import numcodecs.zstd, pyarrow.compute, pyarrow.parquet, tqdm
 from demotools.exchange.parquet import import_parquet, opened_parquet
-folder, started = Path(sys.argv[1]), time.perf_counter()
+folder, started, used = Path(sys.argv[1]), time.perf_counter(), time.process_time()
 """
 IMPORT = """
 files = opened_parquet(folder / "rows", level=sys.argv[2])
@@ -42,7 +42,7 @@ READ = """
 for file in sorted((folder / "rows").glob("*.parquet")) * 2:
     pyarrow.parquet.read_table(file)
 """
-END = "print(time.perf_counter() - started)"
+END = "print(time.perf_counter() - started, time.process_time() - used)"
 IDLE = "time.sleep(0.5)"
 
 
@@ -83,18 +83,26 @@ def main(folder: Path, level: str, recorded: int, episodes: int, shards: int, ru
     click.echo(f"{level}, {episodes:,} episodes, {size / 1e6:.1f} MB; pyarrow {version('pyarrow')}")
     idle = peak_memory([sys.executable, "-c", IMPORTS + IDLE, str(folder), level])
     seconds: dict[str, list[float]] = {"import": [], "read twice": []}
+    processor: dict[str, list[float]] = {"import": [], "read twice": []}
     for _ in range(runs):
         for name, code in (("import", IMPORT), ("read twice", READ)):
             command = [sys.executable, "-c", IMPORTS + code + END, str(folder), level]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            seconds[name].append(float(done.stdout))
+            wall, used = map(float, done.stdout.split())
+            seconds[name].append(wall)
+            processor[name].append(used)
     for name, code in (("import", IMPORT), ("read twice", READ)):
         peak = peak_memory([sys.executable, "-c", IMPORTS + code, str(folder), level]) - idle
         median = statistics.median(seconds[name])
         spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
-        click.echo(f"{name:10} {median:.2f} s ({spread}), over the imports {peak / 1e6:.0f} MB")
-    ratio = statistics.median(seconds["import"]) / statistics.median(seconds["read twice"])
-    click.echo(f"the import takes {ratio:.2f} of reading twice")
+        busy = statistics.median(processor[name])
+        text = f"{name:10} {median:.2f} s ({spread}), {busy:.2f} s of processors"
+        click.echo(f"{text}, over the imports {peak / 1e6:.0f} MB")
+    ratios = [
+        statistics.median(each["import"]) / statistics.median(each["read twice"])
+        for each in (seconds, processor)
+    ]
+    click.echo(f"the import takes {ratios[0]:.2f} of reading twice; {ratios[1]:.2f} of processors")
 
 
 if __name__ == "__main__":
