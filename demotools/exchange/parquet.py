@@ -70,7 +70,7 @@ _TEXTS, _VIEWS, _ACTIONS, _REWARDS = COLUMNS = (
 )
 _NUMBERS = 1 + VIEW_SIZE * VIEW_SIZE * 3
 # 148 integers of eight bytes a step, and as much again while they are unpacked
-_STEPS_A_BATCH = 1 << 15
+_STEPS_A_BATCH = 1 << 13
 _EVIDENCE_EPISODES = 256
 _BLOCK_BYTES = 1 << 20
 _SHARD = re.compile(r"(train|test|valid|validation)-(\d+)-of-(\d+).*\.parquet")
