@@ -200,6 +200,8 @@ def test_a_loaded_policy_draws_its_actions_where_it_is_asked_to(checkpoint: Path
     torch.manual_seed(1)
     assert len({greedy.act(shown[0], first=[True]) for _ in range(20)}) == 1
     assert len({drawing.act(shown[0], first=[True]) for _ in range(20)}) > 1
+    assert len({greedy.act(shown[0], first=[True], sample=True) for _ in range(20)}) > 1
+    assert len({drawing.act(shown[0], first=[True], sample=False) for _ in range(20)}) == 1
 
 
 def test_what_is_drawn_in_an_episode_follows_from_its_seed_alone(checkpoint: Path) -> None:

@@ -98,7 +98,7 @@ class NetworkPolicy:
     def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
         self._model = model
         self._words = words
-        self._sample = sample
+        self.sample = sample
         self._streams = EpisodeStreams()
         self.memory: Tensor = torch.zeros(0, 0)
         """[B, memory size] after the last observation."""
@@ -133,7 +133,7 @@ class NetworkPolicy:
         """
         output = self.output(cells, direction, missions, masks, self.memory)
         self.logits, self.values = output.logits[0], output.values[0]
-        if not self._sample:
+        if not self.sample:
             action = self.logits.argmax(1)
         elif seeds is None:
             action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)

@@ -31,7 +31,8 @@ class LoadedPolicy:
         view: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE),
     ) -> None:
         self._view = view
-        self._policy = NetworkPolicy(model, words, sample=sample)
+        self._policy = NetworkPolicy(model, words)
+        self._sample = sample
         self._count = 0
         self.settings = settings
 
@@ -43,6 +44,8 @@ class LoadedPolicy:
         self,
         observation: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         first: Sequence[bool] | NDArray[np.bool_] | None = None,
+        *,
+        sample: bool | None = None,
     ) -> Any:
         """The action for one observation (an int), or the actions for several (int64 [B]).
 
@@ -50,6 +53,7 @@ class LoadedPolicy:
                          them; or one dict of arrays [B, ...], as vector environments give
         first            which observations begin an episode, [B]; None: those right after
                          `reset`, and all where the number of observations has changed
+        sample           draw the actions, or take the most probable ones; None: as it was loaded
 
         CheckpointError  a mission has a word that is not in the vocabulary
         LevelError       the images are not views of the kind that the network has learned
@@ -63,6 +67,7 @@ class LoadedPolicy:
             self._count = count
         elif first is not None:
             masks = (~np.asarray(first, dtype=bool).reshape(count)).astype(np.uint8)
+        self._policy.sample = self._sample if sample is None else sample
         actions = self._policy.act(seen_as(image, self._view), direction, missions, masks)
         return int(actions[0]) if single else actions
 
