@@ -69,8 +69,8 @@ def test_recording_training_evaluating_and_drawing_work_where_posix_is_not(tmp_p
     [
         "run ppo.toml",
         "run ppo --dry-run",
-        "evaluate run",
-        "watch run",
+        "evaluate .",
+        "watch .",
         "plot .",
         "report .",
     ],

@@ -346,7 +346,9 @@ def evaluate(
         raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
+    from trainer.run.folder import refuse_missing
 
+    refuse_missing(checkpoint)
     _load_torch()
     from trainer.run.success import measured_success
 
@@ -560,6 +562,9 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
+    from trainer.run.folder import refuse_missing
+
+    refuse_missing(checkpoint)
     _load_torch()
     from demotools.babyai.levels import EVALUATION_SEED
     from demotools.look.terminal import is_interactive, is_plain

@@ -49,6 +49,8 @@ def run_that_lies_there() -> None:
         ("run ppo", "there is a run in this folder already"),
         ("run bc_small_cpu --dry-run", "there is no such demo store"),
         ("run bc_1000_demos", "there is no such demo store"),
+        ("evaluate nosuch", "there is no checkpoint"),
+        ("watch nosuch.pt", "there is no checkpoint"),
     ],
 )
 def test_what_cannot_begin_is_refused_before_torch_is_loaded(command: str, what: str) -> None:

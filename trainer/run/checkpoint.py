@@ -22,7 +22,7 @@ from demotools.errors import CheckpointError, SettingsError, from_os_error
 from demotools.exchange.hub import on_hub
 from demotools.output import open_regular, written_whole
 from trainer.learning.building import NETWORKS, build_network
-from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED
+from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED, no_checkpoint
 from trainer.run.published import WEIGHTS_FILE, downloaded_policy, policy_content
 from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
 from trainer.settings.user_code import check_trusted, search_noted_folders
@@ -248,11 +248,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         replaced = path / REPLACED / CHECKPOINT_FILE
         file = replaced if replaced.exists() and not file.exists() else file
     if not file.exists():
-        raise CheckpointError(
-            "there is no checkpoint",
-            path=file,
-            fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
-        )
+        raise no_checkpoint(file)
     raw = policy_content(path) if file == path / WEIGHTS_FILE else _content(file)
     form = raw.get("format") if isinstance(raw, dict) else None
     if type(form) is int and form > FORMAT:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from demotools.errors import SettingsError
+from demotools.errors import CheckpointError, SettingsError
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, WANDB_ID
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.settings.models import SETTINGS_FILE, Settings, read_settings
@@ -79,6 +79,21 @@ def run_folder(
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run can go on from here, perhaps one whose replacement has none yet."""
     return any((place / CHECKPOINT_FILE).is_file() for place in (folder, folder / REPLACED))
+
+
+def no_checkpoint(file: Path) -> CheckpointError:
+    """What is raised where a user names a checkpoint that is not there."""
+    return CheckpointError(
+        "there is no checkpoint",
+        path=file,
+        fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
+    )
+
+
+def refuse_missing(checkpoint: Path | None) -> None:
+    """CheckpointError, before torch is loaded, where nothing has this name here, nor on the hub."""
+    if checkpoint and not checkpoint.exists() and not checkpoint.as_posix().startswith("hf:"):
+        raise no_checkpoint(checkpoint)
 
 
 def left_by_a_run(folder: Path) -> list[Path]:
