@@ -5,13 +5,15 @@ Store              what it gives
 EpisodeDataset     some of its episodes
 pad_episodes       a batch of episodes of different lengths
 list_stores        the names of the stores that there are
-make_environment   the environment of a level
+make_environment   the environment of a level; `gymnasium.make("demotools/GoToLocal-v0")` too
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from demotools.recording.registration import register_levels
 
 if TYPE_CHECKING:
     from demotools.recording.environment import make_environment
@@ -46,3 +48,6 @@ def __getattr__(name: str) -> Any:
         place = import_module(_PLACES[name])
         return place.open_store if name == "open" else getattr(place, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_levels()

@@ -62,12 +62,17 @@ _log = logging.getLogger(__name__)
 
 
 def make_environment(
-    level: str, manifests: Path | None = None, *, stock: bool = False
+    level: str,
+    manifests: Path | None = None,
+    *,
+    stock: bool = False,
+    render_mode: str | None = None,
 ) -> Environment:
     """The environment of a level: its name, its environment id, or any id that gymnasium knows.
 
     manifests       a folder of manifests that adds to those that ship
     stock           minigrid's own views, also where ours are proven to be the same
+    render_mode     of gymnasium: "rgb_array" draws the room for `render`, "human" shows it
 
     ManifestError   there is no such level
     LevelError      the level has no environment in the installed minigrid
@@ -83,7 +88,7 @@ def make_environment(
             path=level,
             fix="install a newer minigrid, or correct the level's manifest",
         ) from error
-    environment: Environment = spec.make(disable_env_checker=True)
+    environment: Environment = spec.make(render_mode=render_mode, disable_env_checker=True)
     # the level itself, without the wrapper that checks the order of calls; one of anybody's own may
     # be wrapped on purpose
     return (

@@ -99,7 +99,7 @@ class EnvironmentStep:
     reward          float32 [n], of the last action; so are
     terminated      bool [n], the episode ended by the level's rules, and
     truncated       bool [n], the episode ended at the step limit
-    final_cells, final_direction   where it was truncated: what its last observation showed
+    final_cells, final_direction   where it ended: what its last observation showed
     """
 
     cells: NDArray[np.uint8]
@@ -355,10 +355,9 @@ class Group:
         shown["reward"][number] = reward
         shown["terminated"][number] = terminated
         shown["truncated"][number] = truncated
-        if truncated:
+        if terminated or truncated:
             shown["final_cells"][number] = seen_as(observation["image"], self._kind.view)
             shown["final_direction"][number] = observation["direction"]
-        if terminated or truncated:
             return True
         self._show(number, observation)
         return False
