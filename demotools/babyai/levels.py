@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import tomli_w
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -252,6 +253,20 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
                 if level_from_environment_id(environment_id) == name:
                     return _member(family, environment_id, families, extra)
     raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
+
+
+def manifest_text(level: str, extra: Path | None = None) -> str:
+    """The manifest of a level as TOML: its file, or what its family says of it.
+
+    ManifestError  see `read_manifest`
+    """
+    manifest = read_manifest(level, extra)
+    for folder in manifest_folders(extra):
+        path = folder / f"{manifest.level}.toml"
+        if path.is_file():
+            return path.read_text("utf-8")
+    known = manifest.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return tomli_w.dumps(known)
 
 
 def read_archive(name: str, extra: Path | None = None) -> PublishedFile:

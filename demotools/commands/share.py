@@ -111,12 +111,14 @@ def _export_kind(target: str | None, file_format: str | None, output: Path | Non
 
 
 @click.command("card")
-@click.argument("store")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @output_option("Write the card to this file.", "print it", dir_okay=False)
 @overwrite_file
 @common
-def card_command(shell: Shell, store: str, output: Path | None, overwrite: bool) -> None:
-    """Write a dataset card for the Hugging Face hub.
+def card_command(
+    shell: Shell, stores: tuple[str, ...], output: Path | None, overwrite: bool
+) -> None:
+    """Write the dataset card of a store, or of several, for the Hugging Face hub.
 
     A card is Markdown with the header that the hub reads.
 
@@ -124,10 +126,10 @@ def card_command(shell: Shell, store: str, output: Path | None, overwrite: bool)
     Example:
       demotools card GoToLocal -o README.md
     """
-    from demotools.exchange.publish import store_card
+    from demotools.exchange.publish import stores_card
     from demotools.output import write_output
 
-    text = store_card(shell.store(store))
+    text = stores_card([shell.store(store) for store in stores])
     if output is None:
         say(*text.removesuffix("\n").split("\n"))
         return
@@ -136,22 +138,61 @@ def card_command(shell: Shell, store: str, output: Path | None, overwrite: bool)
 
 
 @click.command("push")
-@click.argument("store")
+@click.argument("stores", nargs=-1, metavar="STORE...")
 @click.argument("place", metavar="hf:OWNER/NAME")
+@click.option("--all", "every", is_flag=True, help="Publish every store of the data folder.")
 @click.option("--private", is_flag=True, help="Make the dataset private, where it is new.")
+@click.option("--replace-card", is_flag=True, help="Replace the card that the dataset has.")
+@click.option(
+    "--manifests",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the levels' manifests to this folder, with these stores as first sources.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@overwrite_file
 @common
-def push_command(shell: Shell, store: str, place: str, private: bool) -> None:
-    """Publish a store on the Hugging Face hub.
+def push_command(
+    shell: Shell,
+    stores: tuple[str, ...],
+    place: str,
+    every: bool,
+    private: bool,
+    replace_card: bool,
+    manifests: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    """Publish stores on the Hugging Face hub.
 
-    Sends the store's archive, and its card where the dataset has none. Needs the extra `hf`, and a
-    token from `hf auth login` or $HF_TOKEN. `demotools fetch LEVEL --from
-    hf:OWNER/NAME/STORE.zarr.zip` gets it back.
+    Sends each store's archive, and one card of all where the dataset has none. Needs the extra
+    `hf`, and a token from `hf auth login` or $HF_TOKEN. `demotools fetch LEVEL --from
+    hf:OWNER/NAME/STORE.zarr.zip` gets a store back, and so does `demotools fetch --manifests DIR
+    LEVEL` with the manifests that --manifests wrote.
 
     \b
     Example:
       demotools push GoToLocal hf:me/babyai-demos
+      demotools push --all hf:me/babyai-demos --manifests manifests
     """
-    from demotools.exchange.publish import push_store
+    from demotools.exchange.publish import push_stores, write_manifests
+    from demotools.store.reading import list_stores
 
-    files, url = push_store(shell.store(store), place, private=private, quiet=shell.quiet)
-    shell.print({"files": files, "url": url}, f"published {', '.join(files)}: {url}")
+    if every == bool(stores):
+        raise click.UsageError("name the stores, or give --all")
+    paths = [shell.store(name) for name in (list_stores(shell.folder) if every else stores)]
+    if not paths:
+        raise click.UsageError(f"there is no store in {shell.folder}")
+    pushed = []
+    for one in push_stores(
+        paths, place, private=private, replace_card=replace_card, dry_run=dry_run, quiet=shell.quiet
+    ):
+        pushed.append(one)
+        if not shell.as_json:
+            shell.print({}, one.text())
+    written = []
+    if manifests is not None and not dry_run:
+        written = write_manifests(pushed, manifests, overwrite=overwrite)
+    if shell.as_json:
+        shell.print({"stores": pushed, "manifests": written})
+    elif written:
+        shell.print({}, f"made {len(written)} manifests in {manifests}")

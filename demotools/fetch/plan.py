@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from demotools.babyai.levels import PublishedFile, Source, Split
+from demotools.exchange.archive import ARCHIVE_SUFFIX
 from demotools.fetch.places import Place
 
 RECORDS_NAME = "fetched.toml"
@@ -185,6 +186,8 @@ def _store_refusal(
     if options.origin is not None:
         return "the store exists already"
     kind, fetched_from = source.get("kind"), source.get("fetched_from")
+    if any(each.hf is not None and each.hf.endswith(ARCHIVE_SUFFIX) for each in sources):
+        return None  # a whole store is published, whatever it was made of
     if kind not in ("pickle", "parquet"):
         return f"there is another store of this name, of kind {kind}"
     if options.source is not None:

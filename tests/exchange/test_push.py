@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from demotools.babyai.levels import read_manifest
 from demotools.errors import FetchError
-from demotools.exchange.publish import push_store
+from demotools.exchange.publish import push_stores
 from demotools.store.reading import Store, open_store
+from tests.conftest import build_store, make_episodes
 from tests.upload_server import TOKEN, Hub, Run, runner, serving
 
 pytest.importorskip("huggingface_hub", reason="the extra hf is not installed")
@@ -100,5 +102,47 @@ def test_a_place_that_is_no_dataset_is_refused(
     make_store: Callable[..., Store], place: str
 ) -> None:
     with pytest.raises(FetchError) as error:
-        push_store(make_store(lengths=[3]).path, place)
+        list(push_stores([make_store(lengths=[3]).path], place))
     assert error.value.fix == "write hf:OWNER/NAME"
+
+
+@pytest.mark.slow
+def test_all_stores_go_in_one_command_and_fetch_finds_them_first(
+    hub: Hub, run: Run, tmp_path: Path
+) -> None:
+    data, manifests = tmp_path / "data", tmp_path / "manifests"
+    stores = [
+        build_store(data / f"{name}.zarr", make_episodes(lengths), level=level, split=split)
+        for name, level, split, lengths in (
+            ("GoToLocal", "GoToLocal", "train", [3, 2]),
+            ("GoToLocal-valid", "GoToLocal", "valid", [4]),
+            ("GoToLocalS5N2", "GoToLocalS5N2", "train", [2, 2]),
+        )
+    ]
+    shrunken = build_store(data / "GoToLocal-small.zarr", make_episodes([3]))
+    command = ("push", "--all", "hf:me/demos", "--data-dir", str(data))
+    tried = run(*command, "--dry-run", token=None)
+    assert tried.returncode == 0 and tried.stdout.count("would publish") == 4, tried.stderr
+    assert hub.files == {}
+
+    pushed = run(*command, "--manifests", str(manifests))
+    assert pushed.returncode == 0, pushed.stderr
+    names = sorted(f"{store.name}.zarr.zip" for store in [*stores, shrunken])
+    assert sorted(hub.files) == [*names, "README.md"]
+    card = hub.files["README.md"].decode()
+    assert "3 BabyAI levels" not in card and "2 BabyAI levels: 6 episodes" in card
+    assert all(f"| {name} |" in card for name in names)
+    assert "made 2 manifests" in pushed.stdout
+    first = read_manifest("GoToLocal", manifests).files["train"].sources
+    assert [str(each) for each in first[:1]] == ["hf me/demos/GoToLocal.zarr.zip"] and len(
+        first
+    ) > 1
+
+    back = tmp_path / "back"
+    fetch = ("fetch", "GoToLocal", "GoToLocalS5N2", "--split", "train", "--data-dir", str(back))
+    for _ in range(2):
+        fetched = run(*fetch, "--manifests", str(manifests))
+        assert fetched.returncode == 0, fetched.stderr
+    for store in (stores[0], stores[2]):
+        again = open_store(back / f"{store.name}.zarr")
+        assert again.attributes.fingerprint == store.attributes.fingerprint
