@@ -19,17 +19,18 @@ if TYPE_CHECKING:
     from demotools.recording.environment import make_environment
     from demotools.store.episodes import EpisodeDataset, pad_episodes
     from demotools.store.reading import Store, list_stores, open_store
-    from demotools.store.reading import open_store as open
+
+    open = open_store
 
 __all__ = [
     "EpisodeDataset",
     "Store",
     "list_stores",
     "make_environment",
-    "open",
     "open_store",
     "pad_episodes",
 ]
+# `open` is not among them: `import *` would hide Python's own
 
 _PLACES = {
     "EpisodeDataset": "demotools.store.episodes",

@@ -74,6 +74,8 @@ def test_of_21_guesses_18_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names["arrays"]["episode_ends"][-1] == len(names["arrays"]["images"]) == 3600
     assert len(names["reds"]) == 400 and len(names["short"]) == 1200
     assert demotools.list_stores() == ["GoToLocal"]
+    exec("from demotools import *", names)
+    assert "open" not in names
 
 
 def test_an_episode_is_the_steps_of_the_store(make_store: Callable[..., Store]) -> None:
