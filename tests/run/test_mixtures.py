@@ -145,16 +145,16 @@ def test_filters_choose_by_mission_length_and_seed(data: Path) -> None:
     from trainer.data.sources import stage_sources
 
     tree = tomllib.loads(toml_of(read_settings("bc_small_cpu")))
-    chosen = {"name": "GoToObj", "mission": "red|grey", "min_length": 3, "max_length": 5}
-    tree["stages"][0]["off_policy"]["store"] = [{**chosen, "min_seed": 10, "max_seed": 40}]
+    chosen = {"name": "GoToObj", "mission": "red|grey", "min_length": 3, "max_length": 4}
+    tree["stages"][0]["off_policy"]["store"] = [{**chosen, "min_seed": 9, "max_seed": 36}]
     store = open_store(data / "GoToObj.zarr")
     [[source]] = stage_sources(parsed_settings(tree, "-"), {"GoToObj": store})
     wanted = [
         row
         for row, episode in enumerate(store)
         if re.search("red|grey", episode.mission)
-        and 3 <= len(episode) <= 5
-        and 10 <= episode.seed <= 40
+        and 3 <= len(episode) <= 4
+        and 9 <= episode.seed <= 36
     ]
     assert source.chosen is not None and source.chosen.tolist() == wanted != []
 
