@@ -1,7 +1,6 @@
 """The commands of `demotools`, thin: options in, one call of a job, a few lines out.
 
-One file for each group: `get` makes stores (fetch, generate, convert, import), `shape` changes
-what there is (shrink, remove), `look` shows and checks it (list, info, show, report,
-verify), `share` hands it on (export, archive, unarchive, card, push). A command imports its job
-when it is called. What they share is in `demotools.cli`.
+One file for each group that `--help` shows: `get` makes stores, `shape` makes stores out of stores,
+packs and removes them, `look` shows and checks them, `share` hands them on. A command imports its
+job when it is called. What they share is in `demotools.cli`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,22 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     assert solved.episode_seed.tolist() == [5]
     assert solved.optional["reward"].span(0, solved.steps).max() > 0
     assert "unsolved episodes" in refused(tmp_path, "merge", "all", "plain")
+
+
+@pytest.mark.slow
+def test_a_merge_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        build_store(tmp_path / f"{name}.zarr", make_episodes([3] * 40_000, seed=seed))
+    command = [sys.executable, "-m", "demotools", "merge", "a", "b", "--data-dir", str(tmp_path)]
+    subprocess.run([*command, "-o", "whole"], check=True, capture_output=True)
+    parts = tmp_path / ".merged.zarr.building" / "parts"
+    program = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while len(list(parts.glob("*.npy"))) < 3:
+        assert program.poll() is None
+        time.sleep(0.001)
+    program.kill()
+    program.wait()
+    assert not (tmp_path / "merged.zarr").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    merged, whole = folder_bytes(tmp_path / "merged.zarr"), folder_bytes(tmp_path / "whole.zarr")
+    assert merged == whole
