@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from torch import Tensor
 
-from demotools.errors import DemotoolsError
+from demotools.errors import DemotoolsError, SettingsError
 from trainer.batch import Batch
 from trainer.cli import main
 from trainer.learning.losses import PPO, LossResult
@@ -187,7 +188,7 @@ def test_where_weights_and_biases_fails_the_run_does_not_begin_or_goes_on_and_sa
 FULL = """
 import resource, sys
 from pathlib import Path
-from demotools.errors import DemotoolsError
+from demotools.errors import DemotoolsError, SettingsError
 from trainer.run.log import RunLog
 
 limit = int(sys.argv[2])
@@ -345,3 +346,93 @@ def test_memory_that_is_free_goes_back_to_the_system() -> None:
     del blocks[:-1]  # the last one keeps the heap from shrinking
     return_memory()
     assert resident_mib()["resident_mib"] < held - 100
+
+
+# What these programs do with the calls: MLflow names its runs, and both keep a step twice.
+MLFLOW = """
+from types import SimpleNamespace
+
+RUNS, EXPERIMENTS = {}, {}
+
+
+class entities(SimpleNamespace):
+    Param = Metric = staticmethod(lambda *given: given)
+
+
+class MlflowClient:
+    def get_experiment_by_name(self, name):
+        return EXPERIMENTS.get(name)
+
+    def create_experiment(self, name):
+        EXPERIMENTS[name] = entities(experiment_id=name)
+        return name
+
+    def create_run(self, experiment, run_name):
+        name = f"run {len(RUNS)} of {experiment}"
+        RUNS[name] = entities(status="RUNNING", params=[], metrics=[])
+        return entities(info=entities(run_id=name))
+
+    def log_batch(self, run, metrics=(), params=()):
+        assert len(params) <= 100
+        RUNS[run].params += params
+        RUNS[run].metrics += metrics
+
+    def get_metric_history(self, run, key):
+        return [entities(step=step) for name, _, _, step in RUNS[run].metrics if name == key]
+
+    def update_run(self, run, status):
+        RUNS[run].status = status
+
+    def set_terminated(self, run, status):
+        RUNS[run].status = status
+"""
+TRACKIO = """
+RUNS = {}
+
+
+class Run(list):
+    def log(self, values, step):
+        self.append((step, values))
+
+    def finish(self):
+        pass
+
+
+def init(project, name, config, resume, embed):
+    assert resume == "allow" and not embed
+    return RUNS.setdefault((project, name), Run())
+"""
+
+
+def test_mlflow_and_trackio_take_every_line_once_under_one_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projects = {"mlflow": "a", "trackio": "b"}
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "mlflow", None)
+        with pytest.raises(SettingsError, match="MLflow is not installed") as missing:
+            RunLog(tmp_path, projects=projects)
+        assert "pip install 'demotools[mlflow]'" in missing.value.fix
+    for name, text in (("mlflow", MLFLOW), ("trackio", TRACKIO)):
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in projects:  # in a session that has the real ones, too
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    config = {"run": {"seed": 1}, "options": {f"key {n}": n for n in range(150)}}
+    with RunLog(tmp_path, projects=projects, config=config) as log:
+        log.write("train", {"lr": 0.0}, where=WHERE)
+        size = log.size_bytes()
+        log.write("train", {"lr": 1.0}, where=WHERE)
+    with RunLog(tmp_path, projects=projects, config=config) as log:
+        log.cut(size)  # the checkpoint was written before the second line
+        for value in (1.0, 2.0):
+            log.write("train", {"lr": value}, where=WHERE)
+    mlflow, trackio = (importlib.import_module(name) for name in projects)
+    (run,) = mlflow.RUNS.values()
+    assert run.status == "FINISHED" and len(run.params) == 151 and ("run.seed", "1") in run.params
+    taken = [(step, value) for name, value, _time, step in run.metrics if name == "train/lr"]
+    assert taken == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    ((project, _name), lines) = next(iter(trackio.RUNS.items()))
+    assert project == "b" and len(trackio.RUNS) == 1
+    assert [(step, values["train/lr"]) for step, values in lines] == taken
+    assert lines[0][1] == {**WHERE, "train/lr": 0.0}

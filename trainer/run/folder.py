@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demotools.errors import CheckpointError, SettingsError
-from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, WANDB_ID
+from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
+from trainer.run.tracking import ID_FILES, TRACKERS
 from trainer.settings.models import SETTINGS_FILE, Settings, read_settings
 
 CHECKPOINT_FILE = "last.pt"
@@ -25,11 +26,14 @@ REPLACED = ".replaced"
 FILES = (
     # the checkpoint first: it is the sign that a run has something to lose
     *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, COPIES),
-    *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, WANDB_ID),
+    *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, *ID_FILES),
 )
 SEED_FOLDER = "seed-"
 """How the folders begin that `trainer run --seeds` makes, one a seed, in that of the experiment."""
-HARMLESS = ("run.name", "run.save_every_", "run.keep", "run.wandb", "evaluation.")
+HARMLESS = (
+    *("run.name", "run.save_every_", "run.keep", "evaluation."),
+    *(f"run.{key}" for key in TRACKERS),
+)
 """How the settings begin on which no weight depends."""
 _LONGEST_NAME = 120
 

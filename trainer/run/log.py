@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import math
 import mmap
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +15,9 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from demotools.errors import DemotoolsError, SettingsError, from_os_error
-from demotools.output import open_regular, written_whole
+from demotools.errors import DemotoolsError, from_os_error
+from demotools.output import open_regular
+from trainer.run.tracking import TRACKERS, open_trackers
 from trainer.settings.user_code import FOREIGN, told
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ FILE_NAME = "log.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 """What `trainer evaluate` measured of a run's checkpoints, in lines like those of the log."""
 BOARD_FOLDER = "tensorboard"
-WANDB_ID = "wandb-id.txt"
 
 _WHERE = {"group", "minutes", "env_steps", "demo_steps"}
 _TEXTS = {"group", "checkpoint", "level"}
@@ -107,12 +105,12 @@ class RunLog:
 
     A line of `log.jsonl` is `{"group", "minutes", "env_steps", "demo_steps", NAME: value, ...}`.
     It alone is what a run goes on from: the curves of TensorBoard, whose tags are GROUP/NAME, are
-    drawn anew from it at every resume, and Weights & Biases gets line n as step n, which it takes
-    only once. Values that are not finite are left out of all three.
+    drawn anew from it at every resume, and trackers get line n as step n, which they take
+    only once. Values that are not finite are left out of all.
 
     axis      of curves that are not of one kind of steps alone
-    project   of Weights & Biases; None: it is left alone
-    config    the settings, for Weights & Biases
+    projects  of the trackers that get the same numbers, by the key in `TRACKERS`
+    config    the settings, for the trackers
     say       takes a line for the user
     """
 
@@ -121,19 +119,21 @@ class RunLog:
         folder: Path,
         *,
         axis: Axis = "demo_steps",
-        project: str | None = None,
+        projects: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._folder, self._axis, self._say = folder, axis, say
         self._board: SummaryWriter | None = None
         self._written: int | None = None
+        file = folder / FILE_NAME
+        there = file.read_bytes().count(b"\n") if file.is_file() else 0
+        self._trackers = open_trackers(folder, projects or {}, config or {}, there)
         try:
             # without a buffer: what was written is in the file, whatever becomes of the process
-            self._lines = (folder / FILE_NAME).open("ab", buffering=0)
+            self._lines = file.open("ab", buffering=0)
         except OSError as error:
-            raise from_os_error(error, folder / FILE_NAME) from error
-        self._wandb = _wandb_run(folder, project, config) if project is not None else None
+            raise from_os_error(error, file) from error
 
     def write(
         self, group: Group, values: Mapping[str, float], *, where: Mapping[str, float]
@@ -150,13 +150,13 @@ class RunLog:
         self._append(json.dumps(line).encode() + b"\n")
         self._written = number + 1
         self._draw([line])
-        if self._wandb is not None:
-            tagged = {f"{group}/{name}": value for name, value in finite.items()}
+        tagged = {f"{group}/{name}": value for name, value in finite.items()}
+        for key, tracker in list(self._trackers.items()):
             try:
-                self._wandb.log({**where, **tagged}, step=number)
+                tracker.log({**where, **tagged}, number)
             except FOREIGN as error:
-                self._wandb = None
-                self._say(f"Weights & Biases gets no more numbers of this run: {told(error)}")
+                del self._trackers[key]
+                self._say(f"{TRACKERS[key]} gets no more numbers of this run: {told(error)}")
 
     def size_bytes(self) -> int:
         """Of the lines so far."""
@@ -221,11 +221,11 @@ class RunLog:
                 self._board.close()
             except OSError as failed:
                 self._stop_drawing(failed)
-        if self._wandb is not None:
+        for key, tracker in self._trackers.items():
             try:
-                self._wandb.finish(exit_code=int(kind is not None))
+                tracker.finish(failed=kind is not None)
             except FOREIGN as failed:
-                self._say(f"Weights & Biases did not finish this run: {told(failed)}")
+                self._say(f"{TRACKERS[key]} did not finish this run: {told(failed)}")
 
 
 def return_memory() -> None:
@@ -314,45 +314,6 @@ def _new_board(folder: Path) -> SummaryWriter:
     for earlier in folder.glob("events.out.tfevents.*"):
         earlier.unlink()
     return SummaryWriter(str(folder), purge_step=0)
-
-
-def _wandb_run(folder: Path, project: str, config: Mapping[str, Any] | None) -> Any:
-    """This run there, under the id that it was begun with."""
-    file = folder / WANDB_ID
-    package = weights_and_biases()
-    try:
-        if not file.exists():
-            with written_whole(file) as stream:
-                stream.write(secrets.token_hex(8).encode())
-        name = folder.resolve().name
-        return package.init(
-            project=project,
-            name=name,
-            id=file.read_text("ascii").strip(),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config or {}),
-        )
-    except DemotoolsError:
-        raise
-    except FOREIGN as error:
-        raise SettingsError(
-            f"Weights & Biases does not begin: {told(error)}",
-            path="run.wandb",
-            fix="log in with `wandb login`, set WANDB_MODE=offline, or remove the setting",
-        ) from error
-
-
-def weights_and_biases() -> Any:
-    """Its package; SettingsError where it is not installed."""
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise SettingsError(
-            "Weights & Biases is not installed",
-            path="run.wandb",
-            fix="pip install 'demotools[wandb]', or remove the setting",
-        ) from error
 
 
 CURVE_FILE = "curve.png"

@@ -43,11 +43,11 @@ from trainer.run.initial import (
     network_of,
     take_weights,
 )
-from trainer.run.log import weights_and_biases
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
 from trainer.run.success import available_device, environment_of, measure
+from trainer.run.tracking import tracking_package
 from trainer.settings.models import (
     LEVELS,
     SETTINGS_FILE,
@@ -285,8 +285,8 @@ def _new_run(
                 if settings.model.words is None and not _is_babyai(of_level):
                     new += environment_words(environment)
             environment.close()
-    if settings.run.wandb is not None:
-        weights_and_biases()
+    for key in settings.run.projects():
+        tracking_package(key)
     stores = open_stores(settings, data)
     _check_views(settings, stores)
     words = longest_words(shared_words(list(stores.values())), known)

@@ -267,7 +267,7 @@ def open_log(run: Run) -> Iterator[None]:
         run.folder,
         # a kind of steps that every cycle takes
         axis="demo_steps" if all(stage.off_policy for stage in settings.stages) else "env_steps",
-        project=settings.run.wandb,
+        projects=settings.run.projects(),
         config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
         say=run.say,
     ) as run.log:

@@ -157,6 +157,8 @@ class RunSettings(_Frozen):
     save_every_demo_steps: Steps | None = None
     keep: Count = 1
     wandb: str | None = None
+    mlflow: str | None = None
+    trackio: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -203,6 +205,11 @@ class RunSettings(_Frozen):
         if self.save_every_env_steps and self.save_every_demo_steps:
             raise ValueError("give save_every_env_steps or save_every_demo_steps, not both")
         return self
+
+    def projects(self) -> dict[str, str]:
+        """The projects of other programs that get the log too, by their key here."""
+        named = {"wandb": self.wandb, "mlflow": self.mlflow, "trackio": self.trackio}
+        return {key: name for key, name in named.items() if name is not None}
 
 
 class OptimizerSettings(Named):

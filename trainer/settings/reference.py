@@ -31,6 +31,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "run.save_every_demo_steps": ("demo steps", "between checkpoints; not beside `save_every_env_steps`"),
     "run.keep": ("checkpoints", "how many of the latest are kept"),
     "run.wandb": ("", "project of Weights & Biases that gets the log too"),
+    "run.mlflow": ("", "experiment of MLflow that gets the log too"),
+    "run.trackio": ("", "project of trackio that gets the log too"),
     "model.type": ("", "the network: `auto` (`big` on a CUDA GPU, else `small`), one of ours, or `package.module:Name`; its arguments stand beside it"),
     "model.words": ("", "of missions beyond those of BabyAI and of the stores; unset: the environment's"),
     "optimizer.type": ("", "`adam`, `adamw`, `sgd`, `torch.optim:Name` or `package.module:Name`; its arguments stand beside it"),
