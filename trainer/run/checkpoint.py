@@ -60,7 +60,7 @@ class Checkpoint:
         CheckpointError  they do not fit it, or are not finite
         """
         named = self.parsed().model
-        self._check_sizes(named)
+        self.check_sizes(named)
         network = build_network(named.type, named.options, len(self.words))
         self.load_weights(network)
         self.check_finite(network)
@@ -76,7 +76,7 @@ class Checkpoint:
                     fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
                 )
 
-    def _check_sizes(self, named: Named) -> None:
+    def check_sizes(self, named: Named) -> None:
         """Refuse a network of ours that is larger than the weights there are, before it is built.
 
         A file of a few bytes could else ask for all memory.

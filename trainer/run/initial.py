@@ -41,10 +41,12 @@ def initial_checkpoint(name: str) -> Checkpoint:
 def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[ModelSettings, str]:
     """The network of a checkpoint as a setting, and what to say of it.
 
-    CheckpointError  that network is code of somebody's, which is not trusted
+    CheckpointError  that network is code of somebody's, which is not trusted, or larger than its
+                     weights
     """
     saved = checkpoint.parsed()
     check_trusted(saved, checkpoint.path, trust=trust, of="model.")
+    checkpoint.check_sizes(saved.model)
     return saved.model, f"network: {saved.model.type}, that of {checkpoint.path}"
 
 
