@@ -135,10 +135,10 @@ def test_a_module_beside_the_recipe_is_found_from_any_working_directory(tmp_path
 @pytest.mark.slow
 def test_neither_training_nor_evaluation_loads_torchs_compiler() -> None:
     program = (
-        "import sys, trainer\n"
-        "from trainer.run.session import measured_success\n"
-        "folder = trainer.train('ppo', tiny=True, overrides=['run.device=cpu'], quiet=True)\n"
-        "measured_success(folder, None, None, 1, 1, quiet=True)\n"
+        "import sys\n"
+        "from trainer.cli import main\n"
+        "for command in ('run ppo --tiny -o run', 'evaluate run --episodes 1 -m 1'):\n"
+        "    main([*command.split(), '-q'], standalone_mode=False)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
