@@ -156,7 +156,7 @@ import demotools
 import trainer
 
 policy = trainer.load_policy("hf:{name}")
-environment = demotools.make_environment("{level}")
+environment = demotools.make_environment("{first_level}")
 observation, _ = environment.reset(seed=1)
 policy.reset()
 action = policy.act(observation)
@@ -213,6 +213,7 @@ def model_card(
         title=printable_text(title),
         name=name,
         level=printable_text(result.level),
+        first_level=printable_text(settings.run.level_names[0]),
         network=printable_text(settings.model.type),
         parameters=parameter_count(network),
         success=result.success,

@@ -2,7 +2,7 @@
 
 A graph holds one step of B environments, without runs and masks over time:
 
-    image       uint8 [B, 7, 7, 3], as minigrid gives it
+    image       uint8 [B, 7, 7, 3], as minigrid gives it, or views of the shape that was learned
     direction   uint8 [B]; absent where the network does not look at it
     mission     int64 [B, L], word ids from 1 on in the order of the words, 0 after the last
     mask        uint8 [B], 0 where the observation begins an episode, else 1
@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from demotools.babyai.cells import ACTIONS, UNPACKING_TABLE, VIEW_SIZE
+from demotools.babyai.cells import ACTIONS, UNPACKING_TABLE
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import CheckpointError, optional_package
 from demotools.output import check_output, progress_bar, written_whole
@@ -127,8 +127,9 @@ def export_policy(
         )
         return Exported(str(path), kind, path.stat().st_size, 0, 0.0)
     network = saved.network()
-    step = _Step(network)
-    example = _example(network, len(saved.words))
+    view = saved.parsed().model.view
+    step = _Step(network, packed=len(view) == 2)
+    example = _example(network, len(saved.words), view)
     traced = _onnx_graph if kind == "onnx" else _torch_graph
     graph, played = _graph_of(saved, lambda: traced(step, example, _described(saved)))
     difference = _difference(saved, network, played, level, quiet=quiet)
@@ -145,16 +146,20 @@ def _halved(values: Any) -> Any:
 class _Step(nn.Module):
     """One step of B environments; inputs and outputs are those of a graph."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, packed: bool) -> None:
         super().__init__()
         self.network = network
+        self.packed = packed
 
     def forward(
         self, image: Tensor, direction: Tensor, mission: Tensor, mask: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kind, colour, state = image.int().unbind(3)
+        seen = image
+        if self.packed:
+            kind, colour, state = image.int().unbind(3)
+            seen = (kind * 18 + colour * 3 + state).to(torch.uint8)
         batch = {
-            "cells": (kind * 18 + colour * 3 + state).to(torch.uint8)[None],
+            "cells": seen[None],
             "direction": direction[None],
             "masks": mask[None],
             "mission": torch.arange(mission.shape[0], dtype=torch.int32)[None],
@@ -164,10 +169,10 @@ class _Step(nn.Module):
         return output[0][0], output[1][0], output[2]
 
 
-def _example(network: nn.Module, words: int) -> tuple[Tensor, ...]:
+def _example(network: nn.Module, words: int, view: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Inputs to trace with: two environments with missions of two lengths, one that begins."""
     return (
-        torch.ones(2, VIEW_SIZE, VIEW_SIZE, 3, dtype=torch.uint8),
+        torch.ones(2, *(view if len(view) == 3 else (*view, 3)), dtype=torch.uint8),
         torch.tensor([0, 3], dtype=torch.uint8),
         torch.tensor([[1, words, 1], [words, 0, 0]]),
         torch.tensor([0, 1], dtype=torch.uint8),
@@ -180,7 +185,7 @@ def _described(saved: Checkpoint) -> dict[str, str]:
     return {
         "words": json.dumps(saved.words, ensure_ascii=False),
         "actions": json.dumps(ACTIONS),
-        "level": saved.parsed().run.level,
+        "level": " + ".join(saved.parsed().run.level_names),
         "settings": saved.settings,
     }
 
@@ -264,8 +269,8 @@ def _difference(
     CheckpointError  farther than they may be
     """
     settings = saved.parsed()
-    played_level = level or settings.run.level
-    kind = EnvironmentKind(played_level, environment_of(settings))
+    played_level, view = level or settings.run.level_names[0], settings.model.view
+    kind = EnvironmentKind(played_level, environment_of(settings), view=view)
     if kind.make == LEVELS:
         check_playable(played_level)
     policy = NetworkPolicy(network, saved.words)
@@ -278,7 +283,7 @@ def _difference(
         for _ in progress_bar(len(rounds), "compare", "rounds", quiet=quiet, items=rounds):
             row, tokens = tokenised(seen.missions, saved.words)
             inputs = {
-                "image": UNPACKING_TABLE[seen.cells],
+                "image": UNPACKING_TABLE[seen.cells] if len(view) == 2 else seen.cells,
                 "direction": seen.direction,
                 "mission": tokens[row].numpy(),
                 "mask": seen.mask,
