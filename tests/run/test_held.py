@@ -21,7 +21,7 @@ from trainer.learning.networks.base import Model
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
 
-PAGE = Path(__file__).parents[2] / "docs/training.md"
+PAGE = Path(__file__).parents[2] / "docs/own_parts.md"
 EXACT = ("run.deterministic=true", "run.device=cpu", "evaluation=", "on_policy=", "run.keep=99")
 SAVED = "run.save_every_demo_steps=64"
 BUDGET = "stages.0.max_demo_steps=1280"

@@ -26,7 +26,8 @@ from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
 from trainer.settings.models import LevelSettings, Named, parsed_settings, read_settings, toml_of
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "pipelines.md").read_text("utf-8")
 EXACT = ("--tiny", "--set", "evaluation=", "--set", "on_policy=", "-m", "1")
 SMALL = (
     *("--set", "stages.0.off_policy.rollouts=10", "--set", "stages.0.max_demo_steps=640"),
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def section(name: str, language: str) -> str:
-    """The first example of a section of docs/training.md."""
+    """The first example of a section of docs/pipelines.md."""
     [text] = re.findall(rf"\n## {name}\n(.*?)(?=\n## |\Z)", PAGE, re.S)
     return str(re.findall(rf"```{language}\n(.*?)```", text, re.S)[0])
 
@@ -198,8 +199,9 @@ def test_an_iterator_of_ones_own_trains_and_resumes_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     code, name = STATEFUL, "{type='own_stateful:Drawn', k=3}"
     if kind == "page":
+        page = (DOCS / "own_parts.md").read_text("utf-8")
         code = next(
-            text for text in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "Curriculum" in text
+            text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "Curriculum" in text
         )
         assert len([line for line in code.splitlines() if line.strip()]) <= 15
         name = "{type='own_page:Curriculum', batches=3}"

@@ -547,7 +547,7 @@ def shifted(action: int) -> Loss:
 def test_the_loss_in_the_docs_trains_as_it_stands_there(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "own_parts.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n([^`]*def smoothed_cross_entropy[^`]*)```", page)
     (tmp_path / "from_the_docs.py").write_text(code, "utf-8")
     own = "losses.expert_ce.type=from_the_docs:smoothed_cross_entropy"

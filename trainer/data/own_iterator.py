@@ -192,7 +192,7 @@ class OwnIterator:
         return SettingsError(
             f"the iterator is not one of batches: {what}",
             path=f"{self._key} = {self._name!r}",
-            fix="correct what it gives: docs/training.md states what a batch holds",
+            fix="correct what it gives: docs/own_parts.md states what a batch holds",
         )
 
 

@@ -2,7 +2,7 @@
 
 A loss is any callable `(model, batch, memory) -> LossResult`. Ours are built by name; a user's own
 is `type = "package.module:Name"`, a class or function that takes the keys beside `type` and gives
-such a callable (docs/training.md has one). The loop carries `LossResult.memory` on to the next
+such a callable (docs/own_parts.md has one). The loop carries `LossResult.memory` on to the next
 batch; it comes without gradient, so back-propagation stops at the border of the batch.
 
 The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
