@@ -18,18 +18,17 @@ from typing import Any
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.output import acquired_lock, check_room, open_regular, progress_bar, written_whole
 from demotools.store.building import StoreBuilder, removed
-from demotools.store.reading import (
+from demotools.store.format import (
     JSON_BYTES_AT_MOST,
     SUFFIX,
-    TEXT_BYTES_AT_MOST,
     StoreAttributes,
     checked_chunks,
     expected_entries,
-    open_store,
     parsed_attributes,
     parsed_metadata,
     present_folder,
 )
+from demotools.store.reading import TEXT_BYTES_AT_MOST, open_store
 
 ARCHIVE_SUFFIX = ".zarr.zip"
 # Measured (docs/log.md): level 9 takes twelve times as long for an eighth less.

@@ -11,7 +11,8 @@ from demotools.errors import DemotoolsError, printable_values
 from demotools.fetch.job import read_records
 from demotools.fetch.plan import DOWNLOADS, FetchedRecord
 from demotools.output import size_on_disk, size_text
-from demotools.store.reading import SUFFIX, open_store
+from demotools.store.format import SUFFIX
+from demotools.store.reading import open_store
 
 _ROLES = {"train": "", "valid": "-valid", "small": "-small"}
 _PLACES = {

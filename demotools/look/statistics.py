@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES
 from demotools.look.info import store_info
 from demotools.store.duplicates import episode_hashes, mission_hashes, step_blocks
-from demotools.store.reading import Store, damaged
+from demotools.store.format import damaged
+from demotools.store.reading import Store
 
 _CELL_SHAPE = (len(OBJECTS), len(COLOURS), len(STATES))
 

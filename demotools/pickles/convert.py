@@ -31,7 +31,8 @@ from demotools.pickles.episodes import PicklePart
 from demotools.pickles.images import decoded_part
 from demotools.pickles.reader import PickleReader, unpacked
 from demotools.store.building import StoreBuilder, read_notes, write_part
-from demotools.store.reading import new_store_path, read_attributes
+from demotools.store.format import read_attributes
+from demotools.store.reading import new_store_path
 from demotools.workers.processes import bounded_workers, opened_workers, processor_count
 
 # Less than a part of a file takes: where there is one part, a second process has nothing to do.

@@ -16,7 +16,8 @@ from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import Environment, Observation, make_environment
 from demotools.recording.search import ExpertError, SearchExpert
 from demotools.recording.subgoals import SUBGOALS, UNKNOWN
-from demotools.store.reading import MERGED, Store
+from demotools.store.format import MERGED
+from demotools.store.reading import Store
 from demotools.store.verify import Check
 
 _SHOWN = 5

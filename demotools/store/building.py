@@ -37,28 +37,30 @@ from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
 from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.output import acquired_lock, open_regular, written_whole
-from demotools.store.reading import (
+from demotools.store.format import (
     COPY_BYTES,
     CRC_BYTES,
     LEVELS,
     NO_HASH,
     SCHEMA,
     SCHEMA_VERSION,
-    TEXT_BYTES_AT_MOST,
     TEXTS,
-    Episodes,
     array_json,
     array_names,
     aside_folder,
     checked_chunks,
     chunk_files,
     ends_with_checksum,
-    episode_mask,
-    fingerprint,
     is_ours,
     metadata_hash,
-    open_store,
     present_folder,
+)
+from demotools.store.reading import (
+    TEXT_BYTES_AT_MOST,
+    Episodes,
+    episode_mask,
+    fingerprint,
+    open_store,
 )
 
 

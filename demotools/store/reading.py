@@ -1,50 +1,60 @@
-"""Open a demo store: check its metadata, map its step arrays, cut episodes out of it.
+"""Open a store: map its step arrays, cut episodes out of it.
 
-A store is a Zarr v3 group (docs/format.md). The step arrays are uncompressed chunk files whose
-last four bytes are a CRC-32C, so they are memory-mapped as they lie. Opening costs milliseconds
-whatever the size: the metadata files and the checksums at the ends of the chunk files must give
-the fingerprint that the attributes hold, which finds a store that was cut, mixed or rewritten;
-every byte is checked by `demotools verify`. All files are opened at once: what happens to the
-folder afterwards does not change what an open store gives.
-
-A zarr.json is a text that anybody can edit: sizes, types and codecs are trusted only after they
-were found to be those of the format, before anything is mapped. This module imports neither torch,
-click nor minigrid.
+The step arrays are uncompressed chunk files, so they are memory-mapped as they lie. Opening costs
+milliseconds whatever the size: the metadata files (`demotools.store.format`) and the checksums at
+the ends of the chunk files must give the fingerprint that the attributes hold, which finds a store
+that was cut, mixed or rewritten; every byte is checked by `demotools verify`. All files are opened
+at once: what happens to the folder afterwards does not change what an open store gives. This module
+imports neither torch, click nor minigrid.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Literal, overload
+from pathlib import Path
+from typing import Any, overload
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import from_json
 
 from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cells
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import DemotoolsError, SettingsError, StoreError
 from demotools.output import data_folder, open_regular
 from demotools.store.episodes import ARRAYS, Episode, EpisodeDataset, spans
-
-SCHEMA = "babyai-demos"
-SCHEMA_VERSION = 1
-SUFFIX = ".zarr"
-MERGED = "merge"
-"""The kind of source of a store that several others were merged into."""
-NO_HASH = "0" * 64
+from demotools.store.format import (
+    CRC_BYTES,
+    LEVELS,
+    OPTIONAL,
+    SUFFIX,
+    TEXTS,
+    ArrayMetadata,
+    StoreAttributes,
+    array_json,
+    array_metadata,
+    array_names,
+    check_lengths,
+    damaged,
+    group_json,
+    is_ours,
+    metadata_hash,
+    missing_store,
+    parsed_attributes,
+    parsed_metadata,
+    present_folder,
+)
 
 Image = NDArray[np.uint8]
+# array -> its chunk files, mapped whole: uint8 [size] each
+_ChunkFiles = Mapping[str, list[NDArray[np.uint8]]]
+# A chunk of missions, packed or not: they are texts of some 30 bytes, 2^17 of them a chunk.
+TEXT_BYTES_AT_MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -127,43 +137,6 @@ class Episodes:
 
 _COLUMNS = ("length", "seed", "view", "direction", "action")
 
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Count = Annotated[int, Field(ge=1, strict=True)]
-
-
-class StoreAttributes(BaseModel):
-    """The attributes of the Zarr group, written last: without them a store is unfinished."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, defer_build=True)
-
-    level: str
-    environment_id: str | None
-    split: str
-    episodes: _Count
-    steps: _Count
-    missions: _Count
-    vocabulary: tuple[str, ...]
-    vocabulary_hash: str
-    source: dict[str, Any]
-    """Where the episodes come from: `kind` is pickle, bot, or another store's source."""
-    parent: dict[str, Any] | None = None
-    """Of a shrink: the parent's name, fingerprint, episodes, and the seed."""
-    subgoals: tuple[str, ...] = ()
-    """What the codes of the array `subgoal` stand for; empty where there is none."""
-    levels: tuple[str, ...] = ()
-    """What the numbers in `episode_level` stand for; empty where all episodes are of `level`."""
-    licence: str
-    citation: str
-    created_by: str
-    fingerprint: _Sha256
-    metadata_hash: _Sha256
-
-    @property
-    def merged_from(self) -> list[dict[str, Any]]:
-        """What a merged store says of those that it was made of; empty of any other store."""
-        stores = self.source.get("stores") if self.source.get("kind") == MERGED else None
-        return [one for one in stores if isinstance(one, dict)] if isinstance(stores, list) else []
-
 
 @dataclass(frozen=True)
 class StepArray:
@@ -211,91 +184,6 @@ class StepArray:
         return result
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The chunk files of an open store, mapped whole: array -> uint8 [size] each."""
-
-    chunks: Mapping[str, list[NDArray[np.uint8]]]
-
-    def fingerprint(self) -> str:
-        """The sha256 of the names of the arrays, each with the checksums of its chunk files."""
-        digest = hashlib.sha256()
-        for array in sorted(self.chunks):
-            digest.update(array.encode())
-            for chunk in self.chunks[array]:
-                digest.update(chunk[-CRC_BYTES:].tobytes())
-        return digest.hexdigest()
-
-
-Size = Annotated[int, Field(ge=1, le=1 << 53)]
-
-
-class _Checked(BaseModel):
-    # the parts are built with the whole, not once more each
-    model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
-
-
-class _Codec(_Checked):
-    name: str
-    configuration: dict[str, JsonValue] = Field(default_factory=dict)
-
-
-class _ChunkShape(_Checked):
-    chunk_shape: tuple[Size, ...]
-
-
-class _ChunkGrid(_Checked):
-    name: Literal["regular"]
-    configuration: _ChunkShape
-
-
-class _Separator(_Checked):
-    separator: Literal["/"]
-
-
-class _ChunkKeys(_Checked):
-    name: Literal["default"]
-    configuration: _Separator
-
-
-class ArrayMetadata(_Checked):
-    """The zarr.json of an array."""
-
-    zarr_format: Literal[3]
-    node_type: Literal["array"]
-    shape: tuple[Size, ...]
-    data_type: str
-    chunk_grid: _ChunkGrid
-    chunk_key_encoding: _ChunkKeys
-    codecs: tuple[_Codec, ...]
-    fill_value: int | str
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of every chunk, the last padded."""
-        return self.chunk_grid.configuration.chunk_shape
-
-    @property
-    def chunk_count(self) -> int:
-        """Number of chunk files; only the first axis is cut."""
-        return -(-self.shape[0] // self.chunk_shape[0])
-
-    @cached_property
-    def raw_chunk_bytes(self) -> int | None:
-        """Size of every chunk file, checksum included; None where chunks are compressed."""
-        if self.data_type == "string":
-            return None
-        return math.prod(self.chunk_shape) * np.dtype(self.data_type).itemsize + CRC_BYTES
-
-    def chunk_files(self, folder: Path) -> list[Path]:
-        """The chunk files in order.
-
-        folder   of the array
-        """
-        others = "/0" * (len(self.shape) - 1)
-        return [folder / f"c/{number}{others}" for number in range(self.chunk_count)]
-
-
 @dataclass(frozen=True, eq=False)
 class Store:
     """An open demo store. All arrays are read-only maps of its chunk files.
@@ -332,7 +220,7 @@ class Store:
     episode_level: NDArray[np.uint8]
     optional: Mapping[str, StepArray]
     arrays: Mapping[str, ArrayMetadata]
-    _files: _Files
+    _chunk_files: _ChunkFiles
 
     @property
     def episodes(self) -> int:
@@ -466,7 +354,7 @@ class Store:
         StoreError  a chunk file does not unpack to what the metadata announce
         """
         texts = self.arrays[TEXTS]
-        for number, file in enumerate(self._files.chunks[TEXTS]):
+        for number, file in enumerate(self._chunk_files[TEXTS]):
             found = _unpacked_texts(file, texts.chunk_shape[0], self.path, number)
             yield found[: texts.shape[0] - number * texts.chunk_shape[0]]
 
@@ -474,7 +362,7 @@ class Store:
         """The texts of a few missions, without keeping all of them."""
         wanted = [int(row) for row in rows]
         length = self.arrays[TEXTS].chunk_shape[0]
-        files = self._files.chunks[TEXTS]
+        files = self._chunk_files[TEXTS]
         found: dict[int, str] = {}
         for number in sorted({row // length for row in wanted}):
             texts = _unpacked_texts(files[number], length, self.path, number)
@@ -487,11 +375,11 @@ class Store:
 
     def array_bytes(self, array: str) -> int:
         """What the chunk files of an array take."""
-        return sum(map(len, self._files.chunks[array]))
+        return sum(map(len, self._chunk_files[array]))
 
     def check_unchanged(self) -> None:
         """StoreError where the files that are open were written to since: after long reading."""
-        if self._files.fingerprint() != self.attributes.fingerprint:
+        if _fingerprint(self._chunk_files) != self.attributes.fingerprint:
             raise _replaced(self.path)
 
     def images(self, start: int, stop: int) -> Image:
@@ -630,17 +518,17 @@ def _folder_state(path: Path) -> tuple[int, int] | None:
 
 def _opened(path: Path) -> Store:
     folder = present_folder(path)
-    attributes, root = _read_attributes(folder, path)
+    root = group_json(folder, path)
+    attributes = parsed_attributes(root, path)
     try:
         names = array_names(folder)
     except FileNotFoundError as error:  # replaced or removed since its attributes were read
-        raise _missing(path) from error
+        raise missing_store(path) from error
     content = {name: array_json(folder, name) for name in names}
     arrays = {name: parsed_metadata(content[name], path, name) for name in content}
-    _check_lengths(path, attributes, arrays)
+    check_lengths(path, attributes, arrays)
     chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}
-    files = _Files(chunks)
-    if files.fingerprint() != attributes.fingerprint:
+    if _fingerprint(chunks) != attributes.fingerprint:
         raise damaged(path, "its checksums are not the ones that it was written with")
     if metadata_hash(root, content, attributes.metadata_hash) != attributes.metadata_hash:
         raise damaged(path, "its metadata are not those that it was written with")
@@ -663,7 +551,7 @@ def _opened(path: Path) -> Store:
         ),
         optional={name: maps[name] for name in OPTIONAL if name in maps},
         arrays=arrays,
-        _files=files,
+        _chunk_files=chunks,
     )
     if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:
         raise damaged(path, "its vocabulary is not the one that its hash names")
@@ -693,32 +581,6 @@ def _check_rows(store: Store) -> None:
         raise damaged(store.path, f"an episode is of level {last} of {len(store.levels)}")
 
 
-def _check_lengths(
-    path: Path, attributes: StoreAttributes, arrays: Mapping[str, ArrayMetadata]
-) -> None:
-    steps, episodes, missions = attributes.steps, attributes.episodes, attributes.missions
-    lengths = {
-        "cells" if "cells" in arrays else "image": steps,
-        "direction": steps,
-        "action": steps,
-        "mask": steps,
-        "episode_offset": episodes + 1,
-        "episode_mission": episodes,
-        "episode_seed": episodes,
-        TEXTS: missions,
-        "mission_tokens": missions,
-        **{name: steps for name in OPTIONAL if name in arrays},
-        **({LEVELS: episodes} if attributes.levels else {}),
-    }
-    if strange := set(arrays) ^ set(lengths):
-        raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
-    for name, length in lengths.items():
-        if arrays[name].shape[0] != length:
-            raise damaged(
-                path, f"{name} has {arrays[name].shape[0]} rows where the attributes say {length}"
-            )
-
-
 def reopened(path: Path, expected: str) -> Store:
     """The store at `path` with new maps; StoreError where its fingerprint is not the expected."""
     store = open_store(path)
@@ -735,124 +597,21 @@ def _replaced(path: Path) -> StoreError:
     )
 
 
-def aside_folder(path: Path) -> Path:
-    """Where the old store lies while a new one takes its place."""
-    return path.with_name(f".{path.name}.old")
-
-
-def present_folder(path: Path) -> Path:
-    """The folder of a store: where a writer was killed between two renames, the old one."""
-    if path.name and not os.path.lexists(path) and (aside_folder(path) / "zarr.json").exists():
-        return aside_folder(path)
-    return path
-
-
-def read_attributes(path: Path) -> StoreAttributes:
-    """The attributes of a finished store; StoreError otherwise (see `open_store`)."""
-    return _read_attributes(present_folder(path), path)[0]
-
-
-def _read_attributes(folder: Path, path: Path) -> tuple[StoreAttributes, bytes]:
-    if not folder.exists():
-        raise _missing(path)
-    try:
-        content = read_json_bytes(folder / "zarr.json")
-    except DemotoolsError as error:
-        raise _not_ours(path, f": its zarr.json cannot be read ({error.what})") from error
-    return parsed_attributes(content, path), content
-
-
-def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
-    """The attributes that the zarr.json of a finished store holds.
-
-    path        of the store or the archive, for the message
-
-    StoreError  it is not that of a finished store that this version reads
-    """
-    try:
-        # unlike json.loads it refuses deep nesting, and text that no terminal can print
-        metadata = from_json(content)
-    except ValueError as error:
-        raise _not_ours(path, ", or its zarr.json is damaged") from error
-    attributes = metadata.get("attributes", {}) if isinstance(metadata, dict) else {}
-    if not isinstance(attributes, dict) or attributes.get("schema") != SCHEMA:
-        raise _not_ours(path)
-    if metadata.get("node_type") != "group":
-        raise damaged(path, "its zarr.json is not that of a group")
-    if attributes.get("unfinished"):
-        raise StoreError(
-            "this store was left unfinished",
-            path=path,
-            fix="remove the folder and run the command that makes it again",
-        )
-    version = attributes.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise StoreError(
-            f"this store has schema version {version}; this demotools reads up to {SCHEMA_VERSION}",
-            path=path,
-            fix="install a newer demotools",
-        )
-    try:
-        return StoreAttributes.model_validate(attributes)
-    except ValidationError as error:
-        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise damaged(path, f"its attributes are wrong at {keys}") from error
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a folder says that it is a demo store, finished or not, damaged or not."""
-    try:
-        attributes = from_json(read_json_bytes(path / "zarr.json"))["attributes"]
-        return bool(attributes["schema"] == SCHEMA)
-    except (DemotoolsError, ValueError, LookupError, TypeError):
-        return False
-
-
-def _not_ours(path: Path, detail: str = "") -> StoreError:
-    return StoreError(
-        f"this is not a demo store{detail}", path=path, fix="name a folder that demotools wrote"
-    )
-
-
-def chunk_files(path: Path, array: str) -> list[Path]:
-    """The chunk files of one array, in order; as many as its metadata announce.
-
-    StoreError  its metadata are not those of the format
-    """
-    return array_metadata(path, array).chunk_files(path / array)
-
-
-def expected_entries(path: Path) -> tuple[set[str], set[str]]:
-    """The folders and the files of a store, by their paths inside it.
-
-    StoreError  the metadata of an array are not those of the format
-    """
-    files = {"zarr.json"}
-    for array in array_names(path):
-        files.add(f"{array}/zarr.json")
-        files |= {file.relative_to(path).as_posix() for file in chunk_files(path, array)}
-    folders = {parent.as_posix() for file in files for parent in PurePosixPath(file).parents}
-    return folders - {"."}, files
-
-
 def fingerprint(path: Path) -> str:
     """The fingerprint of a store in the making; StoreError where a chunk file is missing."""
     names = array_names(path)
-    return _Files(
+    return _fingerprint(
         {name: _chunk_maps(path, path, name, array_metadata(path, name)) for name in names}
-    ).fingerprint()
+    )
 
 
-def metadata_hash(root: bytes, arrays: Mapping[str, bytes], stated: str = NO_HASH) -> str:
-    """The sha256 of all metadata files: the group's, then those of the arrays by their names.
-
-    root     the group's zarr.json
-    arrays   array -> its zarr.json
-    stated   the hash that stands in `root`, which counts as 64 zeros
-    """
-    digest = hashlib.sha256(root.replace(stated.encode(), NO_HASH.encode()))
-    for array in sorted(arrays):
-        digest.update(arrays[array])
+def _fingerprint(chunk_files: _ChunkFiles) -> str:
+    """The sha256 of the names of the arrays, each with the checksums of its chunk files."""
+    digest = hashlib.sha256()
+    for array in sorted(chunk_files):
+        digest.update(array.encode())
+        for file in chunk_files[array]:
+            digest.update(file[-CRC_BYTES:].tobytes())
     return digest.hexdigest()
 
 
@@ -930,180 +689,3 @@ def _unpacked_size(frame: bytes) -> int:
 
 def _whole(mapped: StepArray) -> NDArray[Any]:
     return mapped.chunks[0] if len(mapped.chunks) == 1 else np.concatenate(mapped.chunks)
-
-
-def _missing(path: Path) -> StoreError:
-    name = path.name.removesuffix(SUFFIX)
-    level = name.removesuffix("-small").removesuffix("-valid")
-    here = {file.stem.lower(): file.stem for file in path.parent.glob(f"*{SUFFIX}")}
-    near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
-    hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""
-    return StoreError(
-        "there is no such demo store",
-        path=path,
-        fix=f"{hint}make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
-        f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
-        "records the bot",
-    )
-
-
-TEXTS = "mission_text"
-LEVELS = "episode_level"
-CRC_BYTES = 4
-JSON_BYTES_AT_MOST = 1 << 26
-# A chunk of missions, packed or not: they are texts of some 30 bytes, 2^17 of them a chunk.
-TEXT_BYTES_AT_MOST = 1 << 28
-# A chunk of missions holds 2^17, and int32 rows name at most 2^31 of them; the others have fewer.
-_CHUNKS_AT_MOST = 1 << 14
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What the format says of one array; a size of None may be any."""
-
-    data_types: tuple[str, ...]
-    sizes: tuple[int | None, ...] = (None,)
-    codecs: tuple[str, ...] = ("bytes", "crc32c")
-    fill_value: int | str = 0
-
-
-_STEP = _Layout(("uint8",))
-_LAYOUTS = {
-    "cells": _Layout(("uint8",), (None, VIEW_SIZE, VIEW_SIZE)),
-    "image": _Layout(("uint8",), (None, None, None, None)),
-    "direction": _STEP,
-    "action": _STEP,
-    "mask": _STEP,
-    "episode_offset": _Layout(("int64",)),
-    "episode_mission": _Layout(("int32",)),
-    "episode_seed": _Layout(("int64",)),
-    TEXTS: _Layout(("string",), codecs=("vlen-utf8", "zstd", "crc32c"), fill_value=""),
-    "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
-    "taken": _STEP,
-    "subgoal": _STEP,
-    "reward": _Layout(("float32",)),
-    LEVELS: _Layout(("uint8",)),
-}
-OPTIONAL = ("taken", "subgoal", "reward")
-"""The step arrays that a store may have and may lack: the action taken, the bot's subgoal, and
-what the action brought."""
-
-
-def array_names(path: Path) -> list[str]:
-    """The names of the arrays of a store, sorted."""
-    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
-
-
-def read_json_bytes(file: Path) -> bytes:
-    """The content of a zarr.json.
-
-    DemotoolsError  it is missing, no regular file, or far too long
-    """
-    with open_regular(file) as stream:
-        content = stream.read(JSON_BYTES_AT_MOST + 1)
-    if len(content) > JSON_BYTES_AT_MOST:
-        raise DemotoolsError("the file is far too long", path=file, fix="name another store")
-    return content
-
-
-def array_metadata(path: Path, array: str) -> ArrayMetadata:
-    """What the zarr.json of an array says.
-
-    StoreError  it cannot be read, or says what the format does not
-    """
-    return parsed_metadata(array_json(path, array), path, array)
-
-
-def array_json(path: Path, array: str) -> bytes:
-    """The zarr.json of an array; StoreError where it cannot be read."""
-    try:
-        return read_json_bytes(path / array / "zarr.json")
-    except DemotoolsError as error:
-        raise damaged(path, f"{array}/zarr.json cannot be read: {error.what}") from error
-
-
-def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
-    """What these bytes say of an array.
-
-    path        of the store or the archive, for the message
-
-    StoreError  they say what the format does not
-    """
-    try:
-        metadata = ArrayMetadata.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "its top level"
-        raise damaged(
-            path, f"{array}/zarr.json is wrong at {place}: {first['msg'].lower()}"
-        ) from error
-    if wrong := _difference(array, metadata):
-        raise damaged(path, f"{array}/zarr.json describes no array of a demo store: {wrong}")
-    return metadata
-
-
-def _difference(array: str, metadata: ArrayMetadata) -> str:
-    """What the format does not say of this array; nothing where all is well."""
-    layout = _LAYOUTS.get(array)
-    if layout is None:
-        return "the format has none of this name"
-    shape, chunk = metadata.shape, metadata.chunk_shape
-    if metadata.data_type not in layout.data_types:
-        return f"its type is {metadata.data_type!r} instead of {' or '.join(layout.data_types)}"
-    if len(shape) != len(layout.sizes) or any(
-        wanted not in (None, size) for wanted, size in zip(layout.sizes, shape, strict=True)
-    ):
-        return f"its shape is {list(shape)}"
-    # only the first axis is cut, and a chunk is never longer than the array
-    if chunk[1:] != shape[1:] or not chunk or chunk[0] > shape[0]:
-        return f"its chunks have the shape {list(chunk)}"
-    if metadata.chunk_count > _CHUNKS_AT_MOST:
-        return f"it has {metadata.chunk_count:,} chunks"
-    names = tuple(codec.name for codec in metadata.codecs)
-    order = metadata.codecs[0].configuration.get("endian", "little") if names else None
-    if names != layout.codecs or order != "little":
-        return f"its codecs are {list(names)}, or not little-endian"
-    if metadata.fill_value != layout.fill_value:
-        return f"it is filled with {metadata.fill_value!r}"
-    return ""
-
-
-def damaged(path: Path, what: str) -> StoreError:
-    """The error of a store whose files are not those that were written."""
-    return StoreError(
-        f"the store is damaged: {what}",
-        path=path,
-        fix="run the command that makes it again with --overwrite",
-    )
-
-
-COPY_BYTES = 1 << 18
-
-
-def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
-    """Read every byte: (size in bytes, what is wrong or nothing) for each chunk file."""
-    for array in array_names(path):
-        for file in chunk_files(path, array):
-            yield _checked(file, str(file.relative_to(path)))
-
-
-def _checked(file: Path, name: str) -> tuple[int, str]:
-    try:
-        stream = open_regular(file)
-    except DemotoolsError as error:
-        return 0, f"{name} is missing or unreadable: {error.what}"
-    with stream:
-        whole = ends_with_checksum(stream)
-        return os.fstat(stream.fileno()).st_size, "" if whole else f"{name} fails its checksum"
-
-
-def ends_with_checksum(stream: IO[bytes], crc: int = 0) -> bool:
-    """Whether the last bytes of a file are the checksum of those before.
-
-    crc   of what counts as standing before the file
-    """
-    left = os.fstat(stream.fileno()).st_size - CRC_BYTES
-    while left > 0 and (block := stream.read(min(left, COPY_BYTES))):
-        crc = google_crc32c.extend(crc, block)
-        left -= len(block)
-    return stream.read(CRC_BYTES + 1) == crc.to_bytes(CRC_BYTES, "little")

@@ -10,7 +10,7 @@ from pathlib import Path
 from demotools.errors import StoreError, from_os_error
 from demotools.output import acquired_lock, size_on_disk, size_text
 from demotools.store.building import recover, trash_folder
-from demotools.store.reading import is_ours, present_folder, read_attributes
+from demotools.store.format import is_ours, present_folder, read_attributes
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from demotools.errors import SettingsError, StoreError, printable_text
 from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.duplicates import joined_groups, repeats, store_hashes
-from demotools.store.reading import MERGED, OPTIONAL, Episodes, Store, open_store, reopened
+from demotools.store.format import MERGED, OPTIONAL
+from demotools.store.reading import Episodes, Store, open_store, reopened
 from demotools.store.verify import seed_splits
 
 Rows = NDArray[np.int64]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demotools.errors import StoreError
-from demotools.store.reading import SUFFIX, open_store, read_attributes
+from demotools.store.format import SUFFIX, read_attributes
+from demotools.store.reading import open_store
 from demotools.store.reshape import Plan, make_store, parent_of, sampled
 
 SMALL = "-small"

@@ -18,17 +18,14 @@ from demotools.babyai.levels import SEEDS, read_manifest
 from demotools.babyai.vocabulary import alike, mission_tokens, mission_words
 from demotools.errors import ManifestError, StoreError, printable_text
 from demotools.output import progress_bar
-from demotools.store.reading import (
-    StepArray,
-    Store,
+from demotools.store.format import (
     StoreAttributes,
     checked_chunks,
-    episode_mask,
     expected_entries,
-    open_store,
     present_folder,
     read_attributes,
 )
+from demotools.store.reading import StepArray, Store, episode_mask, open_store
 
 _STEPS_A_BLOCK = 1 << 20
 # What file managers put into every folder that they show; it changes nothing that is read.

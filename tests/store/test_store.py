@@ -28,15 +28,8 @@ from demotools.output import data_folder
 from demotools.store import building as chunks
 from demotools.store.building import group_json
 from demotools.store.episodes import spans
-from demotools.store.reading import (
-    NO_HASH,
-    Store,
-    episode_mask,
-    fingerprint,
-    metadata_hash,
-    new_store_path,
-    open_store,
-)
+from demotools.store.format import NO_HASH, metadata_hash
+from demotools.store.reading import Store, episode_mask, fingerprint, new_store_path, open_store
 from tests.conftest import MISSIONS, build_store, make_episodes
 
 MakeStore = Callable[..., Store]
