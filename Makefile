@@ -57,7 +57,8 @@ layers: .venv/installed  ## the import layers (pyproject.toml)
 	$(BIN)/lint-imports
 
 docs: .venv/installed  ## the site of docs/, links checked, in build/site
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site is build/site/index.html; $(BIN)/mkdocs serve shows it with its search"
 
 bench: .venv/installed  ## install what the benchmarks compare with
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
