@@ -367,8 +367,8 @@ def import_command(
 
     DATASET is the id of a Minari dataset on this machine, or its folder; or a parquet file in the
     schema of the JAT data set, or a folder of such files. Successful episodes are kept, the others
-    are counted. What `demotools export` has written comes back bit for bit (from parquet without
-    the seeds). For legacy pickles, use `demotools convert`.
+    are counted. What `demotools export` has written comes back bit for bit, but for the optional
+    arrays, and from parquet for the seeds. For legacy pickles, use `demotools convert`.
 
     \b
     Example:

@@ -56,7 +56,6 @@ ATTRIBUTES_KEY = "demotools"
 REPLAYED, REPEATED = "replayed", "repeated"
 _ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 _EPISODES_A_BATCH, _STEPS_A_BATCH = 500, 1 << 15
-NO_SEEDS = "this format has no seeds"
 SUCCESS_REWARD = 1.0
 """What a success is worth where its reward is not known."""
 
@@ -86,7 +85,8 @@ class KeptAttributes(BaseModel):
             raise SettingsError(
                 "it was exported from a store of several levels, which formats do not tell apart",
                 path=path,
-                fix="import it once for each level, with --level and --name",
+                fix="export one level at a time: `demotools select STORE --level LEVEL` takes it "
+                "out. Or give --level: what has a mission of another level is left out",
             )
         return self.level
 
@@ -123,6 +123,12 @@ class Exported:
         )
 
 
+def what_it_lacks(store: Store, *kept: str) -> str:
+    """What a format without seeds, and with these optional arrays, leaves out of a store."""
+    lost = ["seeds", *(f"`{name}`" for name in store.optional if name not in kept)]
+    return f"this format has no {' and no '.join(lost)}"
+
+
 def export_pickle(
     store: Store, path: Path | None = None, *, overwrite: bool = False, quiet: bool = False
 ) -> Exported:
@@ -146,7 +152,7 @@ def export_pickle(
                 bar.update(len(batch))
 
         write_pickle(path, blocks())
-    return Exported(path, store.episodes, path.stat().st_size, NO_SEEDS)
+    return Exported(path, store.episodes, path.stat().st_size, what_it_lacks(store))
 
 
 def store_batches(store: Store) -> Iterator[range]:
@@ -227,7 +233,10 @@ def export_minari(
     except OSError as error:
         raise from_os_error(error, root) from error
     return Exported(
-        root, store.episodes, size_on_disk(final), f"as {data_format}", dataset_id, counts
+        *(root, store.episodes, size_on_disk(final)),
+        f"as {data_format}"
+        + ("; its actions are those `taken`" if "taken" in store.optional else ""),
+        *(dataset_id, counts),
     )
 
 

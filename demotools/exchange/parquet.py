@@ -52,11 +52,11 @@ from demotools.errors import (
 )
 from demotools.exchange.export import (
     ATTRIBUTES_KEY,
-    NO_SEEDS,
     SUCCESS_REWARD,
     Exported,
     KeptAttributes,
     store_batches,
+    what_it_lacks,
 )
 from demotools.exchange.minari_import import Imported
 from demotools.output import check_output, open_regular, progress_bar, written_whole
@@ -557,7 +557,7 @@ def export_parquet(
         for batch in store_batches(store):
             writer.write_batch(_row_batch(pyarrow, schema, store, texts, batch))
             bar.update(len(batch))
-    return Exported(path, store.episodes, path.stat().st_size, NO_SEEDS)
+    return Exported(path, store.episodes, path.stat().st_size, what_it_lacks(store, "reward"))
 
 
 def _schema_fields(pyarrow: Any) -> list[tuple[str, Any]]:

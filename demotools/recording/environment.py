@@ -12,6 +12,7 @@ rules stay minigrid's own code. tests/recording/test_fast.py compares every bit 
 
 from __future__ import annotations
 
+import difflib
 import logging
 from copy import copy
 from dataclasses import dataclass
@@ -146,7 +147,13 @@ def playable_manifest(level: str, manifests: Path | None = None) -> Manifest:
     except ManifestError as error:
         if level not in gymnasium.registry:
             # its registry holds what installed packages offer, and what was registered by now
-            error.fix += "; or give an id that gymnasium knows, as in MiniGrid-DoorKey-5x5-v0"
+            ids = [known for known in gymnasium.registry if known.startswith("MiniGrid-")]
+            near = difflib.get_close_matches(level, ids, n=3, cutoff=0.8)
+            error.fix = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"{error.fix} An id of gymnasium, as MiniGrid-DoorKey-5x5-v0, will do too"
+            )
             raise
     ours = level.startswith("MiniGrid-")
     return Manifest(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from demotools.babyai.cells import VIEW_SIZE
+from demotools.babyai.levels import all_level_names
 from demotools.errors import DemotoolsError, StoreError
 from demotools.output import open_regular
 
@@ -198,6 +199,8 @@ def missing_store(path: Path) -> StoreError:
     """The error where no store is, with the names of those nearby that are nearly the same."""
     name = path.name.removesuffix(SUFFIX)
     level = name.removesuffix("-small").removesuffix("-valid")
+    if not (level in all_level_names() or level.startswith("MiniGrid-")):
+        level = "LEVEL"
     here = {file.stem.lower(): file.stem for file in path.parent.glob(f"*{SUFFIX}")}
     near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
     hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""

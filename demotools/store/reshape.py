@@ -245,7 +245,7 @@ def _optional_arrays(stores: Sequence[Store]) -> list[str]:
             )
         if ("reward" in store.optional) != ("reward" in first.optional):
             raise StoreError(
-                f"only one of this store and {first.name} has rewards, and unsolved episodes",
+                f"it cannot be merged with {first.name}: only one of the two holds rewards",
                 path=store.path,
                 fix="record one of them again, with or without --keep-failures",
             )

@@ -28,6 +28,7 @@ from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import ManifestError, SettingsError
 from demotools.recording.environment import make_environment
 from demotools.store.reading import Store, open_store
+from demotools.store.reshape import merge_stores
 from tests.conftest import build_store, make_episodes
 from tests.store.test_store import edit_attributes
 from tests.transformed import first_steps
@@ -299,3 +300,16 @@ def test_the_table_of_the_docs_is_what_the_manifests_declare() -> None:
 if __name__ == "__main__":
     text = PAGE.read_text("utf-8")
     PAGE.write_text(text.partition(MARK)[0] + table(), "utf-8")
+
+
+def test_a_merged_store_needs_what_each_of_its_levels_declares(tmp_path: Path) -> None:
+    stores = [
+        build_store(tmp_path / f"{level}.zarr", make_episodes([3]), level=level)
+        for level in ("GoToLocal", "GoToRedBall", "Jump")
+    ]
+    merge_stores([store.path for store in stores[:2]], tmp_path / "Two.zarr", quiet=True)
+    (line,) = check_augmentation(settings("recolor"), {"Mine": open_store(tmp_path / "Two.zarr")})
+    assert "recolor makes episodes of the task of GoToRedBall that" in line
+    merge_stores([store.path for store in stores], tmp_path / "Three.zarr", quiet=True)
+    told = refused(open_store(tmp_path / "Three.zarr"), "recolor")
+    assert "the level Jump of Three has no manifest that declares it" in told

@@ -92,6 +92,20 @@ def test_the_legend_names_every_run_and_the_dashes_and_lies_outside_the_panels()
     assert all(panel.get_window_extent().y0 > top for panel in figure.axes)
 
 
+def test_a_run_that_was_measured_often_has_a_legend_no_wider_than_the_picture() -> None:
+    measured = [
+        {"group": group, "success": 0.5, "interval_low": 0.4, "interval_high": 0.6, **CLONED[-1]}
+        | {"group": group, "episodes": episodes}
+        for group in ("evaluation", "evaluation_sampled")
+        for episodes in (4, 18, 24, 30, 1000)
+    ]
+    figure = curves([Experiment("often", [[*CLONED, *measured]])])
+    (legend,) = figure.legends
+    assert "4 to 1,000 episodes" in legend.get_texts()[1].get_text()
+    figure.draw_without_rendering()
+    assert 0 < legend.get_window_extent().x0 < legend.get_window_extent().x1 < figure.bbox.x1
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "\udcff", "$x$", "$\\frac", "a$b"])
 @pytest.mark.parametrize("command", ["plot", "report"])
 def test_any_name_of_a_folder_or_a_loss_is_drawn(tmp_path: Path, name: str, command: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trainer.cli import main
-from trainer.run.folder import run_folder
+from trainer.run.folder import no_checkpoint, run_folder
 from trainer.settings.models import read_settings, toml_of
 from trainer.settings.user_code import foreign_names
 
@@ -58,6 +58,12 @@ def test_what_cannot_begin_is_refused_before_torch_is_loaded(command: str, what:
     result = typed(*command.split())
     assert result.exit_code == 1
     assert what in result.stderr
+
+
+def test_where_several_seeds_were_trained_their_runs_are_named() -> None:
+    run_that_lies_there()
+    Path("runs/BabyAIGoToObjPPO").rename("runs/seed-3")
+    assert no_checkpoint(Path("runs/last.pt")).fix == "name the run of one seed, as in runs/seed-3"
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--overwrite", "--resume", "--tiny", "-o other"])

@@ -298,8 +298,10 @@ def test_resume_auto_begins_a_run_and_goes_on_with_it(
     both = run("bc_small_cpu", "--resume=auto", "--overwrite")
     assert both.exit_code == 2 and "give one" in both.output
     for resume in (["--resume=auto"], ["--resume", "auto"], ["--resume"]):
-        result = run(*resume, "bc_small_cpu", "-o", "a", "-q", *BARE)
+        goes_on = (tmp_path / "a").exists()
+        result = run(*resume, "bc_small_cpu", "-o", "a", *BARE)
         assert result.exit_code == 0, result.output
+        assert ("resumed at 800 demo steps" in result.output) is goes_on
         said = [line["demo_steps"] for line in read_log(tmp_path / "a")]
         assert said == sorted(said) and said[-1] == 800, resume
     # a run whose replacement died before its first checkpoint comes back

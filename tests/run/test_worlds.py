@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.cli import main as demotools_main
+from demotools.errors import ManifestError
+from demotools.recording.environment import playable_manifest
 from trainer.cli import main
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.loading import load_policy
@@ -67,7 +69,7 @@ def test_an_id_that_a_module_registers_is_a_level_and_words_may_be_given(
     Path("castle.py").write_text(OWN, "utf-8")
     level = "run.level=castle:Zelda-v0"
     said = run("ppo", "-o", "a", "--set", level).output
-    assert "words beyond BabyAI's: 2, rescue, princess" in said
+    assert "2 words beyond BabyAI's: rescue, princess" in said
     assert read_checkpoint(Path("a"), trust=True).words == (*WORDS, "rescue", "princess")
     words = ("--set", 'model.words=["ganon", "princess", "rescue"]')
     run("ppo", "-o", "b", "--set", level, *words)
@@ -200,3 +202,12 @@ def test_what_a_network_does_not_take_is_refused_by_name_before_the_first_step(
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     assert what in result.output and "\n  next:  " in result.output
     assert not Path("a").exists()
+
+
+def test_a_misspelt_level_of_minigrids_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(ManifestError) as refused:
+        playable_manifest("MiniGrid-DorKey-5x5-v0")
+    assert refused.value.fix.startswith("did you mean MiniGrid-DoorKey-5x5-v0")
+    with pytest.raises(ManifestError) as refused:
+        playable_manifest("GoToNowhere")
+    assert "? An id of gymnasium" in refused.value.fix

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from demotools.cli import main
 from demotools.errors import StoreError
+from demotools.exchange.export import export_pickle
 from demotools.look.report import store_findings
 from demotools.look.statistics import store_statistics
 from demotools.recording.bot import Style
@@ -279,6 +280,8 @@ def test_optional_arrays_go_along_and_are_filled_where_a_store_has_none(tmp_path
     check = replay_check(merged, 12, quiet=True)
     assert check.passed and check.note.startswith("12 of 12 episodes")
     assert "advice" in check.note
+    exported = export_pickle(merged, tmp_path / "M.pkl", quiet=True)
+    assert exported.note == "this format has no seeds and no `taken` and no `subgoal`"
 
 
 def test_a_seed_that_is_wrong_after_a_merge_is_blamed_on_the_store(tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     solved = good(tmp_path / "solved.zarr")
     assert solved.episode_seed.tolist() == [5]
     assert solved.optional["reward"].span(0, solved.steps).max() > 0
-    assert "unsolved episodes" in refused(tmp_path, "merge", "all", "plain")
+    assert "only one of the two holds rewards" in refused(tmp_path, "merge", "all", "plain")
 
 
 @pytest.mark.slow

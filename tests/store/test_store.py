@@ -523,3 +523,11 @@ def test_a_new_store_cannot_lie_outside_the_data_folder_or_hide(name: str) -> No
 def test_a_new_store_may_be_named_with_or_without_its_suffix() -> None:
     assert new_store_path("Mine-1.2", Path("data")) == Path("data/Mine-1.2.zarr")
     assert new_store_path("Mine.zarr", Path("data")) == Path("data/Mine.zarr")
+
+
+def test_what_is_no_level_is_not_offered_for_download(make_store: MakeStore) -> None:
+    folder = make_store(lengths=[3]).path.parent
+    for name, level in (("merged", "LEVEL"), ("Pickup-valid", "Pickup")):
+        with pytest.raises(StoreError) as refused:
+            open_store(folder / f"{name}.zarr")
+        assert f"`demotools fetch {level}`" in refused.value.fix

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -266,11 +266,12 @@ def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[
         key = f"stages.{number}.off_policy.augment"
         for store in dict.fromkeys(stores[one.name] for one in stage.off_policy.store):
             _check_views(store, key)
-            manifest = _declaring_manifest(store, symmetries, key)
-            _check_words(store, symmetries, manifest, key)
+            manifests = [_declaring_manifest(store, one, symmetries, key) for one in store.levels]
+            for manifest in manifests:
+                _check_words(store, symmetries, manifest, key)
             if "retype" in symmetries:
                 _check_toggles(store, symmetries, key)
-            for symmetry in symmetries:
+            for manifest, symmetry in product(manifests, symmetries):
                 if symmetry in manifest.widened_by:
                     lines[
                         f"augment: {symmetry} makes episodes of the task of {manifest.level} that "
@@ -279,9 +280,10 @@ def check_augmentation(settings: Settings, stores: Mapping[str, Store]) -> list[
     return list(lines)
 
 
-def _declaring_manifest(store: Store, symmetries: Sequence[Symmetry], key: str) -> Manifest:
-    """The manifest of the store's level, which declares these symmetries."""
-    level = store.attributes.level
+def _declaring_manifest(
+    store: Store, level: str, symmetries: Sequence[Symmetry], key: str
+) -> Manifest:
+    """The manifest of a level of the store, which declares these symmetries."""
     try:
         manifest = read_manifest(level)
     except ManifestError as error:

@@ -45,7 +45,7 @@ _LABELS: dict[AgainstWhat, str] = {
     "minutes": "training time",
 }
 _WIDTH_INCHES, _PANELS_INCHES, _LEGEND_INCHES, _DOTS_PER_INCH = 8.0, 6.2, 0.22, 100
-_LEGEND_COLUMNS, _LONG_NAME = 3, 30
+_LEGEND_COLUMNS, _LONG_NAME, _WIDEST_PAIR = 3, 30, 112  # of letters, beside each other
 _WINDOW = 9
 _FEW = 20
 """Curves of fewer points show each of them."""
@@ -298,7 +298,8 @@ def _add_legend(
         measured = [line for lines in runs for line in evaluations(lines, group)]
         if measured:
             counts = sorted({line["episodes"] for line in measured})
-            label = f"{actions}, {' or '.join(f'{count:,}' for count in counts)} episodes"
+            several_counts = f"{counts[0]:,} to " if len(counts) > 1 else ""
+            label = f"{actions}, {several_counts}{counts[-1]:,} episodes"
             dot = Line2D([], [], color=_GREY, marker=marker, linestyle="")
             dot.set_label(f"{label}, 95% interval")
             dot.set_markerfacecolor(_GREY if group == "evaluation" else "none")
@@ -317,8 +318,8 @@ def _add_legend(
         border = Line2D([], [], color=_GREY, linewidth=0.8, linestyle=(0, (1, 3)))
         border.set_label("a stage ends")
         entries.append(border)
-    long = any(len(str(entry.get_label())) > _LONG_NAME for entry in entries)
-    columns = _LEGEND_COLUMNS - long
+    *_, second, longest = 0, *sorted(len(str(entry.get_label())) for entry in entries)
+    columns = _LEGEND_COLUMNS - (longest > _LONG_NAME) - (second + longest > _WIDEST_PAIR)
     rows = -(-len(entries) // columns)
     figure.set_size_inches(_WIDTH_INCHES, _PANELS_INCHES + rows * _LEGEND_INCHES)
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize="small")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from demotools.errors import CheckpointError, SettingsError
+from demotools.errors import CheckpointError, SettingsError, printable_text
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.tracking import ID_FILES, TRACKERS
@@ -87,10 +87,14 @@ def has_checkpoint(folder: Path) -> bool:
 
 def no_checkpoint(file: Path) -> CheckpointError:
     """What is raised where a user names a checkpoint that is not there."""
+    folder = file.parent if file.name == CHECKPOINT_FILE else file
+    seeds = sorted(path.parent for path in folder.glob(f"{SEED_FOLDER}*/{CHECKPOINT_FILE}"))
     return CheckpointError(
         "there is no checkpoint",
         path=file,
-        fix="name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
+        fix=f"name the run of one seed, as in {printable_text(seeds[0])}"
+        if seeds
+        else "name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
     )
 
 

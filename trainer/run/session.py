@@ -185,6 +185,8 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
                 stream.write((recipe_note(run.settings) + toml_of(run.settings)).encode())
         if checkpoint is not None:
             restore(run, checkpoint)
+            done = run.progress
+            run.say(f"resumed at {done.demo_steps:,} demo steps, {done.env_steps:,} env steps")
         run_stages(run, stop)
         if stop:
             raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
@@ -302,7 +304,9 @@ def _new_run(
 def _word_lines(words: Sequence[str]) -> list[str]:
     beyond = [word for word in words if word not in WORDS]
     shown = ", ".join(beyond[:_SHOWN_WORDS]) + (", …" if len(beyond) > _SHOWN_WORDS else "")
-    return [f"words beyond BabyAI's: {len(beyond)}, {shown}"] if beyond else []
+    return (
+        [f"{len(beyond)} word{'s'[: len(beyond) > 1]} beyond BabyAI's: {shown}"] if beyond else []
+    )
 
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
