@@ -33,7 +33,7 @@ class _Array(Protocol):
 
 
 class _Store(Protocol):
-    """What is needed of a `demotools.store.reading.Store`, which itself is made of these."""
+    """What is needed of a `demotools.store.reading.Store`, which is all of its episodes."""
 
     @property
     def path(self) -> Path: ...
@@ -154,9 +154,19 @@ class EpisodeDataset(Sequence[Episode]):
     """
 
     def __init__(self, store: _Store, episodes: Iterable[int] | Rows | None = None) -> None:
-        self.store = store
+        self._store = store
         count = len(store.episode_mission)
-        self.numbers: Rows = np.arange(count) if episodes is None else _numbers(episodes, count)
+        self._numbers: Rows = np.arange(count) if episodes is None else _numbers(episodes, count)
+
+    @property
+    def store(self) -> _Store:
+        """That the episodes are of."""
+        return self._store
+
+    @property
+    def numbers(self) -> Rows:
+        """Their places in the store: int64 [E]."""
+        return self._numbers
 
     def __len__(self) -> int:
         return len(self.numbers)

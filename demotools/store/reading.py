@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -27,7 +27,7 @@ from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cell
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import DemotoolsError, SettingsError, StoreError
 from demotools.output import data_folder, open_regular
-from demotools.store.episodes import ARRAYS, Episode, EpisodeDataset, spans
+from demotools.store.episodes import EpisodeDataset, spans
 from demotools.store.format import (
     CRC_BYTES,
     LEVELS,
@@ -185,8 +185,8 @@ class StepArray:
 
 
 @dataclass(frozen=True, eq=False)
-class Store:
-    """An open demo store. All arrays are read-only maps of its chunk files.
+class Store(EpisodeDataset):
+    """An open demo store, the dataset of all its episodes. All arrays are read-only maps.
 
     `store[i]` is an episode; `store[:100]`, `store[[3, 5]]`, `store.select()` and `store.filter()`
     are some of its episodes; `len(store)` is their number (`demotools.store.episodes`).
@@ -221,6 +221,16 @@ class Store:
     optional: Mapping[str, StepArray]
     arrays: Mapping[str, ArrayMetadata]
     _chunk_files: _ChunkFiles
+
+    @property
+    def store(self) -> Store:
+        """Itself: its episodes are its own."""
+        return self
+
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """Those of all episodes."""
+        return np.arange(self.episodes)
 
     @property
     def episodes(self) -> int:
@@ -266,72 +276,6 @@ class Store:
     def metadata(self) -> dict[str, Any]:
         """The attributes of the store as a dict."""
         return self.attributes.model_dump()
-
-    def __len__(self) -> int:
-        """E."""
-        return self.episodes
-
-    @overload
-    def __getitem__(self, index: int | np.integer[Any]) -> Episode: ...
-    @overload
-    def __getitem__(self, index: slice | Sequence[int] | NDArray[Any]) -> EpisodeDataset: ...
-    def __getitem__(
-        self, index: int | np.integer[Any] | slice | Sequence[int] | NDArray[Any]
-    ) -> Episode | EpisodeDataset:
-        return self.dataset[index]
-
-    def __iter__(self) -> Iterator[Episode]:
-        return iter(self.dataset)
-
-    def __getitems__(self, index: Sequence[int]) -> EpisodeDataset:
-        """For PyTorch's DataLoader: the episodes of a batch at once."""
-        return self.dataset.select(index)
-
-    @cached_property
-    def dataset(self) -> EpisodeDataset:
-        """All episodes."""
-        return EpisodeDataset(self)
-
-    def select(self, episodes: Iterable[int] | NDArray[Any]) -> EpisodeDataset:
-        """The episodes of these numbers, in the order given; or where a bool [E] is true."""
-        return self.dataset.select(episodes)
-
-    def filter(
-        self,
-        test: Callable[[Episode], bool] | None = None,
-        *,
-        mission: str | Callable[[str], bool] | None = None,
-        min_length: int = 1,
-        max_length: int | None = None,
-        seeds: Iterable[int] | None = None,
-    ) -> EpisodeDataset:
-        """The episodes that fit; see `EpisodeDataset.filter`."""
-        return self.dataset.filter(
-            test, mission=mission, min_length=min_length, max_length=max_length, seeds=seeds
-        )
-
-    def by_seed(self, seed: int) -> Episode:
-        """The first episode of this environment seed; KeyError where there is none."""
-        return self.dataset.by_seed(seed)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Steps of each episode: int64 [E]."""
-        return self.dataset.lengths
-
-    @property
-    def seeds(self) -> NDArray[np.int64]:
-        """Environment seed of each episode, -1 where unknown: int64 [E]."""
-        return self.episode_seed
-
-    @property
-    def missions(self) -> list[str]:
-        """The text of each episode."""
-        return self.dataset.missions
-
-    def to_numpy(self, arrays: Sequence[str] = ARRAYS) -> dict[str, NDArray[Any]]:
-        """All steps, copied; see `EpisodeDataset.to_numpy`."""
-        return self.dataset.to_numpy(arrays)
 
     def step_array(self, name: str) -> StepArray:
         """One of view, direction, action, mask."""
