@@ -20,7 +20,6 @@ from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from string import ascii_letters, digits
-from types import TracebackType
 from typing import Self
 from unicodedata import category
 
@@ -146,12 +145,7 @@ class MissionTable:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._texts.close()
         self._ids.close()
 

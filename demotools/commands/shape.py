@@ -18,6 +18,14 @@ from demotools.cli import (
     split_option,
 )
 
+_random_seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random choice.",
+)
+
 
 @click.command("shrink")
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
@@ -29,13 +37,7 @@ from demotools.cli import (
     required=True,
     help="Keep N episodes of each store.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random choice.",
-)
+@_random_seed
 @click.option(
     "-o", "--name", metavar="NAME", show_default="STORE-small", help="Name of the one small copy."
 )
@@ -223,13 +225,7 @@ def merge_command(
     show_default=True,
     help="Hold out this share of the episodes; from 1 on, so many of them.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random choice.",
-)
+@_random_seed
 @click.option(
     "-o",
     "--name",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demotools.errors import CheckpointError, SettingsError, printable_text
+from demotools.exchange.hub import on_hub
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.tracking import ID_FILES, TRACKERS
@@ -100,7 +101,7 @@ def no_checkpoint(file: Path) -> CheckpointError:
 
 def refuse_missing(checkpoint: Path | None) -> None:
     """CheckpointError, before torch is loaded, where nothing has this name here, nor on the hub."""
-    if checkpoint and not checkpoint.exists() and not checkpoint.as_posix().startswith("hf:"):
+    if checkpoint and not checkpoint.exists() and not on_hub(checkpoint):
         raise no_checkpoint(checkpoint)
 
 
