@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.output import progress_bar
-from demotools.store.reading import Store, reopened
+from demotools.store.reading import Store, remapped
 
 _BLOCK_BYTES = 1 << 20
 _MAPPED_BYTES = 1 << 25
@@ -55,8 +55,7 @@ def step_blocks(
         first, mapped = 0, _MAPPED_BYTES
         while first < store.episodes:
             if mapped >= _MAPPED_BYTES:
-                # what was read stays in memory for as long as its map lives: not the caller's map
-                store, mapped = reopened(store.path, store.attributes.fingerprint), 0
+                store, mapped = remapped(store), 0
             last = int(np.searchsorted(offset, offset[first] + steps, side="right")) - 1
             last = min(max(last, first + 1), store.episodes)
             start, stop = int(offset[first]), int(offset[last])

@@ -533,6 +533,16 @@ def reopened(path: Path, expected: str) -> Store:
     return store
 
 
+def remapped(store: Store) -> Store:
+    """The store with new maps: what was read stays in memory for as long as its map lives.
+
+    Where another has taken its place since, it is `store`, which still gives what it gave.
+    """
+    present = open_store(store.path)
+    same = present.attributes.fingerprint == store.attributes.fingerprint
+    return present if same else store
+
+
 def _replaced(path: Path) -> StoreError:
     return StoreError(
         "the store was replaced by another while it was in use",

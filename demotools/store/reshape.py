@@ -24,7 +24,7 @@ from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.duplicates import joined_groups, repeats, store_hashes
 from demotools.store.format import MERGED, OPTIONAL
-from demotools.store.reading import Episodes, Store, open_store, reopened
+from demotools.store.reading import Episodes, Store, open_store, remapped
 from demotools.store.verify import seed_splits
 
 Rows = NDArray[np.int64]
@@ -141,8 +141,7 @@ def _blocks(plan: Plan, finished: Sequence[int]) -> Iterator[tuple[int, Episodes
                 yield len(block), None
                 continue
             if mapped >= _MAPPED_BYTES:
-                # what was read stays in memory for as long as its map lives
-                fresh, mapped = reopened(store.path, store.attributes.fingerprint), 0
+                fresh, mapped = remapped(store), 0
             yield len(block), fresh.take(block, texts)
             steps = store.episode_offset[block.max() + 1] - store.episode_offset[block.min()]
             mapped += int(steps) * step_bytes
@@ -312,7 +311,7 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
     StoreError     fewer are left than are to be sampled
     """
     # a store of its own, which is gone with all the missions that it unpacks
-    found = reopened(store.path, store.attributes.fingerprint).filter(
+    found = remapped(store).filter(
         mission=wanted.mission,
         min_length=wanted.min_len or 1,
         max_length=wanted.max_len,

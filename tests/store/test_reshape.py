@@ -25,7 +25,7 @@ from demotools.recording.bot import Style
 from demotools.recording.record import generate, planned_recording
 from demotools.recording.replay import replay_check
 from demotools.store.building import StoreBuilder
-from demotools.store.reading import Episodes, Store, open_store
+from demotools.store.reading import Episodes, Store, open_store, remapped
 from demotools.store.reshape import (
     Conditions,
     merge_stores,
@@ -362,3 +362,12 @@ def test_a_merge_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     subprocess.run(command, check=True, capture_output=True)
     merged, whole = folder_bytes(tmp_path / "merged.zarr"), folder_bytes(tmp_path / "whole.zarr")
     assert merged == whole
+
+
+def test_a_store_replaced_since_it_was_opened_gives_what_it_gave(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "GoToLocal.zarr", make_episodes([3, 2, 4]))
+    assert remapped(store) is not store
+    store.path.rename(tmp_path / "old.zarr")
+    build_store(store.path, make_episodes([1, 5]))
+    assert remapped(store) is store
+    assert selected_episodes(store, Conditions(min_len=3)).tolist() == [0, 2]
