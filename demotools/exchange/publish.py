@@ -278,7 +278,9 @@ def store_card(path: Path) -> str:
     return _CARD_TEXT.format(
         **info,
         header=_header(title, [info["licence"]], info["episodes"]),
-        environment=info["environment_id"] or "none in today's minigrid",
+        environment=info["environment_id"]
+        or ", ".join(info["levels"])
+        or "none in today's minigrid",
         archive=archive,
         quoted_archive=json.dumps(archive),
         size=size_text(info["size_bytes"]),

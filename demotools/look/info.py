@@ -68,11 +68,11 @@ def _array(store: Store, name: str) -> dict[str, Any]:
 def info_text(info: dict[str, Any]) -> str:
     """The same as lines of text."""
     info = printable_values(info)
+    played = info["environment_id"] or ", ".join(info["levels"]) or "no environment today"
     lines = [
         f"{info['name']}: {info['episodes']:,} episodes, {info['steps']:,} steps, "
         f"{info['missions']:,} missions of {info['words']} words",
-        f"  level       {info['level']} ({info['environment_id'] or 'no environment today'}), "
-        f"{info['split']} split",
+        f"  level       {info['level']} ({played}), {info['split']} split",
         f"  length      mean {info['mean_length']:.2f} steps, longest {info['longest']:,}",
         f"  disk        {size_text(info['size_bytes'])} in {info['files']} files, {info['path']}",
     ]

@@ -32,7 +32,7 @@ _KEYS = {
 }
 HELP = (
     "left, right: turn   up: forward   p: pick up   d: drop   space: open, toggle   "
-    "n: another episode   q: quit"
+    "enter: done   n: another episode   q: quit"
 )
 
 

@@ -24,6 +24,8 @@ import trainer
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.store.reading import Store, open_store
+from demotools.store.reshape import merge_stores
+from tests.conftest import build_store, make_episodes
 from trainer.batch import Batch
 from trainer.cli import main
 from trainer.learning.losses import ExpertCrossEntropy, Loss, LossResult
@@ -33,7 +35,7 @@ from trainer.report.plot import Experiment, curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
-from trainer.run.session import resolved
+from trainer.run.session import other_levels, resolved
 from trainer.run.state import new_run, open_stage
 from trainer.settings.models import Settings, read_settings
 
@@ -504,6 +506,17 @@ def test_a_store_of_another_level_than_the_one_played_is_said_aloud(
     assert "another level" not in finished[1]
     same = run("bc_small_cpu", "--dry-run", *TINY, *other[2:], "--set", f"run.level={BABYAI_ID}")
     assert same.exit_code == 0 and "another level" not in same.output
+
+
+def test_of_a_merged_store_any_level_may_be_measured(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{level}.zarr" for level in ("GoToLocal", "PickupLoc")]
+    for path in paths:
+        build_store(path, make_episodes([3]), level=path.stem)
+    merge_stores(paths, tmp_path / "M.zarr", quiet=True)
+    stores = {"M": open_store(tmp_path / "M.zarr")}
+    assert other_levels(read_settings("bc_small_cpu.toml"), stores) == []
+    (line,) = other_levels(read_settings("ppo.toml"), stores)
+    assert 'run.level=["GoToLocal", "PickupLoc"] measures it' in line
 
 
 def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> None:

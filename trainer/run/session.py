@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -573,10 +574,12 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
     """
     levels = settings.run.level_names
     return [
-        f"another level: the store {name} shows {store.attributes.level}, but success is measured "
-        f"on {', '.join(levels)}; run.level={store.attributes.level} measures it on the same"
+        f"another level: the store {name} shows {', '.join(store.levels)}, but success is measured "
+        f"on {', '.join(levels)}; run.level="
+        f"{json.dumps(store.levels) if store.attributes.levels else store.level} "
+        "measures it on the same"
         for name, store in stores.items()
-        if not {store.attributes.level, store.attributes.environment_id} & set(levels)
+        if not {*store.levels, store.attributes.environment_id} & set(levels)
     ]
 
 
