@@ -131,9 +131,9 @@ def test_the_head_on_the_page_learns_beside_the_network(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
     lines = run("a", "losses.ahead.type=ahead:Ahead", BOTH, BUDGET, SAVED)
-    losses, foretold = of(lines, "ahead/loss"), of(lines, "ahead/foretold")
+    losses, accuracy = of(lines, "ahead/loss"), of(lines, "ahead/accuracy")
     assert sum(losses[-5:]) < 0.4 * sum(losses[:5])
-    assert foretold[0] < 0.5 and sum(foretold[-5:]) > 5 * 0.75
+    assert accuracy[0] < 0.5 and sum(accuracy[-5:]) > 5 * 0.75
     copies = sorted((tmp_path / "a").glob("after-*.pt"))
     ends = (copies[0], copies[-1])
     first, last = (content(one)["processes"][0]["losses"]["ahead"] for one in ends)

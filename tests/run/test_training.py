@@ -29,7 +29,7 @@ from tests.conftest import build_store, make_episodes
 from trainer.batch import Batch
 from trainer.cli import main
 from trainer.learning.losses import ExpertCrossEntropy, Loss, LossResult
-from trainer.learning.networks.base import Model
+from trainer.learning.networks.base import Model, Output
 from trainer.report import plot
 from trainer.report.plot import Experiment, curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
@@ -49,6 +49,7 @@ TINY = (*BARE[:-4], "--set", "evaluation.episodes=4", "--set", "on_policy.enviro
 BABYAI_ID = "BabyAI-GoToLocal-v0"
 NO_WANDB = ("--set", "run.wandb=project")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+OWN_PARTS = Path(__file__).parents[2] / "docs" / "own_parts.md"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -559,16 +560,51 @@ def shifted(action: int) -> Loss:
     return ShiftedCrossEntropy(action)
 
 
-def test_the_loss_in_the_docs_trains_as_it_stands_there(
-    run: Callable[..., Result], tmp_path: Path
+def from_the_docs(name: str, folder: Path) -> str:
+    """The code of docs/own_parts.md that defines this name; also a module in the folder."""
+    blocks = re.findall(r"```python\n(.*?)```", OWN_PARTS.read_text("utf-8"), re.S)
+    (code,) = [block for block in blocks if re.search(rf"(def|class) {name}\b", block)]
+    (folder / "from_the_docs.py").write_text(code, "utf-8")
+    return str(code)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3, 1.0])
+def test_the_loss_in_the_docs_is_a_mean_over_the_steps_with_advice(
+    unknown: float, tmp_path: Path
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "own_parts.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n([^`]*def smoothed_cross_entropy[^`]*)```", page)
-    (tmp_path / "from_the_docs.py").write_text(code, "utf-8")
-    own = "losses.expert_ce.type=from_the_docs:smoothed_cross_entropy"
-    result = run("bc_small_cpu", "-o", "a", *BARE, "--set", own)
+    scope: dict[str, Any] = {}
+    exec(from_the_docs("smoothed_cross_entropy", tmp_path), scope)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 4, 7, generator=generator, requires_grad=True)
+    action = torch.randint(7, (5, 4), generator=generator)
+    action[torch.rand(5, 4, generator=generator) < unknown] = -1
+    output = Output(logits, logits[..., 0], torch.zeros(4, 1))
+    loss = scope["smoothed_cross_entropy"]()
+    result = loss(lambda *_: output, {"expert_action": action}, output.memory)
+    known = action >= 0
+    wanted = torch.nn.functional.cross_entropy(logits[known], action[known], label_smoothing=0.1)
+    assert result.steps == known.sum()
+    assert result.loss.item() == pytest.approx(wanted.item() if known.any() else 0.0)
+    assert loss.needs_expert
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "losses.expert_ce.type=from_the_docs:smoothed_cross_entropy",
+        "model.type=from_the_docs:Plain",
+    ],
+)
+def test_the_code_in_the_docs_trains_as_it_stands_there(
+    own: str, run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "from_the_docs", raising=False)
+    code = from_the_docs(own.rpartition(":")[2], tmp_path)
+    result = run("bc_small_cpu", "-o", "a", *TINY, "--set", own)  # acts too
     assert result.exit_code == 0, result.output
     assert read_log(tmp_path / "a")[-1]["demo_steps"] == 800
+    body = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
+    assert "Plain" not in own or len(body) <= 15
 
 
 def test_a_users_own_loss_trains_on_rollouts_and_on_demos_in_one_stage(
