@@ -77,7 +77,13 @@ def untrained(*, sample: bool) -> NetworkPolicy:
 
 
 @pytest.mark.parametrize(
-    "policy", [RandomPolicy(seed=3), "bot", Wanderer(), untrained(sample=True)]
+    "policy",
+    [
+        RandomPolicy(seed=3),
+        "bot",
+        Wanderer(),
+        pytest.param(untrained(sample=True), marks=pytest.mark.slow),
+    ],
 )
 def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -> None:
     results = [

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 import demotools
 import trainer
-from demotools.babyai.levels import Manifest
+from demotools.babyai.levels import Manifest, PublishedFile
 from demotools.cli import main as demotools_main
 from trainer.cli import main as trainer_main
 from trainer.settings.models import Settings, shipped_recipes
@@ -27,6 +27,8 @@ FOREIGN_OPTIONS = {"--nproc-per-node", "--port", "--nworkers", "--nthreads"}  # 
 def messages(package: Path) -> Iterator[tuple[str, str]]:
     """Where, and what is said: the text of every string that is no docstring."""
     for file in sorted(package.rglob("*.py")):
+        if file.name == "reference.py":  # it names settings with N for a number, and is compared
+            continue
         tree = ast.parse(file.read_text("utf-8"))
         docstrings = {
             id(node.body[0].value)
@@ -159,7 +161,7 @@ def test_every_setting_that_a_message_names_exists() -> None:
 
 def test_no_message_sets_something_that_is_no_setting() -> None:
     names = {key.rpartition(".")[2] for key in settings_keys()}
-    names |= {"type", "value", *Manifest.model_fields}
+    names |= {"type", "value", *Manifest.model_fields, *PublishedFile.model_fields}
     wrong = [
         f"{where}: {name}"
         for where, text in ALL

@@ -37,6 +37,7 @@ def read_until(terminal: int, text: str, key: bytes = b"") -> None:
             seen += os.read(terminal, 65536).decode()
 
 
+@pytest.mark.slow
 def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_path: Path) -> None:
     expected = record_episode(make_environment("GoToObj"), SEED)
     assert isinstance(expected, Episode)

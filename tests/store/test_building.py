@@ -467,6 +467,7 @@ def killed_before_call(last: int, act: Callable[[], object]) -> bool:
         os._exit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["overwrite", "remove"])
 def test_a_kill_between_any_two_calls_leaves_the_old_store_or_the_new_one(
     act: str, tmp_path: Path

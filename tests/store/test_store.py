@@ -342,6 +342,7 @@ def test_what_is_no_store_may_be_named_any_way(name: str, tmp_path: Path) -> Non
         assert isinstance(result.exception, SystemExit)
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_no_utf8_is_served(make_store: MakeStore) -> None:
     store = make_store(lengths=[3, 2, 4])
     path = store.path.with_name(os.fsdecode(b"caf\xe9.zarr"))
@@ -366,7 +367,14 @@ def test_a_folder_whose_name_is_no_utf8_is_served(make_store: MakeStore) -> None
 
 
 @pytest.mark.parametrize(
-    "file", ["zarr.json", "cells/zarr.json", "cells/c/0/0/0", "mission_text/c/0"]
+    "file",
+    [
+        "zarr.json",
+        *(
+            pytest.param(file, marks=pytest.mark.slow)
+            for file in ("cells/zarr.json", "cells/c/0/0/0", "mission_text/c/0")
+        ),
+    ],
 )
 def test_a_pipe_inside_a_store_makes_nobody_wait(file: str, make_store: MakeStore) -> None:
     store = make_store(lengths=[3, 2, 4])

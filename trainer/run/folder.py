@@ -143,7 +143,10 @@ def refuse_early(
     # of the processes that train together the others may see what the first has begun to write
     if new and os.environ.get("RANK", "0") == "0":
         name = settings.run.name
-        check_free(run_folder(name, overrides, tiny=tiny, init_from=init_from, output=output))
+        folder = run_folder(name, overrides, tiny=tiny, init_from=init_from, output=output)
+        # files of an earlier run that wait there come back first, when the folder is claimed
+        if not (folder / REPLACED).exists():
+            check_free(folder)
     _check_stores(settings, data_dir)
 
 

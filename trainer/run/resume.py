@@ -329,7 +329,7 @@ def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tupl
         if less and more and less < more:
             what = kind.replace("_", " ")
             lines.append(f"the budget of stage {last + 1} grows from {less:,} to {more:,} {what}")
-            keys.append(f"stages.{last}.max_{kind}")
+            keys.append(f"stages.{last}." + f"max_{kind}")
     if count > last + 1:
         lines.append(f"stages are new from stage {last + 2} on, of {count}")
         keys += [f"stages.{number}." for number in range(last + 1, count)]
