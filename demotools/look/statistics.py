@@ -12,7 +12,7 @@ from demotools.babyai.cells import ACTIONS, COLOURS, OBJECTS, STATES
 from demotools.look.info import store_info
 from demotools.store.duplicates import episode_hashes, mission_hashes, step_blocks
 from demotools.store.format import damaged
-from demotools.store.reading import Store
+from demotools.store.reading import Store, reopened
 
 _CELL_SHAPE = (len(OBJECTS), len(COLOURS), len(STATES))
 
@@ -84,6 +84,8 @@ def store_statistics(store: Store, *, quiet: bool = False) -> StoreStatistics:
         actions += np.bincount(action, minlength=len(ACTIONS))
         codes += np.bincount(view.reshape(-1), minlength=256) if store.packed else 0
     mission_episodes = np.bincount(store.episode_mission, minlength=len(store.mission_tokens))
+    # what is told of the folder must be of the store that was counted
+    reopened(store.path, store.attributes.fingerprint)
     cells = codes[: int(np.prod(_CELL_SHAPE))].reshape(_CELL_SHAPE)
     return StoreStatistics(
         store=store,
