@@ -98,7 +98,7 @@ def run(folder: Path, *arguments: str) -> Result:
 def test_a_level_without_a_manifest_is_refused_before_training_with_the_lines_that_declare_it(
     tmp_path: Path, how: list[str]
 ) -> None:
-    store_of(tmp_path, "go to the red ball", level="Jump")
+    store_of(tmp_path, *["go to the red ball"] * 4, level="Jump")
     result = run(tmp_path, *how)
     assert result.exit_code == 1
     assert not (tmp_path / "out").exists()
