@@ -317,7 +317,7 @@ def test_an_export_of_several_levels_comes_back_level_by_level(bot: Store, tmp_p
         done = run("import", tmp_path / place, "--data-dir", tmp_path)
         assert done.exit_code == 1
         assert "exported from a store of several levels" in done.stderr
-        assert "once for each level, with --level and --name" in done.stderr
+        assert "`demotools select STORE --level LEVEL`" in done.stderr
 
 
 def test_views_that_are_images_have_no_place_in_the_schema(tmp_path: Path) -> None:
