@@ -28,9 +28,11 @@ collect_ignore = [
 # what it takes away is to be missing in the processes that a test starts, not here
 collect_ignore.append("elsewhere")
 
-# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests that
-# press it must see what a user sees.
+# A shell starts background jobs with Ctrl-C ignored, nohup with a hangup, and children inherit that:
+# the tests that send these must see what a user sees.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REAL_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "real_demos"
 MISSIONS = ("go to the red ball", "go to a green key", "go to the grey box")
