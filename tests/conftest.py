@@ -28,8 +28,8 @@ collect_ignore = [
 # what it takes away is to be missing in the processes that a test starts, not here
 collect_ignore.append("elsewhere")
 
-# A shell starts background jobs with Ctrl-C ignored, nohup with a hangup, and children inherit that:
-# the tests that send these must see what a user sees.
+# A shell starts background jobs with Ctrl-C ignored, nohup with hangups ignored, and children
+# inherit that: the tests that send these must see what a user sees.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

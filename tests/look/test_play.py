@@ -29,11 +29,11 @@ def read_until(terminal: int, text: str, key: bytes = b"") -> None:
 
     A key that comes before the program listens is lost.
     """
-    seen, deadline = "", time.monotonic() + 60
+    seen, deadline = "", time.monotonic() + 120
     while text not in seen:
         assert time.monotonic() < deadline, seen
         os.write(terminal, key)
-        while text not in seen and select.select([terminal], [], [], 2)[0]:
+        while text not in seen and select.select([terminal], [], [], 15)[0]:
             seen += os.read(terminal, 65536).decode()
 
 
