@@ -93,6 +93,7 @@ def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.slow
 def test_sampled_actions_are_drawn_by_the_probabilities_and_greedy_ones_are_not() -> None:
     results = {}
     for sample in (False, True):

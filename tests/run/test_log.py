@@ -164,6 +164,7 @@ def test_all_three_logs_agree_after_a_kill_and_a_resume(bot_data: Path, tmp_path
     assert theirs == ours
 
 
+@pytest.mark.slow
 def test_a_run_begun_anew_is_another_one_there(bot_data: Path, tmp_path: Path) -> None:
     for arguments in ([], ["--overwrite"]):
         assert trained(bot_data, tmp_path / "a", *arguments).returncode == 0

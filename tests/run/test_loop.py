@@ -363,6 +363,7 @@ main()
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [pytest.param(2, marks=SLOW), 3, pytest.param(4, marks=SLOW)])
 def test_the_best_checkpoint_is_there_when_the_last_one_says_so_wherever_a_kill_falls(
     moment: int, bot_data: Path, tmp_path: Path
@@ -392,6 +393,7 @@ def test_the_best_checkpoint_is_there_when_the_last_one_says_so_wherever_a_kill_
         assert same_weights(tmp_path / "whole" / name, tmp_path / "cut" / name)
 
 
+@pytest.mark.slow
 def test_memory_that_is_not_enough_is_told_with_the_settings_that_lower_it(
     bot_data: Path, tmp_path: Path
 ) -> None:

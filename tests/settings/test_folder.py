@@ -97,6 +97,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_old_one_back(
     assert files() == before
 
 
+@pytest.mark.slow
 def test_a_run_under_a_limit_of_file_size_leaves_the_old_one_whole(
     before: dict[str, bytes],
 ) -> None:

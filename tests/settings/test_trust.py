@@ -227,6 +227,7 @@ def console_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess
 STRAYS = ("triton", "tabulate", "wandb", "cv2", "pygments", "sympy_plots", "ppo", "moviepy")
 
 
+@pytest.mark.slow
 def test_modules_that_lie_in_the_working_directory_by_chance_are_not_imported(
     tmp_path: Path,
 ) -> None:

@@ -508,6 +508,7 @@ def test_a_kill_between_any_two_calls_leaves_the_old_store_or_the_new_one(
     assert set(seen) == {3, new}
 
 
+@pytest.mark.slow
 def test_a_writer_killed_once_its_store_has_its_name_leaves_nothing_behind(tmp_path: Path) -> None:
     named = 0
     for last in range(400):

@@ -122,6 +122,7 @@ def parent_episodes(kind: int) -> Episodes:
     return replace(episodes, mission=mission, action=np.full(180, kind, np.uint8))
 
 
+@pytest.mark.slow
 def test_a_store_replaced_while_it_is_shrunk_gives_a_twin_of_one_of_them(tmp_path: Path) -> None:
     path = tmp_path / "GoToLocal.zarr"
     build_store(path, parent_episodes(0))
