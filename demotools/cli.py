@@ -200,6 +200,21 @@ def output_option(help_text: str, default: str, **settings: Any) -> Callable[[Co
     return click.option("-o", "--output", type=kind, show_default=default, help=help_text)
 
 
+def name_option(
+    without: str | bool, help_text: str = "Name of the store.", **settings: Any
+) -> Callable[[Command], Command]:
+    """`-o`, for a command that makes a store; `without` says what its name is otherwise."""
+    return click.option(
+        "-o", "--name", metavar="NAME", show_default=without, help=help_text, **settings
+    )
+
+
+def episodes_option(help_text: str, **settings: Any) -> Callable[[Command], Command]:
+    """`-n`, a number of episodes from 1 on."""
+    settings = {"type": click.IntRange(min=1), **settings}
+    return click.option("-n", "--episodes", metavar="N", help=help_text, **settings)
+
+
 def split_option(without: str | bool, **settings: Any) -> Callable[[Command], Command]:
     """`--split`; `without` says what it is otherwise."""
     kind = click.Choice(["train", "valid"])
@@ -214,9 +229,7 @@ overwrite_store = click.option(
 overwrite_file = click.option(
     "--overwrite", is_flag=True, help="Replace an existing file of this name."
 )
-name_option = click.option(
-    "-o", "--name", metavar="NAME", show_default="LEVEL or LEVEL-valid", help="Name of the store."
-)
+stores_argument = click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -60,6 +60,39 @@ def _load_torch() -> None:
     optional_package("torch", "train")
 
 
+def _checkpoint(*, required: bool = True) -> Callable[[Command], Command]:
+    return click.argument("checkpoint", type=click.Path(path_type=Path), required=required)
+
+
+def _output(
+    help_text: str, default: Path | None = None, **kind: Any
+) -> Callable[[Command], Command]:
+    """`-o`; `kind` says what it must not be: see `click.Path`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, **kind),
+        default=default,
+        show_default=default is not None,
+        help=help_text,
+    )
+
+
+def _episodes(default: int, help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--episodes",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help=help_text,
+    )
+
+
+def _trust(holder: str = "the checkpoint") -> Callable[[Command], Command]:
+    help_text = f"Import and run the code that {holder} names."
+    return click.option("--trust", is_flag=True, help=help_text)
+
+
 _quiet = click.option(
     "--quiet", "-q", is_flag=True, help="Show no progress bar and print no summary."
 )
@@ -89,11 +122,6 @@ _against = click.option(
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 _level = click.option("--level", help="Play this level [default: the one it was trained on].")
-_trust = click.option(
-    "--trust",
-    is_flag=True,
-    help="Import and run the code that the checkpoint names.",
-)
 _sample = click.option(
     "--sample",
     "--stochastic",
@@ -122,11 +150,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 
 @main.command(cls=_RunCommand)
 @click.argument("recipe")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write the run to this folder [default: runs/NAME, and what --set changes].",
+@_output(
+    "Write the run to this folder [default: runs/NAME, and what --set changes].", file_okay=False
 )
 @_set
 @click.option(
@@ -152,9 +177,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     help="Resume although settings changed that no weight depends on.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in the same folder.")
-@click.option(
-    "--trust", is_flag=True, help="Import and run the code that the settings.toml of a run names."
-)
+@_trust("the settings.toml of a run")
 @click.option(
     "--seeds",
     metavar="SEEDS",
@@ -280,14 +303,8 @@ def _writes() -> bool:
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--episodes",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Play so many unseen episodes.",
-)
+@_checkpoint(required=False)
+@_episodes(1000, "Play so many unseen episodes.")
 @click.option(
     "--seeds",
     metavar="SEEDS",
@@ -300,15 +317,10 @@ def _writes() -> bool:
     help="Play a reference policy instead, on the same level.",
 )
 @_level
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every episode to this file, a JSON object a line.",
-)
+@_output("Write every episode to this file, a JSON object a line.", dir_okay=False)
 @_overwrite
 @_device
-@_trust
+@_trust()
 @_json
 @_workers
 @_quiet
@@ -370,7 +382,7 @@ def evaluate(
         lines = [json.dumps(outcome.as_json()) + "\n" for outcome in result.outcomes]
         write_output(output, "".join(lines).encode(), overwrite=overwrite)
         said = f"made {output}\n{said}".strip()
-    click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.text())
+    _print(result, as_json=as_json, quiet=False)
     if said and not (quiet or as_json):
         click.echo(said)
 
@@ -402,12 +414,7 @@ def list_recipes() -> None:
 
 @recipes.command()
 @click.argument("name")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Write the copy to this file [default: NAME, in this folder].",
-)
+@_output("Write the copy to this file [default: NAME, in this folder].")
 @_overwrite
 @_quiet
 def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
@@ -454,12 +461,7 @@ def validate(recipe: str, overrides: tuple[str, ...], tiny: bool, quiet: bool) -
 
 
 @main.command()
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write it to this file [default: print it].",
-)
+@_output("Write it to this file [default: print it].", dir_okay=False)
 @_overwrite
 @_quiet
 def schema(output: Path | None, overwrite: bool, quiet: bool) -> None:
@@ -485,14 +487,7 @@ def schema(output: Path | None, overwrite: bool, quiet: bool) -> None:
 @main.command()
 @_folders
 @_against
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("curve.png"),
-    show_default=True,
-    help="Write the picture to this file.",
-)
+@_output("Write the picture to this file.", Path("curve.png"), dir_okay=False)
 @_overwrite
 @_quiet
 def plot(
@@ -514,18 +509,12 @@ def plot(
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option(
-    "--episodes",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Watch so many episodes.",
-)
+@_checkpoint()
+@_episodes(4, "Watch so many episodes.")
 @_sample
 @click.option("--worst", is_flag=True, help="Watch those that went worst of at least a hundred.")
 @_level
-@_trust
+@_trust()
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -599,7 +588,7 @@ def watch(
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_checkpoint()
 @click.option(
     "--to",
     "--format",
@@ -608,15 +597,13 @@ def watch(
     required=True,
     help="A graph for ONNX runtimes or for torch alone, or the weights as a small checkpoint.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the policy to this file [default: policy.onnx, .torchscript or .pt beside it].",
+@_output(
+    "Write the policy to this file [default: policy.onnx, .torchscript or .pt beside it].",
+    dir_okay=False,
 )
 @click.option("--half", is_flag=True, help="Keep the weights in 16 bits each; with --to weights.")
 @click.option("--level", help="Compare a graph on this level [default: the one it was trained on].")
-@_trust
+@_trust()
 @_overwrite
 @_json
 @_quiet
@@ -659,26 +646,17 @@ def export(
         trust=trust,
         quiet=quiet,
     )
-    if as_json:
-        click.echo(json.dumps(exported.as_json(), indent=2))
-    elif not quiet:
-        click.echo(exported.text())
+    _print(exported, as_json=as_json, quiet=quiet)
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_checkpoint()
 @click.argument("place", metavar="hf:OWNER/NAME")
-@click.option(
-    "--episodes",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Measure the success for the card on so many unseen episodes.",
-)
+@_episodes(1000, "Measure the success for the card on so many unseen episodes.")
 @click.option("--private", is_flag=True, help="Make the model private, where it is new.")
 @click.option("--license", "licence", metavar="ID", help="State this licence in the card.")
 @click.option("--dry-run", is_flag=True, help="Make everything, and send nothing.")
-@_trust
+@_trust()
 @_json
 @_workers
 @_quiet
@@ -721,23 +699,13 @@ def push(
         trust=trust,
         quiet=quiet,
     )
-    if as_json:
-        click.echo(json.dumps(pushed.as_json(), indent=2))
-    elif not quiet:
-        click.echo(pushed.text())
+    _print(pushed, as_json=as_json, quiet=quiet)
 
 
 @main.command()
 @_folders
 @_against
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("runs.html"),
-    show_default=True,
-    help="Write the page to this file.",
-)
+@_output("Write the page to this file.", Path("runs.html"), dir_okay=False)
 @_overwrite
 @_json
 @_quiet
@@ -773,6 +741,20 @@ def report(
         click.echo(
             f"made {output}: runs {len(found.runs)}, differing settings {len(found.differing)}"
         )
+
+
+class _Result(Protocol):
+    def as_json(self) -> Any: ...
+
+    def text(self) -> str: ...
+
+
+def _print(result: _Result, *, as_json: bool, quiet: bool) -> None:
+    """What was done: for a program, for a person, or not at all."""
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2))
+    elif not quiet:
+        click.echo(result.text())
 
 
 def _say(line: str) -> None:

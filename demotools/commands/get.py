@@ -13,6 +13,7 @@ from demotools.cli import (
     Shell,
     check_dask,
     common,
+    episodes_option,
     lasting_imports,
     name_option,
     on_workers,
@@ -140,14 +141,7 @@ def fetch_command(
 
 @click.command("generate")
 @click.argument("level")
-@click.option(
-    "-n",
-    "--episodes",
-    metavar="N",
-    type=int,
-    show_default="all, with --seeds",
-    help="Record N solved episodes.",
-)
+@episodes_option("Record N solved episodes.", type=int, show_default="all, with --seeds")
 @split_option(True, default="train")
 @click.option(
     "--seed",
@@ -185,7 +179,7 @@ def fetch_command(
     help="Store episodes that are not solved as well, and every step's `reward`.",
 )
 @on_workers
-@name_option
+@name_option("LEVEL or LEVEL-valid")
 @overwrite_store
 @common
 def generate_command(
@@ -245,21 +239,13 @@ def generate_command(
 
 @click.command("play")
 @click.argument("level")
-@click.option(
-    "-n",
-    "--episodes",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Stop after N solved episodes.",
-)
+@episodes_option("Stop after N solved episodes.")
 @click.option(
     "--seed", type=int, show_default="behind those in the store", help="First environment seed."
 )
 @click.option("--room", is_flag=True, help="Show the whole room, not only what the agent sees.")
 @click.option("--window", is_flag=True, help="Play in a window instead of the terminal.")
-@click.option(
-    "-o", "--name", metavar="NAME", show_default="LEVEL-human", help="Name of your store."
-)
+@name_option("LEVEL-human", "Name of your store.")
 @common
 def play_command(
     shell: Shell,
@@ -314,7 +300,7 @@ def play_command(
 )
 @click.option("--salvage", is_flag=True, help="Convert the intact part of a truncated file.")
 @on_workers
-@name_option
+@name_option("LEVEL or LEVEL-valid")
 @overwrite_store
 @common
 def convert_command(
@@ -351,7 +337,7 @@ def convert_command(
 )
 @click.option("--level", show_default="from the dataset", help="Level of the demonstrations.")
 @split_option("from the dataset, or train")
-@name_option
+@name_option("LEVEL or LEVEL-valid")
 @overwrite_store
 @common
 def import_command(

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from demotools.cli import Shell, common, output_option, overwrite_file, print_json, say
+from demotools.cli import (
+    Shell,
+    common,
+    episodes_option,
+    output_option,
+    overwrite_file,
+    print_json,
+    say,
+    stores_argument,
+)
 
 
 @click.command("list")
@@ -117,7 +126,7 @@ def show_command(
 
 
 @click.command("report")
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@stores_argument
 @output_option("Write the page to this file.", "report.html", dir_okay=False)
 @click.option(
     "--instruction-len",
@@ -168,14 +177,7 @@ def report_command(
 @click.command("verify")
 @click.argument("store")
 @click.option("--replay", is_flag=True, help="Replay episodes in the environment, too.")
-@click.option(
-    "-n",
-    "--episodes",
-    metavar="N",
-    type=click.IntRange(min=1),
-    show_default="1000",
-    help="With --replay: replay at most N episodes, evenly spread.",
-)
+@episodes_option("With --replay: replay at most N episodes, evenly spread.", show_default="1000")
 @common
 def verify_command(shell: Shell, store: str, replay: bool, episodes: int | None) -> None:
     """Check a store for damage: every byte and every array.

@@ -11,11 +11,14 @@ from demotools.cli import (
     Shell,
     common,
     confirmed,
+    episodes_option,
+    name_option,
     output_option,
     overwrite_file,
     overwrite_store,
     say,
     split_option,
+    stores_argument,
 )
 
 _random_seed = click.option(
@@ -29,18 +32,9 @@ _random_seed = click.option(
 
 @click.command("shrink")
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
-@click.option(
-    "-n",
-    "--episodes",
-    metavar="N",
-    type=click.IntRange(min=1),
-    required=True,
-    help="Keep N episodes of each store.",
-)
+@episodes_option("Keep N episodes of each store.", required=True)
 @_random_seed
-@click.option(
-    "-o", "--name", metavar="NAME", show_default="STORE-small", help="Name of the one small copy."
-)
+@name_option("STORE-small", "Name of the one small copy.")
 @overwrite_store
 @common
 def shrink_command(
@@ -142,9 +136,7 @@ def _actions(
     show_default="0",
     help="With --sample: seed of the random choice.",
 )
-@click.option(
-    "-o", "--name", metavar="NAME", show_default="STORE-selected", help="Name of the new store."
-)
+@name_option("STORE-selected", "Name of the new store.")
 @overwrite_store
 @common
 def select_command(
@@ -173,14 +165,12 @@ def select_command(
 
 
 @click.command("merge")
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@stores_argument
 @split_option("that of the stores")
 @click.option(
     "--dedupe", is_flag=True, help="Leave out episodes that repeat another one step by step."
 )
-@click.option(
-    "-o", "--name", metavar="NAME", default="merged", show_default=True, help="Name of the store."
-)
+@name_option(True, default="merged")
 @overwrite_store
 @common
 def merge_command(
@@ -226,13 +216,7 @@ def merge_command(
     help="Hold out this share of the episodes; from 1 on, so many of them.",
 )
 @_random_seed
-@click.option(
-    "-o",
-    "--name",
-    metavar="NAME",
-    show_default="STORE",
-    help="Name the new stores NAME-train and NAME-valid.",
-)
+@name_option("STORE", "Name the new stores NAME-train and NAME-valid.")
 @overwrite_store
 @common
 def split_command(
@@ -281,9 +265,7 @@ def archive_command(shell: Shell, store: str, output: Path | None, overwrite: bo
 
 @click.command("unarchive")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--name", metavar="NAME", show_default="from the file name", help="Name of the store."
-)
+@name_option("from the file name")
 @overwrite_store
 @common
 def unarchive_command(shell: Shell, file: Path, name: str | None, overwrite: bool) -> None:
@@ -301,7 +283,7 @@ def unarchive_command(shell: Shell, file: Path, name: str | None, overwrite: boo
 
 
 @click.command("remove")
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@stores_argument
 @click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 @common
 def remove_command(shell: Shell, stores: tuple[str, ...], yes: bool) -> None:

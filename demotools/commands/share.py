@@ -13,6 +13,7 @@ from demotools.cli import (
     overwrite_file,
     overwrite_store,
     say,
+    stores_argument,
 )
 
 _KINDS = ("pickle", "parquet", "jsonl", "minari")
@@ -111,7 +112,7 @@ def _export_kind(target: str | None, file_format: str | None, output: Path | Non
 
 
 @click.command("card")
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@stores_argument
 @output_option("Write the card to this file.", "print it", dir_okay=False)
 @overwrite_file
 @common
