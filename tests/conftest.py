@@ -14,6 +14,7 @@ import pytest
 from demotools.babyai.cells import EGOCENTRIC_CODES
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.reading import Episodes, Store, open_store
+from tests.upload_server import Hub, serving
 
 # On a Python without torch (see noxfile.py) the tests of the trainer are left out, and so are the
 # modules that they import.
@@ -97,6 +98,13 @@ def bot_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recording = planned_recording("GoToLocal", 60, split="train", first_seed=None)
     generate(recording, folder / "GoToLocal.zarr", workers=1, overwrite=False, quiet=True)
     return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A stand-in for the Hugging Face hub to which files are sent."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,9 @@ from demotools.errors import FetchError
 from demotools.exchange.publish import push_stores
 from demotools.store.reading import Store, open_store
 from tests.conftest import build_store, make_episodes
-from tests.upload_server import TOKEN, Hub, Run, runner, serving
+from tests.upload_server import TOKEN, Hub, Run, runner
 
 pytest.importorskip("huggingface_hub", reason="the extra hf is not installed")
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

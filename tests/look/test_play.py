@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from demotools.recording.bot import Episode, record_episode
 from demotools.recording.environment import make_environment
 from demotools.recording.human import QUIT, SKIP
 from demotools.store.reading import open_store
+from tests.terminal import in_terminal
 
 SEED = 900_000_000
 KEYS = (b"\x1b[D", b"\x1b[C", b"\x1b[A", b"p", b"d", b" ", b"\r")
@@ -42,32 +40,19 @@ def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_pa
     expected = record_episode(make_environment("GoToObj"), SEED)
     assert isinstance(expected, Episode)
     name = "GoToObj-human.zarr"
-    master, slave = pty.openpty()
     arguments = ["play", "GoToObj", "--room", "--data-dir", str(tmp_path)]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "demotools", *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"},
-    )
-    try:
-        read_until(master, HELP)
+    with in_terminal("demotools", *arguments) as (program, terminal):
+        read_until(terminal, HELP)
         time.sleep(0.2)
         actions = expected.action.tolist()
         for step, action in enumerate(actions):
             last = step == len(actions) - 1
             shown = f"solved; 1 episodes in {name}" if last else f"step {step + 1} of at most"
-            read_until(master, shown, KEYS[action])
-        read_until(master, HELP)
+            read_until(terminal, shown, KEYS[action])
+        read_until(terminal, HELP)
         time.sleep(0.2)
-        os.write(master, b"q")
+        os.write(terminal, b"q")
         assert program.wait(timeout=20) == 0
-    finally:
-        program.kill()
-        program.wait()
-        os.close(slave)
-        os.close(master)
     store = open_store(tmp_path / name)
     assert store[0].actions.tolist() == expected.action.tolist()
     assert store[0].cells.tolist() == expected.cells.tolist()

@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
 import select
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +34,7 @@ from demotools.recording.bot import Episode, record_episode
 from demotools.recording.environment import make_environment
 from demotools.store.reading import Episodes, Store, open_store
 from tests.conftest import MISSIONS, build_store, make_episodes
+from tests.terminal import in_terminal
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -272,23 +270,9 @@ def type_until(terminal: int, key: bytes, until: str) -> str:
 
 def test_in_a_real_terminal_one_steps_with_the_arrow_keys(boss: Store) -> None:
     last = len(shown_episode(boss, 1).action) - 1
-    command = [sys.executable, "-c", "from demotools.cli import main; main()"]
-    variables = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"}
-    master, slave = pty.openpty()
-    program = subprocess.Popen(
-        [*command, "show", str(boss.path), "--episode", "1"],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={name: value for name, value in variables.items() if name != "NO_COLOR"},
-    )
-    try:
-        assert "\x1b[90m\x1b[100m##" in type_until(master, b"\x1b[F", f"step {last} (last ")
-        type_until(master, b"\x1b[D", f"step {last - 1} (last ")
-        os.write(master, b"q")
+    arguments = ["show", str(boss.path), "--episode", "1"]
+    with in_terminal("demotools", *arguments) as (program, terminal):
+        assert "\x1b[90m\x1b[100m##" in type_until(terminal, b"\x1b[F", f"step {last} (last ")
+        type_until(terminal, b"\x1b[D", f"step {last - 1} (last ")
+        os.write(terminal, b"q")
         assert program.wait(timeout=20) == 0
-    finally:
-        program.kill()
-        program.wait()
-        os.close(slave)
-        os.close(master)

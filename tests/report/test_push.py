@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from demotools.errors import CheckpointError, FetchError
 from tests.run.test_export import written_policy
-from tests.upload_server import TOKEN, Hub, Run, runner, serving
+from tests.upload_server import TOKEN, Hub, Run, runner
 from trainer.cli import main
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.loading import load_policy
@@ -22,12 +22,6 @@ pytest.importorskip("huggingface_hub", reason="the extra hf is not installed")
 pytest.importorskip("safetensors", reason="the extra hf is not installed")
 
 QUICK = ("--episodes", "5", "-m", "1")
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

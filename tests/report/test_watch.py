@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +26,7 @@ from demotools.look.pictures import bar_picture, equally_large
 from demotools.look.show import step_pictures
 from demotools.recording.environment import make_environment
 from tests.look.test_show import type_until
+from tests.terminal import in_terminal
 from trainer.acting.evaluate import evaluate_policy
 from trainer.acting.policy import NetworkPolicy
 from trainer.cli import main
@@ -207,29 +206,15 @@ def test_in_a_terminal_one_steps_through_all_episodes_with_the_arrow_keys(
 ) -> None:
     path = checkpoint("run.level=GoToObj")
     *_, last = watched_episodes(path, episodes=2)
-    command = [sys.executable, "-c", "from trainer.cli import main; main()", "watch", str(path)]
-    variables = {**os.environ, "TERM": "xterm", "COLUMNS": "90", "LINES": "40"}
-    master, slave = pty.openpty()
-    program = subprocess.Popen(
-        [*command, "--episodes", "2", "-q"],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={name: value for name, value in variables.items() if name != "NO_COLOR"},
-    )
-    try:
+    arguments = ["watch", str(path), "--episodes", "2", "-q"]
+    with in_terminal("trainer", *arguments) as (program, terminal):
         number = len(last.shown.action) - 1
-        shown = type_until(master, b"\x1b[F", f"step {number} (last ")
+        shown = type_until(terminal, b"\x1b[F", f"step {number} (last ")
         assert "episode 1," in shown
         assert "\x1b[34m" in shown
-        type_until(master, b"\x1b[H", "step 0 (last ")
-        os.write(master, b"q")
+        type_until(terminal, b"\x1b[H", "step 0 (last ")
+        os.write(terminal, b"q")
         assert program.wait(timeout=20) == 0
-    finally:
-        program.kill()
-        program.wait()
-        os.close(slave)
-        os.close(master)
 
 
 def wrapped_level(level: str) -> Any:
