@@ -159,6 +159,15 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(number, "rb")
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file.
+
+    DemotoolsError  see `open_regular`
+    """
+    with open_regular(path) as stream:
+        return stream.read()
+
+
 def acquired_lock(path: Path) -> filelock.BaseFileLock:
     """The lock of whoever makes or replaces `path`; release it.
 

@@ -424,15 +424,13 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
     Example:
       trainer recipes copy bc_small_cpu.toml -o mine.toml
     """
-    from demotools.output import open_regular, write_output
+    from demotools.output import read_regular, write_output
     from trainer.settings.models import recipe_path
     from trainer.settings.reference import SCHEMA_FILE, schema_text
 
     source = recipe_path(name)
     target = output or Path(source.name)
-    with open_regular(source) as stream:
-        content = stream.read()
-    write_output(target, content, overwrite=overwrite)
+    write_output(target, read_regular(source), overwrite=overwrite)
     if not target.with_name(SCHEMA_FILE).exists():
         write_output(target.with_name(SCHEMA_FILE), schema_text().encode(), overwrite=False)
     if not quiet:

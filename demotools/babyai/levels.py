@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from demotools.errors import ManifestError, SettingsError, from_os_error
-from demotools.output import open_regular
+from demotools.output import read_regular
 
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
@@ -274,12 +274,7 @@ def read_archive(name: str, extra: Path | None = None) -> PublishedFile:
 
     ManifestError  no such archive, or a file that does not parse
     """
-    for path in (folder / _ARCHIVES for folder in manifest_folders(extra)):
-        if path.is_file():
-            archives = _parsed(path, _ARCHIVES_TABLE.validate_python)
-            if name in archives:
-                return archives[name]
-    raise ManifestError("there is no such archive", path=name, fix=f"describe it in {_ARCHIVES}")
+    return _entry(name, _ARCHIVES, _ARCHIVES_TABLE, "archive", extra)
 
 
 def read_dataset(name: str, extra: Path | None = None) -> PublishedDataset:
@@ -287,12 +282,19 @@ def read_dataset(name: str, extra: Path | None = None) -> PublishedDataset:
 
     ManifestError  no such data set, or a file that does not parse
     """
-    for path in (folder / _DATASETS for folder in manifest_folders(extra)):
+    return _entry(name, _DATASETS, _DATASETS_TABLE, "data set", extra)
+
+
+def _entry(
+    name: str, file: str, table: TypeAdapter[dict[str, Parsed]], what: str, extra: Path | None
+) -> Parsed:
+    """The entry of this name in the first of the folders' files that has it."""
+    for path in (folder / file for folder in manifest_folders(extra)):
         if path.is_file():
-            datasets = _parsed(path, _DATASETS_TABLE.validate_python)
-            if name in datasets:
-                return datasets[name]
-    raise ManifestError("there is no such data set", path=name, fix=f"describe it in {_DATASETS}")
+            entries = _parsed(path, table.validate_python)
+            if name in entries:
+                return entries[name]
+    raise ManifestError(f"there is no such {what}", path=name, fix=f"describe it in {file}")
 
 
 def levels_of_datasets(extra: Path | None = None) -> list[str]:
@@ -440,6 +442,5 @@ def seeds_of(text: str) -> Sequence[int]:
     """
     if not re.search(r"[^\d,\s-]", text) or not Path(text).exists():
         return listed_seeds(text)
-    with open_regular(Path(text)) as stream:
-        content = stream.read().decode("utf-8", "replace")
+    content = read_regular(Path(text)).decode("utf-8", "replace")
     return listed_seeds(re.sub(r"[\s,]+", ",", content).strip(","))

@@ -124,6 +124,16 @@ def _with_source(manifest: str, pushed: PushedStore) -> str:
 # Licences of stores that the hub knows, in lower case; others are "other", with their text.
 _LICENCES = {"BSD-3-Clause", "BSD-2-Clause", "MIT", "Apache-2.0", "CC-BY-4.0", "CC0-1.0"}
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_EXAMPLE = """\
+```python
+import zarr
+
+store = zarr.storage.ZipStore({quoted_archive}, mode="r")
+group = zarr.open_group(store, mode="r")
+first, last = group["episode_offset"][:2]
+mission = int(group["episode_mission"][0])
+print(group["mission_text"][mission], group["action"][first:last])
+```"""
 _CARD_TEXT = """\
 ---
 {header}
@@ -142,15 +152,7 @@ language; the expert's action is stored beside it.
 
 `{archive}` is a Zarr v3 store in a zip file, which plain zarr reads:
 
-```python
-import zarr
-
-store = zarr.storage.ZipStore({quoted_archive}, mode="r")
-group = zarr.open_group(store, mode="r")
-first, last = group["episode_offset"][:2]
-mission = int(group["episode_mission"][0])
-print(group["mission_text"][mission], group["action"][first:last])
-```
+{example}
 
 `demotools unarchive {archive}` restores the folder of memory-mapped chunk files ({size}).
 
@@ -194,15 +196,7 @@ language; the expert's action is stored beside it.
 
 Each archive is a Zarr v3 store in a zip file, which plain zarr reads:
 
-```python
-import zarr
-
-store = zarr.storage.ZipStore({quoted_archive}, mode="r")
-group = zarr.open_group(store, mode="r")
-first, last = group["episode_offset"][:2]
-mission = int(group["episode_mission"][0])
-print(group["mission_text"][mission], group["action"][first:last])
-```
+{example}
 
 `demotools fetch LEVEL --from hf:OWNER/NAME/STORE.zarr.zip` restores the folder of memory-mapped
 chunk files.
@@ -251,7 +245,7 @@ def stores_card(paths: Sequence[Path]) -> str:
             f"| {info['missions']:,} | {size_text(info['size_bytes'])} |"
             for info in infos
         ),
-        quoted_archive=json.dumps(infos[0]["name"] + ARCHIVE_SUFFIX),
+        example=_example(infos[0]["name"] + ARCHIVE_SUFFIX),
         rows="\n".join(
             f"| {name} | {each['dtype']} | {each['meaning']} |"
             for name, each in sorted(arrays.items())
@@ -282,11 +276,15 @@ def store_card(path: Path) -> str:
         or ", ".join(info["levels"])
         or "none in today's minigrid",
         archive=archive,
-        quoted_archive=json.dumps(archive),
+        example=_example(archive),
         size=size_text(info["size_bytes"]),
         rows="\n".join(rows),
         provenance="\n".join(_origin(info)),
     )
+
+
+def _example(archive: str) -> str:
+    return _EXAMPLE.format(quoted_archive=json.dumps(archive))
 
 
 def _header(title: str, licences: Sequence[str], episodes: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from demotools.errors import SettingsError
 from demotools.look.report import rendered_page
-from demotools.output import open_regular
+from demotools.output import read_regular
 from trainer.report.plot import (
     AgainstWhat,
     curves,
@@ -176,8 +176,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise SettingsError(
             "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
         )
-    with open_regular(file) as stream:
-        content = stream.read()
+    content = read_regular(file)
     try:
         tree = toml_tree(content.decode("utf-8"), file)
     except UnicodeDecodeError as error:

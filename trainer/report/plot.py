@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.errors import DemotoolsError, optional_package, printable_text
-from demotools.output import open_regular, write_output
+from demotools.output import read_regular, write_output
 from trainer.run.folder import SEED_FOLDER
 from trainer.run.log import CURVE_FILE, EVALUATIONS_FILE, FILE_NAME, read_log
 from trainer.settings.models import SETTINGS_FILE, setting_leaves, toml_tree
@@ -248,8 +248,7 @@ def _equal(letters: Sequence[str]) -> bool:
 def _experiment_of(folder: Path) -> object:
     """By what its runs are told from others; a folder without readable settings is its own."""
     try:
-        with open_regular(folder / SETTINGS_FILE) as stream:
-            tree = toml_tree(stream.read().decode("utf-8"), folder)
+        tree = toml_tree(read_regular(folder / SETTINGS_FILE).decode("utf-8"), folder)
     except (DemotoolsError, UnicodeDecodeError):
         return folder
     return experiment_key(setting_leaves(tree))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from demotools.errors import DemotoolsError, from_os_error
-from demotools.output import open_regular
+from demotools.output import read_regular
 from trainer.run.tracking import TRACKERS, open_trackers
 from trainer.settings.user_code import FOREIGN, told
 
@@ -276,8 +276,7 @@ def read_log(folder: Path, name: str = FILE_NAME) -> list[dict[str, Any]]:
 
     DemotoolsError  a line is not one that a run writes, or the file cannot be read
     """
-    with open_regular(folder / name) as stream:
-        lines = stream.read().split(b"\n")[:-1]
+    lines = read_regular(folder / name).split(b"\n")[:-1]
     return [_parsed(line, number, folder / name) for number, line in enumerate(lines, start=1)]
 
 

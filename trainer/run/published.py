@@ -19,7 +19,7 @@ import torch
 
 from demotools.errors import CheckpointError, optional_package
 from demotools.exchange.hub import downloaded_files
-from demotools.output import open_regular, write_output
+from demotools.output import read_regular, write_output
 
 WEIGHTS_FILE = "model.safetensors"
 SETTINGS_FILE = "settings.toml"
@@ -77,7 +77,9 @@ def policy_content(folder: Path) -> dict[str, Any]:
     CheckpointError  a file is missing or is not of its format
     """
     safetensors = optional_package("safetensors.torch", "hf")
-    texts = {name: _content(folder / name) for name in (SETTINGS_FILE, WORDS_FILE, WEIGHTS_FILE)}
+    texts = {
+        name: read_regular(folder / name) for name in (SETTINGS_FILE, WORDS_FILE, WEIGHTS_FILE)
+    }
     try:
         vocabulary = json.loads(texts[WORDS_FILE])
         if not isinstance(vocabulary, dict):
@@ -94,11 +96,6 @@ def policy_content(folder: Path) -> dict[str, Any]:
             path=folder,
             fix="publish it again, or name another",
         ) from error
-
-
-def _content(path: Path) -> bytes:
-    with open_regular(path) as stream:
-        return stream.read()
 
 
 def _damaged() -> type[Exception]:

@@ -33,7 +33,7 @@ from demotools.babyai.cells import ACTIONS, VIEW_SIZE
 from demotools.babyai.levels import MOST_EPISODES, Symmetry
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import SettingsError
-from demotools.output import open_regular
+from demotools.output import read_regular
 
 _MOST_STEPS_AT_ONCE = 2**24
 
@@ -463,8 +463,7 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
     """
     path = recipe_path(recipe)
     try:
-        with open_regular(path) as stream:
-            text = stream.read().decode("utf-8")
+        text = read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
-from demotools.output import open_regular
+from demotools.output import read_regular
 from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, setting_leaves
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ def search_noted_folders(run: Path) -> None:
     So they are found from any working directory.
     """
     try:
-        with open_regular(run / SETTINGS_FILE) as stream:
-            lines = stream.read().decode("utf-8", "replace").splitlines()
+        lines = read_regular(run / SETTINGS_FILE).decode("utf-8", "replace").splitlines()
     except DemotoolsError:
         return  # a checkpoint that was moved: the working directory is left
     noted = [line.removeprefix(_NOTE) for line in lines if line.startswith(_NOTE)]
