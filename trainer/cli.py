@@ -145,7 +145,7 @@ _set = click.option(
 _tiny = click.option(
     "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs to read.")
 
 
 @main.command(cls=_RunCommand)
@@ -163,7 +163,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option(
     "--init-from",
     metavar="CHECKPOINT|RUN",
-    help="Begin with the weights of this checkpoint, folder of a run, or hf:OWNER/NAME.",
+    help="Begin with the weights of this checkpoint, run's folder, or hf:OWNER/NAME.",
 )
 @click.option(
     "--resume",
@@ -174,7 +174,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
 @click.option(
     "--force-settings",
     is_flag=True,
-    help="Resume although settings changed that no weight depends on.",
+    help="Resume although settings have changed that do not affect the weights.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in the same folder.")
 @_trust("the settings.toml of a run")
@@ -188,7 +188,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a m
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="Log this much to stderr; where it is no terminal, info is a line a minute.",
+    help="Log this much to stderr; where that is no terminal, info is a line a minute.",
 )
 @_workers
 @_data_dir
@@ -341,7 +341,8 @@ def evaluate(
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
 
-    CHECKPOINT is a file, hf:OWNER/NAME, or a run's folder, whose evaluations.jsonl gets the result.
+    CHECKPOINT is a file, hf:OWNER/NAME, or a run's folder; the folder's evaluations.jsonl gets the
+    result.
 
     Success is a reward above 0 within the level's step limit, on the environment seeds from
     2,000,000,000 on, which no store uses.
@@ -418,7 +419,7 @@ def list_recipes() -> None:
 @_overwrite
 @_quiet
 def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
-    """Copy the recipe NAME here, to edit; beside it the schema by which editors check it.
+    """Copy the recipe NAME here to edit, with the schema for editors.
 
     \b
     Example:
@@ -510,13 +511,13 @@ def plot(
 @_checkpoint()
 @_episodes(4, "Watch so many episodes.")
 @_sample
-@click.option("--worst", is_flag=True, help="Watch those that went worst of at least a hundred.")
+@click.option("--worst", is_flag=True, help="Watch those that went worst, of at least a hundred.")
 @_level
 @_trust()
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="Begin with this environment seed [default: the first of evaluation].",
+    help="Begin with this environment seed [default: the first of the evaluation].",
 )
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
 @click.option("--ansi", is_flag=True, help="Print all steps, in colour.")
@@ -539,10 +540,10 @@ def watch(
 ) -> None:
     """Watch a policy play unseen episodes.
 
-    CHECKPOINT is a file or a run's folder.
+    CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME.
 
-    Each picture shows what it sees, the room, the mission, and how probable it holds each action.
-    In a terminal one steps with the arrow keys; elsewhere all steps are printed.
+    Each picture shows what the policy sees, the room, the mission, and the probability of each
+    action. In a terminal, step with the arrow keys; elsewhere all steps are printed.
 
     \b
     Example:
@@ -618,11 +619,10 @@ def export(
 ) -> None:
     """Export a policy to a file that needs no trainer.
 
-    CHECKPOINT is a file or a run's folder.
+    CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME.
 
     A graph takes one step of any number of environments. It is written only after it has played
-    1,000 steps beside the network and said the same to within 1e-5. Needs the extra `onnx` for
-    ONNX.
+    1,000 steps beside the network and agreed with it to within 1e-5. ONNX needs the extra `onnx`.
 
     \b
     Example:
@@ -651,7 +651,7 @@ def export(
 @_checkpoint()
 @click.argument("place", metavar="hf:OWNER/NAME")
 @_episodes(1000, "Measure the success for the card on so many unseen episodes.")
-@click.option("--private", is_flag=True, help="Make the model private, where it is new.")
+@click.option("--private", is_flag=True, help="Make the model private, if it is new.")
 @click.option("--license", "licence", metavar="ID", help="State this licence in the card.")
 @click.option("--dry-run", is_flag=True, help="Make everything, and send nothing.")
 @_trust()

@@ -171,7 +171,7 @@ def fetch_command(
     help="With --noise: take 1 to N random actions in a row.",
 )
 @click.option(
-    "--subgoals", is_flag=True, help="Store what the bot is about at each step, as `subgoal`."
+    "--subgoals", is_flag=True, help="Store the bot's subgoal at each step, as `subgoal`."
 )
 @click.option(
     "--keep-failures",
@@ -241,7 +241,7 @@ def generate_command(
 @click.argument("level")
 @episodes_option("Stop after N solved episodes.")
 @click.option(
-    "--seed", type=int, show_default="behind those in the store", help="First environment seed."
+    "--seed", type=int, show_default="after those in the store", help="First environment seed."
 )
 @click.option("--room", is_flag=True, help="Show the whole room, not only what the agent sees.")
 @click.option("--window", is_flag=True, help="Play in a window instead of the terminal.")

@@ -142,7 +142,7 @@ def card_command(
 @click.argument("stores", nargs=-1, metavar="STORE...")
 @click.argument("place", metavar="hf:OWNER/NAME")
 @click.option("--all", "every", is_flag=True, help="Publish every store of the data folder.")
-@click.option("--private", is_flag=True, help="Make the dataset private, where it is new.")
+@click.option("--private", is_flag=True, help="Make the dataset private, if it is new.")
 @click.option("--replace-card", is_flag=True, help="Replace the card that the dataset has.")
 @click.option(
     "--manifests",
