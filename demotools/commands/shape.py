@@ -99,7 +99,7 @@ def _actions(
 
 @click.command("select")
 @click.argument("store")
-@click.option("--mission", metavar="REGEX", help="Keep episodes whose mission contains a match of REGEX.")
+@click.option("--mission", metavar="REGEX", help="Keep episodes in whose mission REGEX is found.")
 @click.option("--min-len", metavar="N", type=int, help="Keep episodes of at least N steps.")
 @click.option("--max-len", metavar="N", type=int, help="Keep episodes of at most N steps.")
 @click.option(
