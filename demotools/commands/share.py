@@ -66,7 +66,7 @@ def export_command(
 
     \b
     Example:
-      demotools export GoToLocal --to pickle -o demos/BabyAI-GoToLocal-v0_agent.pkl
+      demotools export GoToLocal --to pickle -o BabyAI-GoToLocal-v0_agent.pkl
       demotools export GoToLocal --to jsonl
       demotools export GoToLocal --to minari --format arrow
     """
