@@ -186,9 +186,9 @@ def permissions(arena: Arena) -> None:
             if file == words[2] or (words[1] == "verify" and f"{world.LEVEL}.zarr" in file.parts):
                 answer = ended(started(*words, before=before))
                 # click itself looks at arguments that name a file, and exits with 2
-                expected = (1,) if words[1] == "verify" else (1, 2)
+                expected = 1 if words[1] == "verify" else 2
                 problem = answer.problem or (
-                    "" if answer.code in expected else f"exit {answer.code}"
+                    "" if answer.code == expected else f"exit {answer.code}"
                 )
                 arena.note(f"{words[1]} with {file.name} unreadable", problem)
         file.chmod(mode)

@@ -53,7 +53,7 @@ def test_a_card_that_is_there_already_is_kept(
     pushed = run("push", str(make_store(lengths=[3]).path), "hf:me/demos", "--private")
     assert pushed.returncode == 0, pushed.stderr
     assert hub.files["README.md"] == b"mine"
-    assert "published GoToLocal.zarr.zip" in pushed.stdout
+    assert f"published GoToLocal.zarr.zip: {hub.url}/datasets/me/demos/commit/" in pushed.stdout
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
 
 

@@ -55,10 +55,15 @@ def test_a_planted_duplicate_between_train_and_valid_is_found(
 ) -> None:
     found = finding(list(train_and_valid), "duplicates between stores")
     assert found.alarm
-    assert (found.figures["shared"], found.figures["share"]) == (1, 0.25)
-    assert found.details[0].startswith(
-        "episode 2 of GoToLocal is episode 3 of GoToLocal-valid: go to"
-    )
+    assert found.figures == {
+        **{"shared": 1, "share": 0.25, "both": 1},
+        **{"only_first": 3, "only_second": 3, "same_order": False},
+    }
+    planted, *others = found.details
+    assert planted.startswith("episode 2 of GoToLocal is episode 3 of GoToLocal-valid: go to")
+    alone = [f"episode {n} is only in GoToLocal: " for n in (0, 1, 3)]
+    alone += [f"episode {n} is only in GoToLocal-valid: " for n in range(3)]
+    assert [told.partition(": ")[0] + ": " for told in others] == alone
 
 
 def test_stores_without_a_common_episode_or_seed_are_fine(

@@ -100,7 +100,7 @@ def test_one_changed_value_is_found_with_its_episode_and_step(
     [
         ("action", "the expert's action is"),
         ("subgoal", "the subgoal is"),
-        ("taken", "the"),
+        ("taken", "the view differs"),
     ],
 )
 def test_changed_advice_subgoals_and_noise_are_found(

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -57,11 +59,21 @@ def started(*arguments: str, wait_for: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    wait_for_it(process, lambda: Path("run", wait_for).exists())
+    return process
+
+
+def wait_for_it(process: subprocess.Popen[Any], there: Callable[[], bool]) -> None:
+    """Wait until the running process has done something."""
     deadline = time.monotonic() + 120
-    while not Path("run", wait_for).exists():
+    while not there():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    return process
+
+
+def logged_lines() -> int:
+    log = Path("run/log.jsonl")
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def test_overwriting_replaces_everything(before: dict[str, bytes]) -> None:
@@ -189,11 +201,7 @@ def test_what_asks_for_the_end_saves_the_checkpoint(
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    log = Path("run/log.jsonl")
-    while not (log.exists() and log.stat().st_size):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    wait_for_it(process, lambda: logged_lines() > 0)
     (os.killpg if to_all else os.kill)(process.pid, number)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + number, errors
@@ -209,11 +217,17 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(
         process = started(*ENDLESS, wait_for="settings.toml")
     finally:
         signal.signal(signal.SIGHUP, before)
-    process.send_signal(signal.SIGHUP)
-    time.sleep(2)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    try:
+        wait_for_it(process, lambda: logged_lines() > 0)  # by now it handles its signals
+        process.send_signal(signal.SIGHUP)
+        heard = logged_lines()
+        # one that asks for the end has at most the line of the present cycle after it
+        wait_for_it(process, lambda: logged_lines() > heard + 3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_copied_recipe_is_replaced_only_when_asked_to(

@@ -150,8 +150,9 @@ def test_nothing_that_a_checkpoint_names_is_imported_or_run(folder: Path, change
     # a recipe of the user's own is not changed by what somebody's checkpoint says
     result = CliRunner().invoke(main, ["run", *RECIPE, "-o", "a", "--resume"])
     assert result.exit_code == 1, result.output
-    refusals = ("with other settings", "names code that is not the trainer's")
-    assert any(refusal in result.output for refusal in refusals), result.output
+    # `model.type = "auto"` would take the network that the checkpoint names
+    taken = "names code that is not the trainer's" if "model" in changes else "with other settings"
+    assert taken in result.output, result.output
     CliRunner().invoke(main, ["report", "a", "-o", "report.html", "-q"])
     CliRunner().invoke(main, ["plot", "a", "-o", "curve.png", "-q"])
     assert not Path("canary").exists()
@@ -274,7 +275,7 @@ def test_a_dry_run_imports_nothing_of_a_recipe_and_says_so(
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
         assert "# not imported by a dry run: " in result.output
-        assert "canary_dry:" in result.output.partition("\n")[0] + result.output
+        assert "canary_dry:" in result.output
         assert ("# parameters: " in result.output) == (not override.startswith("model"))
         assert not Path("canary").exists()
 
