@@ -119,7 +119,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Shell:
-    """What every command is told: the folder of the stores, and what to print."""
+    """What every command gets: the folder of the stores, and what to print."""
 
     folder: Path
     quiet: bool

@@ -170,8 +170,8 @@ def exit_with_message() -> Iterator[None]:
         sys.stderr.write(f"error: {_in_three_parts(error)}\n")
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        told = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
-        sys.stderr.write(f"\n{told}\n")
+        line = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
+        sys.stderr.write(f"\n{line}\n")
         raise SystemExit(130) from None
 
 

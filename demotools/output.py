@@ -90,7 +90,7 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
 
 
 def _remove_what_was_killed(target: Path) -> None:
-    """Remove temporary files of writers of `target` that are no more: nobody has them locked."""
+    """Remove temporary files of writers of `target` that have ended: nobody has them locked."""
     for left in target.parent.glob(f".{glob.escape(target.name[:200])}.????????????.tmp"):
         with suppress(OSError), left.open("rb") as stream:
             if _locked(stream, wait=False):

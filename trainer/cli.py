@@ -298,7 +298,7 @@ def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:
 
 
 def _writes() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
+    """Whether this is the process that prints, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 

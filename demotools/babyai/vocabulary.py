@@ -1,7 +1,7 @@
 """Missions: their words, the token ids of these, and the table of distinct missions.
 
 Stores of different levels, splits and sources agree on the ids, so a network trained on one reads
-the other. Words of foreign files that are not in the list are appended and recorded in the store.
+the other. Words of other files that are not in the list are appended and recorded in the store.
 
 The distinct missions of a store in the making, in order of appearance, in bounded memory.
 

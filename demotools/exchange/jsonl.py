@@ -3,8 +3,8 @@
 {"mission": "go to the red ball", "seed": 7, "steps": [{"direction": "up", "view": "You see a wall
 2 steps forward. You see a red ball 1 step left and 3 steps forward.", "action": "left"}, …]}
 
-A view is told from where the agent stands: what it carries, the nearest wall straight ahead and to
-each side, then every object in sight, the nearest first. The words are those of the missions. The
+A view is described from where the agent stands: what it carries, the nearest wall ahead and to each
+side, then every object in sight, the nearest first. The words are those of the missions. The
 steps of a recording with noise say `taken`, too, the action that was taken instead of the expert's.
 """
 
@@ -61,8 +61,8 @@ def _place(column: int, row: int) -> str:
     """
     side, ahead = column - AGENT_COLUMN, AGENT_ROW - row
     parts = ((abs(side), "left" if side < 0 else "right"), (ahead, "forward"))
-    told = [f"{n} step{'s' if n > 1 else ''} {way}" for n, way in parts if n]
-    return " and ".join(told)
+    phrases = [f"{n} step{'s' if n > 1 else ''} {way}" for n, way in parts if n]
+    return " and ".join(phrases)
 
 
 _THINGS = _things()
@@ -94,15 +94,15 @@ def described_view(cells: bytes) -> str:
     >>> described_view(bytes(view))[:62]
     'You carry a blue key. You see a wall 2 steps forward. You see '
     """
-    told = [f"You carry {_THINGS[cells[_OWN]]}."] if cells[_OWN] in _THINGS else []
+    phrases = [f"You carry {_THINGS[cells[_OWN]]}."] if cells[_OWN] in _THINGS else []
     for line in _LINES:
         wall = next((place for place in line if cells[place] // 18 == WALL), None)
         if wall is not None:
-            told.append(f"You see a wall {_PLACES[wall]}.")
+            phrases.append(f"You see a wall {_PLACES[wall]}.")
     for place, where in _PLACES.items():
         if thing := _THINGS.get(cells[place]):
-            told.append(f"You see {thing} {where}.")
-    return " ".join(told) or "You see nothing."
+            phrases.append(f"You see {thing} {where}.")
+    return " ".join(phrases) or "You see nothing."
 
 
 def export_jsonl(

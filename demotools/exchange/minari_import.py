@@ -7,7 +7,7 @@ episode, are left out and counted.
 
 A dataset may come from anybody: its metadata are checked before Minari sees them (it would make
 any environment, by any function that they name), and what Minari, h5py or a codec raise on the
-rest is told as a StoreError.
+rest becomes a StoreError.
 """
 
 from __future__ import annotations
@@ -124,16 +124,16 @@ class Dataset:
         through = {"dataset": about.dataset_id, "minari": about.minari_version}
         if about.ours:
             return {**about.ours.source, "imported": through}
-        told = about.model_dump(
+        known = about.model_dump(
             include={"algorithm_name", "author", "code_permalink", "requirements"}
         )
-        return {"kind": "minari", **through, **{key: told[key] for key in told if told[key]}}
+        return {"kind": "minari", **through, **{key: known[key] for key in known if known[key]}}
 
 
 def opened_dataset(name: str, *, level: str | None = None, split: Split | None = None) -> Dataset:
     """A Minari dataset on this machine, by its id or the path of its folder.
 
-    level, split    override what the dataset says of itself; a foreign one says train
+    level, split    override what the dataset says of itself; one made elsewhere says train
 
     FetchError      there is no such dataset here
     SettingsError   its level is not known
@@ -224,7 +224,7 @@ def _broken(what: str, path: Path | str, fix: str = _BROKEN) -> StoreError:
 
 
 def _check_files(folder: Path, metadata: _Metadata) -> None:
-    """StoreError where a file is no regular one, or not as many episodes are there as are told."""
+    """StoreError where a file is no regular one, or there are not as many episodes as announced."""
     for file in folder.rglob("*"):
         if not file.is_dir():
             open_regular(file).close()
@@ -242,9 +242,9 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
         found = len(episodes)
         for episode in sorted(episodes, key=lambda child: int(child.name)):
             files = {child.suffix for child in episode.iterdir() if child.name != _METADATA}
-            told = (episode / _METADATA).exists()
-            if not told or f".{metadata.data_format}" not in files:
-                missing = f"{metadata.data_format} file" if told else _METADATA
+            described = (episode / _METADATA).exists()
+            if not described or f".{metadata.data_format}" not in files:
+                missing = f"{metadata.data_format} file" if described else _METADATA
                 what = f"episode {episode.name} of the dataset has no {missing}"
                 raise _broken(f"{what}; was its download interrupted?", episode)
     if found != metadata.total_episodes:
@@ -256,7 +256,7 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
 
 @contextmanager
 def _reading(path: Path | str, what: str = "Minari cannot read this dataset") -> Iterator[None]:
-    """Around calls of Minari and h5py only: all that they raise on foreign data, as a message."""
+    """Around calls of Minari and h5py only: all that they raise on damaged data, as a message."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # their texts are of the dataset, too

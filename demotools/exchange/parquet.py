@@ -223,7 +223,7 @@ def _kept(path: Path) -> KeptAttributes | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A parquet file in the schema; what pyarrow raises on foreign data is a StoreError."""
+    """A parquet file in the schema; what pyarrow raises on damaged data is a StoreError."""
     pyarrow = pyarrow_package()
     with open_regular(path) as stream:
         try:

@@ -426,10 +426,10 @@ def _joined(failures: Sequence[DemotoolsError]) -> DemotoolsError:
     whats = list(dict.fromkeys(error.what for error in failures))
     fixes = list(dict.fromkeys(error.fix for error in failures))
     if len(whats) == 1:  # one cause, such as no network: one way out of it, for each level
-        told, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
+        what, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
     else:
-        told, fix = f"{len(failures)} files failed: {_few(whats, '; ')}", _few(fixes, " | ")
-    return FetchError(told, path=_few([error.path for error in failures], ", "), fix=fix)
+        what, fix = f"{len(failures)} files failed: {_few(whats, '; ')}", _few(fixes, " | ")
+    return FetchError(what, path=_few([error.path for error in failures], ", "), fix=fix)
 
 
 def _few(texts: Sequence[str], between: str) -> str:

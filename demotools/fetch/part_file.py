@@ -35,7 +35,7 @@ _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22
 # as the HTTP libraries of the hub's package, which changed twice, name it
 _NO_CONNECTION = ("ConnectError", "ConnectionError", "ConnectTimeout")
-# of a body whose length nobody has told, which may never end
+# of a body whose length is not announced, which may never end
 _BYTES_BETWEEN_ROOM_CHECKS = 16 << 20
 
 

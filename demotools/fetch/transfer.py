@@ -291,7 +291,7 @@ def _raise_for_status(response: requests.Response, page: str) -> None:
 def _boundary(url: str) -> Iterator[None]:
     """Around calls into requests alone: whatever it raises about an answer, in our words.
 
-    A foreign server can make a library raise anything, so the list is not closed; none of our own
+    A server can make a library raise anything, so the list is not closed; none of our own
     code runs in here.
     """
     try:

@@ -84,7 +84,7 @@ def store_statistics(store: Store, *, quiet: bool = False) -> StoreStatistics:
         actions += np.bincount(action, minlength=len(ACTIONS))
         codes += np.bincount(view.reshape(-1), minlength=256) if store.packed else 0
     mission_episodes = np.bincount(store.episode_mission, minlength=len(store.mission_tokens))
-    # what is told of the folder must be of the store that was counted
+    # the folder's details must be those of the store that was counted
     reopened(store.path, store.attributes.fingerprint)
     cells = codes[: int(np.prod(_CELL_SHAPE))].reshape(_CELL_SHAPE)
     return StoreStatistics(

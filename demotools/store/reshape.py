@@ -156,7 +156,7 @@ def _job(plan: Plan) -> dict[str, Any]:
 
 
 def _about(plan: Plan) -> dict[str, Any]:
-    """What the builder is told of a store beside its episodes."""
+    """What the builder gets of a store beside its episodes."""
     stores = [store for store, _rows in plan.episodes]
     levels: dict[str, int] = {}
     numbers = []

@@ -1,4 +1,4 @@
-"""Our vector environment with the face of gymnasium's, for programs that know only that one.
+"""Our vector environment with the interface of gymnasium's, for programs that know only that one.
 
 `gymnasium.make_vec("demotools/GoToLocal-v0", num_envs=64)` makes it. An episode that ends is
 followed by the next one in the same step, with the last observation in `final_obs`

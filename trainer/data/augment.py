@@ -49,10 +49,10 @@ PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(COLOURS))
 """int64 [720, 6]: the new colour of each colour; row 0 changes nothing."""
 TYPE_PERMUTATIONS: NDArray[np.int64] = np.array(list(permutations(range(len(TYPES)))))
 """int64 [6, 3]: the new type of each of TYPES; row 0 changes nothing."""
-GUISES = len(TYPE_PERMUTATIONS) * len(PERMUTATIONS)
-"""A guise is type permutation * 720 + permutation: what becomes of the things."""
-DRAWS = 2 * GUISES
-"""A draw is guise * 2 + mirrored."""
+EXCHANGES = len(TYPE_PERMUTATIONS) * len(PERMUTATIONS)
+"""An exchange of things is type permutation * 720 + permutation."""
+DRAWS = 2 * EXCHANGES
+"""A draw is exchange * 2 + mirrored."""
 MIRRORED_ACTION: NDArray[np.uint8] = np.array([1, 0, 2, 3, 4, 5, 6], dtype=np.uint8)
 MIRRORED_DIRECTION: NDArray[np.uint8] = np.array([2, 1, 0, 3], dtype=np.uint8)
 SIDES = ("left", "right")
@@ -61,7 +61,7 @@ _COLUMN = np.dtype((np.void, VIEW_SIZE))
 
 
 def exchanged_codes() -> NDArray[np.uint8]:
-    """The code of a cell under every guise: uint8 [4320, 256].
+    """The code of a cell under every exchange: uint8 [4320, 256].
 
     Only doors, keys, balls and boxes change: walls are always grey, and empty and unseen cells
     have no colour.
@@ -73,7 +73,7 @@ def exchanged_codes() -> NDArray[np.uint8]:
     colours = PERMUTATIONS[:, colour % len(COLOURS)]
     changed = kinds[:, None] * 18 + colours * 3 + state
     changes = np.isin(kind, (DOOR, *_KINDS))
-    return np.where(changes, changed, np.arange(256)).astype(np.uint8).reshape(GUISES, 256)
+    return np.where(changes, changed, np.arange(256)).astype(np.uint8).reshape(EXCHANGES, 256)
 
 
 def exchanged_words(words: Sequence[str]) -> NDArray[np.uint16]:
@@ -108,8 +108,8 @@ def episode_draws(
     bits = mixed_bits(bits)
     permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
     types = (bits >> np.uint64(40)) % np.uint64(len(TYPE_PERMUTATIONS))
-    guise = types * np.uint64(len(PERMUTATIONS)) + permutation
-    return (guise * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
+    exchange = types * np.uint64(len(PERMUTATIONS)) + permutation
+    return (exchange * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
 
 
 class Augmenter:
@@ -174,8 +174,8 @@ class Augmenter:
         changed["mission_tokens"] = torch.from_numpy(text[distinct].astype(np.int64))
         return changed
 
-    def _exchanged(self, cells: Tensor, guise: NDArray[np.int64]) -> Tensor:
-        row = torch.from_numpy((guise * 256).astype(np.int32))[..., None, None]
+    def _exchanged(self, cells: Tensor, exchange: NDArray[np.int64]) -> Tensor:
+        row = torch.from_numpy((exchange * 256).astype(np.int32))[..., None, None]
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
     def _draws(self, masks: NDArray[np.uint8], first: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -185,9 +185,9 @@ class Augmenter:
         rollout = self._rollout[first % masks.shape[1]]
         draw = episode_draws(self._seed, rollout, begun.reshape(-1)[first])
         types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
-        guise = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
+        exchange = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
         mirrored = draw % 2 * self._mirror
-        return np.asarray(guise * 2 + mirrored)
+        return np.asarray(exchange * 2 + mirrored)
 
     def state(self) -> dict[str, Any]:
         """Where the draws stand, as a JSON value."""

@@ -175,7 +175,7 @@ def approximate_kl(log_prob: Tensor, old: Tensor) -> Tensor:
 
 
 def explained_variance(value: Tensor, returns: Tensor) -> Tensor:
-    """Share of the variance of the returns that the values foretold: 1 is all of it, 0 none.
+    """Share of the variance of the returns that the values predicted: 1 is all of it, 0 none.
 
     It is below 0 where the values mislead, and 0 where all returns are the same.
     """

@@ -28,7 +28,7 @@ from demotools.output import read_regular, write_output
 from trainer.run.folder import SEED_FOLDER
 from trainer.run.log import CURVE_FILE, EVALUATIONS_FILE, FILE_NAME, read_log
 from trainer.settings.models import SETTINGS_FILE, setting_leaves, toml_tree
-from trainer.settings.user_code import FOREIGN, told
+from trainer.settings.user_code import FOREIGN, error_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,7 +140,7 @@ def drawing() -> Iterator[None]:
         raise
     except FOREIGN as error:
         raise DemotoolsError(
-            f"the curves cannot be drawn: {told(error)}",
+            f"the curves cannot be drawn: {error_text(error)}",
             path="matplotlib",
             fix="look at your matplotlibrc, or install matplotlib again",
         ) from error
@@ -246,7 +246,7 @@ def _equal(letters: Sequence[str]) -> bool:
 
 
 def _experiment_of(folder: Path) -> object:
-    """By what its runs are told from others; a folder without readable settings is its own."""
+    """What distinguishes its runs from others; a folder without readable settings is its own."""
     try:
         tree = toml_tree(read_regular(folder / SETTINGS_FILE).decode("utf-8"), folder)
     except (DemotoolsError, UnicodeDecodeError):

@@ -296,7 +296,7 @@ def _stored(stream: IO[bytes], file: Path) -> Any:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         stream.seek(0)
         return torch.load(stream, map_location="cpu", weights_only=True)
-    # what zipfile and torch's unpickler raise on foreign bytes is no closed list: KeyError,
+    # what zipfile and torch's unpickler raise on damaged files is no closed list: KeyError,
     # struct.error, zlib.error, NotImplementedError, AssertionError, ...
     except Exception as error:
         raise _not_a_checkpoint(file, _first_line(error)) from error

@@ -1,6 +1,6 @@
 """The folder of a run, by name and content, and what is refused before torch is loaded.
 
-Loading torch takes longer than all of this: a wrong name is told at once.
+Loading torch takes longer than all of this: a wrong name is reported at once.
 """
 
 from __future__ import annotations

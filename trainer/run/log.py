@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from demotools.errors import DemotoolsError, from_os_error
 from demotools.output import read_regular
 from trainer.run.tracking import TRACKERS, open_trackers
-from trainer.settings.user_code import FOREIGN, told
+from trainer.settings.user_code import FOREIGN, error_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -156,7 +156,7 @@ class RunLog:
                 tracker.log({**where, **tagged}, number)
             except FOREIGN as error:
                 del self._trackers[key]
-                self._say(f"{TRACKERS[key]} gets no more numbers of this run: {told(error)}")
+                self._say(f"{TRACKERS[key]} gets no more numbers of this run: {error_text(error)}")
 
     def size_bytes(self) -> int:
         """Of the lines so far."""
@@ -225,7 +225,7 @@ class RunLog:
             try:
                 tracker.finish(failed=kind is not None)
             except FOREIGN as failed:
-                self._say(f"{TRACKERS[key]} did not finish this run: {told(failed)}")
+                self._say(f"{TRACKERS[key]} did not finish this run: {error_text(failed)}")
 
 
 def return_memory() -> None:

@@ -99,6 +99,6 @@ def policy_content(folder: Path) -> dict[str, Any]:
 
 
 def _damaged() -> type[Exception]:
-    """What safetensors raises on foreign bytes."""
+    """What safetensors raises on a damaged file."""
     kind: type[Exception] = optional_package("safetensors", "hf").SafetensorError
     return kind

@@ -198,7 +198,7 @@ def new_run(
         settings.optimizer.schedule, optimizer, planned, lambda unit: getattr(progress, unit)
     )
 
-    def speak(line: str) -> None:
+    def say_above_bar(line: str) -> None:
         with tqdm.external_write_mode():
             say(line)
 
@@ -218,7 +218,7 @@ def new_run(
         team=team,
         workers=workers,
         quiet=quiet,
-        say=speak,
+        say=say_above_bar,
     )
 
 
@@ -383,7 +383,7 @@ class HoldOut:
             with torch.no_grad():
                 for shown, counts in islice(self._iterator.one_pass(), self._batches):
                     batch = batch_missions(shown, self._iterator.mission_tokens)
-                    # what is not of the first pass is no action to be foretold
+                    # what is not of the first pass is no action to be predicted
                     batch["expert_action"] = batch["expert_action"].long().where(counts, -1)
                     batch = {name: values.to(memory.device) for name, values in batch.items()}
                     output = output_of(self._network, batch, memory)

@@ -26,7 +26,7 @@ from trainer.team import limit_threads, processors_each
 
 
 def measure(run: Run) -> None:
-    """Play the episodes that the section `evaluation` asks for; the log and the user hear of it."""
+    """Play the episodes that the section `evaluation` asks for; log and print the result."""
     settings = run.settings.evaluation
     if settings is None or run.log is None:
         return

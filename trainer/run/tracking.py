@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from demotools.errors import DemotoolsError, SettingsError
 from demotools.output import written_whole
 from trainer.settings.models import setting_leaves
-from trainer.settings.user_code import FOREIGN, told
+from trainer.settings.user_code import FOREIGN, error_text
 
 TRACKERS = {"wandb": "Weights & Biases", "mlflow": "MLflow", "trackio": "trackio"}
 """Keys of the section `run`, each of which names a project, and what they are called."""
@@ -134,7 +134,7 @@ def open_trackers(
             raise
         except FOREIGN as error:
             raise SettingsError(
-                f"{TRACKERS[key]} does not begin: {told(error)}",
+                f"{TRACKERS[key]} does not begin: {error_text(error)}",
                 path=f"run.{key}",
                 fix="log in with `wandb login`, set WANDB_MODE=offline, or remove the setting"
                 if key == "wandb"

@@ -1,6 +1,6 @@
 """Things named in settings: ours by a short name, the user's by `package.module:Name`.
 
-Names of code in settings that somebody else may have written: told, and not imported.
+Names of code in settings that somebody else may have written: listed, and not imported.
 
 A recipe that the user names is their own program. The settings in a checkpoint, and a run's
 `settings.toml`, may come from anybody: what they name beyond our own parts is imported only where
@@ -284,7 +284,7 @@ def _users_folders_first() -> Iterator[None]:
         sys.path[:] = before
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The class and text of an error in code that is not ours, and where it was raised."""
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":").replace("\n", " ")
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,10 +1,10 @@
 """A network for mazes: `small` with a map of what it has seen, kept in its memory.
 
-The map follows from observations alone. Turning is told by `direction`; a step forward by the
+The map follows from observations alone. Turning shows in `direction`; a step forward by the
 view, which is another one wherever the cell ahead lets the agent in. Places are counted from the
 first cell of the episode on a torus of 32 x 32 cells, larger than any grid of BabyAI (22 x 22).
 
-What the network is told of the map is a bag of the things on it (doors, keys, balls, boxes) and of
+What the network gets of the map is a bag of the things on it (doors, keys, balls, boxes) and of
 the nearest cell not yet seen. Each is a pair: what it is, in the light of the mission (FiLM), and
 how it lies: steps to it over known free cells and the first moves of the shortest ways
 (breadth-first search on bitboards, a row of the grid an integer), where it lies from here and from
@@ -402,7 +402,7 @@ HOW = len(_NEAR) + 1 + 4 + 4 + 1 + 4 + 4 + 4 + 1 + 3
 def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> Things:
     """The things on the maps of T x B steps, and the nearest unseen cell of each step.
 
-    search   whether distances and first moves are told, or only where things lie
+    search   whether distances and first moves are given, or only where things lie
     """
     N = direction.size
     cells = seen.cells.reshape(N, _PLACES)
@@ -544,7 +544,7 @@ class MazeNetwork(SmallNetwork):
     channels          of the bag of things
     heads             with which the things are looked through after the LSTM; 0: not at all
     words             size of a head with which memory asks the words of the mission; 0: not at all
-    search            whether the network is told distances and first moves
+    search            whether the network gets distances and first moves
     """
 
     def __init__(
@@ -592,7 +592,7 @@ class MazeNetwork(SmallNetwork):
         return self.cell.weight_hh.new_zeros(rollouts, size)
 
     def forward(self, batch: Batch, memory: Tensor) -> Output:
-        """Logits, values and the memory after; see `trainer.networks`."""
+        """Logits, values and the memory after; see `trainer.learning.building`."""
         if is_traced():
             raise TypeError("its map is computed with numpy")
         T, B = batch["masks"].shape[:2]
