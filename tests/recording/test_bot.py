@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -109,7 +111,7 @@ def test_advice_leads_to_success_after_a_hundred_random_actions() -> None:
     for seed in range(30):
         environment.reset(seed=seed)
         expert, random = Expert(environment), np.random.default_rng(seed)
-        advice, ended, value, step = expert.advice(), False, 0.0, 0
+        advice, ended, value, step, unknown = expert.advice(), False, 0.0, 0, 0
         while not ended:
             action = int(random.integers(0, 6)) if step < 100 else advice
             if action < 0:
@@ -117,5 +119,39 @@ def test_advice_leads_to_success_after_a_hundred_random_actions() -> None:
             _, reward, terminated, truncated, _ = environment.step(action)
             value, ended, step = float(reward), terminated or truncated, step + 1
             advice = expert.advice(action)
+            unknown += advice < 0 and not ended
         successes += value > 0
+        assert value == 0 or not unknown  # what can be done has advice at every step
     assert successes >= 28
+
+
+def test_an_expert_that_begins_anew_knows_what_it_has_seen() -> None:
+    environment = make_environment("GoToObjMaze")
+    environment.reset(seed=1)
+    expert, taken = Expert(environment), None
+    for _ in range(20):
+        taken = expert.advice(taken)
+        assert not any(environment.step(taken)[2:4])
+    seen = expert._bot.vis_mask.copy()
+    expert._begin_anew()
+    assert expert._bot.vis_mask[seen].all()
+    assert seen.sum() > Expert(environment)._bot.vis_mask.sum()  # than what is in sight
+
+
+def test_there_is_no_advice_where_a_later_part_of_the_mission_cannot_be_done() -> None:
+    environment: Any = make_environment("PutNextLocal")
+    world = environment.unwrapped
+    seed = 0
+    while environment.reset(seed=seed)[0]["mission"].split()[-1] != "box":
+        seed += 1
+    (box,) = world.instrs.desc_fixed.obj_set
+    x, y = box.cur_pos
+    for direction, (beside_x, beside_y) in enumerate(((-1, 0), (0, -1), (1, 0), (0, 1))):
+        if world.grid.get(x + beside_x, y + beside_y) is None:
+            world.agent_pos, world.agent_dir = (x + beside_x, y + beside_y), direction
+    assert world.grid.get(*world.front_pos) is box
+    expert = Expert(environment)
+    assert expert.advice() >= 0
+    environment.step(TOGGLE)
+    # what is to be put beside it could still be picked up
+    assert expert.advice(TOGGLE) == -1
