@@ -227,13 +227,21 @@ def run(
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
     log_to_stderr(log_level)
-    from trainer.run.folder import refuse_early
+    from trainer.run.folder import refuse_early, seed_runs
 
     common: dict[str, Any] = {"tiny": tiny, "data_dir": data, "init_from": init_from}
-    runs = [(output, overrides)]
+    runs: list[tuple[Path | None, tuple[str, ...]]] = [(output, overrides)]
     if seeds is not None and not dry_run:
-        named = {"tiny": tiny, "init_from": init_from, "resume": resume is not None}
-        runs = _runs_of(seeds, recipe, output, overrides, **named)
+        seeded = seed_runs(
+            seeds,
+            recipe,
+            overrides,
+            tiny=tiny,
+            init_from=init_from,
+            output=output,
+            resume=resume is not None,
+        )
+        runs = [*seeded]
     for place, chosen in runs:
         new = not (dry_run or resume or overwrite)
         refuse_early(recipe, **common, overrides=chosen, output=place, new=new)
@@ -270,22 +278,6 @@ def run(
         drawn = drawn_curve(folder.parent)
     if not quiet and drawn:
         _say(drawn)
-
-
-def _runs_of(
-    seeds: str, recipe: str, output: Path | None, overrides: tuple[str, ...], **named: Any
-) -> list[tuple[Path | None, tuple[str, ...]]]:
-    """The folder and the overrides of the run with each seed."""
-    from demotools.babyai.levels import listed_seeds
-    from trainer.run.folder import SEED_FOLDER, run_folder
-    from trainer.settings.models import read_settings
-
-    name = read_settings(recipe, overrides, tiny=named["tiny"]).run.name
-    whole = run_folder(name, overrides, output=output, **named)
-    return [
-        (whole / f"{SEED_FOLDER}{seed}", (*overrides, f"run.seed={seed}"))
-        for seed in listed_seeds(seeds)
-    ]
 
 
 def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:

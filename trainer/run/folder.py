@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from demotools.babyai.levels import listed_seeds
 from demotools.errors import CheckpointError, SettingsError, printable_text
 from demotools.exchange.hub import on_hub
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE
@@ -79,6 +80,30 @@ def run_folder(
     begun = run_folder(name, tiny=tiny) if overrides and resume else None
     folder = Path("runs") / whole
     return begun if begun and has_checkpoint(begun) and not folder.exists() else folder
+
+
+def seed_runs(
+    seeds: str,
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    tiny: bool,
+    init_from: str | None,
+    output: Path | None,
+    resume: bool,
+) -> list[tuple[Path, tuple[str, ...]]]:
+    """The folder and the overrides of the run with each of these seeds; see `run_folder`.
+
+    SettingsError  of the recipe; `seeds` is no list of seeds
+    """
+    name = read_settings(recipe, overrides, tiny=tiny).run.name
+    whole = run_folder(
+        name, overrides, tiny=tiny, init_from=init_from, output=output, resume=resume
+    )
+    return [
+        (whole / f"{SEED_FOLDER}{seed}", (*overrides, f"run.seed={seed}"))
+        for seed in listed_seeds(seeds)
+    ]
 
 
 def has_checkpoint(folder: Path) -> bool:
