@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor
+from torch import Tensor, nn
 
 from demotools.babyai.cells import CELL_CODES
 from demotools.babyai.vocabulary import WORDS
@@ -130,6 +130,19 @@ def write_gradient(path: str) -> None:
         team.average_gradients(network.parameters())
         if team.writes:
             torch.save({name: p.grad for name, p in network.named_parameters()}, path)
+        if team.world == 2:
+            assert_averages(team)
+
+
+def assert_averages(team: Team) -> None:
+    """Of weights that both processes, only the second, and none have a gradient of."""
+    both, one, none = weights = [nn.Parameter(torch.zeros(3, 2)) for _ in range(3)]
+    both.grad = torch.full((3, 2), 1.0 + team.rank)
+    one.grad = torch.full((3, 2), 4.0) if team.rank else None
+    team.average_gradients(weights)
+    assert both.grad.tolist() == [[1.5, 1.5]] * 3
+    assert one.grad is not None and one.grad.tolist() == [[2.0, 2.0]] * 3
+    assert none.grad is None
 
 
 def test_two_processes_learn_from_a_rollout_what_one_does(tmp_path: Path) -> None:
