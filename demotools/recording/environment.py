@@ -7,7 +7,8 @@ Stock minigrid builds each view object by object: it slices the grid, rotates it
 walks over it to find what is in sight and encodes what is left. Here the grid is encoded once an
 episode, one byte a cell, with a border of walls as wide as the view reaches. A view is then one
 gather, and what is in sight is seven look-ups, a row of the view at a time. Levels, missions and
-rules stay minigrid's own code. tests/recording/test_fast.py compares every bit with stock.
+rules stay minigrid's own code, laid out sooner by `demotools.recording.generation`.
+tests/recording/test_fast.py compares every bit with stock.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ from demotools.babyai.cells import (
 from demotools.babyai.levels import Manifest, read_manifest
 from demotools.babyai.vocabulary import WORDS, mission_words
 from demotools.errors import LevelError, ManifestError
+from demotools.recording.generation import (
+    BareWalls,
+    FastLayout,
+    FastRoomGrid,
+    SparseGrid,
+    use_fast_descriptions,
+)
 
 Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
@@ -366,7 +374,20 @@ class World:
     cells   uint8 [height * width], packed cells with the border
     """
 
+    layout: Layout
+    cells: NDArray[np.uint8]
+    _rows: list[int]
+    _columns: list[int]
+
     def __init__(self, grid: Any) -> None:
+        if isinstance(grid, SparseGrid):
+            bare = _bare_world(grid.bare)
+            self.layout, self.cells = bare.layout, bare.cells.copy()
+            self._rows, self._columns = bare._rows.copy(), bare._columns.copy()
+            for at, thing in grid.changed.items():
+                row, column = divmod(at, grid.width)
+                self.update(self.layout.at(column, row), cell_code(thing))
+            return
         self.layout = layout(grid.width, grid.height)
         bordered = np.full((self.layout.height, self.layout.width), _GREY_WALL, dtype=np.uint8)
         codes = np.array([cell_code(thing) for thing in grid.grid], dtype=np.uint8)
@@ -418,12 +439,17 @@ class World:
         return self.cells[places] * mask, places, mask.view(np.bool_)
 
 
+@cache
+def _bare_world(bare: BareWalls) -> World:
+    return World(bare)
+
+
 def _as_integers(bits: NDArray[np.uint8]) -> list[int]:
     packed = np.packbits(bits, axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
-class FastView(RoomGridLevel):
+class FastView(FastLayout):
     """Mixed in before a BabyAI level: its views come from a `World`.
 
     A step changes nothing but the cell in front of the agent, so that one is looked at again
@@ -517,5 +543,6 @@ def _changes_what_reset_made(level: type) -> bool:
 
 @cache
 def with_fast_views(level: type[RoomGridLevel]) -> type[RoomGridLevel]:
-    """A level of minigrid's that shows the same views sooner."""
-    return type(level.__name__, (FastView, level), {})
+    """A level of minigrid's that shows the same views, and lays out the same episodes, sooner."""
+    use_fast_descriptions()
+    return type(level.__name__, (FastView, level, FastRoomGrid), {})
