@@ -139,13 +139,16 @@ def test_a_module_beside_the_recipe_is_found_from_any_working_directory(tmp_path
 
 
 @pytest.mark.slow
-def test_neither_training_nor_evaluation_loads_torchs_compiler() -> None:
+def test_neither_training_nor_evaluation_loads_torchs_compiler_nor_looks_for_garbage_in_it() -> (
+    None
+):
     program = (
-        "import sys\n"
+        "import gc, sys\n"
         "from trainer.cli import main\n"
         "for command in ('run ppo --tiny -o run', 'evaluate run --episodes 1 -m 1'):\n"
         "    main([*command.split(), '-q'], standalone_mode=False)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 50_000\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
