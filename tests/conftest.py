@@ -54,7 +54,11 @@ def make_episodes(lengths: Sequence[int], seed: int = 0) -> Episodes:
 
 
 def build_store(
-    path: Path, *parts: Episodes, level: str = "GoToLocal", split: str = "train"
+    path: Path,
+    *parts: Episodes,
+    level: str = "GoToLocal",
+    split: str = "train",
+    subgoals: Sequence[str] = (),
 ) -> Store:
     """A finished store at `path` holding the given parts."""
     with StoreBuilder(path, {"test": path.name}, overwrite=True) as builder:
@@ -67,6 +71,7 @@ def build_store(
             licence="none",
             citation="none",
             source={"kind": "test"},
+            subgoals=subgoals,
         )
     return open_store(path)
 

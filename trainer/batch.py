@@ -13,7 +13,7 @@ Batches from a store, `layout="native"`, which our networks take:
     masks            uint8 [T, B]
     taken            uint8 [T, B], of stores recorded with noise: the action that was taken
     subgoal          uint8 [T, B], of stores with subgoals: the bot's, a code of their attribute
-                     `subgoals`; not where colours or kinds of objects are exchanged
+                     `subgoals`
 
 Batches from a store, `layout="tutorial"`:
 

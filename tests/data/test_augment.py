@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS, AGENT_COLUMN, AGENT_ROW, VIEW_SIZE, visible
 from demotools.babyai.levels import Symmetry, all_level_names, level_names, read_manifest
 from demotools.babyai.vocabulary import WORDS, mission_tokens, mission_words
-from demotools.recording.bot import Episode, record_episode
-from demotools.recording.environment import make_environment, observed_cells
+from demotools.recording.bot import Episode, Style, record_episode
+from demotools.recording.environment import Environment, make_environment, observed_cells
+from demotools.recording.subgoals import SUBGOALS
 from demotools.store.reading import Store
 from tests.transformed import solved_episodes, transformed_environment
 from trainer.batch import Batch
@@ -39,6 +40,7 @@ from trainer.data.augment import (
     batch_missions,
     episode_draws,
     exchanged_codes,
+    exchanged_subgoals,
     exchanged_words,
     toggles_thing,
 )
@@ -170,6 +172,41 @@ def test_every_kind_of_mission_is_transformed_as_the_instructions_are(phrase: st
     episode = record_episode(environment, seed)
     assert isinstance(episode, Episode) and phrase in episode.mission
     check_symmetry("BossLevel", episode, ("recolor", "mirror"), telling_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("level", "symmetries"), [("BossLevel", ("recolor", "mirror")), ("PutNextLocal", ("retype",))]
+)
+def test_augmented_subgoals_are_those_of_a_bot_that_sees_the_transformed_environment(
+    level: str, symmetries: tuple[Symmetry, ...]
+) -> None:
+    def played(environment: Environment) -> Episode:
+        episode = record_episode(environment, 4, Style(subgoals=True))
+        assert isinstance(episode, Episode)
+        return episode
+
+    plain, seed = played(make_environment(level)), telling_seed(0)
+    batch = {**native(plain), "subgoal": torch.from_numpy(plain.optional["subgoal"][:, None])}
+    tokens = torch.from_numpy(mission_tokens([plain.mission]).astype(np.int64))
+    augmenter = Augmenter(symmetries, WORDS, rollouts=1, seed=seed, subgoals=SUBGOALS)
+    found = augmenter(batch, tokens)["subgoal"][:, 0].numpy()
+    changed = played(
+        transformed_environment(
+            level,
+            drawn(seed).colours if "recolor" in symmetries else PERMUTATIONS[0],
+            drawn(seed).types if "retype" in symmetries else TYPE_PERMUTATIONS[0],
+            mirrored=False,  # the bot may go another way then
+        )
+    )
+    assert found.tolist() == changed.optional["subgoal"].tolist() != batch["subgoal"][:, 0].tolist()
+
+
+def test_a_subgoal_for_which_the_store_has_no_code_becomes_unknown() -> None:
+    table = exchanged_subgoals(["unknown", "explore", "go to the red ball", "go to the blue ball"])
+    rows = {tuple(row) for row in table[:, :4].tolist()}
+    kept, lost = {(0, 1, 2, 3), (0, 1, 3, 2)}, {(0, 1, 0, 0)}
+    one_of_two = {(0, 1, 2, 0), (0, 1, 3, 0), (0, 1, 0, 2), (0, 1, 0, 3)}
+    assert rows == kept | lost | one_of_two
 
 
 class OneHanded(GoToLocal):

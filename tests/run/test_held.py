@@ -15,11 +15,16 @@ from torch import Tensor
 
 import trainer
 from demotools.errors import CheckpointError, SettingsError
+from demotools.recording.bot import Style
+from demotools.recording.record import generate, planned_recording
+from demotools.store.reading import open_store
 from trainer.batch import Batch
 from trainer.learning.losses import ExpertCrossEntropy, LossResult
-from trainer.learning.networks.base import Model
+from trainer.learning.networks.base import Model, Output
+from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
+from trainer.run.success import measured_success
 
 PAGE = Path(__file__).parents[2] / "docs/own_parts.md"
 EXACT = ("run.deterministic=true", "run.device=cpu", "evaluation=", "on_policy=", "run.keep=99")
@@ -49,6 +54,13 @@ class Moving:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean = state["mean"]
+
+
+class Silent(SmallNetwork):
+    """A network without features."""
+
+    def forward(self, batch: Batch, memory: Tensor) -> Output:
+        return super().forward(batch, memory)._replace(features=None)
 
 
 def of_numpy() -> Moving:
@@ -142,6 +154,72 @@ def test_the_head_on_the_page_learns_beside_the_network(
     run("alone", BUDGET)
     weights = [content(tmp_path / name)["model"]["cell.weight_hh"] for name in ("a", "alone")]
     assert not torch.equal(*weights)
+
+
+@pytest.fixture(scope="module")
+def subgoal_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of the bot's first 40 episodes on GoToLocal, with its subgoals."""
+    folder = tmp_path_factory.mktemp("data")
+    recording = planned_recording("GoToLocal", 40, style=Style(subgoals=True))
+    generate(recording, folder / "GoToLocal.zarr", workers=1, quiet=True)
+    return folder
+
+
+SUBGOAL = (
+    "losses.subgoal.type=subgoal_cross_entropy",
+    "stages.0.off_policy.losses={expert_ce = 1.0, subgoal = 0.5}",
+)
+
+
+def test_subgoals_are_learnt_beside_the_actions_by_a_head_that_acting_does_without(
+    run: Callable[..., Any], subgoal_data: Path, tmp_path: Path
+) -> None:
+    keys = {"losses": ["subgoal"], "augment": [], "rollouts": 16, "rollout_len": 16, "updates": 16}
+    keyed = [f"stages.0.off_policy.{key}={value}" for key, value in keys.items()]
+    fast = ("optimizer.lr=4e-3", "optimizer.schedule.warmup=0.0", "stages.0.max_demo_steps=16384")
+    lines = run("a", SUBGOAL[0], *keyed, *fast, data_dir=subgoal_data)
+    losses, accuracy = of(lines, "subgoal/loss"), of(lines, "subgoal/accuracy")
+    # what the codes alone tell is left behind: the head's gradient reaches the network
+    store = open_store(subgoal_data / "GoToLocal.zarr")
+    code = store.optional["subgoal"].span(0, store.steps)
+    share = np.unique(code, return_counts=True)[1] / store.steps
+    assert losses[-1] < 0.7 * -sum(share * np.log(share))
+    assert accuracy[-1] > 0.5 > accuracy[0]
+    assert not any("head" in name for name in content(tmp_path / "a")["model"])
+    result, _ = measured_success(tmp_path / "a", None, None, 4, workers=1)
+    assert result.episodes == 4
+
+
+def test_a_run_that_learns_subgoals_ends_the_same_wherever_it_was_cut(
+    run: Callable[..., Any], subgoal_data: Path, tmp_path: Path
+) -> None:
+    line = (*SUBGOAL, SAVED, "stages.0.max_demo_steps=256")
+    run("whole", *line, data_dir=subgoal_data)
+    copies = sorted((tmp_path / "whole").glob("after-*.pt"))
+    (tmp_path / "cut").mkdir()
+    shutil.copy(copies[1], tmp_path / "cut/last.pt")
+    run("cut", *line, data_dir=subgoal_data, resume=True)
+    assert_same(content(tmp_path / "whole"), content(tmp_path / "cut"))
+
+
+def test_subgoals_are_refused_where_a_store_or_a_rollout_has_none_and_a_network_no_features(
+    run: Callable[..., Any], bot_data: Path, subgoal_data: Path, tmp_path: Path
+) -> None:
+    def refused(*overrides: str, data: Path = subgoal_data) -> str:
+        with pytest.raises(SettingsError) as error:
+            run("a", *overrides, data_dir=data)
+        assert not (tmp_path / "a").exists()
+        return str(error.value)
+
+    told = refused(*SUBGOAL, data=bot_data)
+    assert "the loss `subgoal` learns the bot's subgoals, and this store has none" in told
+    assert str(bot_data / "GoToLocal.zarr") in told and "generate LEVEL --subgoals" in told
+    rollouts = ("on_policy={environments = 4, rollout_len = 4}", "stages.0.losses=['subgoal']")
+    told = refused(SUBGOAL[0], *rollouts)
+    assert "learns from stores: it belongs into stages.0.off_policy.losses" in told
+    told = refused(*SUBGOAL, "model={type = 'tests.run.test_held:Silent'}")
+    assert "the network does not say what actor and critic see" in told
+    assert "let its output have `features`" in told
 
 
 def test_numbers_are_scalars_of_the_log(run: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from trainer.cli import main
 from trainer.learning.building import LOSSES, NETWORKS
-from trainer.settings.models import shipped_recipes
+from trainer.settings.models import SUBGOALS, shipped_recipes
 from trainer.settings.reference import (
     MEANINGS,
     SCHEMA_FILE,
@@ -67,7 +67,8 @@ def page() -> str:
         parts.append(f"| {' | '.join([key, row.type, row.unit, row.default, row.meaning])} |\n")
     parts.append("\n## Arguments of our own networks and losses\n\nThey stand beside `type`.\n\n")
     parts.append(f"| part | argument | type | default |\n{'| --- ' * 4}|\n")
-    rows = [*arguments("network", NETWORKS, 1), *arguments("loss", LOSSES, 0)]
+    losses = {name: loss for name, loss in LOSSES.items() if name != SUBGOALS}  # it has no keys
+    rows = [*arguments("network", NETWORKS, 1), *arguments("loss", losses, 0)]
     return "".join(parts) + "\n".join(rows) + "\n"
 
 

@@ -94,6 +94,28 @@ def exchanged_words(words: Sequence[str]) -> NDArray[np.uint16]:
     return table.reshape(DRAWS, len(words) + 1)
 
 
+def exchanged_subgoals(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """The code of a subgoal under every exchange: uint8 [4320, 256].
+
+    texts   what the codes stand for; where there is none for an exchanged text it becomes code 0,
+            "unknown"
+    """
+    numbers = {text: number for number, text in enumerate(texts)}
+    table = np.tile(np.arange(256, dtype=np.uint8), (len(TYPE_PERMUTATIONS), len(PERMUTATIONS), 1))
+    for number, text in enumerate(texts):
+        words = text.split()
+        kind = next((TYPES.index(word) for word in words if word in TYPES), None)
+        colour = next((COLOURS.index(word) for word in words if word in COLOURS), None)
+        changed = np.empty((len(TYPES), len(COLOURS)), dtype=np.uint8)
+        for new in product(range(len(TYPES)), range(len(COLOURS))):
+            names = {} if kind is None else {TYPES[kind]: TYPES[new[0]]}
+            names |= {} if colour is None else {COLOURS[colour]: COLOURS[new[1]]}
+            changed[new] = numbers.get(" ".join(names.get(word, word) for word in words), 0)
+        kinds, colours = TYPE_PERMUTATIONS[:, kind or 0], PERMUTATIONS[:, colour or 0]
+        table[..., number] = changed[kinds[:, None], colours]
+    return table.reshape(EXCHANGES, 256)
+
+
 def episode_draws(
     seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -117,6 +139,7 @@ class Augmenter:
 
     words           of the vocabulary, see `exchanged_words`
     first_rollout   the number of the first row over all processes
+    subgoals        what the codes of `subgoal` stand for; without them exchanged batches have none
     """
 
     def __init__(
@@ -127,10 +150,12 @@ class Augmenter:
         rollouts: int,
         seed: int,
         first_rollout: int = 0,
+        subgoals: Sequence[str] = (),
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
         self._retype = "retype" in symmetries
         self._vocabulary = words
+        self._texts = subgoals
         self._seed = seed
         self._rollout = np.arange(first_rollout, first_rollout + rollouts)
         self._begun = np.zeros(rollouts, dtype=np.int64)
@@ -142,6 +167,10 @@ class Augmenter:
     @cached_property
     def _words(self) -> NDArray[np.uint16]:
         return exchanged_words(self._vocabulary)
+
+    @cached_property
+    def _subgoals(self) -> NDArray[np.uint8]:
+        return exchanged_subgoals(self._texts)
 
     def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
@@ -159,7 +188,10 @@ class Augmenter:
         if self._recolor or self._retype:
             changed["cells"] = self._exchanged(changed["cells"], of_step // 2)
             # the codes name colours and kinds, which are others now
-            changed.pop("subgoal", None)
+            subgoal = changed.pop("subgoal", None)
+            if subgoal is not None and self._texts:
+                exchanged = self._subgoals[of_step // 2, subgoal.numpy()]
+                changed["subgoal"] = torch.from_numpy(exchanged)
         if self._mirror:
             changed |= _mirrored(changed, of_step % 2 == 1)
         mission = batch["mission"].numpy().reshape(-1)[first]

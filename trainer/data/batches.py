@@ -29,6 +29,7 @@ from demotools.babyai.cells import UNPACKING_TABLE
 from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.order import BatchIndex, Index
+from trainer.data.sources import shared_subgoals
 
 Residence = Literal["auto", "map", "device"]
 _Bytes = NDArray[np.uint8]
@@ -229,12 +230,9 @@ def step_table(stores: Sequence[Store], residence: Residence, device: torch.devi
 
 def _optional(stores: Sequence[Store]) -> dict[str, list[StepArray]]:
     """The arrays `taken` and `subgoal`, where all of the stores have them and mean the same."""
-    same = len({store.attributes.subgoals for store in stores}) == 1
-    return {
-        name: [store.optional[name] for store in stores]
-        for name in ("taken", *(["subgoal"] if same else []))
-        if all(name in store.optional for store in stores)
-    }
+    names = [name for name in ("taken",) if all(name in store.optional for store in stores)]
+    names += ["subgoal"] if shared_subgoals(stores) else []
+    return {name: [store.optional[name] for store in stores] for name in names}
 
 
 def _has_room(device: torch.device, size_bytes: int) -> bool:

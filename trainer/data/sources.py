@@ -179,6 +179,14 @@ def vocabulary(sources: Sequence[Source]) -> tuple[str, ...]:
     return max((source.store.attributes.vocabulary for source in sources), key=len)
 
 
+def shared_subgoals(stores: Sequence[Store]) -> tuple[str, ...]:
+    """What the codes of `subgoal` stand for in all of these stores; none where one has no such
+    array, or other codes.
+    """
+    tables = {one.attributes.subgoals if "subgoal" in one.optional else () for one in stores}
+    return tables.pop() if len(tables) == 1 else ()
+
+
 def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
     """How many of the rollouts play each source: in proportion, rounded by largest remainder.
 

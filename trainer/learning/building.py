@@ -32,12 +32,19 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from demotools.babyai.cells import ACTIONS
 from demotools.errors import SettingsError
-from trainer.learning.losses import A2C, PPO, ExpertCrossEntropy, Loss, UsersLoss
+from trainer.learning.losses import (
+    A2C,
+    PPO,
+    ExpertCrossEntropy,
+    Loss,
+    SubgoalCrossEntropy,
+    UsersLoss,
+)
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.maze import MazeNetwork
 from trainer.learning.networks.small import SmallNetwork
-from trainer.settings.models import Named, OptimizerSettings, Settings
+from trainer.settings.models import SUBGOALS, Named, OptimizerSettings, Settings
 from trainer.settings.user_code import accepted_settings, build, named_in, torch_class
 
 _TRIED_STEPS = 1000
@@ -340,16 +347,24 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "expert_cross_entropy": ExpertCrossEntropy,
     "ppo": PPO,
     "a2c": A2C,
+    SUBGOALS: SubgoalCrossEntropy,
 }
 """The losses that `type` names."""
 
 
-def build_losses(settings: Settings, names: Iterable[str]) -> dict[str, Loss]:
-    """The losses of these names; SettingsError where a type does not exist."""
-    return {name: _built(name, settings.losses[name]) for name in names}
+def build_losses(
+    settings: Settings,
+    names: Iterable[str],
+    head_sizes: Callable[[str], tuple[int, int]] | None = None,
+) -> dict[str, Loss]:
+    """The losses of these names; SettingsError where a type does not exist.
 
-
-def _built(name: str, named: Named) -> Loss:
-    key = f"losses.{name}.type"
-    loss = build(key, named.type, named.options, LOSSES)
-    return loss if named.type in LOSSES else UsersLoss(key, named.type, loss)
+    head_sizes   what a head of the loss of a name takes and gives; None: none of them has one
+    """
+    losses: dict[str, Loss] = {}
+    for name in names:
+        named, key = settings.losses[name], f"losses.{name}.type"
+        sizes = head_sizes(name) if head_sizes and named.type == SUBGOALS else ()
+        loss = build(key, named.type, named.options, LOSSES, *sizes)
+        losses[name] = loss if named.type in LOSSES else UsersLoss(key, named.type, loss)
+    return losses

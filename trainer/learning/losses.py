@@ -311,6 +311,33 @@ class ExpertCrossEntropy:
         return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
 
 
+class SubgoalCrossEntropy(nn.Module):
+    """Cross-entropy against the bot's subgoals, of a linear layer on what actor and critic see.
+
+    An auxiliary target (Hu and Clune 2023, Thought Cloning): the network learns what the expert is
+    about beside what it does. The layer is the loss's own, and acting does without it. Steps whose
+    subgoal is not known do not count. Scalar: accuracy, as in `ExpertCrossEntropy`.
+
+    features   size of what actor and critic see
+    subgoals   how many codes there are, the first of them for "unknown"
+    """
+
+    def __init__(self, features: int, subgoals: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, subgoals)
+
+    def forward(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        """The loss of a batch; see `trainer.batch` for what it holds."""
+        output = model(batch, memory)
+        assert output.features is not None  # it was asked for its size
+        logits = self.head(output.features())
+        target = batch["subgoal"].long()
+        target = target.where(target > 0, -1)
+        loss, valid = masked_cross_entropy(logits, target)
+        hits = logits.detach().argmax(-1) == target
+        return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
+
+
 class Held(Protocol):
     """What a loss may have to hold something: weights, statistics, a place in a plan."""
 
@@ -350,20 +377,14 @@ class UsersLoss:
                     raise TypeError(f"the scalar `{name}` is {type(value).__name__}, not a number")
         return result
 
-    def held(self) -> Held | None:
-        """What of it must survive a resume; None where it is a function of the batch alone."""
-        there = [callable(getattr(self.made, name, None)) for name in ("state_dict", _LOAD)]
-        return cast(Held, self.made) if all(there) else None
 
-
-_LOAD = "load_state_dict"
+_HOLDING = ("state_dict", "load_state_dict")
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def loss_weights(losses: Mapping[str, Loss]) -> list[nn.Parameter]:
     """The weights of losses that are modules, each once; they are trained with the network's."""
-    made = [loss.made for loss in losses.values() if isinstance(loss, UsersLoss)]
-    modules = [loss for loss in made if isinstance(loss, nn.Module)]
+    modules = [made for made in map(_made, losses.values()) if isinstance(made, nn.Module)]
     return list(dict.fromkeys(weights for one in modules for weights in one.parameters()))
 
 
@@ -385,9 +406,17 @@ def loss_states(losses: Mapping[str, Loss]) -> dict[str, Any]:
 
 
 def held_by(losses: Mapping[str, Loss]) -> dict[str, Held]:
-    """The losses that hold something, as the user's code made them."""
-    made = {name: loss.held() for name, loss in losses.items() if isinstance(loss, UsersLoss)}
-    return {name: held for name, held in made.items() if held is not None}
+    """The losses that hold something, as the user's code made them, or ours."""
+    made = {name: _made(loss) for name, loss in losses.items()}
+    return {
+        name: cast(Held, loss)
+        for name, loss in made.items()
+        if all(callable(getattr(loss, method, None)) for method in _HOLDING)
+    }
+
+
+def _made(loss: Loss) -> Loss:
+    return loss.made if isinstance(loss, UsersLoss) else loss
 
 
 def _not_plain(value: Any, place: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import check_playable
 from trainer.run.checkpoint import named_checkpoint
 from trainer.run.success import environment_of
-from trainer.settings.models import LEVELS, Settings
+from trainer.settings.models import LEVELS, OF_EXPERTS, Settings
 from trainer.settings.user_code import made_environment
 
 CANDIDATES = 100
@@ -148,7 +148,7 @@ def _has_critic(settings: Settings) -> bool:
         for stage in settings.stages
         for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
     }
-    return any(settings.losses[name].type != "expert_cross_entropy" for name in used)
+    return any(settings.losses[name].type not in OF_EXPERTS for name in used)
 
 
 def _played(

@@ -75,7 +75,8 @@ def expected_cost(run: Run) -> Cost:
     """
     # a copy: processes that train together watch every backward pass of the network's own weights
     run = replace(run, network=copy.deepcopy(run.network))
-    run.by_name = made_losses(run.settings)  # others, so that the run's own stay as they are
+    # others, so that the run's own stay as they are
+    run.by_name = made_losses(run.settings, run.network, run.stores)
     settings, model = run.settings, run.network
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []

@@ -26,7 +26,7 @@ from trainer.batch import Batch
 from trainer.data.augment import Augmenter, batch_missions
 from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.data.own_iterator import OwnIterator
-from trainer.data.sources import Source, StageSources, stage_sources
+from trainer.data.sources import Source, StageSources, shared_subgoals, stage_sources
 from trainer.learning.building import (
     Schedule,
     Unit,
@@ -180,7 +180,7 @@ def new_run(
     network.to(settings.run.device)
     if settings.run.compile:
         compile_network(network, settings.model.type)
-    by_name = made_losses(settings)
+    by_name = made_losses(settings, network, stores)
     loss_states(by_name)  # what no checkpoint can hold is refused now
     if team.rank:
         # the same weights everywhere, but every process draws actions of its own
@@ -222,8 +222,17 @@ def new_run(
     )
 
 
-def made_losses(settings: Settings) -> dict[str, Loss]:
-    """The losses that stages use, in the order of their first use, on the run's device."""
+def made_losses(
+    settings: Settings, network: nn.Module, stores: Mapping[str, Store]
+) -> dict[str, Loss]:
+    """The losses that stages use, in the order of their first use, on the run's device.
+
+    SettingsError  one of subgoals is used with a store that has none, or a network without features
+    """
+
+    def head_sizes(name: str) -> tuple[int, int]:
+        return feature_size(network, settings), len(subgoals_of(settings, name, stores))
+
     names = dict.fromkeys(
         name
         for stage in settings.stages
@@ -234,11 +243,65 @@ def made_losses(settings: Settings) -> dict[str, Loss]:
         # weights of its own, whatever other losses draw, and the run's own stream left alone
         with torch.random.fork_rng():
             torch.manual_seed(settings.run.seed + zlib.crc32(name.encode()))
-            losses |= build_losses(settings, [name])
+            losses |= build_losses(settings, [name], head_sizes)
     for held in held_by(losses).values():
         if isinstance(held, nn.Module):
             held.to(settings.run.device)
     return losses
+
+
+def subgoals_of(settings: Settings, loss: str, stores: Mapping[str, Store]) -> tuple[str, ...]:
+    """What the codes of `subgoal` stand for in all stores that a loss learns from.
+
+    SettingsError  one of them has no such array, or they number their subgoals differently
+    """
+    played = [
+        stores[one.name]
+        for stage in settings.stages
+        if stage.off_policy and loss in stage.off_policy.losses
+        for one in stage.off_policy.store
+    ]
+    for store in played:
+        if "subgoal" not in store.optional:
+            raise SettingsError(
+                f"the loss `{loss}` learns the bot's subgoals, and this store has none",
+                path=store.path,
+                fix="record one that has, with `demotools generate LEVEL --subgoals`, or train "
+                f"without losses.{loss}",
+            )
+    if texts := shared_subgoals(played):
+        return texts
+    raise SettingsError(
+        f"the stores of the loss `{loss}` number their subgoals differently"
+        if played
+        else f"the loss `{loss}` learns subgoals, and its stages name no store",
+        path=f"losses.{loss}",
+        fix="give it stores that one version of demotools recorded with --subgoals",
+    )
+
+
+def feature_size(network: nn.Module, settings: Settings) -> int:
+    """The size of what actor and critic see, by asking the network about one step.
+
+    SettingsError  it does not give that
+    """
+    device, shape = settings.run.device, (1, 1)
+    step = {
+        name: torch.zeros(shape, dtype=torch.uint8, device=device)
+        for name in ("direction", "expert_action", "masks")
+    }
+    step["cells"] = step["masks"].new_zeros((*shape, *settings.model.view))
+    step["mission"] = torch.zeros(shape, dtype=torch.int64, device=device)
+    step["mission_tokens"] = torch.ones(shape, dtype=torch.int64, device=device)
+    with torch.no_grad():
+        features = output_of(network, step, memory_of(network, 1)).features
+    if features is None:
+        raise SettingsError(
+            "the network does not say what actor and critic see, which a loss with a head needs",
+            path=f"model.type = {settings.model.type!r}",
+            fix="let its output have `features` (docs/own_parts.md), or train without that loss",
+        )
+    return features().shape[-1]
 
 
 def check_minibatches(settings: Settings, number: int, team: Team) -> None:
@@ -323,6 +386,7 @@ class StoreBatches:
             rollouts=len(share),
             seed=seed,
             first_rollout=share.start,
+            subgoals=shared_subgoals([source.store for source in run.sources[number]]),
         )
         self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
         self._device = run.settings.run.device

@@ -58,6 +58,10 @@ LEVELS = "demotools.recording.environment:make_environment"
 """What makes the environments of BabyAI's levels, by name."""
 _ON_POLICY = ("ppo", "a2c")
 """Losses of what the policy did itself, which no store holds."""
+SUBGOALS = "subgoal_cross_entropy"
+"""The loss of the bot's subgoals, which only stores hold."""
+OF_EXPERTS = ("expert_cross_entropy", SUBGOALS)
+"""Losses that copy an expert, and leave the critic alone."""
 
 
 class _Frozen(BaseModel):
@@ -429,12 +433,7 @@ class Settings(_Frozen):
             needs = stage.losses or stage.max_env_steps or stage.teacher_forcing or tracks
             if needs and self.on_policy is None:
                 raise ValueError(f"stages.{number} needs the section on_policy")
-            for name in stage.off_policy.losses if stage.off_policy else ():
-                if self.losses[name].type in _ON_POLICY:
-                    raise ValueError(
-                        f"the loss `{name}` of type {self.losses[name].type} learns from "
-                        f"environment rollouts: it belongs into stages.{number}.losses"
-                    )
+            self._check_places(number, stage)
             rows = self.on_policy.environments if self.on_policy else 0
             if self.on_policy:
                 steps = stage.rollout_len or self.on_policy.rollout_len
@@ -445,6 +444,22 @@ class Settings(_Frozen):
                     f"on_policy.environments has only {rows}"
                 )
         return self
+
+    def _check_places(self, number: int, stage: StageSettings) -> None:
+        """That each loss stands where there is what it learns from."""
+        key = f"stages.{number}"
+        for name in stage.off_policy.losses if stage.off_policy else ():
+            if self.losses[name].type in _ON_POLICY:
+                raise ValueError(
+                    f"the loss `{name}` of type {self.losses[name].type} learns from "
+                    f"environment rollouts: it belongs into {key}.losses"
+                )
+        for name in stage.losses:
+            if self.losses[name].type == SUBGOALS:
+                raise ValueError(
+                    f"the loss `{name}` of type {SUBGOALS} learns from stores: it belongs into "
+                    f"{key}.off_policy.losses"
+                )
 
 
 def settings_of_level(settings: Settings, level: str) -> Settings:

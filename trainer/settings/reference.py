@@ -45,7 +45,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "on_policy.gae_lambda": ("", "of generalised advantage estimation: 0 one step, 1 whole returns"),
     "on_policy.normalise_advantages": ("", "bring the advantages of a rollout to mean 0 and deviation 1"),
     "on_policy.environment": ("", "`package.module:make`, called with `run.level`; gives a Gymnasium environment"),
-    "losses.NAME.type": ("", "`expert_cross_entropy`, `ppo`, `a2c` or `package.module:Name`; its arguments stand beside it"),
+    "losses.NAME.type": ("", "`expert_cross_entropy`, `subgoal_cross_entropy`, `ppo`, `a2c` or `package.module:Name`; its arguments stand beside it"),
     "stages.N.max_env_steps": ("env steps", "budget of the stage; exactly one of the two budgets"),
     "stages.N.max_demo_steps": ("demo steps", "budget of the stage; exactly one of the two budgets"),
     "stages.N.losses": ("", "on environment rollouts: names in `[losses]`, or weights by name"),
