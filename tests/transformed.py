@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from minigrid.core.world_object import Ball, Box, Key
+from minigrid.envs.babyai.core.verifier import AfterInstr, BeforeInstr
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, COLOURS, TYPES
@@ -23,9 +24,14 @@ _CLASSES = dict(zip(TYPES, (Key, Ball, Box), strict=True))
 
 
 def transformed_environment(
-    level: str, permutation: NDArray[np.int64], types: NDArray[np.int64], *, mirrored: bool
+    level: str,
+    permutation: NDArray[np.int64],
+    types: NDArray[np.int64],
+    *,
+    mirrored: bool,
+    rephrased: bool = False,
 ) -> Environment:
-    """An environment whose episodes are those of the level, recoloured, retyped and mirrored.
+    """An environment whose episodes are those of the level, changed by these symmetries.
 
     permutation  int64 [6], the new colour of each
     types        int64 [3], the new type of each of TYPES
@@ -42,6 +48,8 @@ def transformed_environment(
             retype(babyai, types)
         if mirrored:
             mirror(babyai)
+        if rephrased:
+            babyai.instrs = rephrase(babyai.instrs)
 
     babyai.gen_mission = gen_mission
     return environment
@@ -88,6 +96,14 @@ def mirror(babyai: Any) -> None:
     babyai.agent_dir = [2, 1, 0, 3][babyai.agent_dir]
     for each in {id(each): each for each in descriptions(babyai.instrs)}.values():
         each.loc = {"left": "right", "right": "left"}.get(each.loc, each.loc)
+
+
+def rephrase(instruction: Any) -> Any:
+    """The same instruction in other words: "a, then b" is "b after you a"."""
+    for kind, other in ((BeforeInstr, AfterInstr), (AfterInstr, BeforeInstr)):
+        if isinstance(instruction, kind):
+            return other(instruction.instr_b, instruction.instr_a, strict=instruction.strict)
+    return instruction
 
 
 def descriptions(instruction: Any) -> Iterator[Any]:
@@ -152,20 +168,24 @@ class FirstSteps(NamedTuple):
     colours   kind and colour
     sides     kind and `<` left or `>` right
     types     kind without its type, and its type, of keys, balls and boxes
+    orders    the ways in which two tasks are put in order
     """
 
     colours: set[tuple[str, str]]
     sides: set[tuple[str, str]]
     types: set[tuple[str, str]]
+    orders: set[type]
 
 
 def first_steps(environment: Environment, seeds: range) -> FirstSteps:
     """What the first steps of these seeds have."""
-    found = FirstSteps(set(), set(), set())
+    found = FirstSteps(set(), set(), set(), set())
     babyai: Any = environment.unwrapped
     for seed in seeds:
         environment.reset(seed=seed)
         centre = (babyai.grid.width - 1) / 2
+        if isinstance(babyai.instrs, BeforeInstr | AfterInstr):
+            found.orders.add(type(babyai.instrs))
         for place, cell in enumerate(babyai.grid.grid):
             for thing in _nested(cell):
                 kind = f"{thing.type} {getattr(thing, 'is_locked', '')}"

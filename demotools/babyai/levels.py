@@ -32,7 +32,7 @@ from demotools.output import read_regular
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
-Symmetry = Literal["recolor", "mirror", "retype"]
+Symmetry = Literal["recolor", "mirror", "retype", "rephrase"]
 _ARCHIVES = "archives.toml"
 _DATASETS = "datasets.toml"
 _FAMILIES = "families.toml"

@@ -38,39 +38,44 @@ from trainer.data.augment import (
     TYPE_PERMUTATIONS,
     Augmenter,
     batch_missions,
+    draws_rephrasing,
     episode_draws,
     exchanged_codes,
     exchanged_subgoals,
     exchanged_words,
+    rephrased_missions,
     toggles_thing,
 )
 from trainer.data.iterator import ExpertTrajectoryIterator
 
 TURN_LEFT = ACTIONS.index("left")
+IN_ORDER = (", then ", " after you ")
 ROLLOUT, EPISODE = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
 DECLARING = [level for level in all_level_names() if read_manifest(level).symmetries]
 OF_THE_PAPER = [level for level in level_names() if level in DECLARING]
 
 
 class Drawn(NamedTuple):
-    """What an episode draws: new colours int64 [6], new types int64 [3], whether mirrored."""
+    """What an episode draws: new colours int64 [6], new types int64 [3], and what is done to it."""
 
     colours: NDArray[np.int64]
     types: NDArray[np.int64]
     mirrored: bool
+    rephrased: bool
 
 
 def drawn(seed: int) -> Drawn:
     """What the first episode of the first rollout draws."""
     draw = int(episode_draws(seed, ROLLOUT, EPISODE)[0])
     types, colours = divmod(draw // 2, len(PERMUTATIONS))
-    return Drawn(PERMUTATIONS[colours], TYPE_PERMUTATIONS[types], draw % 2 == 1)
+    rephrased = bool(draws_rephrasing(seed, ROLLOUT, EPISODE)[0])
+    return Drawn(PERMUTATIONS[colours], TYPE_PERMUTATIONS[types], draw % 2 == 1, rephrased)
 
 
 def is_telling(draw: Drawn) -> bool:
-    """Whether it mirrors, and leaves no colour and no type as it is."""
+    """Whether it mirrors and rephrases, and leaves no colour and no type as it is."""
     moved = [all(some != np.arange(len(some))) for some in (draw.colours, draw.types)]
-    return draw.mirrored and all(moved)
+    return draw.mirrored and draw.rephrased and all(moved)
 
 
 def telling_seed(number: int) -> int:
@@ -104,6 +109,7 @@ def check_symmetry(level: str, episode: Episode, symmetries: Sequence[Symmetry],
         drawn(seed).colours if "recolor" in symmetries else PERMUTATIONS[0],
         drawn(seed).types if "retype" in symmetries else TYPE_PERMUTATIONS[0],
         mirrored="mirror" in symmetries,
+        rephrased="rephrase" in symmetries,
     )
     observation, _ = environment.reset(seed=episode.seed)
     mission = str(observation["mission"])
@@ -133,8 +139,13 @@ def choices(level: str) -> list[tuple[Symmetry, ...]]:
 
 @cache
 def first_episode(level: str) -> Episode:
-    """One in which the agent turns."""
-    return next(each for each in solved_episodes(level) if TURN_LEFT in each.action)
+    """One in which the agent turns, with two tasks in order where the level has such."""
+    phrases = IN_ORDER if "rephrase" in read_manifest(level).symmetries else ("",)
+    return next(
+        each
+        for each in solved_episodes(level)
+        if TURN_LEFT in each.action and any(phrase in each.mission for phrase in phrases)
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +182,8 @@ def test_every_kind_of_mission_is_transformed_as_the_instructions_are(phrase: st
     seed = next(seed for seed in count() if phrase in environment.reset(seed=seed)[0]["mission"])
     episode = record_episode(environment, seed)
     assert isinstance(episode, Episode) and phrase in episode.mission
-    check_symmetry("BossLevel", episode, ("recolor", "mirror"), telling_seed(seed))
+    for symmetries in (("recolor", "mirror"), ("rephrase",)):
+        check_symmetry("BossLevel", episode, symmetries, telling_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +211,16 @@ def test_augmented_subgoals_are_those_of_a_bot_that_sees_the_transformed_environ
         )
     )
     assert found.tolist() == changed.optional["subgoal"].tolist() != batch["subgoal"][:, 0].tolist()
+
+
+def test_the_bot_plays_a_rephrased_mission_as_it_plays_the_mission() -> None:
+    rephrased = transformed_environment(
+        "BossLevel", PERMUTATIONS[0], TYPE_PERMUTATIONS[0], mirrored=False, rephrased=True
+    )
+    one = first_episode("BossLevel")
+    other = record_episode(rephrased, one.seed)
+    assert isinstance(other, Episode) and other.mission != one.mission
+    assert other.action.tolist() == one.action.tolist()
 
 
 def test_a_subgoal_for_which_the_store_has_no_code_becomes_unknown() -> None:
@@ -259,26 +281,28 @@ def test_a_level_that_declares_a_symmetry_it_lacks_fails_the_proof(
             check_symmetry(name, episode, [lacking], telling_seed(number))
 
 
-def keys_and_boxes_matter(level: str, seeds: int) -> bool:
-    """Whether some first step has a locked door, which a key opens, or a box that holds a thing."""
+def symmetries_of(level: str, seeds: int) -> list[str]:
+    """What the first steps of a level allow.
+
+    Recolor and mirror; retype where no door is locked, which a key opens, and no box holds a thing;
+    rephrase where two tasks are put in order.
+    """
     environment = make_environment(level)
     babyai: Any = environment.unwrapped
+    matter = ordered = False
     for seed in range(seeds):
-        environment.reset(seed=seed)
+        mission = environment.reset(seed=seed)[0]["mission"]
+        ordered |= any(phrase in mission for phrase in IN_ORDER)
         for thing in filter(None, babyai.grid.grid):
-            if getattr(thing, "is_locked", False) or getattr(thing, "contains", None):
-                return True
-    return False
+            matter |= bool(getattr(thing, "is_locked", False) or getattr(thing, "contains", None))
+    return ["recolor", "mirror", *["retype"][matter:], *["rephrase"][not ordered :]]
 
 
 def check_declaration(level: str, seeds: int) -> None:
-    """Recolor and mirror wherever there is an environment; retype where types do not matter."""
+    """A level declares what it allows, wherever there is an environment."""
     manifest = read_manifest(level)
-    expected: tuple[str, ...] = ()
-    if manifest.environment_id is not None:
-        matter = keys_and_boxes_matter(level, seeds)
-        expected = ("recolor", "mirror") if matter else ("recolor", "mirror", "retype")
-    assert manifest.symmetries == expected
+    expected = symmetries_of(level, seeds) if manifest.environment_id is not None else []
+    assert list(manifest.symmetries) == expected
 
 
 @pytest.mark.parametrize("level", level_names())
@@ -314,6 +338,37 @@ def test_left_and_right_are_exchanged_in_mirrored_missions_and_only_there() -> N
     assert [text(words[identity * 2][row])[-1] for row in tokens] == ["left", "right"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "go to the key on your left and open a door, then pick up the box in front of you",
+            "pick up the box in front of you after you go to the key on your left and open a door",
+        ),
+        (
+            "go to a ball behind you after you open a door",
+            "open a door, then go to a ball behind you",
+        ),
+        ("go to the key and open a door behind you", "go to the key and open a door behind you"),
+        ("go to a, then go to b, then go to c", "go to a, then go to b, then go to c"),
+    ],
+)
+def test_a_rephrased_mission_says_the_same_and_rephrased_again_it_is_what_it_was(
+    one: str, other: str
+) -> None:
+    vocabulary = (*WORDS, "b", "c")
+    tokens = mission_tokens([one, other, "open a door"], vocabulary).astype(np.uint16)
+    both = np.ones(3, dtype=np.bool_)
+    once = rephrased_missions(tokens, vocabulary, both)
+    width = tokens.shape[1]
+    for row, kept in ((0, 1), (1, 0), (2, 2)):
+        assert once[row].tolist()[:width] == tokens[kept].tolist()
+    assert np.array_equal(rephrased_missions(once, vocabulary, both)[:, :width], tokens)
+    assert np.array_equal(rephrased_missions(tokens, vocabulary, ~both)[:, :width], tokens)
+    # without these words nothing is said in order
+    assert np.array_equal(rephrased_missions(tokens, ("go",), both)[:, :width], tokens)
+
+
 def test_a_vocabulary_without_colours_or_sides_has_nothing_to_exchange() -> None:
     assert set(map(tuple, exchanged_words(("go", "lamp")).tolist())) == {(0, 1, 2)}
 
@@ -327,7 +382,7 @@ def test_no_two_cells_become_one() -> None:
     assert all(len(set(row)) == 256 for row in exchanged_codes()[::37].tolist())
 
 
-@pytest.mark.parametrize("symmetries", [["recolor"], ["mirror"], ["retype"]])
+@pytest.mark.parametrize("symmetries", [["recolor"], ["mirror"], ["retype"], ["rephrase"]])
 def test_a_batch_is_left_as_it_is(symmetries: list[Symmetry]) -> None:
     episode = first_episode("PickupLoc")
     batch, tokens = native(episode), torch.ones(1, 3, dtype=torch.int64)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,13 @@ from demotools.babyai.cells import (
     TYPES,
     UNPACKING_TABLE,
 )
-from demotools.babyai.levels import Manifest, all_level_names, level_names, read_manifest
+from demotools.babyai.levels import (
+    Manifest,
+    Symmetry,
+    all_level_names,
+    level_names,
+    read_manifest,
+)
 from demotools.babyai.vocabulary import vocabulary_hash
 from demotools.errors import ManifestError, SettingsError
 from demotools.recording.environment import make_environment
@@ -38,6 +45,7 @@ from trainer.settings.models import Settings, read_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "augmentation.md"
 MARK = "<!-- written by tests/data/test_symmetries.py: do not edit below -->\n"
+SYMMETRIES = get_args(Symmetry)
 DECLARING = [level for level in all_level_names() if read_manifest(level).symmetries]
 
 
@@ -176,6 +184,7 @@ def test_many_unknown_words_are_not_all_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("symmetry", "word", "told"),
     [
+        ("rephrase", "after", "has `then`, `you` but not `after`"),
         ("recolor", "grey", "`red`, `green`, `blue`, `purple`, `yellow` but not `grey`"),
         ("mirror", "right", "has `left` but not `right`"),
         ("retype", "box", "has `key`, `ball` but not `box`"),
@@ -184,7 +193,8 @@ def test_many_unknown_words_are_not_all_listed(tmp_path: Path) -> None:
 def test_a_word_without_its_counterpart_is_refused(
     tmp_path: Path, symmetry: str, word: str, told: str
 ) -> None:
-    store = with_words(store_of(tmp_path, "go to the red ball"), word, "rhubarb")
+    level = "GoToSeq" if symmetry == "rephrase" else "GoToLocal"
+    store = with_words(store_of(tmp_path, "go to the red ball", level=level), word, "rhubarb")
     assert told in refused(store, symmetry)
 
 
@@ -241,6 +251,7 @@ def widening(level: str, seeds: int) -> tuple[str, ...]:
         "recolor": _lacks_some(seen.colours, len(COLOURS)),
         "mirror": mirrored != seen.sides,
         "retype": _lacks_some(seen.types, len(TYPES)),
+        "rephrase": len(seen.orders) == 1,
     }
     return tuple(name for name in read_manifest(level).symmetries if widens[name])
 
@@ -276,12 +287,12 @@ def table() -> str:
         lines += [
             f"### {title}",
             "",
-            "| level | recolor | mirror | retype |",
-            "| --- | --- | --- | --- |",
+            f"| level | {' | '.join(SYMMETRIES)} |",
+            "| --- | --- | --- | --- | --- |",
         ]
         for level in levels:
             manifest = read_manifest(level)
-            said = " | ".join(_said(manifest, one) for one in ("recolor", "mirror", "retype"))
+            said = " | ".join(_said(manifest, one) for one in SYMMETRIES)
             lines.append(f"| {level} | {said} |")
         lines.append("")
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Three symmetries of the task, applied to whole native batches; and which of them a store allows.
+"""Four symmetries of the task, applied to whole native batches; and which of them a store allows.
 
 `recolor` permutes the six colours of doors, keys, balls and boxes, `retype` permutes keys, balls
 and boxes themselves, both in the cells and in the mission's words alike; `mirror` exchanges left
-and right in the view, the direction, the actions and the mission's words. Each episode keeps its
+and right in the view, the direction, the actions and the mission's words; `rephrase` says "a, then
+b" as "b after you a" and the other way round, the same task in other words. Each episode keeps its
 draw from its first step to its last, across batches. A draw is a pure function of the seed, the
 rollout and how many episodes the rollout has begun, so a resumed run draws the same, and so does
 any number of processes.
@@ -56,6 +57,7 @@ DRAWS = 2 * EXCHANGES
 MIRRORED_ACTION: NDArray[np.uint8] = np.array([1, 0, 2, 3, 4, 5, 6], dtype=np.uint8)
 MIRRORED_DIRECTION: NDArray[np.uint8] = np.array([2, 1, 0, 3], dtype=np.uint8)
 SIDES = ("left", "right")
+_ORDERING = ("then", "after", "you")
 _KINDS = np.array([KEY, BALL, BOX])
 _COLUMN = np.dtype((np.void, VIEW_SIZE))
 
@@ -124,14 +126,59 @@ def episode_draws(
     rollout   number of the rollout over all processes
     begun     how many episodes the rollout has begun, this one included
     """
-    bits = np.array([seed], dtype=np.uint64) + GOLDEN
-    for number in (rollout, begun):
-        bits = mixed_bits(bits) + number.astype(np.uint64) + GOLDEN
-    bits = mixed_bits(bits)
+    bits = _episode_bits(seed, rollout, begun)
     permutation = (bits >> np.uint64(1)) % np.uint64(len(PERMUTATIONS))
     types = (bits >> np.uint64(40)) % np.uint64(len(TYPE_PERMUTATIONS))
     exchange = types * np.uint64(len(PERMUTATIONS)) + permutation
     return (exchange * np.uint64(2) + (bits & np.uint64(1))).astype(np.int64)
+
+
+def draws_rephrasing(
+    seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether episodes are to be rephrased: as `episode_draws`, which it does not depend on."""
+    bits = mixed_bits(_episode_bits(seed, rollout, begun) + GOLDEN)
+    return np.asarray(bits & np.uint64(1) == 1)
+
+
+def _episode_bits(
+    seed: int, rollout: NDArray[np.int64], begun: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    bits = np.array([seed], dtype=np.uint64) + GOLDEN
+    for number in (rollout, begun):
+        bits = mixed_bits(bits) + number.astype(np.uint64) + GOLDEN
+    return np.asarray(mixed_bits(bits))
+
+
+def rephrased_missions(
+    text: NDArray[np.uint16], words: Sequence[str], chosen: NDArray[np.bool_]
+) -> NDArray[np.uint16]:
+    """Missions "a, then b" as "b after you a", and the other way round: uint16 [R, L + 1].
+
+    text     [R, L] word ids, 0 after the last; one without just one such phrase stays as it is
+    chosen   [R], which are to be rephrased
+    """
+    ids = {word: number for number, word in enumerate(words, start=1)}
+    if not ids.keys() >= {*_ORDERING}:
+        return np.pad(text, ((0, 0), (0, 1)))
+    then, after, you = (ids[word] for word in _ORDERING)
+    text = np.pad(text, ((0, 0), (0, 1)))
+    is_then = text == then
+    is_after = (text == after) & (np.roll(text, -1, axis=1) == you)
+    phrases = is_then | is_after
+    chosen = chosen & (phrases.sum(1) == 1)
+    before = phrases.argmax(1)[:, None]  # words before the phrase, and after it
+    old = np.where(is_then.any(1), 1, 2)[:, None]
+    behind = (text != 0).sum(1)[:, None] - before - old
+    new = 3 - old
+    column = np.arange(text.shape[1])
+    source = np.where(column < behind, before + old + column, column - behind - new)
+    changed = np.take_along_axis(text, np.clip(source, 0, len(column) - 1), axis=1)
+    changed[column >= behind + new + before] = 0
+    for place, ids_there in ((0, np.where(old == 1, after, then)), (1, np.full_like(old, you))):
+        rows = (new > place) & (column == behind + place)
+        changed[rows] = np.broadcast_to(ids_there, rows.shape)[rows]
+    return np.where(chosen[:, None], changed, text)
 
 
 class Augmenter:
@@ -153,7 +200,7 @@ class Augmenter:
         subgoals: Sequence[str] = (),
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
-        self._retype = "retype" in symmetries
+        self._retype, self._rephrase = "retype" in symmetries, "rephrase" in symmetries
         self._vocabulary = words
         self._texts = subgoals
         self._seed = seed
@@ -179,10 +226,10 @@ class Augmenter:
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
-        if not (self._recolor or self._retype or self._mirror):
+        if not (self._recolor or self._retype or self._mirror or self._rephrase):
             return batch_missions(batch, tokens)
         first, segment = _segments(batch["masks"].numpy())
-        draw = self._draws(batch["masks"].numpy(), first)
+        draw, rephrased = self._draws(batch["masks"].numpy(), first)
         of_step = draw[segment]
         changed = dict(batch)
         if self._recolor or self._retype:
@@ -196,6 +243,8 @@ class Augmenter:
             changed |= _mirrored(changed, of_step % 2 == 1)
         mission = batch["mission"].numpy().reshape(-1)[first]
         text = self._words[draw[:, None], tokens.numpy()[mission]]
+        if self._rephrase:
+            text = rephrased_missions(text, self._vocabulary, rephrased)
         # as bytes the rows are sorted several times faster than by torch.unique
         _, distinct, place = np.unique(
             text.astype(">u2").view(f"S{2 * text.shape[1]}")[:, 0],
@@ -210,16 +259,20 @@ class Augmenter:
         row = torch.from_numpy((exchange * 256).astype(np.int32))[..., None, None]
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
-    def _draws(self, masks: NDArray[np.uint8], first: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The draw of every segment of the batch, without what is switched off: int64 [R]."""
+    def _draws(
+        self, masks: NDArray[np.uint8], first: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The draw of every segment of the batch, without what is switched off: int64 [R], and
+        whether it is to be rephrased: bool [R].
+        """
         begun = self._begun + np.cumsum(masks == 0, axis=0)
         self._begun = begun[-1]
-        rollout = self._rollout[first % masks.shape[1]]
-        draw = episode_draws(self._seed, rollout, begun.reshape(-1)[first])
+        episode = self._rollout[first % masks.shape[1]], begun.reshape(-1)[first]
+        draw = episode_draws(self._seed, *episode)
         types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
         exchange = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
         mirrored = draw % 2 * self._mirror
-        return np.asarray(exchange * 2 + mirrored)
+        return np.asarray(exchange * 2 + mirrored), draws_rephrasing(self._seed, *episode)
 
     def state(self) -> dict[str, Any]:
         """Where the draws stand, as a JSON value."""
@@ -276,6 +329,7 @@ _EXCHANGED: Mapping[Symmetry, Sequence[str]] = {
     "recolor": COLOURS,
     "mirror": SIDES,
     "retype": TYPES,
+    "rephrase": _ORDERING,
 }
 """The words that a symmetry exchanges."""
 _SHOWN_WORDS = 8
