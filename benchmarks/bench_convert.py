@@ -30,7 +30,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from demotools.exchange.archive import archive_store
 from demotools.pickles.writer import write_pickle
