@@ -562,7 +562,8 @@ def watch(
     from demotools.babyai.levels import EVALUATION_SEED
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
-    from trainer.report.watch import watch_in_terminal, watched_episodes, watched_gif, watched_text
+    from trainer.acting.watched import watched_gif
+    from trainer.report.watch import watch_in_terminal, watched_episodes, watched_text
 
     if gif:
         check_output(gif, overwrite=overwrite)

@@ -29,9 +29,10 @@ from tests.look.test_show import type_until
 from tests.terminal import in_terminal
 from trainer.acting.evaluate import evaluate_policy
 from trainer.acting.policy import NetworkPolicy
+from trainer.acting.watched import Watched, watched_gif
 from trainer.cli import main
 from trainer.learning.building import build_network
-from trainer.report.watch import Watched, watched_episodes, watched_gif, watched_text
+from trainer.report.watch import watched_episodes, watched_text
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.loading import load_policy
 from trainer.settings.models import read_settings, toml_of

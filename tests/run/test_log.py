@@ -17,15 +17,28 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from demotools.errors import DemotoolsError, SettingsError
+from trainer.acting.watched import watched_gif
 from trainer.batch import Batch
 from trainer.cli import main
 from trainer.learning.losses import PPO, LossResult
 from trainer.learning.networks.base import Model
-from trainer.run.log import FILE_NAME, RunLog, read_log, resident_mib, return_memory
+from trainer.report.watch import watched_episodes
+from trainer.run.log import (
+    FILE_NAME,
+    RunLog,
+    gif_path,
+    read_log,
+    resident_mib,
+    return_memory,
+)
 from trainer.settings.models import read_settings, toml_of
 
 ROOT = Path(__file__).parents[2]
 WHERE = {"minutes": 1.0, "env_steps": 8, "demo_steps": 0}
+EVALUATED = {
+    **{"success": 0.5, "interval_low": 0.4, "interval_high": 0.6},
+    **{"episodes": 4, "episode_length": 5.0},
+}
 TIMED = ("minutes", "share_", "_per_second", "resident_mib")
 
 # What Weights & Biases does with these calls: a run has an id, and a step is taken once, in order.
@@ -35,6 +48,11 @@ from pathlib import Path
 
 FILE = Path(os.environ["STAND_IN"])
 FILE.touch()
+
+
+def Video(path, format):
+    assert format == "gif"
+    return path
 
 
 class Run:
@@ -270,13 +288,73 @@ def test_a_log_cut_within_a_line_goes_on_with_a_whole_one(tmp_path: Path) -> Non
     assert board_series(tmp_path) == {"train/lr": [(0, 0.5), (0, 0.25)]}
 
 
+def board_gifs(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    return {
+        tag: [(image.step, image.encoded_image_string) for image in board.Images(tag)]
+        for tag in board.Tags()["images"]
+    }
+
+
+def test_gifs_after_the_checkpoint_are_forgotten_and_the_others_shown_anew(tmp_path: Path) -> None:
+    def measured(log: RunLog, steps: int) -> None:
+        where = {**WHERE, "demo_steps": steps}
+        for number in range(2):
+            gif = gif_path(tmp_path, "evaluation", where, number)
+            gif.parent.mkdir(exist_ok=True)
+            gif.write_bytes(b"GIF89a" + bytes([7, 0, 5, 0, number, steps]))
+        log.write("evaluation", EVALUATED, where=where)
+
+    with RunLog(tmp_path) as log:
+        measured(log, 10)
+        size = log.size_bytes()
+        measured(log, 20)
+    shown = board_gifs(tmp_path)
+    assert [step for step, _ in shown["evaluation/episode_1"]] == [10, 20]
+    with RunLog(tmp_path) as log:
+        log.cut(size)
+        measured(log, 30)
+    shown = board_gifs(tmp_path)
+    assert shown == {
+        f"evaluation/episode_{number}": [
+            (steps, b"GIF89a" + bytes([7, 0, 5, 0, number, steps])) for steps in (10, 30)
+        ]
+        for number in range(2)
+    }
+    assert len(list((tmp_path / "gifs").iterdir())) == 4
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_episodes_of_every_measurement_are_drawn_where_a_recipe_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text(STAND_IN, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "stand_in.jsonl"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    folder = tmp_path / "a"
+    asked = ("evaluation.gifs=1", "evaluation.sample=both", "evaluation.every=96", "run.wandb=p")
+    command = ["run", "ppo", "--tiny", "-m", "1", "-o", str(folder)]
+    command += [word for one in asked for word in ("--set", one)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    lines = [line for line in read_log(folder) if line["group"].startswith("evaluation")]
+    shown = board_gifs(folder)
+    assert set(shown) == {"evaluation/episode_0", "evaluation_sampled/episode_0"}
+    for tag, gifs in shown.items():
+        steps = [line["env_steps"] for line in lines if line["group"] == tag.partition("/")[0]]
+        assert [step for step, _ in gifs] == steps and len(steps) == 2
+        played = watched_episodes(folder, episodes=1, sample="sampled" in tag)
+        assert gifs[-1][1] == watched_gif(played)
+    sent = [call["values"] for call in stand_in_calls(tmp_path) if "values" in call]
+    videos = [value for values in sent for value in values.values() if isinstance(value, str)]
+    assert len(videos) == 4 and all(Path(file).is_file() for file in videos)
+
+
 OURS = {"group": "offpolicy", **WHERE, "ce/loss": 1.0}
-MEASURED = {
-    "group": "evaluation",
-    **WHERE,
-    **{"success": 0.5, "interval_low": 0.4, "interval_high": 0.6},
-    **{"episodes": 4, "episode_length": 5.0},
-}
+MEASURED = {"group": "evaluation", **WHERE, **EVALUATED}
 FOREIGN_LINES: list[Any] = [
     "{",
     "",
@@ -378,6 +456,9 @@ class MlflowClient:
         RUNS[run].params += params
         RUNS[run].metrics += metrics
 
+    def log_artifact(self, run, path, folder):
+        RUNS[run].artifacts = [*getattr(RUNS[run], "artifacts", []), (folder, path)]
+
     def get_metric_history(self, run, key):
         return [entities(step=step) for name, _, _, step in RUNS[run].metrics if name == key]
 
@@ -424,16 +505,21 @@ def test_mlflow_and_trackio_take_every_line_once_under_one_id(
         log.write("train", {"lr": 0.0}, where=WHERE)
         size = log.size_bytes()
         log.write("train", {"lr": 1.0}, where=WHERE)
+    gif = gif_path(tmp_path, "evaluation", WHERE, 0)
     with RunLog(tmp_path, projects=projects, config=config) as log:
         log.cut(size)  # the checkpoint was written before the second line
         for value in (1.0, 2.0):
             log.write("train", {"lr": value}, where=WHERE)
+        gif.parent.mkdir(exist_ok=True)
+        gif.write_bytes(b"GIF89a\1\0\1\0")
+        log.write("evaluation", EVALUATED, where=WHERE)
     mlflow, trackio = (importlib.import_module(name) for name in projects)
     (run,) = mlflow.RUNS.values()
     assert run.status == "FINISHED" and len(run.params) == 151 and ("run.seed", "1") in run.params
     taken = [(step, value) for name, value, _time, step in run.metrics if name == "train/lr"]
     assert taken == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert run.artifacts == [("gifs", str(gif))]
     ((project, _name), lines) = next(iter(trackio.RUNS.items()))
     assert project == "b" and len(trackio.RUNS) == 1
-    assert [(step, values["train/lr"]) for step, values in lines] == taken
+    assert [(step, values["train/lr"]) for step, values in lines[:3]] == taken
     assert lines[0][1] == {**WHERE, "train/lr": 0.0}

@@ -28,7 +28,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import VIEW_SIZE
+from demotools.babyai.cells import ACTIONS, VIEW_SIZE
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
 from demotools.recording.bot import Expert, expert_of
@@ -528,3 +528,13 @@ def check_playable(level: str) -> None:
         raise LevelError(
             error.what, path=error.path, fix=f"these can be played: {', '.join(playable)}"
         ) from error
+
+
+def check_named(actions: int, level: str) -> None:
+    """LevelError where a level has actions that have no names, which could not be shown."""
+    if actions > len(ACTIONS):
+        raise LevelError(
+            f"it has {actions} actions, of which only {len(ACTIONS)} have names",
+            path=level,
+            fix="measure it with `trainer evaluate`, and leave out evaluation.gifs",
+        )

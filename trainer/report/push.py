@@ -18,9 +18,10 @@ from demotools.errors import DemotoolsError, printable_text
 from demotools.exchange.hub import CARD, Repository, repository_of
 from demotools.output import size_text, working_folder, write_output
 from trainer.acting.evaluate import Evaluation
+from trainer.acting.watched import Watched, watched_gif
 from trainer.learning.networks.base import parameter_count
 from trainer.report.plot import plot_runs
-from trainer.report.watch import Watched, watched_episodes, watched_gif
+from trainer.report.watch import watched_episodes
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.log import CURVE_FILE
 from trainer.run.published import write_policy

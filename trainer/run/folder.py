@@ -14,7 +14,7 @@ from pathlib import Path
 from demotools.babyai.levels import listed_seeds
 from demotools.errors import CheckpointError, SettingsError, printable_text
 from demotools.exchange.hub import on_hub
-from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE
+from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, GIFS_FOLDER
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.tracking import ID_FILES, TRACKERS
 from trainer.settings.models import SETTINGS_FILE, Settings, read_settings
@@ -28,7 +28,7 @@ REPLACED = ".replaced"
 FILES = (
     # the checkpoint first: it is the sign that a run has something to lose
     *(CHECKPOINT_FILE, SETTINGS_FILE, BEST, FAILED, COPIES),
-    *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, *ID_FILES),
+    *(LOG_FILE, EVALUATIONS_FILE, CURVE_FILE, BOARD_FOLDER, GIFS_FOLDER, *ID_FILES),
 )
 SEED_FOLDER = "seed-"
 """How the folders begin that `trainer run --seeds` makes, one a seed, in that of the experiment."""

@@ -30,6 +30,8 @@ FILE_NAME = "log.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 """What `trainer evaluate` measured of a run's checkpoints, in lines like those of the log."""
 BOARD_FOLDER = "tensorboard"
+GIFS_FOLDER = "gifs"
+"""Episodes of evaluations, a GIF each."""
 
 _WHERE = {"group", "minutes", "env_steps", "demo_steps"}
 _TEXTS = {"group", "checkpoint", "level"}
@@ -151,9 +153,10 @@ class RunLog:
         self._written = number + 1
         self._draw([line])
         tagged = {f"{group}/{name}": value for name, value in finite.items()}
+        gifs = dict(_tagged_gifs(self._folder, line))
         for key, tracker in list(self._trackers.items()):
             try:
-                tracker.log({**where, **tagged}, number)
+                tracker.log({**where, **tagged}, number, gifs)
             except FOREIGN as error:
                 del self._trackers[key]
                 self._say(f"{TRACKERS[key]} gets no more numbers of this run: {error_text(error)}")
@@ -166,6 +169,10 @@ class RunLog:
         """Forget the lines after these, in all logs: they were written after the checkpoint."""
         whole = (self._folder / FILE_NAME).read_bytes()[:size_bytes]
         self._lines.truncate(whole.rfind(b"\n") + 1)
+        left = {_gif_prefix(line) for line in read_log(self._folder)}
+        for gif in (self._folder / GIFS_FOLDER).glob("*.gif"):
+            if gif.name.rpartition("-")[0] not in left:
+                gif.unlink()
         self._begin()
 
     def _begin(self) -> int:
@@ -199,6 +206,8 @@ class RunLog:
                         step,
                         walltime=begun + 60 * line["minutes"],
                     )
+                for tag, gif in _tagged_gifs(self._folder, line):
+                    _add_gif(self._board, tag, gif, step, begun + 60 * line["minutes"])
             self._board.flush()
         except OSError as error:  # of the thread that writes
             self._stop_drawing(error)
@@ -226,6 +235,37 @@ class RunLog:
                 tracker.finish(failed=kind is not None)
             except FOREIGN as failed:
                 self._say(f"{TRACKERS[key]} did not finish this run: {error_text(failed)}")
+
+
+def gif_path(folder: Path, group: Group, where: Mapping[str, float], number: int) -> Path:
+    """The file of an evaluation's episode; the group's line in the log, written next, shows it.
+
+    where   as of `RunLog.write`
+    """
+    return folder / GIFS_FOLDER / f"{_gif_prefix({'group': group, **where})}-{number}.gif"
+
+
+def _gif_prefix(line: Mapping[str, Any]) -> str:
+    return f"{line['group']}-{line['env_steps']:010.0f}-{line['demo_steps']:010.0f}"
+
+
+def _tagged_gifs(folder: Path, line: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The GIFs that belong to a line of the log, by their tags."""
+    if line["group"].startswith("evaluation"):
+        for gif in sorted((folder / GIFS_FOLDER).glob(f"{_gif_prefix(line)}-*.gif")):
+            yield f"{line['group']}/episode_{gif.stem.rpartition('-')[2]}", gif
+
+
+def _add_gif(board: SummaryWriter, tag: str, gif: Path, step: int, walltime: float) -> None:
+    """Show a GIF as it is: `add_video` would draw it anew, and needs moviepy for it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content = read_regular(gif)
+    width, height = (int.from_bytes(content[at : at + 2], "little") for at in (6, 8))
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+    summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+    writer: Any = board.file_writer  # torch says nothing of its type
+    writer.add_summary(summary, step, walltime)
 
 
 def return_memory() -> None:

@@ -20,7 +20,7 @@ from demotools.recording.environment import (
     view_and_actions,
 )
 from demotools.store.reading import Store, open_store, store_path
-from trainer.acting.vector import check_playable
+from trainer.acting.vector import check_named, check_playable
 from trainer.data.augment import check_augmentation
 from trainer.data.sources import StageSources, mixture_lines, stage_sources
 from trainer.learning.building import NETWORKS, build_losses, build_network
@@ -285,6 +285,8 @@ def _new_run(
             environment = _checked_environment(of_level, workers, team)
             with users_code("on_policy.environment", environment_of(settings)):
                 settings = _fitted(settings, environment, level)
+                if settings.evaluation is not None and settings.evaluation.gifs:
+                    check_named(settings.model.actions, level)
                 if settings.model.words is None and not _is_babyai(of_level):
                     new += environment_words(environment)
             environment.close()

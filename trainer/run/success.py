@@ -15,13 +15,21 @@ import torch
 
 from demotools.babyai.levels import EVALUATION_SEED
 from demotools.errors import DemotoolsError, SettingsError, from_os_error
+from demotools.output import write_output
 from trainer.acting.evaluate import Evaluation, evaluate_levels
 from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
 from trainer.acting.vector import check_playable
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
-from trainer.run.log import EVALUATIONS_FILE, FILE_NAME, appended, evaluation_group
+from trainer.run.log import (
+    EVALUATIONS_FILE,
+    FILE_NAME,
+    Group,
+    appended,
+    evaluation_group,
+    gif_path,
+)
 from trainer.run.state import Progress, Run, Stage
-from trainer.settings.models import LEVELS, Device, ModelSettings, Settings
+from trainer.settings.models import LEVELS, OF_EXPERTS, Device, ModelSettings, Settings
 from trainer.team import limit_threads, processors_each
 
 
@@ -34,9 +42,11 @@ def measure(run: Run) -> None:
     run.network.eval()
     try:
         for sampled in _wanted(run.settings):
+            policy = NetworkPolicy(run.network, run.words, sample=sampled)
+            group = evaluation_group(sampled=sampled)
             with run.judged():
                 result = evaluate_levels(
-                    NetworkPolicy(run.network, run.words, sample=sampled),
+                    policy,
                     run.settings.run.level_names,
                     settings.episodes,
                     sampled=sampled,
@@ -45,12 +55,37 @@ def measure(run: Run) -> None:
                     processes=run.workers,
                     quiet=run.quiet,
                 )
-            group = evaluation_group(sampled=sampled)
+                if settings.gifs:
+                    _draw(run, policy, settings.gifs, group)
             run.log.write(group, result.scalars(), where=run.progress.where())
             run.say(result.text())
     finally:
         run.network.train(training)
         run.watch.shares()  # this was no time of training
+
+
+def _draw(run: Run, policy: NetworkPolicy, count: int, group: Group) -> None:
+    """Keep the first episodes of a measurement as GIFs, `count` of each level."""
+    from trainer.acting.watched import played_episodes, watched_gif  # what draws, for few runs
+
+    episodes = [
+        episode
+        for level in run.settings.run.level_names
+        for episode in played_episodes(
+            policy,
+            level,
+            range(EVALUATION_SEED, EVALUATION_SEED + count),
+            make=environment_of(run.settings),
+            view=run.settings.model.view,
+            critic=trains_critic(run.settings),
+            quiet=run.quiet,
+        )
+    ]
+    for number, episode in enumerate(episodes):
+        content = watched_gif([episode], quiet=run.quiet)
+        path = gif_path(run.folder, group, run.progress.where(), number)
+        path.parent.mkdir(exist_ok=True)
+        write_output(path, content, overwrite=True)
 
 
 def measure_if_due(run: Run, stage: Stage, before: Progress, *, ending: bool) -> None:
@@ -85,6 +120,16 @@ def _wanted(settings: Settings) -> list[bool]:
 def environment_of(settings: Settings) -> str:
     """What makes the environments of a run."""
     return settings.on_policy.environment if settings.on_policy is not None else LEVELS
+
+
+def trains_critic(settings: Settings) -> bool:
+    """Whether any loss of a run trains the critic: all but ours that learn from an expert do."""
+    used = {
+        name
+        for stage in settings.stages
+        for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
+    }
+    return any(settings.losses[name].type not in OF_EXPERTS for name in used)
 
 
 def measured_success(

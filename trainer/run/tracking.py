@@ -27,8 +27,11 @@ _MOST_AT_ONCE = 100
 class Tracker(Protocol):
     """A run that is open in another program."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Note what line number `step` of the log holds; what has been noted before is dropped."""
+    def log(self, values: Mapping[str, float], step: int, gifs: Mapping[str, Path]) -> None:
+        """Note what line number `step` of the log holds; what has been noted before is dropped.
+
+        gifs   of episodes, by their tags; a program that has no place for them leaves them out
+        """
 
     def finish(self, *, failed: bool) -> None:
         """The run ends."""
@@ -38,6 +41,7 @@ class _WeightsAndBiases:
     """It drops steps that it has."""
 
     def __init__(self, package: Any, folder: Path, project: str, config: Any, _lines: int) -> None:
+        self._package = package
         self._run = package.init(
             project=project,
             name=folder.resolve().name,
@@ -47,8 +51,9 @@ class _WeightsAndBiases:
             config=config,
         )
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+    def log(self, values: Mapping[str, float], step: int, gifs: Mapping[str, Path]) -> None:
+        videos = {tag: self._package.Video(str(gif), format="gif") for tag, gif in gifs.items()}
+        self._run.log({**values, **videos}, step=step)
 
     def finish(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -79,11 +84,13 @@ class _MLflow:
         self._last = max((metric.step for metric in history), default=-1)
         self._client.update_run(self._id, status="RUNNING")
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int, gifs: Mapping[str, Path]) -> None:
         if step > self._last:
             now = int(1000 * time.time())
             metrics = [self._entities.Metric(key, values[key], now, step) for key in values]
             self._client.log_batch(self._id, metrics=metrics)
+            for gif in gifs.values():
+                self._client.log_artifact(self._id, str(gif), "gifs")
 
     def finish(self, *, failed: bool) -> None:
         self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
@@ -99,7 +106,7 @@ class _Trackio:
             project=project, name=name, config=config, resume="allow", embed=False
         )
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int, _gifs: Mapping[str, Path]) -> None:
         if step >= self._lines:
             self._run.log(dict(values), step=step)
 

@@ -78,6 +78,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "evaluation.episodes": ("episodes", "unseen ones, played after the last stage"),
     "evaluation.every": ("steps", "of what the stage's budget counts, between measurements; unset: only after the last stage"),
     "evaluation.sample": ("", "draw actions from the policy's probabilities, take the most probable ones, or both; unset: both where a stage learns from its own rollouts, else the most probable"),
+    "evaluation.gifs": ("episodes", "of each measurement and level, shown as GIFs on TensorBoard and kept in `gifs/`; unset: none"),
 }  # fmt: skip
 """Unit and meaning of every setting; N is the number of a stage or store, NAME of a loss."""
 
