@@ -32,9 +32,9 @@ from demotools.cli import main as demotools_main
 from demotools.pickles.writer import write_pickle
 from demotools.store.reading import Episodes, open_store
 from tests.conftest import build_store, make_episodes
-from trainer.batch import Batch, Layout
+from trainer.batch import Batch, Layout, batch_missions
 from trainer.cli import main as trainer_main
-from trainer.data.augment import Augmenter, batch_missions
+from trainer.data.augment import Augmenter
 from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.run.checkpoint import read_checkpoint
 

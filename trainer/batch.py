@@ -38,7 +38,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Layout = Literal["tutorial", "native"]
 Batch = dict[str, Tensor]
+
+
+def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
+    """The batch with the distinct missions in it, so that a network reads each only once.
+
+    tokens    int64 [M, L]
+    returns   the batch, `mission` int64 [T, B] now a row of its `mission_tokens` int64 [M', L]
+    """
+    row, place = torch.unique(batch["mission"], return_inverse=True)
+    distinct, again = torch.unique(tokens[row.long()], dim=0, return_inverse=True)
+    return {**batch, "mission": again[place], "mission_tokens": distinct}

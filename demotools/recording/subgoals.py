@@ -27,22 +27,22 @@ _THINGS = ("ball", "box", "key")
 _ACTS = {CloseSubgoal: "close", DropSubgoal: "drop", OpenSubgoal: "open", PickupSubgoal: "pick up"}
 
 
-def _texts() -> list[str]:
-    """All texts in the order of their codes."""
-    any_thing = [
-        f"the {colour} {kind}".replace("  ", " ")
-        for kind in ("object", "door", *_THINGS)
-        for colour in ("", *COLOURS)
-    ]
-    doors = [f"the {colour} door" for colour in COLOURS]
-    things = [f"the {colour} {kind}" for kind in _THINGS for colour in COLOURS]
-    objects = {"go to": any_thing, "go next to": any_thing, "open": doors, "close": doors}
-    objects |= {"pick up": things, "drop": things}
-    acts = [f"{act} {what}" for act, them in objects.items() for what in them]
-    return ["unknown", "done", "explore", "go to a place", *acts]
-
-
-SUBGOALS = tuple(_texts())
+_ANYTHING = [
+    f"the {colour} {kind}".replace("  ", " ")
+    for kind in ("object", "door", *_THINGS)
+    for colour in ("", *COLOURS)
+]
+_DOORS = [f"the {colour} door" for colour in COLOURS]
+_CARRIED = [f"the {colour} {kind}" for kind in _THINGS for colour in COLOURS]
+_OBJECTS = {
+    **dict.fromkeys(("go to", "go next to"), _ANYTHING),
+    **dict.fromkeys(("open", "close"), _DOORS),
+    **dict.fromkeys(("pick up", "drop"), _CARRIED),
+}
+SUBGOALS = (
+    *("unknown", "done", "explore", "go to a place"),
+    *(f"{act} {what}" for act, objects in _OBJECTS.items() for what in objects),
+)
 """What each code stands for."""
 UNKNOWN = SUBGOALS.index("unknown")
 """The code of steps whose subgoal is not known, as in a store that was merged with one without."""

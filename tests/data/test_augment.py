@@ -32,12 +32,11 @@ from demotools.recording.environment import Environment, make_environment, obser
 from demotools.recording.subgoals import SUBGOALS
 from demotools.store.reading import Store
 from tests.transformed import solved_episodes, transformed_environment
-from trainer.batch import Batch
+from trainer.batch import Batch, batch_missions
 from trainer.data.augment import (
     PERMUTATIONS,
     TYPE_PERMUTATIONS,
     Augmenter,
-    batch_missions,
     draws_rephrasing,
     episode_draws,
     exchanged_codes,

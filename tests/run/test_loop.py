@@ -854,7 +854,7 @@ def test_every_process_has_whole_environments_for_each_minibatch_or_the_run_is_r
     team = Team(world - 1, world)
     try:
         settings = parsed_settings(tree, "a.toml")
-        check_minibatches(settings, 0, team)
+        check_minibatches(settings, team)
     except DemotoolsError as refused:
         assert minibatches_ > share
         assert "minibatches" in str(refused)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from trainer.acting.policy import NetworkPolicy, tokenised
 from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
-from trainer.batch import Batch
-from trainer.data.augment import batch_missions
+from trainer.batch import Batch, batch_missions
 from trainer.learning.losses import gae_advantages, normalised, taken_log_prob
 from trainer.team import ALONE, Team
 

@@ -222,12 +222,10 @@ class Augmenter:
     def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
 
-        batch     on the CPU where there are symmetries; it is left as it is
+        batch     on the CPU; it is left as it is
         tokens    int64 [M, L]
         returns   as `batch_missions`
         """
-        if not (self._recolor or self._retype or self._mirror or self._rephrase):
-            return batch_missions(batch, tokens)
         first, segment = _segments(batch["masks"].numpy())
         draw, rephrased = self._draws(batch["masks"].numpy(), first)
         of_step = draw[segment]
@@ -281,17 +279,6 @@ class Augmenter:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._begun = np.array(state["begun"], dtype=np.int64)
-
-
-def batch_missions(batch: Batch, tokens: Tensor) -> Batch:
-    """The batch with the distinct missions in it, so that a network reads each only once.
-
-    tokens    int64 [M, L]
-    returns   the batch, `mission` int64 [T, B] now a row of its `mission_tokens` int64 [M', L]
-    """
-    row, place = torch.unique(batch["mission"], return_inverse=True)
-    distinct, again = torch.unique(tokens[row.long()], dim=0, return_inverse=True)
-    return {**batch, "mission": again[place], "mission_tokens": distinct}
 
 
 def _segments(masks: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -124,8 +124,6 @@ def _chosen(settings: StoreSettings, store: Store) -> Store | EpisodeDataset:
 
 def mixture_lines(sources: Sequence[Source], rollouts: int) -> list[str]:
     """What there is to say of more than one whole store: the share of each, and what is played."""
-    if len(sources) == 1 and sources[0].chosen is None:
-        return []
     return [
         f"{source.store.name}: {count} of {rollouts} rollouts, {source.count:,} of "
         f"{source.store.episodes:,} episodes"

@@ -44,7 +44,7 @@ from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.maze import MazeNetwork
 from trainer.learning.networks.small import SmallNetwork
-from trainer.settings.models import SUBGOALS, Named, OptimizerSettings, Settings
+from trainer.settings.models import SUBGOALS, Device, Named, OptimizerSettings, Settings
 from trainer.settings.user_code import accepted_settings, build, named_in, torch_class
 
 _TRIED_STEPS = 1000
@@ -313,6 +313,20 @@ def build_network(name: str, options: dict[str, object], vocabulary_size: int) -
             fix="give it one, from a number of rollouts to zeros [rollouts, memory size]",
         )
     return network
+
+
+def available_device(wanted: Device, setting: str) -> Device:
+    """The device, `auto` replaced by what there is; SettingsError where torch finds no GPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted, True):
+        raise SettingsError(
+            f"this torch finds no GPU for {wanted}",
+            path=setting,
+            fix='set it to "cpu" or "auto"',
+        )
+    if wanted != "auto":
+        return wanted
+    return "cuda" if there["cuda"] else "cpu"
 
 
 _COMPILER = "clang++" if sys.platform == "darwin" else "g++"

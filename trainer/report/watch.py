@@ -16,7 +16,7 @@ from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import check_named, check_playable
 from trainer.acting.watched import Watched, played_episodes
 from trainer.run.checkpoint import named_checkpoint
-from trainer.run.success import environment_of, trains_critic
+from trainer.run.success import trains_critic
 from trainer.settings.models import LEVELS
 
 CANDIDATES = 100
@@ -50,7 +50,7 @@ def watched_episodes(
     check_episodes(episodes)
     saved = named_checkpoint(checkpoint, trust=trust)
     settings = saved.parsed()
-    level, make = level or settings.run.level, environment_of(settings)
+    level, make = level or settings.run.level, settings.environment
     if make == LEVELS:
         check_playable(level)
     check_named(settings.model.actions, level)

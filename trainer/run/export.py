@@ -39,7 +39,6 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment, check_play
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import memory_of
 from trainer.run.checkpoint import Checkpoint, named_checkpoint, write_checkpoint
-from trainer.run.success import environment_of
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import users_code
 
@@ -270,7 +269,7 @@ def _difference(
     """
     settings = saved.parsed()
     played_level, view = level or settings.run.level_names[0], settings.model.view
-    kind = EnvironmentKind(played_level, environment_of(settings), view=view)
+    kind = EnvironmentKind(played_level, settings.environment, view=view)
     if kind.make == LEVELS:
         check_playable(played_level)
     policy = NetworkPolicy(network, saved.words)

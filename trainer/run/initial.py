@@ -50,10 +50,9 @@ def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[ModelSettings, s
     return saved.model, f"network: {saved.model.type}, that of {checkpoint.path}"
 
 
-def longest_words(words: tuple[str, ...], checkpoint: Checkpoint | None) -> tuple[str, ...]:
+def longest_words(words: tuple[str, ...], checkpoint: Checkpoint) -> tuple[str, ...]:
     """The vocabulary of a run, with the words that a checkpoint has beyond it."""
-    begins = checkpoint is not None and checkpoint.words[: len(words)] == words
-    return checkpoint.words if checkpoint is not None and begins else words
+    return checkpoint.words if checkpoint.words[: len(words)] == words else words
 
 
 def take_weights(run: Run, checkpoint: Checkpoint) -> str:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from demotools.errors import DemotoolsError, from_os_error
 from demotools.output import read_regular
 from trainer.run.tracking import TRACKERS, open_trackers
+from trainer.settings.models import Axis
 from trainer.settings.user_code import FOREIGN, error_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation", "evaluation_sampled"]
-Axis = Literal["env_steps", "demo_steps"]
 Activity = Literal["data", "environment", "forward", "backward"]
 FILE_NAME = "log.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
@@ -130,7 +130,7 @@ class RunLog:
         self._written: int | None = None
         file = folder / FILE_NAME
         there = file.read_bytes().count(b"\n") if file.is_file() else 0
-        self._trackers = open_trackers(folder, projects or {}, config or {}, there)
+        self._trackers = open_trackers(folder, projects, config or {}, there) if projects else {}
         try:
             # without a buffer: what was written is in the file, whatever becomes of the process
             self._lines = file.open("ab", buffering=0)

@@ -32,7 +32,6 @@ from trainer.run.state import (
     StoreBatches,
     ends_early,
     enough_memory,
-    is_finished,
     open_stage,
     rollout_updates,
 )
@@ -48,10 +47,10 @@ def run_stages(run: Run, stop: StopRequest) -> None:
         if number > progress.stage:
             progress.next_stage()
             run.restored = None
-        if is_finished(run.settings.stages[number], progress):
+        if progress.finished(run.settings.stages[number]):
             continue
         with open_stage(run) as stage:
-            while not stage.finished(progress):
+            while not progress.finished(stage.settings):
                 before = replace(progress)
                 with _saved_first(run, stage), enough_memory():
                     # a run that was stopped inside a cycle has taken this cycle's rollout already
@@ -60,7 +59,7 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                     if stage.demos is not None:
                         progress.in_cycle = True
                         _learn_from_demos(run, stage, stage.demos, stop)
-                    whole = not progress.in_cycle or stage.finished(progress)
+                    whole = not progress.in_cycle or progress.finished(stage.settings)
                     progress.stage_over = whole and ends_early(run, stage)
                 _report(run, before)
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
@@ -68,7 +67,7 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                 ending = run.team.any(bool(stop))
                 measure_if_due(run, stage, before, ending=ending)
                 # at its end with all that a larger budget would go on from
-                if ending or stage.finished(progress) or _save_is_due(run, before):
+                if ending or progress.finished(stage.settings) or _save_is_due(run, before):
                     save(run, stage)
                 if ending:
                     return
@@ -116,7 +115,7 @@ def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopReq
     progress, settings = run.progress, demos.settings
     while not (
         progress.cycle_updates == settings.updates
-        or (stage.settings.max_demo_steps and stage.finished(progress))
+        or (stage.settings.max_demo_steps and progress.finished(stage.settings))
         or run.team.any(bool(stop))
     ):
         with run.watch.of("data"):

@@ -25,7 +25,7 @@ from trainer.run.checkpoint import (
     write_checkpoint,
 )
 from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
-from trainer.run.state import Progress, Run, Stage, is_finished, latest
+from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
 
 _log = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
     random = everyone[rank].random if rank < world else torch.get_rng_state()
     losses = everyone[min(rank, world - 1)].losses
     progress = Progress(**training.progress)  # type: ignore[arg-type]
-    if is_finished(run.settings.stages[progress.stage], progress):
+    if progress.finished(run.settings.stages[progress.stage]):
         return _Process(random=random, stage={}, losses=losses)
     if any("collector" in one.stage for one in everyone):
         raise CheckpointError(
@@ -224,17 +224,18 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
         )
     with fitting(checkpoint.path, _STATE):
         parts = [one.stage["demos"] for one in everyone]
-        begun = [count for part in parts for count in part["augmenter"]["begun"]]
-        share = run.team.share(len(begun), "off_policy.rollouts")
+        memory = {
+            name: torch.cat([part["memory"][name] for part in parts]) for name in parts[0]["memory"]
+        }
+        share = run.team.share(len(next(iter(memory.values()))), "off_policy.rollouts")
         rows = slice(share.start, share.stop)
         demos = {
             "iterator": parts[0]["iterator"],  # of all processes
-            "augmenter": {"begun": begun[rows]},
-            "memory": {
-                name: torch.cat([part["memory"][name] for part in parts])[rows]
-                for name in parts[0]["memory"]
-            },
+            "memory": {name: of_all[rows] for name, of_all in memory.items()},
         }
+        if "augmenter" in parts[0]:
+            begun = [count for part in parts for count in part["augmenter"]["begun"]]
+            demos["augmenter"] = {"begun": begun[rows]}
     return _Process(random=random, stage={"demos": demos}, losses=losses)
 
 
@@ -336,7 +337,7 @@ def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tupl
         keys += [f"losses.{name}." for name in settings.losses if name not in old.losses]
         with fitting(checkpoint.path, _STATE):
             done = Progress(**checkpoint.training["progress"])
-            ended = done.stage == last and is_finished(old.stages[last], done)
+            ended = done.stage == last and done.finished(old.stages[last])
         if old.on_policy is None and ended:
             keys.append("on_policy.")  # its environments are the new stages' alone
     if lines and spans_run(settings.optimizer.schedule):

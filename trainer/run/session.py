@@ -23,7 +23,7 @@ from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_named, check_playable
 from trainer.data.augment import check_augmentation
 from trainer.data.sources import StageSources, mixture_lines, stage_sources
-from trainer.learning.building import NETWORKS, build_losses, build_network
+from trainer.learning.building import NETWORKS, available_device, build_losses, build_network
 from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
@@ -47,7 +47,7 @@ from trainer.run.initial import (
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
-from trainer.run.success import available_device, environment_of, measure
+from trainer.run.success import measure
 from trainer.run.tracking import tracking_package
 from trainer.settings.models import (
     LEVELS,
@@ -283,7 +283,7 @@ def _new_run(
         for level in settings.run.level_names:
             of_level = settings_of_level(settings, level)
             environment = _checked_environment(of_level, workers, team)
-            with users_code("on_policy.environment", environment_of(settings)):
+            with users_code("on_policy.environment", settings.environment):
                 settings = _fitted(settings, environment, level)
                 if settings.evaluation is not None and settings.evaluation.gifs:
                     check_named(settings.model.actions, level)
@@ -294,7 +294,9 @@ def _new_run(
         tracking_package(key)
     stores = open_stores(settings, data)
     _check_views(settings, stores)
-    words = longest_words(shared_words(list(stores.values())), known)
+    words = shared_words(list(stores.values()))
+    if known is not None:
+        words = longest_words(words, known)
     words += tuple(word for word in dict.fromkeys(new) if word not in words)
     return new_run(
         *(settings, stores, words, folder, team),
@@ -314,17 +316,16 @@ def _word_lines(words: Sequence[str]) -> list[str]:
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
     """What there is to say of the stores; a mixture or augmentation may be refused here."""
-    mixtures = [
-        line
-        for stage, played in zip(settings.stages, sources, strict=True)
-        if stage.off_policy and not stage.off_policy.iterator
-        for line in mixture_lines(played, stage.off_policy.rollouts)
-    ]
-    return [
-        *other_levels(settings, stores),
-        *dict.fromkeys(mixtures),
-        *check_augmentation(settings, stores),
-    ]
+    lines = other_levels(settings, stores)
+    for stage, played in zip(settings.stages, sources, strict=True):
+        shown = stage.off_policy
+        if shown is None or shown.iterator is not None:
+            continue
+        if len(played) > 1 or shown.store[0].filters:
+            lines += mixture_lines(played, shown.rollouts)
+    if any(stage.off_policy and stage.off_policy.augment for stage in settings.stages):
+        lines += check_augmentation(settings, stores)
+    return list(dict.fromkeys(lines))
 
 
 def _planned(
@@ -396,14 +397,14 @@ def _check_views(settings: Settings, stores: Mapping[str, Store]) -> None:
 
 def _is_babyai(settings: Settings) -> bool:
     """Whether the level is one of BabyAI's, whose words all networks have."""
-    if environment_of(settings) != LEVELS or ":" in settings.run.level:
+    if settings.environment != LEVELS or ":" in settings.run.level:
         return False
     return level_environment_id(settings.run.level).startswith("BabyAI-")
 
 
 def _checked_environment(settings: Settings, workers: int | None, team: Team) -> Environment:
     """One of the run's environments; there are enough, and an expert where one is asked for."""
-    maker = environment_of(settings)
+    maker = settings.environment
     if settings.on_policy is not None:
         count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
         if workers is not None and workers > count:

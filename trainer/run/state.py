@@ -22,8 +22,8 @@ from demotools.store.reading import Store
 from trainer.acting.collect import Collector, Forcing
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels
-from trainer.batch import Batch
-from trainer.data.augment import Augmenter, batch_missions
+from trainer.batch import Batch, batch_missions
+from trainer.data.augment import Augmenter
 from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.data.own_iterator import OwnIterator
 from trainer.data.sources import Source, StageSources, shared_subgoals, stage_sources
@@ -49,7 +49,7 @@ from trainer.learning.losses import (
 )
 from trainer.learning.networks.base import memory_of, output_of
 from trainer.run.checkpoint import fitting
-from trainer.run.log import Axis, Meter, RunLog, Stopwatch
+from trainer.run.log import Meter, RunLog, Stopwatch
 from trainer.settings.models import OnPolicySettings, Settings, StageSettings
 from trainer.team import ALONE, Team
 
@@ -88,6 +88,18 @@ class Progress:
         self.stage_env_steps += env_steps
         self.demo_steps += demo_steps
         self.stage_demo_steps += demo_steps
+
+    def steps_of(self, stage: StageSettings) -> int:
+        """Steps of the present stage's budget that are done."""
+        return self.stage_env_steps if stage.axis == "env_steps" else self.stage_demo_steps
+
+    def finished(self, stage: StageSettings) -> bool:
+        """Whether the present stage's budget is spent, or its rule of early stopping has ended it.
+
+        Environment steps are spent in whole cycles, demo steps batch by batch.
+        """
+        cycle_to_end = self.in_cycle and stage.axis == "env_steps"
+        return self.stage_over or (self.steps_of(stage) >= stage.budget and not cycle_to_end)
 
     def next_stage(self) -> None:
         """The stage is done."""
@@ -185,8 +197,8 @@ def new_run(
     if team.rank:
         # the same weights everywhere, but every process draws actions of its own
         torch.manual_seed(settings.run.seed + 1_000_003 * team.rank)
-    for number in range(len(settings.stages)):
-        check_minibatches(settings, number, team)
+    if team.world > 1:
+        check_minibatches(settings, team)
     plans = [stage_plan(stage, settings.on_policy) for stage in settings.stages]
     units: tuple[Unit, ...] = get_args(Unit)
     planned = {unit: sum(getattr(plan, unit) for plan in plans) for unit in units}
@@ -304,19 +316,19 @@ def feature_size(network: nn.Module, settings: Settings) -> int:
     return features().shape[-1]
 
 
-def check_minibatches(settings: Settings, number: int, team: Team) -> None:
+def check_minibatches(settings: Settings, team: Team) -> None:
     """That every process has a whole environment for each of its minibatches."""
-    stage = settings.stages[number]
-    if not stage.losses or settings.on_policy is None:
+    if settings.on_policy is None:
         return
     mine = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-    if stage.minibatches > mine:
-        raise SettingsError(
-            f"there are {stage.minibatches} minibatches of whole environments, of which each of "
-            f"{team.world} processes has only {mine}",
-            path=f"stages.{number}.minibatches",
-            fix=f"give {mine} or less, or more on_policy.environments",
-        )
+    for number, stage in enumerate(settings.stages):
+        if stage.losses and stage.minibatches > mine:
+            raise SettingsError(
+                f"there are {stage.minibatches} minibatches of whole environments, of which each "
+                f"of {team.world} processes has only {mine}",
+                path=f"stages.{number}.minibatches",
+                fix=f"give {mine} or less, or more on_policy.environments",
+            )
 
 
 @contextmanager
@@ -380,33 +392,37 @@ class StoreBatches:
                 device="cpu" if self.settings.augment else run.settings.run.device,
                 shuffle=self.settings.shuffle,
             )
-        self._augmenter = Augmenter(
-            self.settings.augment,
-            run.words,
-            rollouts=len(share),
-            seed=seed,
-            first_rollout=share.start,
-            subgoals=shared_subgoals([source.store for source in run.sources[number]]),
-        )
+        self._augmenter: Augmenter | None = None
+        if self.settings.augment:
+            self._augmenter = Augmenter(
+                self.settings.augment,
+                run.words,
+                rollouts=len(share),
+                seed=seed,
+                first_rollout=share.start,
+                subgoals=shared_subgoals([source.store for source in run.sources[number]]),
+            )
         self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
         self._device = run.settings.run.device
 
     def __next__(self) -> Batch:
-        batch = self._augmenter(next(self._iterator), self._iterator.mission_tokens)
+        listed = batch_missions if self._augmenter is None else self._augmenter
+        batch = listed(next(self._iterator), self._iterator.mission_tokens)
         return {name: values.to(self._device) for name, values in batch.items()}
 
     def state(self) -> dict[str, Any]:
         """Where the batches stand: plain values and tensors."""
         return {
             "iterator": self._iterator.state(),
-            "augmenter": self._augmenter.state(),
+            **({} if self._augmenter is None else {"augmenter": self._augmenter.state()}),
             "memory": dict(self.memory),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; CheckpointError where it belongs to another store."""
         self._iterator.load_state(state["iterator"])
-        self._augmenter.load_state(state["augmenter"])
+        if self._augmenter is not None:
+            self._augmenter.load_state(state["augmenter"])
         self.carry(
             {
                 name: torch.as_tensor(memory).to(self._device)
@@ -472,10 +488,6 @@ class Stage:
     hold_out: HoldOut | None
     bar: tqdm[NoReturn]
 
-    def finished(self, progress: Progress) -> bool:
-        """See `is_finished`."""
-        return is_finished(self.settings, progress)
-
     @property
     def recent(self) -> list[bool]:
         """Which of the latest training episodes here succeeded."""
@@ -489,7 +501,7 @@ class Stage:
     def advance(self, run: Run) -> None:
         """Move the bar to where the run is."""
         self.bar.set_postfix(run.meter.shown(), refresh=False)
-        self.bar.update(_steps_of(self.settings, run.progress) - self.bar.n)
+        self.bar.update(run.progress.steps_of(self.settings) - self.bar.n)
 
 
 @contextmanager
@@ -515,11 +527,12 @@ def open_stage(run: Run) -> Iterator[Stage]:
             hold_out = HoldOut(run.stores[rule.hold_out], run.network, rule.hold_out_steps)
         run.restored = None
         bar = progress_bar(
-            _planned(stage, settings.on_policy),
+            # whole rollouts or batches, often some more than its budget
+            getattr(stage_plan(stage, settings.on_policy), stage.axis),
             f"stage {number + 1} of {len(settings.stages)}",
-            _axis(stage).replace("_", " "),
+            stage.axis.replace("_", " "),
             quiet=run.quiet or not run.team.writes,
-            done=_steps_of(stage, run.progress),
+            done=run.progress.steps_of(stage),
         )
         yield Stage(stage, losses, collector, demos, hold_out, stack.enter_context(bar))
 
@@ -596,37 +609,6 @@ def latest(by_rank: Sequence[Sequence[bool]]) -> list[bool]:
     """
     turns = zip_longest(*(reversed(recent) for recent in by_rank))
     return [success for turn in turns for success in turn if success is not None]
-
-
-def is_finished(stage: StageSettings, progress: Progress) -> bool:
-    """Whether the present stage's budget is spent, or its rule of early stopping has ended it.
-
-    Environment steps are spent in whole cycles, demo steps batch by batch.
-    """
-    spent = _steps_of(stage, progress) >= _budget(stage)
-    cycle_to_end = progress.in_cycle and stage.max_demo_steps is None
-    return progress.stage_over or (spent and not cycle_to_end)
-
-
-def _budget(stage: StageSettings) -> int:
-    budget = stage.max_env_steps or stage.max_demo_steps
-    assert budget is not None
-    return budget
-
-
-def _planned(stage: StageSettings, on_policy: OnPolicySettings | None) -> int:
-    """Steps of its budget's kind that it takes: whole rollouts or batches, often some more."""
-    plan = stage_plan(stage, on_policy)
-    return plan.env_steps if stage.max_env_steps else plan.demo_steps
-
-
-def _axis(stage: StageSettings) -> Axis:
-    return "env_steps" if stage.max_env_steps else "demo_steps"
-
-
-def _steps_of(stage: StageSettings, progress: Progress) -> int:
-    """Steps of the stage's budget that are done."""
-    return progress.stage_env_steps if stage.max_env_steps else progress.stage_demo_steps
 
 
 _HOLD_OUT_ROLLOUTS, _HOLD_OUT_LEN = 128, 40

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from demotools.babyai.levels import EVALUATION_SEED
-from demotools.errors import DemotoolsError, SettingsError, from_os_error
+from demotools.errors import DemotoolsError, from_os_error
 from demotools.output import write_output
 from trainer.acting.evaluate import Evaluation, evaluate_levels
 from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
 from trainer.acting.vector import check_playable
+from trainer.learning.building import available_device
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.log import (
     EVALUATIONS_FILE,
@@ -50,7 +49,7 @@ def measure(run: Run) -> None:
                     run.settings.run.level_names,
                     settings.episodes,
                     sampled=sampled,
-                    make=environment_of(run.settings),
+                    make=run.settings.environment,
                     view=run.settings.model.view,
                     processes=run.workers,
                     quiet=run.quiet,
@@ -75,7 +74,7 @@ def _draw(run: Run, policy: NetworkPolicy, count: int, group: Group) -> None:
             policy,
             level,
             range(EVALUATION_SEED, EVALUATION_SEED + count),
-            make=environment_of(run.settings),
+            make=run.settings.environment,
             view=run.settings.model.view,
             critic=trains_critic(run.settings),
             quiet=run.quiet,
@@ -97,13 +96,10 @@ def measure_if_due(run: Run, stage: Stage, before: Progress, *, ending: bool) ->
     """
     settings, progress = run.settings.evaluation, run.progress
     last = progress.stage == len(run.settings.stages) - 1
-    over = ending or (last and stage.finished(progress))
+    over = ending or (last and progress.finished(stage.settings))
     if settings is None or settings.every is None or over:
         return
-    if stage.settings.max_env_steps:
-        now, then = progress.stage_env_steps, before.stage_env_steps
-    else:
-        now, then = progress.stage_demo_steps, before.stage_demo_steps
+    now, then = (one.steps_of(stage.settings) for one in (progress, before))
     if now // settings.every > then // settings.every:
         measure(run)
 
@@ -115,11 +111,6 @@ def _wanted(settings: Settings) -> list[bool]:
     if sample is None:
         sample = "both" if any(stage.losses for stage in settings.stages) else False
     return [False, True] if sample == "both" else [sample]
-
-
-def environment_of(settings: Settings) -> str:
-    """What makes the environments of a run."""
-    return settings.on_policy.environment if settings.on_policy is not None else LEVELS
 
 
 def trains_critic(settings: Settings) -> bool:
@@ -160,7 +151,7 @@ def measured_success(
     make, trained_on, model = LEVELS, tuple[str, ...](), ModelSettings(type="auto")
     if saved is not None:
         settings = saved.parsed()
-        make, trained_on = environment_of(settings), settings.run.level_names
+        make, trained_on = settings.environment, settings.run.level_names
         model = settings.model
     policy: Policy | Literal["bot"]
     if reference is not None:
@@ -219,17 +210,3 @@ def _added_to_run(saved: Checkpoint, result: Evaluation, *, usual: bool) -> str:
         return f"not added to the run: {why.what} ({file})"
     drawn = "" if usual else ", and not drawn: another level, or other seeds"
     return f"added to {file}{drawn}"
-
-
-def available_device(wanted: Device, setting: str) -> Device:
-    """The device, `auto` replaced by what there is; SettingsError where torch finds no GPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(wanted, True):
-        raise SettingsError(
-            f"this torch finds no GPU for {wanted}",
-            path=setting,
-            fix='set it to "cpu" or "auto"',
-        )
-    if wanted != "auto":
-        return wanted
-    return "cuda" if there["cuda"] else "cpu"

@@ -23,11 +23,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from demotools.babyai.cells import ACTIONS, VIEW_SIZE
 from demotools.babyai.levels import MOST_EPISODES, Symmetry
@@ -54,6 +53,8 @@ Truth = Annotated[bool, Field(strict=True)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 SETTINGS_FILE = "settings.toml"
 """What a run writes its settings to, in its folder."""
+Axis = Literal["env_steps", "demo_steps"]
+"""Whose steps are counted: taken in environments, or shown from a store."""
 LEVELS = "demotools.recording.environment:make_environment"
 """What makes the environments of BabyAI's levels, by name."""
 _ON_POLICY = ("ppo", "a2c")
@@ -131,25 +132,66 @@ def _names_as_tables(value: Any) -> list[Any]:
     return [{"name": item} if isinstance(item, str) else item for item in items]
 
 
+Proportion = Annotated[Finite, Field(gt=0, validation_alias=AliasChoices("proportion", "weight"))]
+
+
 class LevelSettings(_Frozen):
-    """One of several levels, and its share of the environments."""
+    """A level, and its share of the environments."""
 
     name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("name", "level"))]
-    proportion: Annotated[
-        Finite, Field(gt=0, validation_alias=AliasChoices("proportion", "weight"))
-    ] = 1.0
+    proportion: Proportion = 1.0
+
+
+class StoreSettings(_Frozen):
+    """A store, its share of the rollouts, and which of its episodes are played; all limits count.
+
+    mission   a regular expression to be found in the mission
+    """
+
+    name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("name", "store"))]
+    proportion: Proportion = 1.0
+    mission: str | None = None
+    min_length: Annotated[
+        Count | None, Field(validation_alias=AliasChoices("min_length", "shortest"))
+    ] = None
+    max_length: Annotated[
+        Count | None, Field(validation_alias=AliasChoices("max_length", "longest"))
+    ] = None
+    min_seed: Annotated[int, Number] | None = None
+    max_seed: Annotated[int, Number] | None = None
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What limits the episodes."""
+        return self.model_dump(exclude_none=True, exclude={"name", "proportion"})
+
+
+def _as_written(parts: tuple[LevelSettings | StoreSettings, ...]) -> object:
+    """A single one of which nothing else is said by its name, as people write it."""
+    if len(parts) == 1 and parts[0] == type(parts[0])(name=parts[0].name):
+        return parts[0].name
+    return [part.model_dump(exclude_none=True) for part in parts]
+
+
+def _different(levels: tuple[LevelSettings, ...]) -> tuple[LevelSettings, ...]:
+    if not levels:
+        raise ValueError("there is no level: name at least one")
+    if len({level.name for level in levels}) < len(levels):
+        raise ValueError("a level stands there twice: give it one proportion")
+    return levels
 
 
 class RunSettings(_Frozen):
-    """What is trained, and how often it is saved.
-
-    level     the first, or the only one
-    several   all of them with their proportions, where `level` is a list; else none
-    """
+    """What is trained, and how often it is saved."""
 
     name: PlainName
-    level: str
-    several: tuple[LevelSettings, ...] = ()
+    levels: Annotated[
+        tuple[LevelSettings, ...],
+        BeforeValidator(_names_as_tables),
+        AfterValidator(_different),
+        PlainSerializer(_as_written),
+        Field(validation_alias=AliasChoices("level", "levels"), serialization_alias="level"),
+    ]
     seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -164,45 +206,15 @@ class RunSettings(_Frozen):
     mlflow: str | None = None
     trackio: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _list_of_levels(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "several" in given:
-            return given
-        data = dict(given)
-        if "levels" in data and "level" not in data:
-            data["level"] = data.pop("levels")
-        levels = data.get("level")
-        if isinstance(levels, list | tuple | dict):
-            named = _names_as_tables(levels)
-            if not named:
-                raise ValueError("there is no level: name at least one")
-            first = LevelSettings.model_validate(named[0])
-            data |= {"level": first.name, "several": named if len(named) > 1 else []}
-        return data
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        if several := written.pop("several"):
-            written["level"] = several
-        return written
-
     @property
-    def levels(self) -> tuple[LevelSettings, ...]:
-        """All levels."""
-        return self.several or (LevelSettings(name=self.level),)
+    def level(self) -> str:
+        """The first, or the only one."""
+        return self.levels[0].name
 
     @property
     def level_names(self) -> tuple[str, ...]:
-        """Their names."""
+        """Of all levels."""
         return tuple(level.name for level in self.levels)
-
-    @model_validator(mode="after")
-    def _different_levels(self) -> Self:
-        if len({one.name for one in self.several}) < len(self.several):
-            raise ValueError("a level stands there twice: give it one proportion")
-        return self
 
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
@@ -250,38 +262,6 @@ def _weights(value: object) -> object:
 
 Weights = Annotated[dict[str, Finite], BeforeValidator(_weights)]
 """Weight of each loss by its name; a list gives each the weight 1."""
-
-
-class StoreSettings(_Frozen):
-    """A store, its share of the rollouts, and which of its episodes are played; all limits count.
-
-    mission   a regular expression to be found in the mission
-    """
-
-    name: Annotated[str, Field(min_length=1, validation_alias=AliasChoices("name", "store"))]
-    proportion: Annotated[
-        Finite, Field(gt=0, validation_alias=AliasChoices("proportion", "weight"))
-    ] = 1.0
-    mission: str | None = None
-    min_length: Annotated[
-        Count | None, Field(validation_alias=AliasChoices("min_length", "shortest"))
-    ] = None
-    max_length: Annotated[
-        Count | None, Field(validation_alias=AliasChoices("max_length", "longest"))
-    ] = None
-    min_seed: Annotated[int, Number] | None = None
-    max_seed: Annotated[int, Number] | None = None
-
-    @property
-    def filters(self) -> dict[str, Any]:
-        """What limits the episodes."""
-        return self.model_dump(exclude_none=True, exclude={"name", "proportion"})
-
-
-def _as_written(stores: tuple[StoreSettings, ...]) -> object:
-    if len(stores) == 1 and stores[0] == StoreSettings(name=stores[0].name):
-        return stores[0].name
-    return [store.model_dump(exclude_none=True) for store in stores]
 
 
 def _named(value: object) -> object:
@@ -377,6 +357,16 @@ class StageSettings(_Frozen):
     early_stopping: EarlyStopping | None = None
     off_policy: OffPolicySettings | None = None
 
+    @property
+    def axis(self) -> Axis:
+        """The steps that its budget counts."""
+        return "env_steps" if self.max_env_steps else "demo_steps"
+
+    @property
+    def budget(self) -> int:
+        """So many of them."""
+        return self.max_env_steps or self.max_demo_steps or 0
+
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         if (self.max_env_steps is None) == (self.max_demo_steps is None):
@@ -413,6 +403,11 @@ class Settings(_Frozen):
     losses: dict[str, Named] = Field(default_factory=dict)
     stages: Annotated[tuple[StageSettings, ...], Field(min_length=1)]
     evaluation: EvaluationSettings | None = None
+
+    @property
+    def environment(self) -> str:
+        """What makes the environments."""
+        return self.on_policy.environment if self.on_policy is not None else LEVELS
 
     def store_names(self) -> list[str]:
         """The stores that the stages play, and those that they watch, each once."""
@@ -468,7 +463,7 @@ class Settings(_Frozen):
 
 def settings_of_level(settings: Settings, level: str) -> Settings:
     """The settings of a run on one of its levels alone."""
-    run = settings.run.model_copy(update={"level": level, "several": ()})
+    run = settings.run.model_copy(update={"levels": (LevelSettings(name=level),)})
     return settings.model_copy(update={"run": run})
 
 
@@ -570,12 +565,19 @@ def recipe_path(recipe: str) -> Path:
 
 def _keys_beside(location: Sequence[str]) -> list[str]:
     """The keys of the section that a wrong key stands in."""
-    section: type[BaseModel] = Settings
+    fields = _fields(Settings)
     for part in location[:-1]:
-        field = section.model_fields.get(part)
-        if field is not None:
-            section = next(iter(_models(field.annotation)), section)
-    return list(section.model_fields)
+        if part in fields:
+            below = next(iter(_models(fields[part].annotation)), None)
+            fields = fields if below is None else _fields(below)
+    return list(fields)
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by their keys in TOML."""
+    return {
+        field.serialization_alias or name: field for name, field in section.model_fields.items()
+    }
 
 
 def _models(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -98,7 +98,7 @@ class Setting(NamedTuple):
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors: keys, types, ranges, defaults and meanings."""
-    schema = _written_schema()
+    schema = _plain(Settings.model_json_schema())
     parts = schema["$defs"]
     for key, field, _required in _fields(schema, parts):
         unit, meaning = MEANINGS.get(key, ("", ""))
@@ -127,7 +127,7 @@ def schema_text() -> str:
 
 def setting_rows() -> list[Setting]:
     """Every setting, in the order of a recipe."""
-    schema = _written_schema()
+    schema = _plain(Settings.model_json_schema())
     return [
         Setting(
             key,
@@ -138,14 +138,6 @@ def setting_rows() -> list[Setting]:
         )
         for key, field, required in _fields(schema, schema["$defs"])
     ]
-
-
-def _written_schema() -> dict[str, Any]:
-    """The schema that pydantic makes, with `level` as it is written: one, or a list of several."""
-    schema: dict[str, Any] = _plain(Settings.model_json_schema())
-    run = schema["$defs"]["RunSettings"]["properties"]
-    run["level"] = {"type": "array", "items": run.pop("several")["items"]}
-    return schema
 
 
 def _accept(field: dict[str, Any], *kinds: Mapping[str, Any]) -> None:
