@@ -310,7 +310,7 @@ def _reversed_bits() -> list[int]:
 
 
 @cache
-def _sight_of_a_row() -> list[tuple[int, int]]:
+def sight_of_a_row() -> list[tuple[int, int]]:
     """What is seen of a row and of the row ahead, by (clear << 7 | seen so far), 7 bits each.
 
     source   minigrid's `Grid.process_vis`: sight goes on from a seen, clear cell to the next one
@@ -424,7 +424,7 @@ class World:
         lines = self._rows if upright else self._columns
         start, shift = (row, column - AGENT_COLUMN) if upright else (column, row - AGENT_COLUMN)
         step = 1 if direction < 2 else -1
-        sight, masks, flip = _sight_of_a_row(), _row_masks(), _reversed_bits()
+        sight, masks, flip = sight_of_a_row(), _row_masks(), _reversed_bits()
         mirrored = direction in (1, 2)
         seen, rows = 1 << AGENT_COLUMN, []
         for line in range(start, start + step * VIEW_SIZE, step):
@@ -455,11 +455,13 @@ class FastView(FastLayout):
     A step changes nothing but the cell in front of the agent, so that one is looked at again
     before every view. Code outside that changes the grid must call `reset`.
 
+    shows    whether there are views: not where a `demotools.recording.batch.Batch` makes them
     world    of the current episode; None before the first view of an episode
     places   int64 [7, 7], places of the last view's cells in `world`
     seen     bool [7, 7], where the last view was in sight
     """
 
+    shows = True
     world: World | None = None
     places: NDArray[np.int64]
     seen: NDArray[np.bool_]
@@ -469,7 +471,7 @@ class FastView(FastLayout):
         """As minigrid's."""
         self.world = None
         result = super().reset(**kwargs)  # type: ignore[no-untyped-call]
-        if _changes_what_reset_made(type(self)):
+        if changes_what_reset_made(type(self)):
             self.world = None
         return result
 
@@ -503,6 +505,8 @@ class FastView(FastLayout):
 
     def gen_obs(self) -> dict[str, Any]:
         """As minigrid's."""
+        if not self.shows:
+            return {}
         world = self.world or World(self.grid)
         self.world = world
         column, row = int(self.agent_pos[0]), int(self.agent_pos[1])
@@ -535,7 +539,7 @@ def _find_again(description: Any, level: FastView) -> None:
     description.obj_poss = sorted(found)
 
 
-def _changes_what_reset_made(level: type) -> bool:
+def changes_what_reset_made(level: type) -> bool:
     """Whether a level changes the grid after minigrid's own reset has shown it."""
     between = level.__mro__[level.__mro__.index(FastView) + 1 : level.__mro__.index(RoomGridLevel)]
     return any("reset" in vars(parent) for parent in between)

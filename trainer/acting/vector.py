@@ -14,11 +14,10 @@ import atexit
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import c_uint8
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -28,60 +27,21 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS, VIEW_SIZE
+from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from demotools.recording.bot import Expert, expert_of
-from demotools.recording.environment import (
-    Environment,
-    Observation,
-    level_environment_id,
-    seen_as,
-)
-from demotools.recording.search import SearchExpert
+from demotools.recording.environment import level_environment_id
 from demotools.workers.processes import (
     SPAWN_ADVICE,
     signals_for_this_process_alone,
     what_hinders_spawning,
 )
+from trainer.acting.group import EnvironmentKind as EnvironmentKind
+from trainer.acting.group import Group, Missions, Start, shown_of
 from trainer.settings.models import LevelSettings
-from trainer.settings.user_code import (
-    made_environment,
-    recipe_folders,
-    search_recipe_folders,
-    users_code,
-)
-
-_VIEW = (VIEW_SIZE, VIEW_SIZE)
-
-
-@cache
-def _shown(view: tuple[int, ...]) -> np.dtype[Any]:
-    """What is shown of an environment, by the names of EnvironmentStep, and the action it reads."""
-    fields: list[Any] = [
-        ("cells", np.uint8, view),
-        ("direction", np.uint8),
-        ("mask", np.uint8),
-        ("reward", np.float32),
-        ("terminated", np.bool_),
-        ("truncated", np.bool_),
-        ("seed", np.int64),
-        ("active", np.bool_),
-        ("expert_action", np.int64),
-        ("final_cells", np.uint8, view),
-        ("final_direction", np.uint8),
-        ("action", np.int64),
-    ]
-    return np.dtype(fields, align=True)
-
+from trainer.settings.user_code import recipe_folders, search_recipe_folders
 
 _SECONDS_TO_END = 5.0
-
-Missions = dict[int, str]
-"""The missions that are new, by the number of the environment in its process."""
-Start = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
-"""The seeds that the environments of a process play, one stream each or one for all of them, and
-the actions to be played at once in each."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +132,12 @@ class VectorEnvironment:
         self.count = count
         self._missions = [""] * count
         self._answer_seconds = answer_seconds
-        self._taken: list[list[int]] = []
+        self._taken = np.zeros((count, 1), dtype=np.int64)
+        """In the present episodes, of which the first of each row are so many:"""
+        self._taken_count = np.zeros(count, dtype=np.int64)
         self._workers: list[Worker] = []
         self._groups: Sequence[Group | Worker] = self._workers
-        shown = _shown(kind.view)
+        shown = shown_of(kind.view)
         spans = _spans(count, max(1, min(processes, count)))
         if len(spans) == 1:
             self._shown = np.zeros(count, shown)
@@ -195,10 +157,14 @@ class VectorEnvironment:
                 not end: with what `state` gave, everything is again as it was
         """
         assert len(streams) == self.count
-        self._taken = [list(actions) for actions in taken or [()] * self.count]
+        taken = [list(actions) for actions in taken or [()] * self.count]
+        self._taken_count[:] = [len(actions) for actions in taken]
+        self._taken = np.zeros((self.count, 1 + self._taken_count.max()), dtype=np.int64)
+        for row, actions in zip(self._taken, taken, strict=True):
+            row[: len(actions)] = actions
         for group in self._groups:
             part = slice(group.span.start, group.span.stop)
-            group.send((streams[part], self._taken[part]))
+            group.send((streams[part], taken[part]))
         return self._gathered()
 
     def play(self, seeds: Sequence[int]) -> EnvironmentStep:
@@ -206,10 +172,10 @@ class VectorEnvironment:
 
         Every process has its share of the seeds, so none waits for another.
         """
-        self._taken = [[] for _ in range(self.count)]
+        self._taken_count[:] = 0
         for number, group in enumerate(self._groups):
             share = seeds[number :: len(self._groups)]
-            group.send(([share], self._taken[group.span.start : group.span.stop]))
+            group.send(([share], [()] * len(group.span)))
         return self._gathered()
 
     def step(self, actions: NDArray[np.int64]) -> EnvironmentStep:
@@ -221,27 +187,30 @@ class VectorEnvironment:
         for group in self._groups:
             group.send(None)
         step = self._gathered()
-        for taken, action, mask in zip(self._taken, actions.tolist(), step.mask, strict=True):
-            if mask:
-                taken.append(action)
-            else:
-                taken.clear()
+        if self._taken_count.max() == self._taken.shape[1]:
+            self._taken = np.concatenate([self._taken, np.zeros_like(self._taken)], axis=1)
+        self._taken[np.arange(self.count), self._taken_count] = actions
+        self._taken_count += 1
+        self._taken_count *= step.mask
         return step
 
     def state(self) -> dict[str, list[Any]]:
         """For `reset`: the seed of each environment's present episode, its actions so far."""
         return {
             "seed": self._shown["seed"].tolist(),
-            "taken": [list(taken) for taken in self._taken],
+            "taken": [
+                taken[:count].tolist()
+                for taken, count in zip(self._taken, self._taken_count.tolist(), strict=True)
+            ],
         }
 
     def _gathered(self) -> EnvironmentStep:
         for group in self._groups:
             for number, mission in group.receive(self._answer_seconds).items():
                 self._missions[group.span.start + number] = mission
-        names = [name for name in self._shown.dtype.fields or () if name != "action"]
-        copies = {name: self._shown[name].copy() for name in names}
-        return EnvironmentStep(missions=tuple(self._missions), **copies)
+        shown = self._shown.copy()
+        fields = {name: shown[name] for name in shown.dtype.fields or () if name != "action"}
+        return EnvironmentStep(missions=tuple(self._missions), **fields)
 
     def close(self) -> None:
         """End the processes."""
@@ -268,138 +237,6 @@ def _spans(count: int, processes: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-@dataclass(frozen=True)
-class EnvironmentKind:
-    """How to make one environment.
-
-    level    handed to `make`; several: that of each environment
-    make     `package.module:function` from a level to a gymnasium environment
-    expert   whether the bot advises an action at each step
-    view     what it shows: (H, W) of cells, or (H, W, C) of an image
-    """
-
-    level: str | tuple[str, ...]
-    make: str = "demotools.recording.environment:make_environment"
-    expert: bool = False
-    view: tuple[int, ...] = _VIEW
-
-    def level_of(self, number: int) -> str:
-        """The level of environment `number` of all."""
-        return self.level if isinstance(self.level, str) else self.level[number]
-
-
-class Group:
-    """The environments of one process.
-
-    span    their numbers among all environments
-    shown   [n] of _SHOWN, what the main process reads of them
-    """
-
-    def __init__(self, kind: EnvironmentKind, span: range, shown: NDArray[Any]) -> None:
-        self.span = span
-        self._kind = kind
-        self._shown = {name: shown[name] for name in shown.dtype.fields or ()}
-        self._environments: list[Environment] = [
-            made_environment(kind.make, kind.level_of(number)) for number in span
-        ]
-        self._images = np.zeros(
-            (len(span), *(kind.view if len(kind.view) == 3 else (*kind.view, 3))), dtype=np.uint8
-        )
-        self._streams: list[Iterator[int]] = []
-        self._experts: list[Expert | SearchExpert | None] = [None for _ in span]
-        self._missions: Missions = {}
-
-    def send(self, start: Start | None) -> None:
-        """Begin the first episode of every stream, or step the active environments."""
-        self._missions = {}
-        for name in ("reward", "terminated", "truncated"):
-            self._shown[name][:] = 0
-        if start is None:
-            for number in np.flatnonzero(self._shown["active"]).tolist():
-                self._step(number, int(self._shown["action"][number]))
-        else:
-            streams, taken = start
-            self._streams = [iter(stream) for stream in streams]
-            self._streams *= len(self._environments) // len(streams)
-            self._shown["expert_action"][:] = -1
-            self._shown["active"][:] = True
-            for number, actions in enumerate(taken):
-                self._begin(number)
-                for action in actions:
-                    self._step(number, action)
-        self._shown["cells"][:] = seen_as(self._images, self._kind.view)
-
-    def receive(self, _seconds: float) -> Missions:
-        """The missions that are new after `send`."""
-        return self._missions
-
-    def _step(self, number: int, action: int) -> None:
-        with self._with_note(number, f"step({action})"):
-            ended = self._play(number, action)
-        if ended:
-            self._begin(number)
-            return
-        self._shown["mask"][number] = 1
-        self._ask_expert(number, action)
-
-    def _play(self, number: int, action: int) -> bool:
-        """Whether this action ends the episode."""
-        shown = self._shown
-        observation, reward, terminated, truncated, _ = self._environments[number].step(action)
-        shown["reward"][number] = reward
-        shown["terminated"][number] = terminated
-        shown["truncated"][number] = truncated
-        if terminated or truncated:
-            shown["final_cells"][number] = seen_as(observation["image"], self._kind.view)
-            shown["final_direction"][number] = observation["direction"]
-            return True
-        self._show(number, observation)
-        return False
-
-    def _begin(self, number: int) -> None:
-        shown = self._shown
-        seed = next(self._streams[number], None)
-        shown["mask"][number] = 0
-        if seed is None:
-            shown["active"][number] = False
-            return
-        shown["seed"][number] = seed
-        environment = self._environments[number]
-        with self._with_note(number, f"reset(seed={seed})"):
-            observation, _ = environment.reset(seed=seed)
-            self._show(number, observation)
-            self._missions[number] = str(observation["mission"])
-            if self._kind.expert:
-                self._experts[number] = expert_of(environment)
-        self._ask_expert(number, None)
-
-    def _show(self, number: int, observation: Observation) -> None:
-        self._images[number] = observation["image"]
-        self._shown["direction"][number] = observation["direction"]
-
-    @contextmanager
-    def _with_note(self, number: int, call: str) -> Iterator[None]:
-        """What the environment raises, with a note of what repeats it."""
-        try:
-            with users_code("environment", self._kind.make):
-                yield
-        except DemotoolsError:
-            raise
-        except Exception as error:
-            seed = self._shown["seed"][number]
-            error.add_note(
-                f"at `{call}` in the episode of seed {seed} of "
-                f"`{self._kind.level_of(self.span.start + number)}`: the same seed and actions "
-                "show it again"
-            )
-            raise
-
-    def _ask_expert(self, number: int, taken: int | None) -> None:
-        expert = self._experts[number]
-        advised = -1 if expert is None else expert.advice(taken)
-        self._shown["expert_action"][number] = advised
-
-
 class RemoteError(Exception):
     """What an environment raised in another process; its text is the traceback there."""
 
@@ -407,13 +244,13 @@ class RemoteError(Exception):
 class Worker:
     """A Group in a process of its own.
 
-    memory   of _SHOWN, of all environments
+    memory   of `shown_of`, of all environments
     """
 
     def __init__(self, kind: EnvironmentKind, span: range, memory: Any) -> None:
         self.span = span
         self._kind = kind
-        self._seeds = np.frombuffer(memory, _shown(kind.view))["seed"][span.start : span.stop]
+        self._seeds = np.frombuffer(memory, shown_of(kind.view))["seed"][span.start : span.stop]
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(
@@ -504,7 +341,7 @@ def _serve(
             start: Start | None = connection.recv()
             reply: Missions | Exception
             try:
-                shown = np.frombuffer(memory, _shown(kind.view))[span.start : span.stop]
+                shown = np.frombuffer(memory, shown_of(kind.view))[span.start : span.stop]
                 group = group or Group(kind, span, shown)
                 group.send(start)
                 reply = group.receive(0)
