@@ -66,6 +66,7 @@ class Made:
     left_out         episodes of theirs that are not in it
     duplicates       episodes of theirs that repeat one before them step by step; None: not counted
     repeated_seeds   episodes of theirs with the seed, and level, of one before them; the same
+    no_rewards       the name of one without rewards, for which those of others are left out
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Made:
     left_out: int
     duplicates: int | None = None
     repeated_seeds: int | None = None
+    no_rewards: str | None = None
 
     def text(self) -> str:
         """What was made, for a person."""
@@ -89,6 +91,8 @@ class Made:
             lines.append(
                 f"  {self.repeated_seeds:,} episodes have the seed of another of their level"
             )
+        if self.no_rewards is not None:
+            lines.append(f"  no rewards: {printable_text(self.no_rewards)} has none")
         return "\n".join(lines)
 
 
@@ -113,7 +117,7 @@ def make_store(plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> N
             fix="ask for less: see `demotools info`",
         )
     about = _about(plan)
-    names = _optional_arrays(stores)
+    names = _optional_arrays(plan.episodes)
     with StoreBuilder(plan.path, _job(plan), overwrite=overwrite) as builder:
         finished = builder.finished_parts()
         bar = progress_bar(plan.size, f"copy to {plan.path.stem}", "episodes", quiet=quiet)
@@ -232,23 +236,48 @@ def _subgoals(stores: Sequence[Store]) -> tuple[str, ...]:
     return next(iter(tables), ())
 
 
-def _optional_arrays(stores: Sequence[Store]) -> list[str]:
-    """The optional step arrays of what is made of these stores."""
-    first = stores[0]
-    for store in stores:
+def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
+    """The optional step arrays of what is made of these episodes of stores.
+
+    A store without rewards holds solved episodes only, and so may those that lose theirs beside it.
+    """
+    first = chosen[0][0]
+    for store, _rows in chosen:
         if store.view.shape[1:] != first.view.shape[1:]:
             raise StoreError(
                 f"its views have another shape than those of {first.name}",
                 path=store.path,
                 fix="leave it out, or make a store of its own of what has such views",
             )
-        if ("reward" in store.optional) != ("reward" in first.optional):
+    without = _without_rewards([store for store, _rows in chosen])
+    for store, rows in chosen if without else ():
+        if not solved(store, rows).all():
             raise StoreError(
-                f"it cannot be merged with {first.name}: only one of the two holds rewards",
+                f"it has episodes that are not solved, and {without[0].name} no rewards, by which "
+                "they could be told apart",
                 path=store.path,
-                fix="record one of them again, with or without --keep-failures",
+                fix="take the solved ones out first: `demotools select STORE --solved`",
             )
-    return [name for name in OPTIONAL if any(name in store.optional for store in stores)]
+    return [
+        name
+        for name in OPTIONAL
+        if any(name in store.optional for store, _rows in chosen)
+        and not (name == "reward" and without)
+    ]
+
+
+def _without_rewards(stores: Sequence[Store]) -> list[Store]:
+    """The stores without rewards, where others have some."""
+    without = [store for store in stores if "reward" not in store.optional]
+    return without if len(without) < len(stores) else []
+
+
+def solved(store: Store, rows: Rows) -> NDArray[np.bool_]:
+    """Which of these episodes end with a reward over 0: bool [E']; without rewards, all do."""
+    rewards = store.optional.get("reward")
+    if rewards is None:
+        return np.ones(len(rows), np.bool_)
+    return np.asarray(rewards.take(store.episode_offset[rows + 1] - 1) > 0)
 
 
 def _with_arrays(episodes: Episodes, names: Sequence[str]) -> Episodes:
@@ -327,8 +356,8 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
                 fix=f"name one of {', '.join(store.levels)}",
             )
         rows = rows[store.episode_level[rows] == store.levels.index(wanted.level)]
-    if wanted.solved and (rewards := store.optional.get("reward")):
-        rows = rows[rewards.take(store.episode_offset[rows + 1] - 1) > 0]
+    if wanted.solved:
+        rows = rows[solved(store, rows)]
     for action in wanted.actions or ():
         rows = rows[_with_action(store, ACTIONS.index(action))[rows]]
     if wanted.sample is not None:
@@ -403,7 +432,8 @@ def merge_stores(
     make_store(plan, overwrite=overwrite, quiet=quiet)
     names = tuple(store.name for store in stores)
     left_out, duplicates = len(again) - plan.size, int(again.sum())
-    return Made(new, plan.size, names, left_out, duplicates, _seed_repeats(stores))
+    bare = next((store.name for store in _without_rewards(stores)), None)
+    return Made(new, plan.size, names, left_out, duplicates, _seed_repeats(stores), bare)
 
 
 def _seed_repeats(stores: Sequence[Store]) -> int:

@@ -346,7 +346,14 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     solved = good(tmp_path / "solved.zarr")
     assert solved.episode_seed.tolist() == [5]
     assert solved.optional["reward"].span(0, solved.steps).max() > 0
-    assert "only one of the two holds rewards" in refused(tmp_path, "merge", "all", "plain")
+    # a store without rewards holds solved episodes only
+    told = refused(tmp_path, "merge", "plain", "all")
+    assert "it has episodes that are not solved, and plain no rewards" in told
+    assert run(tmp_path, "merge", "solved", "plain", "-o", "both")["no_rewards"] == "plain"
+    both, plain = open_store(tmp_path / "both.zarr"), open_store(tmp_path / "plain.zarr")
+    assert both.episodes == 1 + plain.episodes and "reward" not in both.optional
+    assert run(tmp_path, "merge", "solved", "all", "-o", "more")["no_rewards"] is None
+    assert "reward" in open_store(tmp_path / "more.zarr").optional
 
 
 @pytest.mark.slow
