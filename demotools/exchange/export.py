@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import Split
@@ -61,7 +61,10 @@ SUCCESS_REWARD = 1.0
 
 
 class KeptAttributes(BaseModel):
-    """What an export keeps of a store's attributes, for whoever imports it."""
+    """What an export keeps of a store's attributes, for whoever imports it.
+
+    optional   the optional step arrays that the store had
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -72,12 +75,14 @@ class KeptAttributes(BaseModel):
     licence: str
     citation: str
     fingerprint: str | None = None
+    optional: list[str] = Field(default_factory=list)
 
     @classmethod
     def of(cls, store: Store) -> KeptAttributes:
         """Those of a store."""
         about = store.attributes
-        return cls.model_construct(**{name: getattr(about, name) for name in cls.model_fields})
+        kept = {name: getattr(about, name) for name in cls.model_fields if name != "optional"}
+        return cls.model_construct(**kept, optional=sorted(store.optional))
 
     def one_level(self, path: Path | str) -> str:
         """The level; SettingsError where the store was merged of several."""

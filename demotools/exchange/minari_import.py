@@ -1,6 +1,7 @@
 """Make a demo store from a Minari dataset, ours or anybody's with minigrid's observations.
 
-Kept are the successes: reward > 0 at the last step. The observation after the last action, which
+Kept are the successes: reward > 0 at the last step; of an export of a store with rewards, all
+episodes, with theirs. The observation after the last action, which
 a store does not have, is left out. Episodes with a column that is no such column, whose mission is
 not one of the level, or whose seed belongs to the other split, to evaluation or to an earlier
 episode, are left out and counted.
@@ -42,6 +43,7 @@ from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreErr
 from demotools.exchange.export import KeptAttributes, minari_module
 from demotools.output import open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
+from demotools.store.format import OPTIONAL
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
@@ -79,16 +81,29 @@ class _Metadata(_Checked):
 
 @dataclass(frozen=True)
 class Imported:
-    """A finished import, and the episodes that were left out, by reason."""
+    """A finished import.
+
+    left_out   the episodes that were left out, by reason
+    lost       optional step arrays that the store had which was exported
+    """
 
     path: Path
     episodes: int
     left_out: dict[str, int]
+    lost: tuple[str, ...] = ()
 
     def text(self) -> str:
         """What was imported, for a person."""
         lines = [f"imported {printable_text(self.path)}: {self.episodes:,} episodes"]
         lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
+        if "taken" in self.lost:
+            lines.append(
+                "  its actions are those that were taken, with noise: the dataset has no advice of "
+                "the expert, which a clone would learn from"
+            )
+        others = ", ".join(f"`{name}`" for name in self.lost if name != "taken")
+        if others:
+            lines.append(f"  the store that was exported had {others}, which the dataset has not")
         return "\n".join(lines)
 
 
@@ -111,6 +126,11 @@ class Dataset:
     def store_name(self) -> str:
         """What the store is called where nobody says otherwise."""
         return self.level if self.split == "train" else f"{self.level}-{self.split}"
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether it was made of a store with rewards, which may hold failures too."""
+        return self.metadata.ours is not None and "reward" in self.metadata.ours.optional
 
     def job(self) -> dict[str, Any]:
         """All that the store depends on, JSON values."""
@@ -339,7 +359,8 @@ def import_minari(
             source={**dataset.source(), **({"left_out": left_out} if left_out else {})},
             parent=ours.parent if ours else None,
         )
-    return Imported(path, episodes, left_out)
+    had = [name for name in OPTIONAL if ours and name in ours.optional]
+    return Imported(path, episodes, left_out, tuple(name for name in had if name != "reward"))
 
 
 class _UnfitError(Exception):
@@ -358,7 +379,9 @@ def _write_part(
     left_out: Counter[str] = Counter()
     for content, about in _read_episodes(dataset, rows):
         try:
-            episode = _checked_episode(content, about, shape, manifest, dataset.split)
+            episode = _checked_episode(
+                content, about, shape, manifest, dataset.split, with_rewards=dataset.has_rewards
+            )
             seed = int(episode.seed[0])
             if seed in seeds and seed >= 0:
                 raise _UnfitError("its seed is that of an earlier episode")
@@ -367,7 +390,10 @@ def _write_part(
         else:
             kept.append(episode)
             seeds.add(seed)
-    episodes = Episodes.concatenated([Episodes.none(shape), *kept])
+    none = Episodes.none(shape)
+    if dataset.has_rewards:
+        none = replace(none, optional={"reward": np.zeros(0, np.float32)})
+    episodes = Episodes.concatenated([none, *kept])
     packed = fits_cells(episodes.view)
     if packed:
         episodes = replace(episodes, view=packed_cells(episodes.view))
@@ -423,14 +449,27 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
 
 
 def _checked_episode(
-    content: Any, about: Any, shape: tuple[int, ...], manifest: Manifest, split: Split
+    content: Any,
+    about: Any,
+    shape: tuple[int, ...],
+    manifest: Manifest,
+    split: Split,
+    *,
+    with_rewards: bool,
 ) -> Episodes:
-    """The steps of one episode, views as images; _UnfitError where a store cannot hold them."""
+    """The steps of one episode, views as images; _UnfitError where a store cannot hold them.
+
+    with_rewards   keep them, and failures
+    """
     seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
     if not steps:
         raise _UnfitError("no step")
-    if rewards.dtype.kind not in "biuf" or not 0 < float(rewards[-1]) < np.inf:
+    if rewards.dtype.kind not in "biuf":
+        raise _UnfitError("its rewards are no numbers")
+    if with_rewards and not bool(np.all((rewards >= 0) & (rewards <= 1))):
+        raise _UnfitError("its rewards are not in 0..1")
+    if not with_rewards and not 0 < float(rewards[-1]) < np.inf:
         raise _UnfitError("not a success: no reward at its end")
     missions = seen.get("mission")
     seed = _seed(about.get("seed"), split)
@@ -445,7 +484,8 @@ def _checked_episode(
     view, direction, action = (
         _whole_numbers(name, *column)[:steps] for name, column in columns.items()
     )
-    return Episodes.one(mission, seed, view, direction, action, {})
+    optional = {"reward": rewards.astype(np.float32)} if with_rewards else {}
+    return Episodes.one(mission, seed, view, direction, action, optional)
 
 
 def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -> NDArray[np.uint8]:

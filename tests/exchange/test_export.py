@@ -79,7 +79,7 @@ def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pyarrow = pytest.importorskip("pyarrow.parquet")
-    style = Style(noise=0.05, failures=True)
+    style = Style(noise=0.05, failures=True, subgoals=True)
     recording = planned_recording("GoToImpUnlock", seeds=range(3, 7), style=style)
     generate(recording, tmp_path / "G.zarr", workers=1, quiet=True)
     store = open_store(tmp_path / "G.zarr")
@@ -97,6 +97,17 @@ def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
         solved.append(bool(episode.terminations[-1]))
         assert bool(episode.truncations[-1]) != solved[-1]
     assert True in solved and False in solved
+    back = import_minari(opened_dataset("babyai/G-v0"), tmp_path / "back.zarr", quiet=True)
+    # failures and rewards are there again; the expert's advice and its subgoals are not
+    assert back.lost == ("taken", "subgoal") and back.left_out == {}
+    assert "the dataset has no advice of the expert" in back.text()
+    assert "the store that was exported had `subgoal`" in back.text()
+    again = open_store(back.path)
+    assert set(again.optional) == {"reward"}
+    for name in ("action", "reward"):
+        stored = store.taken if name == "action" else store.optional[name]
+        found = again.action if name == "action" else again.optional[name]
+        assert np.array_equal(found.span(0, store.steps), stored.span(0, store.steps))
     export_parquet(store, tmp_path / "G.parquet", quiet=True)
     rows = pyarrow.read_table(tmp_path / "G.parquet").to_pylist()
     assert [row["rewards"][-1] > 0 for row in rows] == solved
