@@ -19,7 +19,7 @@ from pathlib import Path
 
 import filelock
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from demotools.babyai.levels import (
     Manifest,
@@ -47,7 +47,7 @@ from demotools.fetch.plan import (
     store_name,
 )
 from demotools.fetch.tarball import extract_members
-from demotools.output import acquired_lock, open_regular, written_whole
+from demotools.output import acquired_lock, open_regular, read_regular, written_whole
 from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.store.reading import open_store, store_path
 from demotools.store.verify import raise_if_damaged, verify_store
@@ -181,6 +181,60 @@ def write_record(folder: Path, name: str, record: FetchedRecord) -> None:
             tomli_w.dump(dict(sorted(table.items())), stream)
 
 
+class _Left(BaseModel):
+    """What is left to do once a store is made: to keep a record, and to remove the files.
+
+    It is written down before, so that a fetch that is killed there leaves nothing for ever.
+
+    remove   name of the file or folder in the folder of downloads; None: nothing
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    record: FetchedRecord
+    remove: str | None
+
+
+@contextlib.contextmanager
+def _tidied(folder: Path, plan: Plan, left: _Left, options: FetchOptions) -> Iterator[None]:
+    """Inside, the store is made; then what is left is done."""
+    note = _note(folder, plan)
+    note.parent.mkdir(exist_ok=True)
+    with written_whole(note) as stream:
+        stream.write(left.model_dump_json().encode())
+    try:
+        yield
+    except BaseException:
+        note.unlink()
+        raise
+    _tidy(folder, plan, options)
+
+
+def _tidy(folder: Path, plan: Plan, options: FetchOptions) -> None:
+    """Do what is left, perhaps by a fetch that was killed."""
+    note = _note(folder, plan)
+    if not note.exists():
+        return
+    try:
+        left = _Left.model_validate_json(read_regular(note))
+    except ValidationError:
+        note.unlink()  # none that we wrote
+        return
+    write_record(folder, left.key, left.record)
+    if left.remove is not None and not options.keep_pickle:
+        files = note.with_name(Path(left.remove).name)
+        if files.is_dir():
+            shutil.rmtree(files)
+        else:
+            files.unlink(missing_ok=True)
+    note.unlink()
+
+
+def _note(folder: Path, plan: Plan) -> Path:
+    return folder / DOWNLOADS / f".{plan.store}.left.json"
+
+
 def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
     path = store_path(store, folder)
     source, problem = None, None
@@ -214,6 +268,8 @@ def _without_network(plan: Plan, folder: Path, options: FetchOptions) -> str:
     path = store_path(plan.store, folder)
     if plan.action == "refuse":
         raise FetchError(plan.reason, path=path, fix=plan.fix)
+    if plan.action in ("nothing", "check") and options.convert:
+        _tidy(folder, plan, options)
     pickle = folder / DOWNLOADS / plan.name
     try:
         if pickle.is_file() and (plan.action == "convert" or options.check):
@@ -316,10 +372,9 @@ def _from_dataset(plan: Plan, source: Source, folder: Path, options: FetchOption
         origin=shards.origin(source),
     )
     path = store_path(plan.store, folder)
-    done = import_parquet(files, path, overwrite=options.overwrite, quiet=options.quiet)
-    write_record(folder, key, fetched)
-    if not options.keep_pickle:
-        shutil.rmtree(shards.folder)
+    left = _Left(key=key, record=fetched, remove=shards.folder.name)
+    with _tidied(folder, plan, left, options):
+        done = import_parquet(files, path, overwrite=options.overwrite, quiet=options.quiet)
     return f"{done.text()}\n  from {source} at commit {shards.commit}"
 
 
@@ -381,8 +436,10 @@ def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions)
     if not options.convert:
         write_record(folder, plan.name, record)
         return f"{file.path}: {file.size_bytes:,} bytes from {file.source}"
+    left = _Left(key=plan.name, record=record, remove=file.path.name if ours else None)
     try:
-        text = _converted(plan, file, folder, options)
+        with _tidied(folder, plan, left, options):
+            text = _converted(plan, file, folder, options)
     except (PickleError, StoreError) as error:
         if not ours or (isinstance(error, StoreError) and error.path != str(file.path)):
             raise
@@ -393,9 +450,6 @@ def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions)
             path=refused,
             fix=f"{error.fix}; fetching again gets a new copy",
         ) from error
-    write_record(folder, plan.name, record)
-    if ours and not options.keep_pickle:
-        file.path.unlink()
     return text
 
 

@@ -946,6 +946,32 @@ def test_killed_ten_times_it_ends_with_the_same_store(
     assert store_files(folder) == store_files(undisturbed)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_killed_when_its_store_is_made_it_is_tidied_by_the_next(
+    server: DriveServer, demos: bytes, folder: Path, tmp_path: Path, keep: bool
+) -> None:
+    content = tmp_path / "demos.pkl"
+    content.write_bytes(demos)
+    server.files[f"drive/{drive_id()}"] = Served(content)
+    folder.mkdir(exist_ok=True)
+    with filelock.FileLock(folder / ".fetched.toml.lock"):  # the record cannot be written yet
+        process = start(folder)
+        while not (folder / "GoToLocal.zarr").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.communicate(timeout=60)
+    assert (folder / "downloads" / TRAIN).is_file() and not (folder / "fetched.toml").exists()
+    sent = len(server.sent)
+    again = start(folder, *(["--keep-pickle"] if keep else []))
+    told = again.communicate(timeout=60)
+    assert again.returncode == 0 and "nothing to do" in told[0], told
+    assert len(server.sent) == sent
+    assert "sha256" in (folder / "fetched.toml").read_text("utf-8")
+    left = {path.name for path in folder.glob("downloads/*")}
+    assert left == ({TRAIN} if keep else set()) and (keep or not (folder / "downloads").exists())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--from", "http://[bad/x.pkl"], ["--from", "ftp://host/x.pkl"]],
