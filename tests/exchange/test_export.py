@@ -105,9 +105,9 @@ def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
     again = open_store(back.path)
     assert set(again.optional) == {"reward"}
     for name in ("action", "reward"):
-        stored = store.taken if name == "action" else store.optional[name]
+        before = store.taken if name == "action" else store.optional[name]
         found = again.action if name == "action" else again.optional[name]
-        assert np.array_equal(found.span(0, store.steps), stored.span(0, store.steps))
+        assert np.array_equal(found.span(0, store.steps), before.span(0, store.steps))
     export_parquet(store, tmp_path / "G.parquet", quiet=True)
     rows = pyarrow.read_table(tmp_path / "G.parquet").to_pylist()
     assert [row["rewards"][-1] > 0 for row in rows] == solved
