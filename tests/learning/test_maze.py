@@ -88,9 +88,9 @@ def test_the_map_is_what_was_seen_where_it_is(level: str, noise: float) -> None:
             here = np.zeros((32, 32), np.uint8)
             for x, y in np.argwhere(known):
                 here[(y - start[1] + 16) % 32, (x - start[0] + 16) % 32] = known[x, y]
-            assert (seen.cells[step, 0].reshape(32, 32) == here).all()
+            assert (seen.cells[seen.number[step, 0]].reshape(32, 32) == here).all()
             low = np.argwhere(known).min(0) - start + 16
-            assert (seen.low[step, 0] == low).all()
+            assert (seen.low[seen.number[step, 0]] == low).all()
 
 
 def plain_search(
@@ -125,12 +125,12 @@ def test_distances_and_first_moves_are_those_of_a_plain_search() -> None:
         )
         found = things(seen, direction)
         for step in range(0, steps, 5):
-            grid = seen.cells[step, 0].reshape(32, 32)
+            grid = seen.cells[seen.number[step, 0]].reshape(32, 32)
             x, y = (int(value) & 31 for value in seen.place[step, 0])
             free = plain_search(grid, x, y, FREE)
             through = plain_search(grid, x, y, FREE | BLOCKERS)
             mine = found.step == step
-            rows = found.how[mine]
+            rows = found.how[:, mine].T
             codes = found.code[mine]
             at = np.flatnonzero(THINGS[grid.reshape(-1)])
             assert (codes[1:] == grid.reshape(-1)[at]).all()

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.learning.networks.base import lstm_by_runs, lstm_by_steps, runs_of
+from trainer.learning.networks.base import (
+    InstructionEncoder,
+    lstm_by_runs,
+    lstm_by_steps,
+    runs_of,
+)
 
 
 def by_runs(
@@ -82,3 +90,28 @@ def test_memory_comes_without_gradient_so_that_back_propagation_ends_at_the_batc
     assert not after.requires_grad
     hidden.sum().backward()  # type: ignore[no-untyped-call]
     assert memory.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_missions_are_read_as_torch_reads_them_up_to_their_last_word(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    encoder = InstructionEncoder(20, 12).to(dtype)
+    plain = copy.deepcopy(encoder)
+    tokens = torch.randint(1, 20, (9, 7))
+    lengths = [7, 3, 3, 1, 0, 5, 6, 2, 3]
+    for mission, length in enumerate(lengths):
+        tokens[mission, length:] = 0
+    states = plain.gru(plain.words(tokens))[0]
+    final = states[torch.arange(9), [max(length, 1) - 1 for length in lengths]]
+    read = encoder.read(tokens)
+    rtol, atol = (0.1, 0.03) if dtype == torch.bfloat16 else (1e-7, 1e-7)
+    torch.testing.assert_close(encoder(tokens), final, rtol=rtol, atol=atol)
+    for mission, length in enumerate(lengths):
+        mine = read.states[read.place[mission, :length]]
+        torch.testing.assert_close(mine, states[mission, :length], rtol=rtol, atol=atol)
+    (read.states.sum() + encoder(tokens).square().sum()).backward()
+    words = [states[mission, : max(length, 1)].sum() for mission, length in enumerate(lengths)]
+    (torch.stack(words).sum() + final.square().sum()).backward()
+    for mine, theirs in zip(encoder.parameters(), plain.parameters(), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=rtol, atol=atol)

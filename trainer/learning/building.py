@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,8 +65,8 @@ def _uncompiled(kind: type[Optimizer]) -> Callable[..., Optimizer]:
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": _uncompiled(torch.optim.Adam),
-    "adamw": _uncompiled(torch.optim.AdamW),
+    "adam": partial(_uncompiled(torch.optim.Adam), fused=True),
+    "adamw": partial(_uncompiled(torch.optim.AdamW), fused=True),
     "sgd": _uncompiled(torch.optim.SGD),
 }
 

@@ -54,6 +54,19 @@ class Model(Protocol):
         """Memory before the first step: zeros [B, memory size]."""
 
 
+class Words(NamedTuple):
+    """What an instruction encoder says at every word of M missions.
+
+    states   [W, size]
+    place    int64 [M, L], the row of each word; of padding, any row
+    final    int64 [M], the row of each mission's last word
+    """
+
+    states: Tensor
+    place: Tensor
+    final: Tensor
+
+
 class InstructionEncoder(nn.Module):
     """Vectors of missions, [M, L] token ids to [M, size]: a GRU read up to the last word."""
 
@@ -64,9 +77,29 @@ class InstructionEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[M, size]; a mission without any word gives what the first state gives."""
-        states, _last = self.gru(self.words(tokens))
-        final = ((tokens != 0).sum(1) - 1).clamp(min=0)
-        return cast(Tensor, states[torch.arange(tokens.shape[0], device=tokens.device), final])
+        read = self.read(tokens)
+        return read.states.index_select(0, read.final)
+
+    def read(self, tokens: Tensor) -> Words:
+        """The states at every word; on a CPU padding is not read."""
+        length = (tokens != 0).sum(1).clamp(min=1)
+        if tokens.is_cuda or is_traced():
+            place = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+            final = place[:, 0] + length - 1
+            return Words(self.gru(self.words(tokens))[0].flatten(0, 1), place, final)
+        rank, going, first, step, row = _by_step(length)
+        weight, recurrent, bias, recurrent_bias = self.gru.all_weights[0]
+        projected = nn.functional.linear(self.words(tokens[rank[row], step]), weight, bias)
+        states = _GRUOverWords.apply(  # type: ignore[no-untyped-call]
+            projected,
+            recurrent.to(projected.dtype),
+            recurrent_bias.to(projected.dtype),
+            going.tolist(),
+        )
+        inverse = torch.empty_like(rank)
+        inverse[rank] = torch.arange(len(rank))
+        place = (first + inverse[:, None]).clamp(max=len(step) - 1)
+        return Words(states, place, first[length - 1] + inverse)
 
 
 class FilmBlock(nn.Module):
@@ -134,7 +167,7 @@ def is_traced() -> bool:
 
 def in_order(values: Tensor, runs: Runs) -> Tensor:
     """[N, ...] in the order of the runs, of [T, B, ...]."""
-    return values.flatten(0, 1)[runs.order]
+    return values.flatten(0, 1).index_select(0, runs.order)
 
 
 def output_of_runs(
@@ -146,8 +179,8 @@ def output_of_runs(
     after    [B, 2 * memory], memory after the batch
     """
     rollouts = after.shape[0]  # in a graph len() would be a constant
-    logits = actor(hidden)[runs.inverse].unflatten(0, (-1, rollouts))
-    values = critic(hidden)[runs.inverse].reshape(-1, rollouts)
+    logits = actor(hidden).index_select(0, runs.inverse).unflatten(0, (-1, rollouts))
+    values = critic(hidden).index_select(0, runs.inverse).reshape(-1, rollouts)
     shape = (-1, rollouts, hidden.shape[1])
     return Output(logits, values, after, lambda: hidden[runs.inverse].reshape(shape))
 
@@ -225,20 +258,12 @@ def runs_of(masks: Tensor) -> Runs:
     begins[:, 0] = True
     start = begins.reshape(-1).nonzero().squeeze(1)  # flat index b * T + t
     length = torch.diff(start, append=start.new_tensor([B * T]))
-    length, rank = torch.sort(length, descending=True, stable=True)
+    rank, going, first, step, row = _by_step(length)
     start = start[rank]
-    longest = int(length[0])
-    # sizes[k] = number of runs longer than k
-    ended = torch.bincount(length, minlength=longest + 1).cumsum(0)
-    going = len(length) - ended[:longest]
-    first = going.cumsum(0) - going  # place of step k's first row
-    step = torch.repeat_interleave(torch.arange(longest, device=masks.device), going)
-    place = torch.arange(B * T, device=masks.device)
-    row = place - first[step]
     flat = start[row] + step
     order = flat % T * B + flat // T
     inverse = torch.empty_like(order)
-    inverse[order] = place
+    inverse[order] = torch.arange(B * T, device=masks.device)
     previous = len(length) + first[step - 1] + row
     return Runs(
         order=order,
@@ -249,6 +274,22 @@ def runs_of(masks: Tensor) -> Runs:
         carried=(start % T == 0) & by_rollout.reshape(-1)[start],
         last=inverse[(T - 1) * B + torch.arange(B, device=masks.device)],
     )
+
+
+def _by_step(length: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """How R sequences are laid out step by step, the longest first, so that those going on lead.
+
+    length    int64 [R]
+    returns   int64: the sequences, the longest first [R]; how many are going on at step 0, 1, ...
+              and the place of the first of these [K]; the step of every place, and which of the
+              sorted sequences it belongs to [N]
+    """
+    rank = torch.sort(length, descending=True, stable=True).indices
+    ended = torch.bincount(length).cumsum(0)
+    going = len(length) - ended[:-1]
+    first = going.cumsum(0) - going
+    step = torch.repeat_interleave(torch.arange(len(going), device=length.device), going)
+    return rank, going, first, step, torch.arange(len(step), device=length.device) - first[step]
 
 
 def lstm_by_runs(
@@ -365,3 +406,59 @@ class _LSTMOverRuns(torch.autograd.Function):
                 rows.addmm_(by_gates[here], weight)
             stop = start
         return by_gates, by_gates.t() @ hidden[runs.before], None, None
+
+
+class _GRUOverWords(torch.autograd.Function):
+    """GRU (Cho et al. 2014, gates as in torch.nn.GRU: r, z, n) over missions laid out by step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]
+    ) -> Tensor:
+        size, count = weight.shape[1], sizes[0]
+        gates = projected.clone()
+        by_hidden = torch.empty_like(projected)
+        # rows [0, M) hold the initial states, row M + n that at place n
+        hidden = projected.new_zeros(count + len(projected), size)
+        start, previous = 0, 0
+        transposed = weight.t()
+        for going in sizes:
+            before = hidden[previous : previous + going]
+            gate, turned = gates[start : start + going], by_hidden[start : start + going]
+            torch.addmm(bias, before, transposed, out=turned)
+            both = gate[:, : 2 * size]
+            both.add_(turned[:, : 2 * size]).sigmoid_()
+            r, z, n = gate.chunk(3, dim=1)
+            n.addcmul_(r, turned[:, 2 * size :]).tanh_()
+            torch.lerp(n, before, z, out=hidden[count + start : count + start + going])
+            previous, start = count + start, start + going
+        ctx.save_for_backward(weight, gates, by_hidden, hidden)
+        ctx.sizes = sizes
+        return hidden[count:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        weight, gates, by_hidden, hidden = ctx.saved_tensors
+        sizes: list[int] = ctx.sizes
+        size, count = weight.shape[1], sizes[0]
+        by_states = gradients[0].clone()
+        inward, recurrent = torch.empty_like(gates), torch.empty_like(gates)
+        before = torch.empty_like(hidden[count:])
+        stop = len(gates)
+        for earlier, going in zip([0, *sizes[:-1]][::-1], sizes[::-1], strict=True):
+            start = stop - going
+            here = slice(start, stop)
+            r, z, n = gates[here].chunk(3, dim=1)
+            previous = count + start - earlier if earlier else 0
+            before[here] = hidden[previous : previous + going]
+            change = by_states[here]
+            by_n = _tanh_backward(change * (1 - z), n)
+            by_r = _sigmoid_backward(by_n * by_hidden[here, 2 * size :], r)
+            by_z = _sigmoid_backward(change * (before[here] - n), z)
+            torch.cat([by_r, by_z, by_n], dim=1, out=inward[here])
+            torch.cat([by_r, by_z, by_n * r], dim=1, out=recurrent[here])
+            if earlier:
+                rows = by_states[start - earlier : start - earlier + going]
+                rows.addcmul_(change, z).addmm_(recurrent[here], weight)
+            stop = start
+        return inward, recurrent.t() @ before, recurrent.sum(0), None

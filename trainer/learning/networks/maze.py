@@ -40,6 +40,7 @@ from demotools.babyai.cells import (
 from trainer.batch import Batch
 from trainer.learning.networks.base import (
     Output,
+    Words,
     check_sizes,
     head,
     in_order,
@@ -48,6 +49,7 @@ from trainer.learning.networks.base import (
     runs_of,
 )
 from trainer.learning.networks.small import SmallNetwork
+from trainer.learning.networks.sums import segment_sums
 
 SIDE = 32
 """Cells of the torus each way."""
@@ -61,7 +63,7 @@ _HERE = AGENT_COLUMN * VIEW_SIZE + AGENT_ROW
 # x and y of one step, by direction: right, down, left, up
 _STEP = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=np.int16)
 _FARTHEST = 63
-_CHUNK = 512
+_CHUNK = 256
 
 
 def _codes(kinds: tuple[int, ...], *, doors: tuple[int, ...] = ()) -> NDArray[np.bool_]:
@@ -143,17 +145,19 @@ class MapState(NamedTuple):
 class Seen(NamedTuple):
     """The maps of a batch of T x B steps, each with all that was seen up to that step.
 
-    cells      uint8 [T, B, 1024]
+    cells      uint8 [V, 1024], the maps that differ: most steps show nothing new
+    low        int16 [V, 2], the least x and y of all that was seen on each of them
+    number     int64 [T, B], which of them is a step's
     faced      uint8 [T, B, 1024], without the step's own cell ahead
     place      int16 [T, B, 2]
-    low        int16 [T, B, 2]
     first      uint8 [T, B], the direction in which the episode began
     """
 
     cells: NDArray[np.uint8]
+    low: NDArray[np.int16]
+    number: NDArray[np.int64]
     faced: NDArray[np.uint8]
     place: NDArray[np.int16]
-    low: NDArray[np.int16]
     first: NDArray[np.uint8]
 
 
@@ -193,24 +197,18 @@ def explored(
     offsets = _view_offsets()[direction]  # [T, B, 49, 2]
     shown = cells >= 18
     shown[..., _HERE] = False
-    kept = Seen(
-        np.empty((T, B, _PLACES), np.uint8),
-        np.empty((T, B, _PLACES), np.uint8),
-        np.empty((T, B, 2), np.int16),
-        np.empty((T, B, 2), np.int16),
-        np.empty((T, B), np.uint8),
-    )
+    faced_by = np.empty((T, B, _PLACES), np.uint8)
+    places, firsts = np.empty((T, B, 2), np.int16), np.empty((T, B), np.uint8)
     place, low, first = state.place.copy(), state.low.copy(), state.direction[:, 1].copy()
     for t in range(T):
         place += steps[t]
         place[~masks[t]] = _START
         first = np.where(masks[t], first, direction[t])
-        kept.place[t], kept.first[t] = place, first
+        places[t], firsts[t] = place, first
     # places of all cells of all views, at once
-    x = kept.place[..., None, 0] + offsets[..., 0]
-    y = kept.place[..., None, 1] + offsets[..., 1]
-    least_x = np.where(shown, x, 99).min(-1)
-    least_y = np.where(shown, y, 99).min(-1)
+    x = places[..., None, 0] + offsets[..., 0]
+    y = places[..., None, 1] + offsets[..., 1]
+    least = np.stack([np.where(shown, axis, 99).min(-1) for axis in (x, y)], axis=-1)
     flat = (y & (SIDE - 1)).astype(np.int64) * SIDE + (x & (SIDE - 1))
     ahead = flat[..., _AHEAD].copy()
     flat[~shown] = _PLACES
@@ -220,20 +218,26 @@ def explored(
     now, faced = np.zeros((B, width), np.uint8), np.zeros((B, width), np.uint8)
     now[:, :-1], faced[:, :-1] = state.cells, state.faced
     by_place, by_faced = now.reshape(-1), faced.reshape(-1)
+    maps, lows, count = [], [], 0
+    number = np.empty((T, B), np.int64)
     for t in range(T):
-        begins = np.flatnonzero(~masks[t])
-        if len(begins):
+        begins = ~masks[t]
+        if begins.any():
             now[begins] = 0
             faced[begins] = 0
             now[begins, _START * SIDE + _START] = EMPTY * 18
             low[begins] = _START
+        new = ((by_place[flat[t]] != cells[t]) & shown[t]).any(1) | begins | (t == 0)
         by_place[flat[t]] = cells[t]
-        kept.cells[t] = now[:, :-1]
-        kept.faced[t] = faced[:, :-1]
+        lower = np.minimum(low, least[t])
+        new |= (lower != low).any(1)
+        low = lower
+        maps.append(now[new, :-1])
+        lows.append(low[new])
+        number[t] = np.where(new, count + np.cumsum(new) - 1, number[t - 1])
+        count += len(maps[-1])
+        faced_by[t] = faced[:, :-1]
         by_faced[ahead[t]] = 1
-        np.minimum(low[:, 0], least_x[t], out=low[:, 0])
-        np.minimum(low[:, 1], least_y[t], out=low[:, 1])
-        kept.low[t] = low
     after = MapState(
         now[:, :-1].copy(),
         faced[:, :-1].copy(),
@@ -242,7 +246,8 @@ def explored(
         low,
         np.stack([direction[-1], first], axis=1),
     )
-    return kept, after
+    seen = Seen(np.concatenate(maps), np.concatenate(lows), number, faced_by, places, firsts)
+    return seen, after
 
 
 def _in_box(places: NDArray[np.int16]) -> NDArray[np.int64]:
@@ -251,33 +256,51 @@ def _in_box(places: NDArray[np.int16]) -> NDArray[np.int64]:
 
 
 def _rows(bits: NDArray[np.uint8], bit: int, low: NDArray[np.int16]) -> NDArray[np.uint32]:
-    """The 24 x 24 cells from `low` on that have a bit: uint32 [N, 24]."""
+    """The 24 x 24 cells from `low` on that have a bit, of V maps: uint32 [24, V]."""
     packed = np.packbits((bits & bit).reshape(len(bits), SIDE, SIDE), axis=2, bitorder="little")
     rows = packed.view("<u4")[..., 0]
-    turn = (low[:, 0] & 31).astype(np.uint32)[:, None]
-    pick = (low[:, 1, None] + np.arange(_BOX)) & 31
-    rows = np.take_along_axis(rows, pick.astype(np.int64), axis=1)
+    turn = (low[:, 0] & 31).astype(np.uint32)
+    pick = ((low[:, 1] + np.arange(_BOX)[:, None]) & 31).astype(np.int64)
+    rows = rows[np.arange(len(bits)), pick]
     return np.asarray(((rows >> turn) | (rows << ((np.uint32(32) - turn) & np.uint32(31)))) & _MASK)
 
 
 _MASK = np.uint32((1 << _BOX) - 1)
 _ONE = np.uint32(1)
+_NARROW = np.uint32(1 << 15)
+"""What is below it fits 16 bits, a cell beside it too."""
 
 
 class Routes(NamedTuple):
     """Breadth-first search from the agent over N maps.
 
-    planes    uint32 [6, N, 24], the bits of the distance of each cell reached
-    moves     uint32 [4, N, 24], the cells that shortest ways reach by a first move ahead, to the
-              right, back, to the left
+    planes    uint32 [10, 24, N]: the bits of the distance of each cell reached, least first; then
+              the cells that shortest ways reach by a first move right, down, left, up
     distance  uint8 [N], to the nearest unseen cell; 63 where none is reached
     first     uint8 [N], the first moves towards all unseen cells at that distance, 4 bits
     """
 
     planes: NDArray[np.uint32]
-    moves: NDArray[np.uint32]
     distance: NDArray[np.uint8]
     first: NDArray[np.uint8]
+
+    def to(
+        self, number: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Distance to cells, 0 where one is not reached, and the first moves, 4 bits: uint8 [R].
+
+        number   of the map, of each cell
+        """
+        at = y * self.planes.shape[2] + number
+        bit = x.astype(np.uint32)
+        distance, first = np.zeros(len(at), np.uint8), np.zeros(len(at), np.uint8)
+        for plane, rows in enumerate(self.planes.reshape(10, -1)):
+            has = ((rows.take(at) >> bit) & _ONE).astype(np.uint8)
+            if plane < 6:
+                distance |= has << np.uint8(plane)
+            else:
+                first |= has << np.uint8(plane - 6)
+        return distance, first
 
 
 def routes(
@@ -285,92 +308,88 @@ def routes(
     unseen: NDArray[np.uint32],
     column: NDArray[np.int64],
     row: NDArray[np.int64],
-    direction: NDArray[np.uint8],
 ) -> Routes:
     """Ways over `free` cells from (column, row) of each of N maps."""
-    N = len(free)
-    planes = np.zeros((6, N, _BOX), np.uint32)
-    moves = np.zeros((4, N, _BOX), np.uint32)
-    for start in range(0, N, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        search = (free[part], column[part], row[part], direction[part])
-        _search(*search, planes[:, part], moves[:, part])
+    N = free.shape[1]
+    planes = np.empty((10, _BOX, N), np.uint32)
+    # maps of a size together: a chunk is searched until the last of it comes to its end
+    narrow = np.bitwise_or.reduce(free) < _NARROW
+    size = np.bitwise_count(free).sum(0, dtype=np.int64)
+    by_size = np.argsort(size - narrow * _PLACES, kind="stable")
+    start = 0
+    while start < N:
+        stop = start + _CHUNK
+        if start < narrow.sum() < stop:
+            stop = int(narrow.sum())
+        part = by_size[start:stop]
+        rows = free[:, part].astype(np.uint16 if narrow[part[0]] else np.uint32)
+        planes[..., part] = _search(rows, column[part], row[part])
+        start = stop
     # the nearest of the unseen cells, one bit of their distance after another
-    nearest = (moves[0] | moves[1] | moves[2] | moves[3]) & unseen
+    nearest = np.bitwise_or.reduce(planes[6:]) & unseen
     distance = np.zeros(N, np.uint8)
-    distance[~nearest.any(1)] = _FARTHEST
+    distance[~nearest.any(0)] = _FARTHEST
     for plane in reversed(range(6)):
         nearer = nearest & ~planes[plane]
-        has_nearer = nearer.any(1)
+        has_nearer = nearer.any(0)
         distance |= (~has_nearer).astype(np.uint8) << np.uint8(plane)
-        nearest = np.where(has_nearer[:, None], nearer, nearest)
-    towards = (moves & nearest).any(2)
+        nearest = np.where(has_nearer, nearer, nearest)
+    towards = (planes[6:] & nearest).any(1)
     first = towards[0] + 2 * towards[1] + 4 * towards[2] + 8 * towards[3]
-    return Routes(planes, moves, distance, first.astype(np.uint8))
+    return Routes(planes, distance, first.astype(np.uint8))
 
 
-def _search(
-    free: NDArray[np.uint32],
-    column: NDArray[np.int64],
-    row: NDArray[np.int64],
-    direction: NDArray[np.uint8],
-    planes: NDArray[np.uint32],
-    moves: NDArray[np.uint32],
-) -> None:
-    """Writes the planes and moves of `Routes`, one distance after another."""
-    going = np.arange(len(free))  # the maps whose search has not come to an end
-    visited = np.zeros_like(free)
-    visited[going, row] = _ONE << column.astype(np.uint32)
-    new = np.zeros((4, *free.shape), np.uint32)
-    for move in range(4):
-        step = _STEP[(direction + move) & 3]
-        to_row, to_column = row + step[:, 1], column + step[:, 0]
+def _search(free: NDArray[Any], column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
+    """The planes of `Routes` in the type of `free`, one distance after another."""
+    N, one = free.shape[1], free.dtype.type(1)
+    every, maps = np.zeros((10, _BOX, N), free.dtype), np.arange(N)
+    # the rows up to the one beyond the last where anybody can stand
+    height = min(_BOX, 2 + max(int(row.max()), *np.flatnonzero(free.any(1))))
+    free, planes = free[:height], every[:, :height]
+    moves = planes[6:]
+    unvisited = np.full_like(free, np.iinfo(free.dtype).max)
+    unvisited[row, maps] ^= one << column.astype(free.dtype)
+    new = np.zeros((4, height, N), free.dtype)
+    for move, (x, y) in enumerate(_STEP):
+        to_row, to_column = row + y, column + x
         inside = (to_row >= 0) & (to_row < _BOX) & (to_column >= 0) & (to_column < _BOX)
-        new[move, going[inside], to_row[inside]] = _ONE << to_column[inside].astype(np.uint32)
-    my_planes, my_moves = np.zeros_like(planes), np.zeros_like(moves)
-    aside, other = np.empty_like(new), np.empty_like(new)
+        bit = one << to_column[inside].astype(free.dtype)
+        new[move, to_row[inside], maps[inside]] = bit
+    around, other = np.empty_like(new), np.empty_like(new)
+    reached = np.empty_like(free)
+    # with `out`: `a[i] |= b` would copy a[i] onto itself beside
     for distance in range(1, _FARTHEST):
-        reached = new[0] | new[1]
+        np.bitwise_or(new[0], new[1], out=reached)
         reached |= new[2]
         reached |= new[3]
-        if distance % 4 == 0:
-            goes_on = reached.any(1)
-            left = int(goes_on.sum())
-            if left < 0.8 * len(going):
-                planes[:, going], moves[:, going] = my_planes, my_moves
-                if not left:
-                    return
-                going, reached, free, visited = (
-                    each[goes_on] for each in (going, reached, free, visited)
-                )
-                my_planes, my_moves, new = (each[:, goes_on] for each in (my_planes, my_moves, new))
-                aside, other = np.empty_like(new), np.empty_like(new)
-        visited |= reached
-        my_moves |= new
+        if not reached.any():
+            break
+        moves |= new
         for plane in range(6):
             if distance >> plane & 1:
-                my_planes[plane] |= reached
+                np.bitwise_or(planes[plane], reached, out=planes[plane])
         new &= free
-        np.left_shift(new, _ONE, out=aside)
-        np.right_shift(new, _ONE, out=other)
-        aside |= other
-        aside[:, :, 1:] |= new[:, :, :-1]
-        aside[:, :, :-1] |= new[:, :, 1:]
-        aside &= ~visited
-        new, aside = aside, new
-    planes[:, going], moves[:, going] = my_planes, my_moves
+        np.left_shift(new, one, out=around)
+        np.right_shift(new, one, out=other)
+        around |= other
+        np.bitwise_or(around[:, 1:], new[:, :-1], out=around[:, 1:])
+        np.bitwise_or(around[:, :-1], new[:, 1:], out=around[:, :-1])
+        unvisited &= np.invert(reached, out=reached)
+        around &= unvisited
+        new, around = around, new
+    return every
 
 
 def _flooded(
     inside: NDArray[np.uint32], column: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
-    """The cells of `inside` that hang together with (column, row): uint32 [N, 24]."""
+    """The cells of `inside` that hang together with (column, row): uint32 [24, V]."""
     result = np.zeros_like(inside)
-    result[np.arange(len(inside)), row] = _ONE << column.astype(np.uint32)
+    result[row, np.arange(len(row))] = _ONE << column.astype(np.uint32)
     for _ in range(2 * _BOX):
         more = result | result << _ONE | result >> _ONE
-        more[:, 1:] |= result[:, :-1]
-        more[:, :-1] |= result[:, 1:]
+        more[1:] |= result[:-1]
+        more[:-1] |= result[1:]
         more &= inside
         more |= result
         if np.array_equal(more, result):
@@ -383,11 +402,13 @@ class Things(NamedTuple):
     """What lies on the maps of N steps, R things in the order of the steps.
 
     step     int64 [R], to which a thing belongs
+    first    int64 [N], the first thing of each step, which is its nearest unseen cell
     code     uint8 [R], its packed cell; 0 is the nearest unseen cell
-    how      float32 [R, HOW], how it lies
+    how      float32 [HOW, R], how it lies
     """
 
     step: NDArray[np.int64]
+    first: NDArray[np.int64]
     code: NDArray[np.uint8]
     how: NDArray[np.float32]
 
@@ -399,142 +420,178 @@ _RANGE[0] = len(_NEAR)
 HOW = len(_NEAR) + 1 + 4 + 4 + 1 + 4 + 4 + 4 + 1 + 3
 
 
+class _Listed(NamedTuple):
+    """What lies on V maps, in the order of the maps, an unseen cell before each.
+
+    first    int64 [V + 1], the first of each map, then how many there are
+    code     uint8 [Q], 0 for the unseen cell, of which nothing more is said
+    at       int64 [Q], its place on the map
+    x, y     int64 [Q], in the box
+    begun    int64 [2, Q], x and y from the first cell of the episode
+    in_room  bool [Q], whether it lies in the room where the episode began
+    """
+
+    first: NDArray[np.int64]
+    code: NDArray[np.uint8]
+    at: NDArray[np.int64]
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    begun: NDArray[np.int64]
+    in_room: NDArray[np.bool_]
+
+
+def _listed(cells: NDArray[np.uint8], bits: NDArray[np.uint8], low: NDArray[np.int16]) -> _Listed:
+    flat = np.flatnonzero((bits & _THING_BIT).reshape(-1))
+    number, at = np.divmod(flat, _PLACES)
+    x = ((at & 31) - low[number, 0]) & 31
+    y = ((at >> 5) - low[number, 1]) & 31
+    origin = _in_box(_START - low).T
+    room = _flooded(_rows(bits, _ROOM_BIT, low), *origin)
+    in_room = ((room[y, number] >> x.astype(np.uint32)) & _ONE).astype(bool)
+    begun = np.stack([x, y]) - origin[:, number]
+    before = np.zeros(len(cells) + 1, np.int64)
+    np.cumsum(np.bincount(number, minlength=len(cells)), out=before[1:])
+    order = np.arange(len(flat)) + number + 1
+    columns = []
+    for values in (cells.reshape(-1)[flat], at, x, y, begun, in_room):
+        columns.append(np.zeros((*values.shape[:-1], len(flat) + len(cells)), values.dtype))
+        columns[-1][..., order] = values
+    return _Listed(before + np.arange(len(before)), *columns)
+
+
 def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> Things:
     """The things on the maps of T x B steps, and the nearest unseen cell of each step.
 
     search   whether distances and first moves are given, or only where things lie
     """
     N = direction.size
-    cells = seen.cells.reshape(N, _PLACES)
-    bits = _bits()[cells]
-    low = seen.low.reshape(N, 2) - np.int16(1)
-    place = seen.place.reshape(N, 2)
-    heading = direction.reshape(N)
-    column, row = _in_box(place - low).T
-    free = _rows(bits, _FREE_BIT, low)
-    unseen = _rows(bits, _UNSEEN_BIT, low)
-    flat = np.flatnonzero((bits & _THING_BIT).reshape(-1))
-    step, at = np.divmod(flat, _PLACES)
-    code = cells.reshape(-1)[flat]
-    x = ((at & 31) - low[step, 0]) & 31
-    y = ((at >> 5) - low[step, 1]) & 31
+    bits, low = _bits()[seen.cells], seen.low - np.int16(1)
+    number, heading = seen.number.reshape(N), direction.reshape(N)
+    column, row = _in_box(seen.place.reshape(N, 2) - low[number]).T
+    listed = _listed(seen.cells, bits, low)
+    size = np.diff(listed.first)[number]
+    first = np.cumsum(size) - size
+    step = np.repeat(np.arange(N), size)
+    of = np.arange(len(step)) + np.repeat(listed.first[number] - first, size)
+    code, x, y = listed.code[of], listed.x[of], listed.y[of]
+    x[first], y[first] = column, row
 
-    ways = routes(free, unseen, column, row, heading)
-    bit = x.astype(np.uint32)
-    of = (step, y)
-    distance = np.zeros(len(step), np.uint8)
-    for plane in range(6):
-        distance |= ((ways.planes[plane][of] >> bit) & _ONE).astype(np.uint8) << np.uint8(plane)
-    first = np.zeros(len(step), np.uint8)
-    for move in range(4):
-        first |= ((ways.moves[move][of] >> bit) & _ONE).astype(np.uint8) << np.uint8(move)
-    here = (x == column[step]) & (y == row[step])
-    distance[(distance == 0) & ~here] = _FARTHEST
-    # where the way is blocked: through things that can be moved
-    blocked = np.zeros(N, bool)
-    blocked[step[distance == _FARTHEST]] = True
-    blocked |= ways.distance == _FARTHEST
-    blockers = _rows(bits, _BLOCKER_BIT, low)
-    blocked &= (blockers != 0).any(1)
-    far = np.flatnonzero(blocked)
-    through_thing = np.zeros(len(step), bool)
-    through_step = np.zeros(N, bool)
-    nearest, towards = ways.distance, ways.first
-    if len(far):
-        again = routes(free[far] | blockers[far], unseen[far], column[far], row[far], heading[far])
-        number = np.full(N, -1)
-        number[far] = np.arange(len(far))
-        todo = np.flatnonzero((distance == _FARTHEST) & (number[step] >= 0))
-        of = (number[step[todo]], y[todo])
-        bit = x[todo].astype(np.uint32)
-        longer = np.zeros(len(todo), np.uint8)
-        moves = np.zeros(len(todo), np.uint8)
-        for plane in range(6):
-            longer |= ((again.planes[plane][of] >> bit) & _ONE).astype(np.uint8) << np.uint8(plane)
-        for move in range(4):
-            moves |= ((again.moves[move][of] >> bit) & _ONE).astype(np.uint8) << np.uint8(move)
-        distance[todo] = np.where(longer == 0, _FARTHEST, longer)
-        first[todo] = moves
-        through_thing[todo] = longer > 0
-        use = far[nearest[far] == _FARTHEST]
-        nearest[use] = again.distance[number[use]]
-        towards[use] = again.first[number[use]]
-        through_step[use] = nearest[use] < _FARTHEST
-    # the room where the episode began, and the sides of its first cell
-    origin = _in_box(_START - low)
-    room = _flooded(_rows(bits, _ROOM_BIT, low), origin[:, 0], origin[:, 1])
-    in_room = ((room[step, y] >> x.astype(np.uint32)) & _ONE).astype(bool)
-    beside = np.stack([x - origin[step, 0], y - origin[step, 1]], axis=1)
-    beside[np.abs(beside) > SIDE] = 0
-    begun = _turned(beside, seen.first.reshape(N)[step])
-    relative = _turned(np.stack([x - column[step], y - row[step]], axis=1), heading[step])
-
-    count = N + len(step)
-    how = np.zeros((count, HOW), np.float32)
-    # the unseen cell of a step comes before its things
-    order = np.arange(len(step)) + step + 1
-    own = np.ones(count, bool)
-    own[order] = False
-    all_step = np.empty(count, np.int64)
-    all_step[order], all_step[own] = step, np.arange(N)
-    all_code = np.zeros(count, np.uint8)
-    all_code[order] = code
-    all_distance = np.empty(count, np.uint8)
-    all_distance[order], all_distance[own] = distance, nearest
-    all_first = np.empty(count, np.uint8)
-    all_first[order], all_first[own] = first, towards
-    through = np.empty(count, bool)
-    through[order], through[own] = through_thing, through_step
+    how = np.zeros((HOW, len(step)), np.float32)
     ranges = len(_NEAR) + 1
-    if search:
-        how[np.arange(count), _RANGE[all_distance]] = 1
-        closeness = (4 / (3 + all_distance.astype(np.float32))) * (all_distance < _FARTHEST)
-        for move in range(4):
-            flag = (all_first >> move) & 1
-            how[:, ranges + move] = flag
-            how[:, ranges + 4 + move] = flag * closeness
-        how[:, ranges + 8] = through
     where = ranges + 9
-    near = relative.astype(np.float32)
-    how[order, where] = near[:, 0] / 8
-    how[order, where + 1] = near[:, 1] / 8
-    how[order, where + 2] = (near[:, 1] == 0) & (near[:, 0] == 1)
-    how[order, where + 3] = np.abs(near).sum(1) == 1
-    how[order, where + 4] = begun[:, 0] > 0
-    how[order, where + 5] = begun[:, 0] < 0
-    how[order, where + 6] = begun[:, 1] > 0
-    how[order, where + 7] = begun[:, 1] < 0
-    how[order, where + 8 : where + 12] = how[order, where + 4 : where + 8] * in_room[:, None]
-    how[order, where + 12] = in_room
-    how[order, where + 13] = seen.faced.reshape(-1)[flat]
+    ahead, right = _turned(x - column[step], y - row[step], heading[step])
+    np.divide(ahead, 8, out=how[where], casting="same_kind")
+    np.divide(right, 8, out=how[where + 1], casting="same_kind")
+    how[where + 2] = (right == 0) & (ahead == 1)
+    how[where + 3] = np.abs(ahead) + np.abs(right) == 1
+    in_room = listed.in_room[of]
+    begun_x, begun_y = listed.begun[:, of]
+    beyond, aside = _turned(begun_x, begun_y, seen.first.reshape(N)[step])
+    for side, lies in enumerate((beyond > 0, beyond < 0, aside > 0, aside < 0)):
+        how[where + 4 + side] = lies
+        how[where + 8 + side] = lies & in_room
+    how[where + 12] = in_room
+    how[where + 13] = seen.faced.reshape(-1)[step * _PLACES + listed.at[of]]
+    how[where + 13, first] = 0
     if search:
-        how[order, where + 14] = _is_nearest(step, code // 3, distance)
+        distance, moves, through = _ways(bits, low, number, (column, row), step, first, (x, y))
+        how[_RANGE[distance], np.arange(len(step))] = 1
+        closeness = (4 / (3 + distance.astype(np.float32))) * (distance < _FARTHEST)
+        moves = _TURNED_MOVES[heading[step], moves]
+        for move in range(4):
+            flag = (moves >> np.uint8(move)) & 1
+            how[ranges + move] = flag
+            how[ranges + 4 + move] = flag * closeness
+        how[ranges + 8] = through
+        how[where + 14] = _is_nearest(step, code // 3, distance)
         # a ball, whatever its colour; a closed door, whatever its colour
-        how[order, where + 15] = _is_nearest(step, code // 18 * 3 + code % 3, distance)
-    return Things(all_step, all_code, how)
+        how[where + 15] = _is_nearest(step, code // 18 * 3 + code % 3, distance)
+        how[where + 14 :, first] = 0
+    return Things(step, first, code, how)
+
+
+def _ways(
+    bits: NDArray[np.uint8],
+    low: NDArray[np.int16],
+    number: NDArray[np.int64],
+    place: tuple[NDArray[np.int64], NDArray[np.int64]],
+    step: NDArray[np.int64],
+    first: NDArray[np.int64],
+    target: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    """The ways to R things from N places on V maps.
+
+    bits, low   of the maps; `number` [N] says on which of them a place (x, y) is
+    target      x and y of the things; those that `first` says stand for the unseen cells
+    returns     distance uint8 [R], 63 where there is no way; first moves uint8 [R], right, down,
+                left, up, 4 bits; whether a way leads through things that can be moved, bool [R]
+    """
+    free, unseen, blockers = (
+        _rows(bits, one, low) for one in (_FREE_BIT, _UNSEEN_BIT, _BLOCKER_BIT)
+    )
+    # steps in a row are often on one map at one place
+    column, row = place
+    key = (number * _BOX + row) * _BOX + column
+    _, at, search = np.unique(key, return_index=True, return_inverse=True)
+    number, column, row = number[at], column[at], row[at]
+    ways = routes(free[:, number], unseen[:, number], column, row)
+    of_thing = search[step]
+    distance, moves = ways.to(of_thing, *target)
+    here = (target[0] == column[of_thing]) & (target[1] == row[of_thing])
+    distance[(distance == 0) & ~here] = _FARTHEST
+    distance[first], moves[first] = ways.distance[search], ways.first[search]
+    # where there is none: through things that can be moved
+    without = np.flatnonzero(distance == _FARTHEST)
+    blocked = np.zeros(len(number), bool)
+    blocked[of_thing[without]] = True
+    blocked &= (np.bitwise_or.reduce(ways.planes[6:]) & blockers[:, number]).any(0)
+    through = np.zeros(len(step), bool)
+    if blocked.any():
+        on = number[blocked]
+        again = routes((free | blockers)[:, on], unseen[:, on], column[blocked], row[blocked])
+        without = without[blocked[of_thing[without]]]
+        of_thing = (np.cumsum(blocked) - 1)[of_thing[without]]
+        longer, towards = again.to(of_thing, target[0][without], target[1][without])
+        longer[longer == 0] = _FARTHEST
+        unseen_cell = first[step[without]] == without
+        distance[without] = np.where(unseen_cell, again.distance[of_thing], longer)
+        moves[without] = np.where(unseen_cell, again.first[of_thing], towards)
+        through[without] = distance[without] < _FARTHEST
+    return distance, moves, through
 
 
 def _is_nearest(
     step: NDArray[np.int64], kind: NDArray[np.uint8], distance: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
     """Which things are the nearest of their kind and step, one each: bool [R]."""
-    key = step * 256 + kind
-    rank = np.argsort(key * 64 + distance, kind="stable")
-    begins = np.ones(len(rank), bool)
-    begins[1:] = key[rank][1:] != key[rank][:-1]
-    result = np.zeros(len(rank), bool)
-    result[rank] = begins
-    return result
+    key = step * CELL_CODES + kind
+    rank = distance * np.int64(len(step)) + np.arange(len(step))
+    least = np.full((step[-1] + 1) * CELL_CODES, np.iinfo(np.int64).max)
+    np.minimum.at(least, key, rank)
+    return np.asarray(least[key] == rank)
 
 
-def _turned(offset: NDArray[Any], direction: NDArray[np.uint8]) -> NDArray[Any]:
-    """(ahead, to the right) of (x, y) for who looks in a direction: [R, 2]."""
-    ahead = _STEP[direction]
-    right = _STEP[(direction + 1) & 3]
-    return np.stack([(offset * ahead).sum(1), (offset * right).sum(1)], axis=1)
+# first moves to the right, down, left, up as ahead, right, back, left of who looks in a direction
+_TURNED_MOVES = np.array(
+    [[(moves | moves << 4) >> turn & 15 for moves in range(16)] for turn in range(4)], np.uint8
+)
+
+
+def _turned(
+    x: NDArray[np.int64], y: NDArray[np.int64], direction: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How far (x, y) is ahead, and to the right, of who looks in a direction: [R] each."""
+    along_x, along_y = _STEP.astype(np.int64).T
+    across = (direction + 1) & 3
+    return (
+        x * along_x[direction] + y * along_y[direction],
+        x * along_x[across] + y * along_y[across],
+    )
 
 
 WORD_HEADS = 2
+_TOGETHER = 32
+"""Steps of one mission at most that ask its words together."""
 
 
 class MazeNetwork(SmallNetwork):
@@ -575,7 +632,7 @@ class MazeNetwork(SmallNetwork):
         self.bag = nn.Linear(channels, features)
         self.told = nn.Linear(features, features)
         self.heads, self.words = heads, words
-        self._read_before: tuple[int, Tensor, Tensor] | None = None
+        self._read_before: tuple[int, Tensor, Words] | None = None
         if words:
             self.mission = nn.Linear(instruction, features)
             self.asked = nn.Linear(memory, WORD_HEADS * words)
@@ -606,41 +663,40 @@ class MazeNetwork(SmallNetwork):
         )
         found = things(seen, direction, search=self.search)
         tokens = batch["mission_tokens"]
-        states = self._states(tokens)
-        final = ((tokens != 0).sum(1) - 1).clamp(min=0)
-        instruction = states[torch.arange(len(tokens)), final]
+        read = self._words(tokens)
+        instruction = read.states.index_select(0, read.final)
         kinds, lying = self._things(found, batch["mission"].reshape(-1), instruction)
-        step = torch.from_numpy(found.step)
-        borders = torch.searchsorted(step, torch.arange(T * B))
-        told = torch.relu(self.bag(_summed(kinds * lying, borders)))
+        step, first = torch.from_numpy(found.step), torch.from_numpy(found.first)
+        told = torch.relu(self.bag(segment_sums(kinds * lying, first, step)))
 
         runs = runs_of(batch["masks"])
         cells = in_order(batch["cells"], runs).flatten(1)
         mission = in_order(batch["mission"], runs)
         scale, shift = self.film(instruction).chunk(2, dim=1)
-        told = told[runs.order]
+        told = told.index_select(0, runs.order)
         view = self._summed_cells(cells, mission, scale, shift) + self.view.bias
         told_here = self.told(told)
         if self.words:
-            told_here = told_here + self.mission(instruction)[mission.long()]
+            told_here = told_here + self.mission(instruction).index_select(0, mission.long())
         features = torch.relu(view + told_here)
         hidden, after = lstm_by_runs(self.cell, features, runs, memory[:, :size])
         parts = [hidden, told]
         asked = hidden
         if self.words:
-            parts.append(self._heard(self.asked(hidden), states, tokens, mission.long()))
+            parts.append(self._heard(self.asked(hidden), read, tokens, mission.long()))
             asked = torch.cat([hidden, parts[-1].to(hidden.dtype)], dim=1)
         if self.heads:
-            query = self.query(asked)[runs.inverse]
-            parts.append(self._read(query, kinds, lying, step, borders)[runs.order])
+            query = self.query(asked).index_select(0, runs.inverse)
+            looked = self._read(query, kinds, lying, first, step)
+            parts.append(looked.index_select(0, runs.order))
         both = torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
-        logits = self.actor(both)[runs.inverse].unflatten(0, (T, B))
-        values = self.critic(both)[runs.inverse].reshape(T, B)
+        logits = self.actor(both).index_select(0, runs.inverse).unflatten(0, (T, B))
+        values = self.critic(both).index_select(0, runs.inverse).reshape(T, B)
         carried = torch.cat([after.to(memory.dtype), state.packed()], dim=1)
         return Output(logits, values, carried, lambda: both[runs.inverse].reshape(T, B, -1))
 
-    def _states(self, tokens: Tensor) -> Tensor:
-        """The instruction encoder's state at every word, [M, L, instruction].
+    def _words(self, tokens: Tensor) -> Words:
+        """What the instruction encoder says at every word.
 
         Acting asks for the same missions again and again: without gradient they are read once.
         """
@@ -648,10 +704,10 @@ class MazeNetwork(SmallNetwork):
         before = None if torch.is_grad_enabled() else self._read_before
         if before is not None and before[0] == version and torch.equal(before[1], tokens):
             return before[2]
-        states: Tensor = self.instruction.gru(self.instruction.words(tokens))[0]
+        read = self.instruction.read(tokens)
         if not torch.is_grad_enabled():
-            self._read_before = (version, tokens, states)
-        return states
+            self._read_before = (version, tokens, read)
+        return read
 
     def _things(self, found: Things, mission: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor]:
         """What R things are, and how they lie: [R, channels] each."""
@@ -659,45 +715,51 @@ class MazeNetwork(SmallNetwork):
         scale, shift = self.film_kinds(instruction).chunk(2, dim=1)
         present, number = torch.unique(code, return_inverse=True)
         table = torch.relu(self.kinds(present) * (1 + scale[:, None]) + shift[:, None])
-        row = mission.long()[step] * len(present) + number
-        kinds = nn.functional.embedding(row, table.flatten(0, 1))
-        return kinds, torch.relu(self.lie(torch.from_numpy(found.how)))
+        row = mission.index_select(0, step) * len(present) + number
+        kinds = table.flatten(0, 1).index_select(0, row)
+        return kinds, torch.relu(self.lie(torch.from_numpy(found.how).t()))
 
-    def _heard(self, query: Tensor, states: Tensor, tokens: Tensor, mission: Tensor) -> Tensor:
+    def _heard(self, query: Tensor, read: Words, tokens: Tensor, mission: Tensor) -> Tensor:
         """What those words say that memory asks for: [N, heads * words].
 
         query    [N, heads * words]
-        states   [M, L, instruction], of the words
+        tokens   int64 [M, L], of which `read` tells the states
         mission  int64 [N], row of
         """
-        shape = (*tokens.shape, WORD_HEADS, self.words)
-        keys, values = self.spoken(states).chunk(2, dim=2)
-        keys = keys.view(shape).permute(0, 2, 1, 3)[mission]  # [N, heads, L, words]
-        values = values.view(shape).permute(0, 2, 1, 3)[mission]
-        score = (keys @ query.view(len(query), WORD_HEADS, self.words, 1))[..., 0]
-        score = score.float() / self.words**0.5
-        score = score.masked_fill((tokens == 0)[mission][:, None], -1e4)
-        weight = score.softmax(2).to(values.dtype)
-        heard: Tensor = (weight[:, :, None] @ values)[:, :, 0].flatten(1)
-        return heard
+        # steps of a mission side by side in groups of K, so that they ask its words together
+        count = torch.bincount(mission, minlength=len(tokens))
+        K = min(int(count.max()), _TOGETHER)
+        groups = (count + K - 1) // K
+        before = (groups.cumsum(0) - groups) * K - (count.cumsum(0) - count)
+        by_mission = torch.sort(mission, stable=True).indices
+        place = torch.empty_like(mission)
+        place[by_mission] = torch.arange(len(mission)) + before.index_select(0, mission[by_mission])
+        step = torch.zeros(int(groups.sum()) * K, dtype=torch.int64)
+        step[place] = torch.arange(len(mission))
+        asking = query.index_select(0, step).view(-1, K, WORD_HEADS, self.words).transpose(1, 2)
+        of = torch.repeat_interleave(torch.arange(len(tokens)), groups)
+        L = read.place.shape[1]
+        spoken = self.spoken(read.states).index_select(0, read.place[of].flatten())
+        keys, values = spoken.view(-1, L, 2, WORD_HEADS, self.words).permute(2, 0, 3, 1, 4)
+        score = (asking @ keys.transpose(2, 3)).float() / self.words**0.5  # [groups, heads, K, L]
+        score = score.masked_fill(tokens[of, None, None, :L] == 0, -1e4)
+        heard: Tensor = score.softmax(3).to(values.dtype) @ values
+        return heard.transpose(1, 2).reshape(len(step), -1).index_select(0, place)
 
     def _read(
-        self, query: Tensor, kinds: Tensor, lying: Tensor, step: Tensor, borders: Tensor
+        self, query: Tensor, kinds: Tensor, lying: Tensor, first: Tensor, step: Tensor
     ) -> Tensor:
         """How those things lie that memory asks for: [N, channels].
 
         query   [N, channels]
         """
         heads = (len(step), self.heads, -1)
-        score = (query[step] * kinds).view(heads).sum(2) / (kinds.shape[1] / self.heads) ** 0.5
+        score = (query.index_select(0, step) * kinds).view(heads).sum(2)
+        score = score / (kinds.shape[1] / self.heads) ** 0.5
         weight = score.float().clamp(max=40).exp()
-        total = _summed(weight, borders)
+        total = segment_sums(weight, first, step)
         values = (lying.view(heads) * weight[..., None]).flatten(1)
         shape = (len(query), self.heads, -1)
-        return (_summed(values, borders).view(shape) / (total[..., None] + 1e-6)).flatten(1)
-
-
-def _summed(rows: Tensor, borders: Tensor) -> Tensor:
-    """Sums of rows from each border to the next: float32 [N, channels] of [R, channels]."""
-    index = torch.arange(len(rows))
-    return nn.functional.embedding_bag(index, rows.float(), borders, mode="sum")
+        return (segment_sums(values, first, step).view(shape) / (total[..., None] + 1e-6)).flatten(
+            1
+        )

@@ -23,6 +23,7 @@ from trainer.learning.networks.base import (
     output_of_runs,
     runs_of,
 )
+from trainer.learning.networks.sums import linear_of_rows
 
 
 class SmallNetwork(nn.Module):
@@ -86,8 +87,8 @@ class SmallNetwork(nn.Module):
         mission        int64 [N], row of
         scale, shift   [M, embedding]
 
-        With few missions and codes in the batch it is cheaper to multiply their table by the
-        weights of each position once and sum 49 rows a view; with many, the plain product is.
+        The embeddings are computed once for each mission and code in the batch, and multiplied by
+        the weights of a position once, however often they stand there.
         """
         if is_traced():
             seen = self.codes(cells.int()) * (1 + scale[mission, None]) + shift[mission, None]
@@ -98,13 +99,6 @@ class SmallNetwork(nn.Module):
         table = torch.relu(self.codes(present) * (1 + scale[:, None]) + shift[:, None])
         rows = table.flatten(0, 1)  # [M * codes, embedding]
         index = number[cells.int()] + (mission.int() * len(present))[:, None]
-        if 2 * len(rows) > len(cells):
-            return nn.functional.linear(rows[index].flatten(1), self.view.weight)
-        # position last in the table, so that the product needs no copy in another order
-        weight = (
-            self.view.weight.reshape(-1, self._positions, rows.shape[1]).permute(2, 1, 0).flatten(1)
-        )
-        products = (rows @ weight).reshape(len(rows) * self._positions, -1)
-        position = torch.arange(self._positions, dtype=torch.int32, device=cells.device)
-        index = index * self._positions + position
-        return nn.functional.embedding_bag(index, products, mode="sum")
+        if torch.is_autocast_enabled(cells.device.type):
+            rows = rows.to(torch.get_autocast_dtype(cells.device.type))
+        return linear_of_rows(rows, index, self.view.weight.to(rows.dtype))

@@ -1,0 +1,108 @@
+"""Sums over rows of tables whose gradients are computed as such sums too.
+
+What torch computes backward of gathered rows adds row to row, one after another; where it is known
+which rows go where, the sum is several times faster by `embedding_bag` in both directions.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def segment_sums(rows: Tensor, first: Tensor, segment: Tensor) -> Tensor:
+    """Sums of the rows of each segment: [N, F] of [R, F].
+
+    first     int64 [N], the first row of each
+    segment   int64 [R], the one of each row, never less than the one before
+    """
+    return _SegmentSums.apply(rows, first, segment)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _SegmentSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, first: Tensor, segment: Tensor) -> Tensor:
+        ctx.save_for_backward(segment)
+        return _bags(rows, torch.arange(len(rows), device=rows.device), first)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (segment,) = ctx.saved_tensors
+        return gradients[0].index_select(0, segment), None, None
+
+
+def linear_of_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """A linear layer over P gathered rows of each of N steps: [N, F].
+
+    It is `linear(rows[index].flatten(1), weight)`. On a CPU each pair of a row and a position is
+    multiplied once, however many steps have it, unless most have a pair of their own.
+
+    rows     [R, E]
+    index    int [N, P]
+    weight   [F, P * E]
+    """
+    N, P = index.shape
+    if not rows.is_cuda and len(rows) <= _SPARSE * N:
+        key = index + torch.arange(P) * len(rows)
+        present = torch.zeros(P * len(rows), dtype=torch.int32)
+        pairs = present.index_fill_(0, key.flatten(), 1).nonzero().squeeze(1)
+        if _WORTH * len(pairs) < key.numel():
+            place = (present.cumsum(0, dtype=torch.int32) - 1).index_select(0, key.flatten())
+            bounds = torch.searchsorted(pairs, torch.arange(P + 1) * len(rows)).tolist()
+            return _ByPosition.apply(  # type: ignore[no-any-return,no-untyped-call]
+                rows, weight, pairs % len(rows), place, bounds
+            )
+    gathered = rows.index_select(0, index.flatten()).view(N, -1)
+    return nn.functional.linear(gathered, weight)
+
+
+_SPARSE, _WORTH = 8, 2
+"""Of rows to a step there are at most so many; of cells to a pair at least so many."""
+
+
+class _ByPosition(torch.autograd.Function):
+    """See `linear_of_rows`; row int64 [Q] of each pair, place int32 [N * P] of a step's pairs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, row: Tensor, place: Tensor, bounds: list[int]
+    ) -> Tensor:
+        P, size = len(bounds) - 1, rows.shape[1]
+        gathered = rows.index_select(0, row)
+        products = rows.new_empty(len(row), len(weight))
+        for p, (start, stop) in enumerate(pairwise(bounds)):
+            part = weight[:, p * size : (p + 1) * size]
+            torch.mm(gathered[start:stop], part.t(), out=products[start:stop])
+        ctx.save_for_backward(rows, weight, row, place)
+        ctx.bounds = bounds
+        first = torch.arange(0, len(place), P, dtype=place.dtype, device=place.device)
+        return _bags(products, place, first)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        rows, weight, row, place = ctx.saved_tensors
+        bounds: list[int] = ctx.bounds
+        P, size = len(bounds) - 1, rows.shape[1]
+        # which steps have a pair: the same sum with rows and sums exchanged
+        has, order = torch.sort(place, stable=True)
+        count = torch.bincount(has, minlength=len(row))
+        products = _bags(gradients[0].contiguous(), order // P, count.cumsum(0) - count)
+        gathered = rows.index_select(0, row)
+        by_weight = weight.new_empty(P, len(weight), size)
+        by_gathered = torch.empty_like(gathered)
+        for p, (start, stop) in enumerate(pairwise(bounds)):
+            part, here = weight[:, p * size : (p + 1) * size], slice(start, stop)
+            torch.mm(products[here].t(), gathered[here], out=by_weight[p])
+            torch.mm(products[here], part, out=by_gathered[here])
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        by_rows = torch.zeros_like(rows, dtype=exact).index_add_(0, row, by_gathered.to(exact))
+        by_layer = by_weight.transpose(0, 1).flatten(1)
+        return by_rows.to(rows.dtype), by_layer, None, None, None
+
+
+def _bags(rows: Tensor, index: Tensor, first: Tensor) -> Tensor:
+    """Sums of rows[index] from each `first` to the next."""
+    return nn.functional.embedding_bag(index, rows, first.to(index.dtype), mode="sum")
