@@ -40,7 +40,7 @@ def collector(
     vector: VectorEnvironment, network: nn.Module, *, sample: bool = True, **more: Any
 ) -> Collector:
     policy = NetworkPolicy(network, WORDS, sample=sample)
-    return Collector(vector, policy, WORDS, seed=5, bootstrap=True, **more)
+    return Collector(vector, policy, seed=5, bootstrap=True, **more)
 
 
 def small() -> SmallNetwork:

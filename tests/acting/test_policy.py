@@ -11,7 +11,7 @@ import trainer
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, LevelError
 from demotools.recording.environment import make_environment
-from trainer.acting.policy import NetworkPolicy, tokenised
+from trainer.acting.policy import NetworkPolicy, Tokenizer
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
@@ -105,10 +105,10 @@ def test_a_view_of_another_size_is_refused(checkpoint: Path) -> None:
 
 
 def test_tokens_of_missions_are_listed_once_and_an_empty_mission_is_all_padding() -> None:
-    row, tokens = tokenised(["go to a box", "", "go to a box"], WORDS)
+    row, tokens = Tokenizer(WORDS)(["go to a box", "", "go to a box"])
     assert row.tolist() == [0, 1, 0]
     assert tokens.tolist() == [[1, 2, 13, 24], [0, 0, 0, 0]]
-    assert tokenised([""], WORDS)[1].tolist() == [[0]]
+    assert Tokenizer(WORDS)([""])[1].tolist() == [[0]]
 
 
 def test_drawn_actions_follow_the_networks_distribution() -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import astuple, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.acting.policy import NetworkPolicy, tokenised
+from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
 from trainer.batch import Batch, batch_missions
 from trainer.learning.losses import gae_advantages, normalised, taken_log_prob
@@ -64,7 +64,6 @@ class Collector:
         self,
         vector: VectorEnvironment,
         policy: NetworkPolicy,
-        words: tuple[str, ...],
         seed: int,
         *,
         first: int = 0,
@@ -74,7 +73,6 @@ class Collector:
     ) -> None:
         self._vector = vector
         self._policy = policy
-        self._words = words
         self._everywhere = everywhere or vector.count
         self._forcing = forcing
         self._bootstrap = bootstrap
@@ -98,8 +96,10 @@ class Collector:
         episodes: list[NDArray[np.float64]] = []
         missions: list[str] = []
         steps: list[dict[str, Any]] = []
+        cut_off: list[_CutOff] = []
+        policy = self._policy
         for number in range(rollout_len):
-            before, policy = self._step, self._policy
+            before = self._step
             action = policy.act(before.cells, before.direction, before.missions, before.mask)
             if self._forcing is not None:
                 asked.append(self._forcing.probability(stage_steps + number * self._everywhere))
@@ -107,19 +107,20 @@ class Collector:
                 applied.append(share)
             after = self._step = self._vector.step(action)
             steps.append(self._seen(before, action, after))
+            if self._bootstrap and after.truncated.any():
+                cut_off.append(self._cut_off(number, before, after))
             missions.extend(before.missions)
             episodes.append(self._counter.step(after.reward, after.terminated | after.truncated))
             self.recent.extend((episodes[-1][:, 0] > 0).tolist())
-        row, tokens = tokenised(missions, self._words)
-        batch = {
-            name: torch.stack([torch.as_tensor(step[name]) for step in steps]).to(memory.device)
-            for name in steps[0]
-        }
+        row, tokens = policy.tokenised(missions)
+        batch = {name: _stacked([step[name] for step in steps]) for name in steps[0]}
+        batch = {name: values.to(memory.device) for name, values in batch.items()}
         batch["mission"] = row.reshape(batch["masks"].shape).to(memory.device)
         batch["log_prob"] = taken_log_prob(batch.pop("logits"), batch["action"])
         if self._bootstrap:
-            following = self._following_values(batch["value"])
-            batch["next_value"] = batch["next_value"].where(batch["truncated"], following)
+            batch["next_value"] = self._following_values(batch["value"], cut_off)
+        else:
+            batch["next_value"] = torch.zeros_like(batch["value"])
         batch["stage_steps"] = torch.tensor(stage_steps)
         return Rollout(
             batch=batch_missions(batch, tokens.to(memory.device)),
@@ -142,8 +143,7 @@ class Collector:
     def _seen(
         self, before: EnvironmentStep, action: NDArray[np.int64], after: EnvironmentStep
     ) -> dict[str, Any]:
-        """One step of a batch; `next_value` is only that of episodes that were cut off, else 0."""
-        value = self._policy.values
+        """One step of a batch."""
         return {
             "cells": before.cells,
             "direction": before.direction,
@@ -154,29 +154,37 @@ class Collector:
             "terminated": after.terminated,
             "truncated": after.truncated,
             "logits": self._policy.logits,
-            "value": value,
-            "next_value": self._cut_value(before, after, torch.zeros_like(value)),
+            "value": self._policy.values,
         }
 
-    def _cut_value(self, before: EnvironmentStep, after: EnvironmentStep, value: Tensor) -> Tensor:
-        """With the critic's value of what episodes showed last when they were cut off: [B]."""
+    def _cut_off(self, time: int, before: EnvironmentStep, after: EnvironmentStep) -> _CutOff:
         rows = np.flatnonzero(after.truncated)
-        if self._bootstrap and len(rows):
-            output = self._policy.output(
-                after.final_cells[rows],
-                after.final_direction[rows],
-                [before.missions[row] for row in rows.tolist()],
-                np.ones(len(rows), dtype=np.uint8),
-                self._policy.memory[rows],
-            )
-            value[rows] = output.values[0]
-        return value
+        return _CutOff(
+            time,
+            rows,
+            after.final_cells[rows],
+            after.final_direction[rows],
+            [before.missions[row] for row in rows.tolist()],
+            self._policy.memory[rows],
+        )
 
-    def _following_values(self, value: Tensor) -> Tensor:
-        """The critic's values one step later: [T, B]."""
+    def _following_values(self, value: Tensor, cut_off: list[_CutOff]) -> Tensor:
+        """The critic's values one step later, also of what episodes showed last: [T, B]."""
         step, policy = self._step, self._policy
         last = policy.output(step.cells, step.direction, step.missions, step.mask, policy.memory)
-        return torch.cat([value[1:], last.values])
+        following = torch.cat([value[1:], last.values])
+        if cut_off:
+            # all in one call: the weights have not changed
+            shown = policy.output(
+                np.concatenate([one.cells for one in cut_off]),
+                np.concatenate([one.direction for one in cut_off]),
+                [mission for one in cut_off for mission in one.missions],
+                np.ones(sum(len(one.rows) for one in cut_off), dtype=np.uint8),
+                torch.cat([one.memory for one in cut_off]),
+            )
+            times = np.concatenate([np.full(len(one.rows), one.time) for one in cut_off])
+            following[times, np.concatenate([one.rows for one in cut_off])] = shown.values[0]
+        return following
 
     def state(self) -> dict[str, Any]:
         """Where the environments and the memory stand, after a whole rollout."""
@@ -197,6 +205,28 @@ class Collector:
         self._policy.memory = torch.as_tensor(state["memory"]).to(self._policy.memory)
         self._counter.load_state(state["counter"])
         self.recent.extend(state["recent"])
+
+
+class _CutOff(NamedTuple):
+    """Episodes that were cut off at one step of a rollout: their rows, and what they showed last.
+
+    cells, direction, missions   of n observations
+    memory                       [n, memory size] before them
+    """
+
+    time: int
+    rows: NDArray[np.int64]
+    cells: NDArray[np.uint8]
+    direction: NDArray[np.uint8]
+    missions: list[str]
+    memory: Tensor
+
+
+def _stacked(values: list[Any]) -> Tensor:
+    """The values of all steps: [T, ...]."""
+    if isinstance(values[0], Tensor):
+        return torch.stack(values)
+    return torch.from_numpy(np.stack(values))
 
 
 @dataclass(frozen=True)

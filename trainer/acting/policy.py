@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from demotools.babyai.cells import ACTIONS
-from demotools.babyai.vocabulary import mission_tokens, mission_words
+from demotools.babyai.vocabulary import mission_words, word_ids
 from demotools.errors import CheckpointError
 from trainer.learning.networks.base import Output, memory_of, output_of
+
+_MOST_KNOWN = 1 << 16
 
 
 class Policy(Protocol):
@@ -97,7 +99,8 @@ class NetworkPolicy:
 
     def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
         self._model = model
-        self._words = words
+        self.tokenised = Tokenizer(words)
+        """Of the network's vocabulary."""
         self.sample = sample
         self._streams = EpisodeStreams()
         self.memory: Tensor = torch.zeros(0, 0)
@@ -157,7 +160,7 @@ class NetworkPolicy:
 
         CheckpointError  a mission has a word that is not in the vocabulary
         """
-        row, tokens = tokenised(missions, self._words)
+        row, tokens = self.tokenised(missions)
         device = memory.device
         batch = {
             "cells": torch.from_numpy(cells)[None].to(device),
@@ -170,24 +173,44 @@ class NetworkPolicy:
             return output_of(self._model, batch, memory)
 
 
-def tokenised(missions: Sequence[str], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
+class Tokenizer:
+    """The tokens of missions, each mission read once.
 
-    CheckpointError  a mission has a word that is not among `words`
+    words    the vocabulary
     """
-    rows = {mission: number for number, mission in enumerate(dict.fromkeys(missions))}
-    try:
-        tokens = mission_tokens(list(rows), words)
-    except KeyError as error:
-        unknown = error.args[0]
-        mission = next(text for text in rows if unknown in mission_words(text))
-        raise CheckpointError(
-            f"the network has never learned the word `{unknown}`",
-            path=f"mission `{mission}`",
-            fix="train on a store whose missions have this word or name it in model.words, or give "
-            "another mission",
-        ) from error
-    table = torch.from_numpy(tokens.astype(np.int64))
-    if not table.shape[1]:  # only empty missions: one column of padding
-        table = torch.zeros(len(rows), 1, dtype=torch.int64)
-    return torch.tensor([rows[mission] for mission in missions]), table
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._ids = word_ids(words)
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, missions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
+
+        CheckpointError  a mission has a word that is not in the vocabulary
+        """
+        rows: dict[str, int] = {}
+        numbers = [rows.setdefault(mission, len(rows)) for mission in missions]
+        known = self._known
+        new = [mission for mission in rows if mission not in known]
+        if new:
+            if len(known) > _MOST_KNOWN:
+                known.clear()
+                new = list(rows)
+            known |= {mission: self._read(mission) for mission in new}
+        tokens = [known[mission] for mission in rows]
+        # only empty missions: one column of padding
+        table = np.zeros((len(rows), max(1, *map(len, tokens))), dtype=np.int64)
+        for row, ids in zip(table, tokens, strict=True):
+            row[: len(ids)] = ids
+        return torch.tensor(numbers), torch.from_numpy(table)
+
+    def _read(self, mission: str) -> list[int]:
+        try:
+            return [self._ids[word] for word in mission_words(mission)]
+        except KeyError as error:
+            raise CheckpointError(
+                f"the network has never learned the word `{error.args[0]}`",
+                path=f"mission `{mission}`",
+                fix="train on a store whose missions have this word or name it in model.words, or "
+                "give another mission",
+            ) from error

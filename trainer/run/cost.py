@@ -152,7 +152,7 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
             v.step(np.zeros(count, dtype=np.int64))
         stepping = time.perf_counter() - start
         policy = NetworkPolicy(run.network, run.words, sample=True)
-        collector = Collector(v, policy, run.words, run.settings.run.seed)
+        collector = Collector(v, policy, run.settings.run.seed)
         start = time.perf_counter()
         rollout = collector.collect(_MEASURED_STEPS)
         acting = max(time.perf_counter() - start - stepping, 0.0)

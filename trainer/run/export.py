@@ -34,7 +34,7 @@ from demotools.babyai.cells import ACTIONS, UNPACKING_TABLE
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import CheckpointError, optional_package
 from demotools.output import check_output, progress_bar, written_whole
-from trainer.acting.policy import NetworkPolicy, tokenised
+from trainer.acting.policy import NetworkPolicy, Tokenizer
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, check_playable, seed_streams
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import memory_of
@@ -280,7 +280,7 @@ def _difference(
     with VectorEnvironment(kind, _ENVIRONMENTS) as environments:
         seen = environments.reset(seed_streams(seeds, _ENVIRONMENTS))
         for _ in progress_bar(len(rounds), "compare", "rounds", quiet=quiet, items=rounds):
-            row, tokens = tokenised(seen.missions, saved.words)
+            row, tokens = Tokenizer(saved.words)(seen.missions)
             inputs = {
                 "image": UNPACKING_TABLE[seen.cells] if len(view) == 2 else seen.cells,
                 "direction": seen.direction,

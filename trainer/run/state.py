@@ -558,7 +558,6 @@ def _collector(
         stack.enter_context(vector),
         # without losses of its own the rollout only tracks success, as evaluation does
         NetworkPolicy(run.network, run.words, sample=bool(losses)),
-        run.words,
         run.settings.run.seed + run.progress.stage,
         first=share.start,
         everywhere=on_policy.environments,
