@@ -4,11 +4,7 @@ The bot's own planning may never end on some episodes, so it is cut off: not by 
 the number of times that it looks at its plan for one action, so that the same seed gives the same
 result on every machine. Failures are values with a reason: they are counted, never recorded.
 
-The bot searches the grid breadth first, many times for one action, and the order in which it
-comes upon cells decides between equal paths. That order does not depend on what is looked for:
-so on a `FastView` level there is one search for one action, continued as far as any question
-needs, and each question asks its places in order. What is in sight comes from the view that the
-environment has shown. tests/recording/test_fast.py compares every action with stock.
+On a `FastView` level the bot is that of demotools/recording/fast_bot.py.
 """
 
 from __future__ import annotations
@@ -16,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import chain
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -31,15 +25,9 @@ from minigrid.utils.baby_ai_bot import (
 )
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS, DOOR, EMPTY, UNPACKING_TABLE
-from demotools.recording.environment import (
-    BORDER,
-    FORWARD,
-    OPAQUE,
-    Environment,
-    FastView,
-    observed_cells,
-)
+from demotools.babyai.cells import ACTIONS
+from demotools.recording.environment import Environment, FastView, observed_cells
+from demotools.recording.fast_bot import FastBot, fast_subgoal
 from demotools.recording.search import ExpertError, SearchExpert, is_searchable
 from demotools.recording.subgoals import subgoal_code
 
@@ -150,9 +138,11 @@ class Expert:
         self._begin()
 
     def _begin(self) -> None:
-        kind: Any = FastBot if isinstance(self._level, FastView) else BabyAIBot
+        is_fast = isinstance(self._level, FastView)
+        kind: Any = FastBot if is_fast else BabyAIBot
+        made_own: Any = fast_subgoal if is_fast else lambda subgoal: subgoal
         self._bot = kind(self._level)
-        self._plan = self._bot.stack = _CountedPlan(self._bot.stack)
+        self._plan = self._bot.stack = _CountedPlan(self._bot.stack, made_own)
         self._asked = False
 
     def action(self, taken: int | None = None) -> int:
@@ -196,6 +186,7 @@ class Expert:
             raise BotError("what the mission needs is gone")
         self._begin()
         self._bot.vis_mask |= seen
+        self._bot._process_obs()
         self._plan.clear()
         for part in reversed(parts):
             self._bot._process_instr(part)
@@ -303,137 +294,22 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
 
 
 class _CountedPlan(list[Any]):
-    """The bot's stack of subgoals, which the bot reads once for every time it replans."""
+    """The bot's stack of subgoals, which the bot reads once for every time it replans.
+
+    made_own   applied to every subgoal
+    """
 
     looks_left = REPLANS_AT_MOST
+
+    def __init__(self, subgoals: Iterable[Any], made_own: Callable[[Any], Any]) -> None:
+        super().__init__(map(made_own, subgoals))
+        self._made_own = made_own
+
+    def append(self, subgoal: Any) -> None:
+        super().append(self._made_own(subgoal))
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         self.looks_left -= 1
         if self.looks_left < 0:
             raise BotError("replan limit")
         return super().__getitem__(index)
-
-
-Position = tuple[int, int]
-Accept = Callable[[Position, Any], Any]
-
-_OPAQUE = np.frombuffer(OPAQUE, np.uint8).astype(np.bool_)
-_KINDS = UNPACKING_TABLE[:, 0]
-# By packed cell: True where the bot does not go on without moving what stands there.
-_BLOCKED = _OPAQUE | ~((_KINDS == EMPTY) | (_KINDS == DOOR))
-
-
-@cache
-def _moves(width: int) -> list[list[tuple[int, int]]]:
-    """By direction: (step in memory, direction) of the four neighbours in the bot's order.
-
-    source   `BabyAIBot._breadth_first_search`: straight on, the two sides, back
-    """
-    number = {vector: direction for direction, vector in enumerate(FORWARD)}
-    orders = [[(di, dj), (dj, di), (-dj, -di), (-di, -dj)] for di, dj in FORWARD]
-    return [[(dj * width + di, number[di, dj]) for di, dj in order] for order in orders]
-
-
-class _Search:
-    """A breadth-first search from several places, each with a direction, continued on demand.
-
-    reached   the places that it has come upon, in order
-    parent    the place that each was reached from; None where the search began
-    """
-
-    def __init__(self, starts: Iterable[tuple[int, int]], closed: bytes, width: int) -> None:
-        self.reached: list[int] = []
-        self._directions = dict(starts)
-        self.parent: dict[int, int | None] = dict.fromkeys(self._directions)
-        self._further = self._reach(closed, _moves(width))
-
-    def _reach(self, closed: bytes, moves: list[list[tuple[int, int]]]) -> Iterator[int]:
-        directions, parent = self._directions, self.parent
-        queue = list(parent)
-        for place in queue:
-            self.reached.append(place)
-            yield place
-            if closed[place]:
-                continue
-            for step, direction in moves[directions[place]]:
-                beside = place + step
-                if beside not in parent:
-                    parent[beside] = place
-                    directions[beside] = direction
-                    queue.append(beside)
-
-    def places(self) -> Iterator[int]:
-        """All places in order; the search goes on as far as they are asked for."""
-        return chain(self.reached, self._further)
-
-    def path(self, place: int) -> list[int]:
-        """The places from `place` back to where the search began."""
-        path = [place]
-        while (before := self.parent[path[-1]]) is not None:
-            path.append(before)
-        return path
-
-
-class FastBot(BabyAIBot):
-    """The bot of one episode of a `FastView` level, which must have been reset.
-
-    vis_mask   bool [columns, rows] of the grid, what the bot has seen: a view of `known`
-    """
-
-    vis_mask: NDArray[np.bool_]
-
-    def __init__(self, level: FastView) -> None:
-        super().__init__(level)  # type: ignore[no-untyped-call]
-        self._level = level
-        self._world = level.current_world()
-        self._layout = self._world.layout
-        self._known = np.zeros(len(self._world.cells), dtype=np.bool_)
-        bordered = self._known.reshape(self._layout.height, self._layout.width)
-        self.vis_mask = bordered[BORDER:-BORDER, BORDER:-BORDER].T
-        self._searches: dict[bool, _Search] = {}
-
-    def _process_obs(self) -> None:
-        """As minigrid's: what the last view showed is known from now on."""
-        self._world = self._level.current_world()
-        self._known[self._level.places[self._level.seen]] = True
-        self._searches = {}
-
-    def _search(self, through_blockers: bool) -> _Search:
-        """The search of the present state; the second one goes on where the first one ended."""
-        if through_blockers not in self._searches:
-            if through_blockers:
-                starts = [(place, 0) for place in self._search(False).reached]
-            else:
-                column, row = (int(number) for number in self._level.agent_pos)
-                starts = [(self._layout.at(column, row), int(self._level.agent_dir))]
-            ends = _OPAQUE if through_blockers else _BLOCKED
-            closed = (ends[self._world.cells] | ~self._known).tobytes()
-            self._searches[through_blockers] = _Search(starts, closed, self._layout.width)
-        return self._searches[through_blockers]
-
-    def _found(self, search: _Search, accept: Accept) -> int | None:
-        grid, positions = self._level.grid, self._layout.place
-        cells, columns = grid.grid, grid.width
-        for place in search.places():
-            position = positions[place]
-            if accept(position, cells[position[1] * columns + position[0]]):
-                return place
-        return None
-
-    def _shortest_path(
-        self, accept_fn: Accept, try_with_blockers: bool = False
-    ) -> tuple[list[Position] | None, Position | None, bool]:
-        """As minigrid's: the path without its first place, its last place, through blockers."""
-        first = self._search(False)
-        if (place := self._found(first, accept_fn)) is not None:
-            path, through = first.path(place), False
-        elif not try_with_blockers:
-            return None, None, False
-        else:
-            second, through = self._search(True), True
-            if (place := self._found(second, accept_fn)) is None:
-                return None, None, True
-            path = second.path(place)
-            path += first.path(path[-1])[1:]
-        positions = self._layout.place
-        return [positions[step] for step in path[-2::-1]], positions[place], through

@@ -71,4 +71,5 @@ def _subgoal_text(subgoal: Any, level: Any) -> str:
         go = "go next to" if subgoal.reason == "PutNext" else "go to"
         return " ".join([go, *filter(None, words)])
     about = level.carrying if isinstance(subgoal, DropSubgoal) else level.grid.get(*level.front_pos)
-    return f"{_ACTS[type(subgoal)]} the {about.color} {about.type}" if about else "unknown"
+    act = next(act for kind, act in _ACTS.items() if isinstance(subgoal, kind))
+    return f"{act} the {about.color} {about.type}" if about else "unknown"

@@ -6,14 +6,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from minigrid.core.world_object import Wall
+from minigrid.core.world_object import Wall, WorldObj
 from minigrid.envs.babyai.core.verifier import ObjDesc
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.recording import environment as environment_module
 from demotools.recording import environment as fastview
-from demotools.recording.bot import Expert, FastBot, record_episode
+from demotools.recording.bot import Expert, record_episode
 from demotools.recording.environment import (
     Environment,
     FastView,
@@ -23,6 +23,7 @@ from demotools.recording.environment import (
     make_environment,
     with_fast_views,
 )
+from demotools.recording.fast_bot import FastBot
 
 LEVELS = [level for level in level_names() if read_manifest(level).environment_id]
 assert len(LEVELS) == 18
@@ -145,6 +146,57 @@ def test_the_bot_advises_a_wandering_agent_as_stock_does() -> None:
             assert mine[1:] == other[1:]
             if mine[2] or mine[3]:
                 break
+
+
+def assert_same_answers(bot: Any, level: Any, random: np.random.Generator) -> None:
+    places = {(int(column), int(row)) for column, row in random.integers(1, 21, (9, 2))}
+    if random.integers(2):
+        places = {(int(column), int(row)) for column, row in np.argwhere(~bot.vis_mask)}
+    targets = sum(bot.cell(place) for place in places)
+    for through in (False, True):
+        path, end, blocked = BabyAIBot._shortest_path(  # type: ignore[no-untyped-call]
+            bot, lambda position, _cell: position in places, try_with_blockers=through
+        )
+        route = bot.route(targets, through_blockers=through)
+        found = route and (route.length, route.step, route.end, route.blocked)
+        assert found == (None if end is None else (len(path), (path or [None])[0], end, blocked))
+    place = min(places)
+    stock: Any = BabyAIBot
+    assert bot._find_drop_pos(place) == stock._find_drop_pos(bot, place)
+    assert bot._find_drop_pos() == stock._find_drop_pos(bot)
+    things = [thing for thing in level.grid.grid if thing is not None and thing.type != "wall"]
+    description: Any = ObjDesc("ball")  # type: ignore[no-untyped-call]
+    for _ in range(4):
+        description.obj_set = [things[at] for at in random.integers(len(things), size=2)]
+        description.obj_poss = [tuple(map(int, thing.cur_pos)) for thing in description.obj_set]
+        results: list[Any] = []
+        for find in (bot._find_obj_pos, stock._find_obj_pos.__get__(bot)):
+            try:
+                results.append(find(description, place[0] % 2 == 0))
+            except AssertionError:
+                results.append("not to be reached")
+        assert results[0] == results[1]
+
+
+def test_searches_answer_as_those_of_stock_wherever_the_agent_is_and_whatever_it_has_seen() -> None:
+    level: Any = make_environment("BossLevel")
+    random = np.random.default_rng(1)
+    for seed in range(6):
+        level.reset(seed=seed)
+        for _ in range(70 * (seed % 3) + 20):
+            level.place_obj(WorldObj.decode(6, 0, 0))
+        bot: Any = FastBot(level)
+        for step in range(20):
+            if step % 3:
+                level.place_agent()
+            for thing in level.grid.grid:
+                if thing is not None and thing.type == "door" and step % 2:
+                    thing.is_open = bool(random.integers(2))
+            level.carrying = WorldObj.decode(6, 0, 0) if random.integers(2) else None
+            level.world = None
+            bot.vis_mask[:] = random.random(bot.vis_mask.shape) < 0.97
+            bot._process_obs()
+            assert_same_answers(bot, level, random)
 
 
 def test_the_fast_bot_serves_fast_levels_only() -> None:
