@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.recording.environment import make_environment, observed_cells
-from trainer.acting.collect import Collector, Forcing, Rollout, minibatches
+from trainer.acting.collect import Collector, Rollout, minibatches
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment
 from trainer.batch import Batch
 from trainer.learning.networks.base import Output
 from trainer.learning.networks.small import SmallNetwork
+from trainer.settings.models import TeacherForcing
 
 GOTO = EnvironmentKind("GoToLocal", expert=True)
 STEP_LIMIT = 64
@@ -102,9 +103,13 @@ def test_advantages_and_returns_fit_together() -> None:
     assert torch.equal(normal["returns"], plain["returns"])
 
 
+def forcing(start: float, stop: float, steps: int) -> TeacherForcing:
+    return TeacherForcing.model_validate({"from": start, "to": stop, "steps": steps})
+
+
 def test_a_forced_policy_does_what_the_expert_does() -> None:
     with VectorEnvironment(GOTO, 3) as vector:
-        rollout = collector(vector, Turning(), forcing=Forcing(1.0, 1.0, 1)).collect(60)
+        rollout = collector(vector, Turning(), forcing=forcing(1.0, 1.0, 1)).collect(60)
     assert torch.equal(rollout.batch["action"].long(), rollout.batch["expert_action"])
     assert rollout.forcing == (1.0, 1.0)
     # successes that were the expert's are not counted as the policy's
@@ -114,7 +119,7 @@ def test_a_forced_policy_does_what_the_expert_does() -> None:
 
 def test_forcing_fades_with_the_steps_of_all_environments() -> None:
     with VectorEnvironment(GOTO, 8) as vector:
-        here = collector(vector, Turning(), sample=False, forcing=Forcing(1.0, 0.0, 800))
+        here = collector(vector, Turning(), sample=False, forcing=forcing(1.0, 0.0, 800))
         first, later = here.collect(50, 0), here.collect(50, 400)
         last = here.collect(50, 800)
     assert first.forcing is not None and later.forcing is not None
@@ -128,14 +133,14 @@ def test_forcing_fades_with_the_steps_of_all_environments() -> None:
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_collector_goes_on_bit_for_bit_from_its_state(processes: int) -> None:
     network = small()
-    forcing = Forcing(0.5, 0.0, 400)
+    fading = forcing(0.5, 0.0, 400)
     with VectorEnvironment(GOTO, 3) as vector:
-        here = collector(vector, network, forcing=forcing)
+        here = collector(vector, network, forcing=fading)
         here.collect(70)
         state, random = here.state(), torch.get_rng_state()
         expected = [here.collect(30, 210), here.collect(30, 300)]
     with VectorEnvironment(GOTO, 3, processes=processes) as vector:
-        here = collector(vector, network, forcing=forcing)
+        here = collector(vector, network, forcing=fading)
         here.load_state(state)
         torch.set_rng_state(random)
         ours = [here.collect(30, 210), here.collect(30, 300)]

@@ -21,33 +21,13 @@ from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentStep, VectorEnvironment, seed_streams
 from trainer.batch import Batch, batch_missions
 from trainer.learning.losses import gae_advantages, normalised, taken_log_prob
+from trainer.settings.models import TeacherForcing
 from trainer.team import ALONE, Team
 
 # Training environments play seeds of the upper half of the train range, which no store of ours
 # reaches, and never those of evaluation.
 _FIRST_SEED, _LAST_SEED = 500_000_000, 1_000_000_000
 _RECENT_EPISODES = 1000
-
-
-@dataclass(frozen=True)
-class Forcing:
-    """Teacher forcing: how probable it is that the expert acts in the policy's place.
-
-    start, stop   the probability at step 0, and from step `steps` on
-    """
-
-    start: float
-    stop: float
-    steps: int
-
-    def probability(self, stage_steps: int) -> float:
-        """After so many environment steps of the stage.
-
-        >>> forcing = Forcing(1.0, 0.0, 10_000)
-        >>> [forcing.probability(steps) for steps in (0, 2500, 10_000, 99_999)]
-        [1.0, 0.75, 0.0, 0.0]
-        """
-        return self.start + (self.stop - self.start) * min(stage_steps / self.steps, 1.0)
 
 
 class Collector:
@@ -68,7 +48,7 @@ class Collector:
         *,
         first: int = 0,
         everywhere: int | None = None,
-        forcing: Forcing | None = None,
+        forcing: TeacherForcing | None = None,
         bootstrap: bool = False,
     ) -> None:
         self._vector = vector

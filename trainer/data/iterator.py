@@ -35,7 +35,7 @@ from trainer.data.sources import (
     Source,
     checked_sources,
     rollouts_of_sources,
-    vocabulary,
+    shared_words,
 )
 
 _PREFETCHED_BATCHES = 2
@@ -247,7 +247,7 @@ class ExpertTrajectoryIterator:
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The words of all stores; word k has the token id k + 1."""
-        return vocabulary(self._sources)
+        return shared_words([source.store for source in self._sources])
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, as a JSON value: the same from every process."""

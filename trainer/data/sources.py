@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.store.episodes import EpisodeDataset
 from demotools.store.reading import Store
@@ -28,20 +29,20 @@ class Source:
     proportion  share of the rollouts, relative to the other sources, above 0
     """
 
-    episodes: Store | EpisodeDataset
+    episodes: EpisodeDataset
     proportion: float = 1.0
 
     @property
     def store(self) -> Store:
         """Whose episodes they are."""
-        store = self.episodes.store if isinstance(self.episodes, EpisodeDataset) else self.episodes
+        store = self.episodes.store
         assert isinstance(store, Store)
         return store
 
     @property
     def chosen(self) -> Index | None:
         """The numbers of the episodes in the store, int64 [E]; None means all of them."""
-        return self.episodes.numbers if isinstance(self.episodes, EpisodeDataset) else None
+        return None if isinstance(self.episodes, Store) else self.episodes.numbers
 
     @property
     def count(self) -> int:
@@ -74,7 +75,7 @@ class Source:
         }
 
 
-Part = Store | EpisodeDataset | Source
+Part = EpisodeDataset | Source
 Given = Part | Sequence[Part]
 """What `ExpertTrajectoryIterator` takes."""
 
@@ -97,7 +98,7 @@ def stage_sources(settings: Settings, stores: Mapping[str, Store]) -> StageSourc
     ]
 
 
-def _chosen(settings: StoreSettings, store: Store) -> Store | EpisodeDataset:
+def _chosen(settings: StoreSettings, store: Store) -> EpisodeDataset:
     if not settings.filters:
         return store
     seeds = store.seeds
@@ -142,15 +143,7 @@ def checked_sources(stores: Given) -> tuple[Source, ...]:
         raise SettingsError("there is no store to play", path="-", fix="name at least one store")
     for source in sources:
         _check_source(source, sources[0])
-    longest = vocabulary(sources)
-    for source in sources:
-        words = source.store.attributes.vocabulary
-        if words != longest[: len(words)]:
-            raise SettingsError(
-                "the stores of this mixture number their words differently",
-                path=source.store.path,
-                fix="mix only stores whose vocabularies begin alike; `demotools info` shows them",
-            )
+    shared_words([source.store for source in sources])
     return sources
 
 
@@ -172,9 +165,21 @@ def _check_source(source: Source, first: Source) -> None:
         )
 
 
-def vocabulary(sources: Sequence[Source]) -> tuple[str, ...]:
-    """The words of the source that knows most of them; word k has the token id k + 1."""
-    return max((source.store.attributes.vocabulary for source in sources), key=len)
+def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
+    """The vocabulary of all stores: the longest, which the others must be beginnings of.
+
+    SettingsError  two stores give different words the same id
+    """
+    longest = max((store.vocabulary for store in stores), key=len, default=WORDS)
+    for store in stores:
+        if store.vocabulary != longest[: len(store.vocabulary)]:
+            raise SettingsError(
+                "the stores number their words differently",
+                path=store.path,
+                fix="play only stores together whose vocabularies begin alike; `demotools info` "
+                "shows them",
+            )
+    return longest
 
 
 def shared_subgoals(stores: Sequence[Store]) -> tuple[str, ...]:

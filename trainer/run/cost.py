@@ -12,7 +12,7 @@ import torch
 
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
-from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels, seed_streams
+from trainer.acting.vector import seed_streams
 from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
 from trainer.run.state import (
@@ -22,6 +22,7 @@ from trainer.run.state import (
     enough_memory,
     made_losses,
     passes_of,
+    stage_environments,
     stage_plan,
 )
 from trainer.settings.models import StageSettings
@@ -140,12 +141,7 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     losses = run.of_names(stage.losses)
     share = len(run.team.share(settings.environments, "on_policy.environments"))
     count = min(_MEASURED_ENVIRONMENTS, share)
-    kind = EnvironmentKind(
-        dealt_levels(run.settings.run.levels, settings.environments)[:count],
-        settings.environment,
-        view=run.settings.model.view,
-    )
-    with VectorEnvironment(kind, count) as v:
+    with stage_environments(run, stage, range(count), processes=1) as v:
         v.reset(seed_streams(range(1_000_000), count))
         start = time.perf_counter()
         for _ in range(_MEASURED_STEPS):

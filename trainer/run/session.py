@@ -22,7 +22,7 @@ from demotools.recording.environment import (
 from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_named, check_playable
 from trainer.data.augment import check_augmentation
-from trainer.data.sources import StageSources, mixture_lines, stage_sources
+from trainer.data.sources import StageSources, mixture_lines, shared_words, stage_sources
 from trainer.learning.building import NETWORKS, available_device, build_losses, build_network
 from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
@@ -584,23 +584,6 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
         for name, store in stores.items()
         if not {*store.levels, store.attributes.environment_id} & set(levels)
     ]
-
-
-def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
-    """The vocabulary of all stores: the longest, which the others must be beginnings of.
-
-    SettingsError  two stores give different words the same id
-    """
-    longest = max((store.attributes.vocabulary for store in stores), key=len, default=WORDS)
-    for store in stores:
-        words = store.attributes.vocabulary
-        if words != longest[: len(words)]:
-            raise SettingsError(
-                "the stores of this run have different vocabularies",
-                path=store.path,
-                fix="train on stores of one origin, or in separate runs",
-            )
-    return longest
 
 
 def _device(wanted: Device) -> tuple[Device, list[str]]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from demotools.errors import SettingsError
 from demotools.output import progress_bar
 from demotools.store.reading import Store
-from trainer.acting.collect import Collector, Forcing
+from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels
 from trainer.batch import Batch, batch_missions
@@ -543,27 +543,33 @@ def _collector(
     """The stage's environments, this process's share of them, and the policy in them."""
     on_policy = run.settings.on_policy
     assert on_policy is not None
-    expert = stage.teacher_forcing is not None or any(map(needs_expert, losses.values()))
     share = run.team.share(on_policy.environments, "on_policy.environments")
-    levels = dealt_levels(run.settings.run.levels, on_policy.environments)
-    kind = EnvironmentKind(
-        levels[share.start : share.stop],
-        on_policy.environment,
-        expert=expert,
-        view=run.settings.model.view,
-    )
-    vector = VectorEnvironment(kind, len(share), processes=run.workers)
-    forcing = stage.teacher_forcing
     return Collector(
-        stack.enter_context(vector),
+        stack.enter_context(stage_environments(run, stage, share, processes=run.workers)),
         # without losses of its own the rollout only tracks success, as evaluation does
         NetworkPolicy(run.network, run.words, sample=bool(losses)),
         run.settings.run.seed + run.progress.stage,
         first=share.start,
         everywhere=on_policy.environments,
-        forcing=Forcing(forcing.start, forcing.stop, forcing.steps) if forcing else None,
+        forcing=stage.teacher_forcing,
         bootstrap=bool(losses),
     )
+
+
+def stage_environments(
+    run: Run, stage: StageSettings, numbers: range, *, processes: int
+) -> VectorEnvironment:
+    """The environments of a stage that have these numbers, of those of all processes."""
+    on_policy = run.settings.on_policy
+    assert on_policy is not None
+    advised = any(map(needs_expert, run.of_names(stage.losses).values()))
+    kind = EnvironmentKind(
+        dealt_levels(run.settings.run.levels, on_policy.environments)[numbers.start : numbers.stop],
+        on_policy.environment,
+        expert=advised or stage.teacher_forcing is not None,
+        view=run.settings.model.view,
+    )
+    return VectorEnvironment(kind, len(numbers), processes=processes)
 
 
 def ends_early(run: Run, stage: Stage) -> bool:

@@ -315,6 +315,15 @@ class TeacherForcing(_Frozen):
     stop: Annotated[Share, Field(alias="to")] = 0.0
     steps: Steps
 
+    def probability(self, stage_steps: int) -> float:
+        """After so many environment steps of the stage.
+
+        >>> forcing = TeacherForcing.model_validate({"from": 1, "to": 0, "steps": 10_000})
+        >>> [forcing.probability(steps) for steps in (0, 2500, 10_000, 99_999)]
+        [1.0, 0.75, 0.0, 0.0]
+        """
+        return self.start + (self.stop - self.start) * min(stage_steps / self.steps, 1.0)
+
 
 class EarlyStopping(_Frozen):
     """When a stage ends before its budget: by success, or by patience.
@@ -476,13 +485,7 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
     SettingsError  there is no such recipe, it is not TOML, a key is unknown, a value is wrong
     """
     path = recipe_path(recipe)
-    try:
-        text = read_regular(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"the recipe is not valid TOML: {error}", path=path, fix="correct the file"
-        ) from error
-    tree = toml_tree(text, path)
+    tree = toml_tree(read_regular(path), path)
     small = tree.pop("tiny", {})
     if not isinstance(small, dict):
         raise SettingsError(
@@ -595,14 +598,15 @@ def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"; {otherwise} {', '.join(names)}" if names else ""
 
 
-def toml_tree(text: str, path: Path | str) -> dict[str, Any]:
+def toml_tree(content: bytes | str, path: Path | str) -> dict[str, Any]:
     """What a TOML file says; SettingsError where it is not TOML.
 
     path   of the file, for the message
     """
     try:
-        text.encode()  # what is no text could not be written again
-        return tomllib.loads(text)
+        # what is no text could not be written again
+        content = content.encode() if isinstance(content, str) else content
+        return tomllib.loads(content.decode())
     # besides its own, tomllib lets through what int() says of thousands of digits
     except (ValueError, RecursionError) as error:
         raise SettingsError(

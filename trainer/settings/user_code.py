@@ -67,14 +67,13 @@ def build(
     maker, kind = find(key, name, ours), _kind(key)
     with accepted_settings(key, name):
         parameters = inspect.signature(maker).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    given = list(parameters)[len(arguments) :]
-    for option in options:
-        if option not in given and not anything:
-            near = difflib.get_close_matches(option, given, n=1, cutoff=0.5)
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        given = list(parameters)[len(arguments) :]
+        strange = [option for option in options if option not in given and not anything]
+        if strange:
+            near = difflib.get_close_matches(strange[0], given, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(given) or 'none'}"
-            raise SettingsError(f"unknown key `{option}`", path=f"{kind} {name}", fix=hint)
-    with accepted_settings(key, name):
+            raise SettingsError(f"unknown key `{strange[0]}`", path=f"{kind} {name}", fix=hint)
         made = maker(*arguments, **options)
     if isinstance(made, wanted) if wanted else callable(made):
         return made
