@@ -547,7 +547,11 @@ _PLAIN_DATA = {
     "decimal": "Decimal",
     "enum": "Enum IntEnum",
     "fractions": "Fraction",
-    "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    # 3.13 says where in pathlib they are made
+    **dict.fromkeys(
+        ("pathlib", "pathlib._local"),
+        "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    ),
     "types": "SimpleNamespace",
     "uuid": "UUID",
     "zoneinfo": "ZoneInfo",
