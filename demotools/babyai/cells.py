@@ -63,14 +63,12 @@ _LAST_OF_TABLE = np.tile(
 )
 
 
-def _unpacking_table() -> NDArray[np.uint8]:
-    code = np.arange(256)
-    table = np.stack([code // 18, code % 18 // 3, code % 3], axis=1)
-    return table.astype(np.uint8)
-
-
-UNPACKING_TABLE: NDArray[np.uint8] = _unpacking_table()
+_CODES = np.arange(256, dtype=np.uint8)
+UNPACKING_TABLE: NDArray[np.uint8] = np.stack([_CODES // 18, _CODES % 18 // 3, _CODES % 3], axis=1)
 """uint8 [256, 3]: code of a cell to (object, colour, state)."""
+_OBJECT, _COLOUR, _STATE = UNPACKING_TABLE.T
+SIGHT_ENDS: NDArray[np.bool_] = (_OBJECT == WALL) | ((_OBJECT == DOOR) & (_STATE != OPEN))
+"""bool [256], by the code of a cell: walls and shut doors."""
 
 
 def fits_cells(images: NDArray[np.uint8], size: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE)) -> bool:
@@ -208,14 +206,5 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
     if not _inside_tables(images):
         cells[(images > _LAST_OF_TABLE[:3]).any(axis=-1)] = 255
     if encoding is Encoding.FIRST:
-        cells[~visible(_OPAQUE[cells]) & (cells != 255)] = UNSEEN
+        cells[~visible(SIGHT_ENDS[cells]) & (cells != 255)] = UNSEEN
     return cells
-
-
-def _opaque_codes() -> NDArray[np.bool_]:
-    objects, states = UNPACKING_TABLE[:, 0], UNPACKING_TABLE[:, 2]
-    opaque: NDArray[np.bool_] = (objects == WALL) | ((objects == DOOR) & (states != OPEN))
-    return opaque
-
-
-_OPAQUE: NDArray[np.bool_] = _opaque_codes()

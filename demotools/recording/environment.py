@@ -42,6 +42,7 @@ from demotools.babyai.cells import (
     EMPTY,
     LOCKED,
     OPEN,
+    SIGHT_ENDS,
     UNPACKING_TABLE,
     VIEW_SIZE,
     WALL,
@@ -295,12 +296,7 @@ def cell_code(thing: Any) -> int:
     return kind * 18 + colour * 3 + state
 
 
-def _opaque_codes() -> bytes:
-    kinds, states = UNPACKING_TABLE[:, 0], UNPACKING_TABLE[:, 2]
-    return bytes(((kinds == WALL) | ((kinds == DOOR) & (states != OPEN))).astype(np.uint8))
-
-
-OPAQUE = _opaque_codes()
+OPAQUE = SIGHT_ENDS.tobytes()
 """By packed cell: 1 where sight ends, walls and shut doors."""
 
 

@@ -73,7 +73,7 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
     text = {"mission": episodes.mission, "notes": dict(notes), "optional": list(optional)}
     final = part_file(folder, number)
     with written_whole(final, synced=False) as stream:
-        content = _SummedStream(stream, number)
+        content = _SummedStream(stream, _number_crc(number))
         # one plain array after another: a zip archive would compute its checksum more slowly
         columns: list[NDArray[Any]] = [
             episodes.length,
@@ -85,34 +85,37 @@ def write_part(folder: Path, number: int, episodes: Episodes, notes: Mapping[str
             *optional.values(),
         ]
         for column in columns:
-            _write_array(content, column)
-        stream.write(content.trailer())
+            # as np.save does, which however tells nothing of a disk that is full
+            header = io.BytesIO()
+            about = np.lib.format.header_data_from_array_1_0(column)
+            np.lib.format.write_array_header_1_0(header, about)
+            content.write(header.getvalue())
+            content.write(_bytes_of(column))
+        content.end()
 
 
 class _SummedStream:
-    """A stream with the checksum of what was written to it; the part's number counts as well."""
+    """A stream that ends with the checksum of what was written to it.
 
-    def __init__(self, stream: IO[bytes], number: int) -> None:
-        self._stream = stream
-        self._crc = _number_crc(number)
+    crc   of what counts as standing before it
+    """
 
-    def write(self, content: bytes) -> int:
-        self._crc = google_crc32c.extend(self._crc, content)
-        return self._stream.write(content)
+    def __init__(self, stream: IO[bytes], crc: int = 0) -> None:
+        self._stream, self._crc = stream, crc
 
-    def trailer(self) -> bytes:
-        return self._crc.to_bytes(CRC_BYTES, "little")
+    def write(self, content: bytes | memoryview) -> None:
+        # the checksum takes nothing but bytes; small copies stay in the cache
+        for start in range(0, len(content), COPY_BYTES):
+            block = bytes(content[start : start + COPY_BYTES])
+            self._stream.write(block)
+            self._crc = google_crc32c.extend(self._crc, block)
+
+    def end(self) -> None:
+        self._stream.write(self._crc.to_bytes(CRC_BYTES, "little"))
 
 
-def _write_array(stream: _SummedStream, array: NDArray[Any]) -> None:
-    # as np.save does, which however tells nothing of a disk that is full
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    stream.write(header.getvalue())
-    # the checksum takes nothing but bytes; small copies stay in the cache
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    for start in range(0, len(content), COPY_BYTES):
-        stream.write(bytes(content[start : start + COPY_BYTES]))
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read_part(folder: Path, number: int) -> Episodes:
@@ -456,17 +459,17 @@ def join_parts(
                     fix="make one store of each kind",
                 )
             for name, rows in columns.items():
-                write_rows(arrays[name], rows)
-            write_rows(offset, done + episodes.offset[:-1])
-            write_rows(mission, missions.rows(episodes.mission))
-            write_rows(seed, episodes.seed)
+                arrays[name].append(rows)
+            offset.append(done + episodes.offset[:-1])
+            mission.append(missions.rows(episodes.mission))
+            seed.append(episodes.seed)
             done += size
-        write_rows(offset, np.array([steps]))
+        offset.append(np.array([steps]))
         for files in arrays.values():
             files.fill()
     tokens = missions.tokens()
     files = raw_array(building, "mission_tokens", tokens.dtype.name, tokens.shape, len(tokens))
-    write_rows(files, tokens)
+    files.append(tokens)
     write_texts(building, missions.blocks(TEXTS_A_CHUNK), len(missions))
     attributes = {
         "schema": SCHEMA,
@@ -512,11 +515,6 @@ def raw_array(
     codecs: list[dict[str, Any]] = [{"name": "bytes", **order}, {"name": "crc32c"}]
     _new_array(folder, name, dtype, (list(shape), chunk), codecs, fill_value=0)
     return ChunkFiles(chunk_files(folder, name), int(np.prod(chunk)) * size)
-
-
-def write_rows(files: ChunkFiles, rows: NDArray[Any]) -> None:
-    """Append rows of numbers of any byte order."""
-    files.append(rows.astype(rows.dtype.newbyteorder("<"), "C", copy=False).view(np.uint8))
 
 
 def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
@@ -604,49 +602,32 @@ class ChunkFiles:
     def __init__(self, files: list[Path], size_bytes: int) -> None:
         self._waiting: Iterator[Path] = iter(files)
         self._size = size_bytes
-        self._stream: IO[bytes] | None = None
+        self._file: IO[bytes] | None = None
         self._left = 0
-        self._crc = 0
 
-    def append(self, rows: NDArray[np.uint8]) -> None:
-        """Write the bytes of these rows after those before."""
-        view = np.ascontiguousarray(rows).reshape(-1).data
-        while view:
-            if self._stream is None:
-                self._open()
-            piece = view[: self._left]
-            self._write(piece)
-            view = view[len(piece) :]
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write these rows after those before, their numbers little-endian."""
+        content = _bytes_of(rows.astype(rows.dtype.newbyteorder("<"), copy=False))
+        while content:
+            if self._file is None:
+                path = next(self._waiting)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file, self._left = path.open("wb"), self._size
+                self._stream = _SummedStream(self._file)
+            piece, content = content[: self._left], content[self._left :]
+            self._stream.write(piece)
+            self._left -= len(piece)
             if not self._left:
-                self._close()
-
-    def _open(self) -> None:
-        file = next(self._waiting)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = file.open("wb")
-        self._left, self._crc = self._size, 0
-
-    def _write(self, piece: memoryview) -> None:
-        assert self._stream is not None
-        self._left -= len(piece)
-        while piece:
-            # the checksum takes nothing but bytes; small copies stay in the cache
-            block, piece = bytes(piece[:COPY_BYTES]), piece[COPY_BYTES:]
-            self._stream.write(block)
-            self._crc = google_crc32c.extend(self._crc, block)
-
-    def _close(self) -> None:
-        assert self._stream is not None
-        self._stream.write(self._crc.to_bytes(CRC_BYTES, "little"))
-        self._stream.close()
-        self._stream = None
+                self._stream.end()
+                self.close()
 
     def fill(self) -> None:
         """Fill the last chunk with zeros."""
-        while self._stream is not None:
+        while self._file is not None:
             self.append(np.zeros(min(self._left, COPY_BYTES), np.uint8))
 
     def close(self) -> None:
         """Leave what is not whole as it is."""
-        if self._stream is not None:
-            self._stream.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -434,17 +434,14 @@ def checked_chunks(path: Path) -> Iterator[tuple[int, str]]:
     """Read every byte: (size in bytes, what is wrong or nothing) for each chunk file."""
     for array in array_names(path):
         for file in chunk_files(path, array):
-            yield _checked(file, str(file.relative_to(path)))
-
-
-def _checked(file: Path, name: str) -> tuple[int, str]:
-    try:
-        stream = open_regular(file)
-    except DemotoolsError as error:
-        return 0, f"{name} is missing or unreadable: {error.what}"
-    with stream:
-        whole = ends_with_checksum(stream)
-        return os.fstat(stream.fileno()).st_size, "" if whole else f"{name} fails its checksum"
+            name = file.relative_to(path)
+            try:
+                with open_regular(file) as stream:
+                    size_bytes = os.fstat(stream.fileno()).st_size
+                    whole = ends_with_checksum(stream)
+                yield size_bytes, "" if whole else f"{name} fails its checksum"
+            except DemotoolsError as error:
+                yield 0, f"{name} is missing or unreadable: {error.what}"
 
 
 def ends_with_checksum(stream: IO[bytes], crc: int = 0) -> bool:

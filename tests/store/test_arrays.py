@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from demotools.babyai.cells import VIEW_SIZE
-from demotools.store.building import group_json, raw_array, write_rows, write_texts
+from demotools.store.building import group_json, raw_array, write_texts
 
 
 def chunk_bytes(folder: Path) -> dict[str, bytes]:
@@ -60,8 +60,8 @@ def test_raw_arrays_are_the_bytes_that_zarr_writes(
     ours.mkdir()
     (ours / "zarr.json").write_bytes(group_json({}))
     files = raw_array(ours, name, dtype, shape, rows)
-    write_rows(files, values[:2])
-    write_rows(files, values[2:])
+    files.append(values[:2])
+    files.append(values[2:])
     files.fill()
     check_equal(ours, tmp_path / "zarr", name)
 
