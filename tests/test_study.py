@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,12 @@ def test_the_recipes_say_what_they_reached(report: Any) -> None:
     for path, text in texts.items():
         assert path.read_text("utf-8") == text
         assert "# Reached: 9" in text
+
+
+def test_the_recipe_for_a_gpu_says_what_it_costs(report: Any) -> None:
+    text = report.recipe_path("bc_bosslevel_gpu.toml").read_text("utf-8").replace("\n# ", " ")
+    numbers = re.findall(r"takes? (\d+ [mh]\w+)", report.gpu_on_paper())
+    assert len(numbers) == 2 and all(number in text for number in numbers)
 
 
 def test_seeds_are_taken_together_and_the_worst_is_told(report: Any) -> None:

@@ -6,6 +6,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from demotools.babyai.vocabulary import WORDS
 from trainer.acting.evaluate import wilson_interval
+from trainer.learning.building import build_network
 from trainer.learning.losses import ExpertCrossEntropy
 from trainer.learning.networks.base import Model
-from trainer.learning.networks.film import FilmNetwork
 from trainer.settings.models import read_settings, recipe_path
 
 if TYPE_CHECKING:
@@ -280,14 +281,16 @@ def mazes_section(records: list[Record]) -> str:
     )
 
 
+@cache
 def gpu_on_paper() -> str:
     """What the recipe for a GPU would cost, from the operations of one step."""
     settings = read_settings("bc_bosslevel_gpu.toml")
     steps = settings.stages[0].max_demo_steps or 0
-    operations = operations_per_step(FilmNetwork(len(WORDS)))
+    network = build_network(settings.model.type, settings.model.options, len(WORDS))
+    operations = operations_per_step(network)
     hours = steps * operations / (GPU_TERAFLOPS * 1e12) / 3600
     return (
-        f"For a GPU: `bc_bosslevel_gpu.toml`, which has not been run. `film` takes "
+        f"For a GPU: `bc_bosslevel_gpu.toml`, which has not been run. Its network takes "
         f"{operations / 1e6:.0f} million floating-point operations a step, forward and backward "
         f"(counted by torch), so its {steps / 1e9:.1f} billion steps take {hours:.0f} hours where "
         f"{GPU_TERAFLOPS} TFLOP/s are sustained, a few percent of what today's cards promise in "
@@ -297,7 +300,7 @@ def gpu_on_paper() -> str:
 
 def operations_per_step(network: nn.Module) -> float:
     """Floating-point operations of a forward and a backward pass, a step."""
-    T, B = 20, 32
+    T, B = 4, 8
     batch = {
         "cells": torch.zeros(T, B, 7, 7, dtype=torch.uint8),
         "direction": torch.zeros(T, B, dtype=torch.uint8),

@@ -33,13 +33,14 @@ def by_steps(network: BigNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor,
     return torch.stack(logits), torch.stack(values), torch.cat([hidden, state], dim=1).detach()
 
 
-def little() -> BigNetwork:
+def little(*, endpool: bool = False) -> BigNetwork:
     torch.manual_seed(0)
-    return BigNetwork(WORDS, memory=24, instruction=16, channels=8)
+    return BigNetwork(WORDS, memory=24, instruction=16, channels=8, endpool=endpool)
 
 
-def test_the_big_network_equals_the_loop_over_steps_in_two_batches() -> None:
-    network = little()
+@pytest.mark.parametrize("endpool", [False, True])
+def test_the_big_network_equals_the_loop_over_steps_in_two_batches(*, endpool: bool) -> None:
+    network = little(endpool=endpool)
     reference = copy.deepcopy(network)
     memory = expected_memory = network.initial_memory(4)
     for number in range(2):
@@ -70,4 +71,12 @@ def test_the_words_are_chosen_by_the_memory() -> None:
 
 @pytest.mark.slow
 def test_the_big_network_has_about_20_million_parameters_and_is_named_big() -> None:
-    assert 19_500_000 < parameter_count(build_network("big", {}, 60)) < 21_000_000
+    for endpool in (False, True):
+        network = build_network("big", {"endpool": endpool}, 60)
+        assert 19_500_000 < parameter_count(network) < 21_000_000
+
+
+def test_with_endpool_every_cell_is_in_sight_up_to_the_last_pooling() -> None:
+    cells = random_batch(1, 3, 1)["cells"][0]
+    assert little(endpool=True).seen(cells).shape == (3, 8, 7, 7)
+    assert little().seen(cells).shape == (3, 8, 2, 2)

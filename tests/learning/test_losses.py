@@ -40,6 +40,13 @@ def test_expert_cross_entropy_equals_a_numpy_loop() -> None:
     np.testing.assert_allclose(float(result.scalars["accuracy"]), hits / 6, rtol=1e-6)
     assert result.steps == 6
     assert result.memory.tolist() == [[1.0], [1.0]]
+    exponents = np.exp(logits)
+    share = exponents / exponents.sum(-1, keepdims=True)
+    bonus = -(share * np.log(share)).sum() / 6
+    surer = ExpertCrossEntropy(entropy_weight=0.5)(
+        model, {"expert_action": torch.from_numpy(action)}, model.initial_memory(2)
+    )
+    np.testing.assert_allclose(surer.loss.item(), total / 6 - 0.5 * bonus, rtol=1e-12)
 
 
 def test_losses_are_added_by_their_weights() -> None:

@@ -298,9 +298,12 @@ class ExpertCrossEntropy:
 
     Steps at which the expert has no advice do not count. Scalar: accuracy, the share of the others
     at which the most probable action is the expert's.
+
+    entropy_weight   of a bonus for the policy's entropy, as BabyAI's own cloning had (0.01)
     """
 
     needs_expert: ClassVar[bool] = True
+    entropy_weight: float = 0.0
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
         """The loss of a batch; see `trainer.batch` for what it holds."""
@@ -308,6 +311,8 @@ class ExpertCrossEntropy:
         expert = batch["expert_action"]
         loss, valid = masked_cross_entropy(output.logits, expert)
         hits = output.logits.detach().argmax(-1) == expert
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * entropy(output.logits)
         return LossResult(loss, {"accuracy": hits.sum() / valid.clamp(min=1)}, output.memory, valid)
 
 

@@ -1,10 +1,14 @@
-"""The 20 M-parameter network of the off-policy tutorial, for GPUs.
+"""The 20 M-parameter network of the off-policy tutorial, and BabyAI 1.1's largest, for GPUs.
 
 The mission is read by a bidirectional GRU; at each step the memory before it chooses among the
 words (attention), what it chose scales and shifts two convolutional blocks (FiLM), and their
 outcome goes into an LSTM. So only the first convolutions can be done for all steps at once: the
 rest goes run by run as in `trainer.learning.networks.base`, step k of all runs that are still
 going in one product, which is what makes it faster than T steps over B rollouts.
+
+With `endpool` it is the network of BabyAI 1.1's BossLevel experiment: the view of
+`trainer.learning.networks.film`, pooled at the very end, in place of the tutorial's, which is
+pooled before the blocks.
 
 Left out: batch normalisation, whose statistics would mix rollouts and make a step depend on the
 batch around it; and the raw image, in whose place cell codes have an embedding.
@@ -31,6 +35,7 @@ from trainer.learning.networks.base import (
     output_of_runs,
     runs_of,
 )
+from trainer.learning.networks.film import BagOfWords, whole_view_stem
 
 
 class WordEncoder(nn.Module):
@@ -114,6 +119,8 @@ class BigNetwork(nn.Module):
     """Attention, FiLM and an LSTM of 2048: about 20 M parameters.
 
     vocabulary_size   N, words that token ids 1..N stand for
+    embedding         size of a cell's; with `endpool` it is `channels`
+    endpool           whether the whole view stays in sight up to the last pooling
     """
 
     def __init__(
@@ -124,22 +131,21 @@ class BigNetwork(nn.Module):
         instruction: int = 256,
         channels: int = 128,
         embedding: int = 32,
+        endpool: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(memory=memory, instruction=instruction, channels=channels, embedding=embedding)
         if instruction % 2:
             raise ValueError("instruction must be even")
         self.words = WordEncoder(vocabulary_size, instruction)
-        self.codes = nn.Embedding(CELL_CODES, embedding)
-        self.stem = nn.Sequential(
-            nn.Conv2d(embedding, channels, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+        self.codes: nn.Module = (
+            BagOfWords(channels) if endpool else nn.Embedding(CELL_CODES, embedding)
         )
+        self.stem = whole_view_stem(channels) if endpool else _pooled_stem(embedding, channels)
         self.query = nn.Linear(2 * memory, instruction)
-        self.blocks = nn.ModuleList(FilmBlock(channels, instruction) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            FilmBlock(channels, instruction, normed=endpool) for _ in range(2)
+        )
         self.cell = nn.LSTMCell(channels, memory)
         self.actor = head(memory, len(ACTIONS))
         self.critic = head(memory, 1)
@@ -178,7 +184,10 @@ class BigNetwork(nn.Module):
         return output_of_runs(self.actor, self.critic, outcome, after, runs)
 
     def seen(self, cells: Tensor) -> Tensor:
-        """What does not depend on memory: uint8 [n, 7, 7] to [n, channels, 2, 2]."""
+        """What does not depend on memory: uint8 [n, 7, 7] to [n, channels, h, w].
+
+        h and w are 2, with `endpool` 7.
+        """
         return cast(Tensor, self.stem(self.codes(cells.int()).permute(0, 3, 1, 2)))
 
     def step(
@@ -193,7 +202,7 @@ class BigNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One step of n rows: hidden and cell state [n, memory] after it.
 
-        view           [n, channels, 2, 2]
+        view           [n, channels, h, w]
         words          [n, L, instruction], and whether each is there, bool [n, L]
         hidden, state  [n, memory] before
         rows           those whose memory before is not zero; None: all
@@ -219,6 +228,17 @@ class BigNetwork(nn.Module):
         i, f, g, o = gates.chunk(4, dim=1)  # in the order of torch.nn.LSTMCell
         state = f.sigmoid() * state + i.sigmoid() * g.tanh()
         return o.sigmoid() * state.tanh(), state
+
+
+def _pooled_stem(embedding: int, channels: int) -> nn.Sequential:
+    """The tutorial's convolutions, which pool: [n, embedding, 7, 7] to [n, channels, 2, 2]."""
+    return nn.Sequential(
+        nn.Conv2d(embedding, channels, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
 
 
 def _computing_dtype(like: Tensor) -> torch.dtype:

@@ -54,20 +54,22 @@ class BagOfWords(nn.Module):
         return nn.functional.embedding(cells.int(), codes)
 
 
+def whole_view_stem(channels: int) -> nn.Sequential:
+    """Two convolutions that keep the whole view: [n, channels, h, w] of the same."""
+    layers = [
+        (nn.Conv2d(channels, channels, 3, padding=1), step_norm(channels), nn.ReLU())
+        for _ in range(2)
+    ]
+    return nn.Sequential(*(layer for three in layers for layer in three))
+
+
 class Sight(nn.Module):
     """What is seen, in the light of the instruction: [n, channels] of uint8 [n, 7, 7] cells."""
 
     def __init__(self, channels: int, instruction: int) -> None:
         super().__init__()
         self.cells = BagOfWords(channels)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            step_norm(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            step_norm(channels),
-            nn.ReLU(),
-        )
+        self.stem = whole_view_stem(channels)
         self.blocks = nn.ModuleList(FilmBlock(channels, instruction, normed=True) for _ in range(2))
 
     def forward(self, cells: Tensor, instruction: Tensor) -> Tensor:
