@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from demotools.babyai.levels import level_names, read_manifest
+from demotools.errors import SettingsError
+from trainer.settings.models import read_settings, toml_of
+
 pytest.importorskip("torch")
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
@@ -51,10 +55,18 @@ def test_the_recipe_for_a_gpu_says_what_it_costs(report: Any) -> None:
 
 
 def test_seeds_are_taken_together_and_the_worst_is_told(report: Any) -> None:
-    text = report.levels_section([record(), record(seed=2, successes=970)])
+    of_all = [
+        record(part="mixture", level=level, successes=950) for level in ("GoToLocal", "Synth")
+    ]
+    text = report.levels_section([record(), record(seed=2, successes=970), *of_all])
     assert (
-        "| GoToLocal | 98.00% (97.29% to 98.53%) | 97.0% | 2 | 99.8 | 100 | 3.0 M | 1.5 |" in text
+        "| GoToLocal | 200,000 | `bc_fast.toml` | 98.00% (97.29% to 98.53%) | 97.0% | 2 | "
+        "95.00% (93.47% to 96.19%) | 99.8 | 100 | 3.0 M | 1.5 |" in text
     )
+    # what was not run has a row too
+    assert "| Synth | - | - | - | - | - | 95.00% (93.47% to 96.19%) | 97.3 | 100 | - | - |" in text
+    assert "| Open | - | - | - | - | - | - | - | - | - | - |" in text
+    assert text.count("\n| ") == 1 + 1 + 18
 
 
 def test_precisions_are_told_apart(report: Any) -> None:
@@ -62,6 +74,43 @@ def test_precisions_are_told_apart(report: Any) -> None:
     text = report.minutes_section(runs)
     assert "| float32 | 3.00 M | 30 (30 to 30) | 99.00%" in text
     assert "| bfloat16 | 3.00 M | 15 (15 to 15) | 99.00%" in text
+
+
+def test_every_run_of_the_study_has_settings_that_its_levels_allow(report: Any) -> None:
+    del report
+    module = import_module("experiments")
+    for one in module.experiments():
+        if one.seed == 1:
+            settings = read_settings(one.recipe, one.settings)
+            (stage,) = settings.stages
+            assert stage.off_policy is not None and bool(stage.off_policy.augment) == one.augmented
+            for level in one.levels:
+                assert {*stage.off_policy.augment} <= {*read_manifest(level).symmetries}
+            assert settings.run.precision == one.precision
+            assert settings.run.level_names == one.levels
+    with_environment = {one for one in level_names() if read_manifest(one).environment_id}
+    assert {*module.LEVELS} == with_environment
+
+
+def test_a_run_made_elsewhere_counts_where_its_settings_are_those_of_the_study(
+    report: Any, tmp_path: Path
+) -> None:
+    del report
+    running, runs = import_module("running"), import_module("experiments").experiments()
+    one = next(each for each in runs if each.recipe == "bc_goto.toml")
+    free = ("run.device=cpu", "run.keep=7", "stages.0.off_policy.store=mine.zarr", "on_policy=")
+    for more, told in (
+        ((), None),
+        (("optimizer.lr=1e-3",), "optimizer.lr"),
+        (("run.seed=7",), "run.seed"),
+    ):
+        settings = read_settings(one.recipe, [*one.settings, *free, *more])
+        (tmp_path / "settings.toml").write_text(toml_of(settings), "utf-8")
+        if told is None:
+            running.check_same(one, tmp_path)
+        else:
+            with pytest.raises(SettingsError, match=f"differs from {one.name} in {told}\n"):
+                running.check_same(one, tmp_path)
 
 
 def test_every_run_of_the_study_has_a_name_of_its_own(report: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["levels", "demonstrations", "minutes", "recipes", "mazes"]
+Part = Literal["levels", "demonstrations", "minutes", "recipes", "mazes", "few", "mixture"]
 ALL = 200_000
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, ALL)
 SEEDS = (1, 2, 3)
@@ -20,7 +20,16 @@ _LEVEL_STEPS = {
     "PutNextLocal": 6_000_000,
 }
 _DEMONSTRATIONS_STEPS = 2_000_000
-_MAZE_DEMOS = {"GoTo": 40_000, "BossLevel": 20_000}
+_MAZE_DEMOS = {
+    **dict.fromkeys(("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "Unlock"), 40_000),
+    **dict.fromkeys(("Synth", "SynthLoc"), 40_000),
+    **dict.fromkeys(("GoToSeq", "SynthSeq", "GoToImpUnlock"), 100_000),
+}
+"""How many episodes the bot plays of a maze; of all other levels `ALL`."""
+LEVELS = (*_LEVEL_STEPS, *_MAZE_DEMOS, "BossLevel")
+"""Those of the paper that have an environment, the mazes last."""
+_RETYPED = ("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "GoToSeq")
+"""The mazes whose manifests declare that symmetry."""
 _MAZE_STEPS = 25_000_000
 FASTER = "run.precision=bfloat16"
 _MAZE_OVERRIDES = (
@@ -30,6 +39,11 @@ _MAZE_OVERRIDES = (
     'stages.0.off_policy.augment=["recolor", "mirror"]',
     "optimizer.lr=2e-3",
 )
+_SMALL_MAZES = {"GoTo": 40_000, "BossLevel": 20_000}
+_BOSS_STEPS = 48_000_000
+_FEW_STEPS = {"GoToLocal": 4_000_000, "PutNextLocal": 6_000_000}
+_MIXTURE_ROWS = {"GoTo": 4, "GoToSeq": 6, "SynthSeq": 8, "GoToImpUnlock": 8, "BossLevel": 16}
+"""Rollouts of a level in the mixture of all; of every other 2."""
 _ROLLOUTS = 128  # of bc_1000_demos.toml
 _MINUTES_EVERY = 250_000
 
@@ -38,6 +52,7 @@ _MINUTES_EVERY = 250_000
 class Experiment:
     """One run.
 
+    level      "all": one network on a mixture of `LEVELS`, measured on each
     demos      episodes of the store that it learns from
     overrides  of the recipe, as `--set` takes them
     every      demonstration steps between measured checkpoints; None: only the last is measured
@@ -66,10 +81,35 @@ class Experiment:
         return "bfloat16" if FASTER in self.overrides else "float32"
 
     @property
-    def store(self) -> str:
-        """The name of the store that it learns from."""
+    def levels(self) -> tuple[str, ...]:
+        """What it learns, and is measured on."""
+        return LEVELS if self.level == "all" else (self.level,)
+
+    @property
+    def stores(self) -> dict[str, int]:
+        """The stores that it learns from, with their share of the rollouts."""
+        if self.level == "all":
+            return {level: _MIXTURE_ROWS.get(level, 2) for level in LEVELS}
         whole = self.demos == recorded(self.level)
-        return self.level if whole else f"{self.level}-{self.demos}"
+        return {self.level if whole else f"{self.level}-{self.demos}": 1}
+
+    @property
+    def settings(self) -> list[str]:
+        """What a run of its recipe is given, as `--set` takes it."""
+        levels: str | list[str] = self.level
+        (stores,) = self.stores if len(self.stores) == 1 else ("",)
+        if self.level == "all":
+            levels = list(self.levels)
+            tables = (
+                f"{{name = '{name}', proportion = {rows}}}" for name, rows in self.stores.items()
+            )
+            stores = f"[{', '.join(tables)}]"
+        return [
+            f"run.level={levels}",
+            f"run.seed={self.seed}",
+            f"stages.0.off_policy.store={stores}",
+            *self.overrides,
+        ]
 
 
 def recorded(level: str) -> int:
@@ -95,9 +135,35 @@ def experiments() -> Iterator[Experiment]:
             yield Experiment(
                 "minutes", "GoToLocal", ALL, recipe, seed, False, precision, _MINUTES_EVERY
             )
-    for level, demos in _MAZE_DEMOS.items():
+    for level, demos in _SMALL_MAZES.items():
         chosen = (*_MAZE_OVERRIDES, FASTER) if level == "BossLevel" else _MAZE_OVERRIDES
         yield Experiment("mazes", level, demos, "bc_fast.toml", 1, True, chosen)
+    yield from _with_map()
+
+
+def _with_map() -> Iterator[Experiment]:
+    """The runs of the network `maze`, and those from few demonstrations."""
+    budget = f"stages.0.max_demo_steps={_BOSS_STEPS}"
+    yield Experiment("mazes", "BossLevel", ALL, "bc_bosslevel.toml", 1, True, (budget, FASTER))
+    two = 'stages.0.off_policy.augment=["recolor", "mirror"]'
+    for level, demos in _MAZE_DEMOS.items():
+        chosen = [FASTER] if level in _RETYPED else [FASTER, two]
+        if demos > _SMALL_MAZES["GoTo"]:
+            chosen.append("stages.0.max_demo_steps=16_000_000")
+        yield Experiment("mazes", level, demos, "bc_goto.toml", 1, True, tuple(chosen))
+    yield Experiment("few", "GoTo", 10_000, "bc_goto.toml", 1, True, (FASTER,))
+    for seed in SEEDS:
+        for level, demos in (
+            *(("GoToLocal", demos) for demos in (100, 300, 500)),
+            *(("PutNextLocal", demos) for demos in (1_000, 5_000)),
+        ):
+            of_few = [f"stages.0.max_demo_steps={_FEW_STEPS[level]}"]
+            if demos < _ROLLOUTS:
+                of_few.append(f"stages.0.off_policy.rollouts={demos}")
+            yield Experiment("few", level, demos, "bc_1000_demos.toml", seed, True, tuple(of_few))
+    rows = f"stages.0.off_policy.rollouts={sum(_MIXTURE_ROWS.get(level, 2) for level in LEVELS)}"
+    of_all = (budget, rows, FASTER, two)
+    yield Experiment("mixture", "all", ALL, "bc_bosslevel.toml", 1, True, of_all)
 
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
