@@ -22,6 +22,7 @@ from trainer.learning.building import NETWORKS, build_network
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.export import export_policy
 from trainer.run.loading import load_policy
+from trainer.run.published import handed_on
 from trainer.settings.models import read_settings, toml_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,11 +35,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def written_policy(folder: Path, network: str = "small", scale: float = 3.0) -> Path:
+def written_policy(folder: Path, network: str = "small", scale: float = 3.0, *more: str) -> Path:
     """A checkpoint whose network acts variedly: its weights are larger than they begin."""
     torch.manual_seed(1)
     sizes = [f"model.{name}={size}" for name, size in SIZES[network].items()]
-    overrides = [f"model.type={network}", "run.device=cpu", *sizes]
+    overrides = [f"model.type={network}", "run.device=cpu", *sizes, *more]
     settings = read_settings("bc_small_cpu.toml", overrides)
     model = build_network(network, SIZES[network], len(WORDS))
     weights = {name: values * scale for name, values in model.state_dict().items()}
@@ -181,3 +182,27 @@ def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "the file exists already" in result.output
     assert (tmp_path / "policy.pt").read_text() == "mine"
     assert run("export", checkpoint, "--to", "onnx", "--half").exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["weights", "onnx", "torch"])
+def test_what_is_handed_on_names_no_folder_of_this_machine(kind: str, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    off_policy = "stages.0.off_policy.store"
+    checkpoint = written_policy(
+        *(tmp_path, "small", 3.0, "run.init_from=/home/me/secret/runs/first/best.pt"),
+        f"{off_policy}=[{{name='/home/me/secret/GoTo.zarr', proportion=2}}, {{name='Open'}}]",
+        "stages.0.early_stopping={patience=3, hold_out='../secret/GoTo-valid.zarr'}",
+    )
+    exported = run("export", checkpoint, "--to", kind, "-o", tmp_path / "policy")
+    assert exported.exit_code == 0, exported.output
+    assert b"secret" not in (tmp_path / "policy").read_bytes()
+    if kind == "weights":
+        settings = read_checkpoint(tmp_path / "policy").parsed()
+        assert settings.run.init_from == "first/best.pt"
+        assert settings.store_names() == ["GoTo", "Open", "GoTo-valid"]
+        one = settings.model_copy(
+            update={"run": settings.run.model_copy(update={"init_from": None})}
+        )
+        hub = one.run.model_copy(update={"init_from": "hf:me/policy@main"})
+        assert "hf:me/policy@main" in handed_on(one.model_copy(update={"run": hub}))

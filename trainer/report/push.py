@@ -24,7 +24,7 @@ from trainer.report.plot import plot_runs
 from trainer.report.watch import watched_episodes
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.log import CURVE_FILE
-from trainer.run.published import write_policy
+from trainer.run.published import handed_on, write_policy
 from trainer.run.success import measured_success
 
 EVALUATION_FILE = "evaluation.json"
@@ -90,7 +90,7 @@ def push_policy(
     with working_folder(run / f".{saved.path.name}.push") as folder:
         files = write_policy(
             folder,
-            settings=saved.settings,
+            settings=handed_on(saved.parsed()),
             words=saved.words,
             model=saved.model,
             versions=saved.versions,

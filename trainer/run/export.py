@@ -39,6 +39,7 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment, check_play
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import memory_of
 from trainer.run.checkpoint import Checkpoint, named_checkpoint, write_checkpoint
+from trainer.run.published import handed_on
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import users_code
 
@@ -119,7 +120,7 @@ def export_policy(
         saved.network()  # that they fit it, and are finite
         write_checkpoint(
             path,
-            settings=saved.settings,
+            settings=handed_on(saved.parsed()),
             words=saved.words,
             model={name: _halved(each) if half else each for name, each in saved.model.items()},
             training={},
@@ -185,7 +186,7 @@ def _described(saved: Checkpoint) -> dict[str, str]:
         "words": json.dumps(saved.words, ensure_ascii=False),
         "actions": json.dumps(ACTIONS),
         "level": " + ".join(saved.parsed().run.level_names),
-        "settings": saved.settings,
+        "settings": handed_on(saved.parsed()),
     }
 
 

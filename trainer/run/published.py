@@ -12,19 +12,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import tomli_w
 import torch
 
 from demotools.errors import CheckpointError, optional_package
-from demotools.exchange.hub import downloaded_files
+from demotools.exchange.hub import downloaded_files, on_hub
 from demotools.output import read_regular, write_output
+from demotools.store.format import SUFFIX
+from trainer.settings.models import SETTINGS_FILE, Settings
 
 WEIGHTS_FILE = "model.safetensors"
-SETTINGS_FILE = "settings.toml"
 WORDS_FILE = "vocabulary.json"
 FORMAT = 1
+
+
+def handed_on(settings: Settings) -> str:
+    """The settings as TOML for others: stores and first weights by their names alone.
+
+    Where they lie on this machine is of no use elsewhere, and nobody's business.
+    """
+    tree = settings.model_dump(exclude_none=True, mode="json", by_alias=True)
+    begun = settings.run.init_from
+    if begun is not None and not on_hub(begun):
+        path = PurePath(begun)
+        tree["run"]["init_from"] = "/".join(path.parts[-2:] if path.suffix else path.parts[-1:])
+    for stage in tree["stages"]:
+        stores = stage.get("off_policy", {}).get("store")
+        if isinstance(stores, str):
+            stage["off_policy"]["store"] = _plain(stores)
+        for store in stores if isinstance(stores, list) else ():
+            store["name"] = _plain(store["name"])
+        rule = stage.get("early_stopping", {})
+        if "hold_out" in rule:
+            rule["hold_out"] = _plain(rule["hold_out"])
+    return tomli_w.dumps(tree)
+
+
+def _plain(store: str) -> str:
+    return PurePath(store).name.removesuffix(SUFFIX) or store
 
 
 def write_policy(
