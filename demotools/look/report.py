@@ -452,7 +452,7 @@ def _shared_seeds(first: StoreStatistics, second: StoreStatistics) -> Finding:
 
 
 def _grammar(one: StoreStatistics, *, quiet: bool) -> Finding:
-    name, level = "missions against the level's grammar", one.store.attributes.level
+    name, level = "missions against the level's grammar", " or ".join(one.store.levels)
     rows = missions_out_of_grammar(one.store, quiet=quiet)
     if rows is None:
         text = f"not checked: the level {level} has no manifest"

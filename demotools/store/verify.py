@@ -214,7 +214,7 @@ def missions_out_of_grammar(store: Store, *, quiet: bool = True) -> list[int] | 
 
 
 def _grammar(store: Store) -> Check:
-    name, level = "missions against the level's grammar", store.attributes.level
+    name, level = "missions against the level's grammar", " or ".join(store.levels)
     rows = missions_out_of_grammar(store)
     if rows is None:
         return Check(name, note="the level has no manifest", skipped=True)

@@ -182,11 +182,28 @@ def test_the_interval_covers_the_true_rate_about_95_times_in_100() -> None:
         ("go to a door and open the red door", "a and b"),
         ("go to a door, then open the red door", "a, then b"),
         ("pick up a key and go to a box after you open a door", "a and b after you c"),
-        ("sing", "other"),
+        ("sing", None),
+        ("go to the green goal square", None),
+        ("open the door and the window", None),
     ],
 )
-def test_missions_are_counted_by_kind(mission: str, kind: str) -> None:
+def test_missions_are_counted_by_kind(mission: str, kind: str | None) -> None:
     assert mission_kind(mission) == kind
+
+
+def test_missions_of_other_environments_are_counted_by_their_texts_unless_these_are_many() -> None:
+    def of(*missions: str) -> list[str]:
+        outcomes = [
+            Outcome(seed, text, success=True, length=1, total_reward=1.0)
+            for seed, text in enumerate(missions)
+        ]
+        return list(evaluation("mine:Own-v0", outcomes).kinds)
+
+    assert of("go to the shop", "go to the ball", "go to the shop") == [
+        "go to ball",
+        "go to the shop",
+    ]
+    assert of(*(f"count to {number}" for number in range(21))) == ["other"]
 
 
 def small_evaluation() -> Evaluation:

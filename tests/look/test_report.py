@@ -27,6 +27,7 @@ from demotools.look.report import Finding, common, store_findings, store_report
 from demotools.look.statistics import store_statistics
 from demotools.store.duplicates import episode_hashes, hashes
 from demotools.store.reading import Episodes, Store, open_store
+from demotools.store.reshape import merge_stores
 from demotools.store.shrink import shrink_stores
 from tests.browser import colours_of_page, needs_chromium
 from tests.conftest import MISSIONS, build_store, make_episodes
@@ -207,6 +208,9 @@ def test_missions_out_of_grammar_are_found_with_their_episodes(tmp_path: Path) -
     assert found.alarm
     assert found.figures == {"checked": True, "missions": 2, "episodes": 3}
     assert found.details == ("'open the red door'", "'fly away'")
+    build_store(tmp_path / "c.zarr", make_episodes([1]), level="GoToObj")
+    merge_stores([tmp_path / "c.zarr", store.path], tmp_path / "d.zarr", quiet=True)
+    assert "none of GoToObj or GoToLocal" in finding([open_store(tmp_path / "d.zarr")], name).text
     foreign = build_store(tmp_path / "b.zarr", make_episodes([1]), level="MyOwnLevel")
     assert finding([foreign], name).text == "not checked: the level MyOwnLevel has no manifest"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS
+from demotools.babyai.cells import ACTIONS, COLOURS
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
 _DONE = ACTIONS.index("done")
+_OBJECT = r"\b(?:object|door|key|ball|box)\b"
+_DESCRIPTION = (
+    rf"(?:a|the) (?:(?:{'|'.join(COLOURS)}) )?{_OBJECT}"
+    r"(?: in front of you| behind you| on your left| on your right)?"
+)
+_CLAUSE = re.compile(
+    rf"(?:go to|pick up|open) {_DESCRIPTION}|put {_DESCRIPTION} next to {_DESCRIPTION}"
+)
+_MOST_MISSIONS = 20
+"""So many different missions beyond BabyAI's are told apart by their texts."""
 
 
 @dataclass(frozen=True, order=True)
@@ -231,8 +241,10 @@ def evaluation(level: str, outcomes: Sequence[Outcome], *, sampled: bool = False
     lengths = np.array([outcome.length for outcome in outcomes])
     success = np.array([outcome.success for outcome in outcomes])
     kinds: dict[str, Kind] = {}
+    others = {one.mission for one in outcomes if mission_kind(one.mission) is None}
     for outcome in outcomes:
-        kind = mission_kind(outcome.mission)
+        text = outcome.mission if len(others) <= _MOST_MISSIONS else "other"
+        kind = mission_kind(outcome.mission) or printable_text(text)
         so_far = kinds.get(kind, Kind(0, 0))
         kinds[kind] = Kind(so_far.episodes + 1, so_far.successes + outcome.success)
     return Evaluation(
@@ -266,19 +278,24 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
-def mission_kind(mission: str) -> str:
+def mission_kind(mission: str) -> str | None:
     """The verb and objects of a mission of one clause; the joints of a longer one.
+
+    None where it is no mission of BabyAI's grammar, as of an environment of somebody's own.
 
     >>> mission_kind("put the red ball next to a box on your left")
     'put ball next to box'
     >>> mission_kind("open a door and pick up the key, then go to the grey object")
     'a and b, then c'
+    >>> mission_kind("go to the lamp")
     """
     clauses = re.split(r"(, then | after you | and )", mission)
+    if not all(_CLAUSE.fullmatch(clause) for clause in clauses[::2]):
+        return None
     if len(clauses) == 1:
         verb = re.match(r"go to|pick up|open|put", mission)
-        objects = re.findall(r"\b(?:object|door|key|ball|box)\b", mission)
-        return " ".join([verb[0] if verb else "other", " next to ".join(objects)]).strip()
+        assert verb is not None
+        return f"{verb[0]} {' next to '.join(re.findall(_OBJECT, mission))}"
     letters = iter("abcdefgh")
     return "".join(
         next(letters, "…") if index % 2 == 0 else joint for index, joint in enumerate(clauses)
