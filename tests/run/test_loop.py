@@ -939,12 +939,12 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
                 (
                     "torch.optim.lr_scheduler:OneCycleLR",
                     ", max_lr=0.1, total_steps=3",
-                    "ValueError: Tried to step",
+                    "Tried to step",
                 ),
                 (
                     "torch.optim.lr_scheduler:ExponentialLR",
                     ", gamma=1e200",
-                    "ValueError: the learning rate becomes inf",
+                    "the learning rate becomes inf",
                 ),
             )
         ),

@@ -201,6 +201,7 @@ def test_what_a_network_does_not_take_is_refused_by_name_before_the_first_step(
     result = CliRunner().invoke(main, ["run", "ppo", "--tiny", "-m", "1", "-o", "a", *settings])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     assert what in result.output and "\n  next:  " in result.output
+    assert "Error:" not in result.output
     assert not Path("a").exists()
 
 

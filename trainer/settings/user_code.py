@@ -167,8 +167,10 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
     except Exception as error:
         if _is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
             raise
+        # a ValueError says it in words, of other errors the class is half of what they say
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise SettingsError(
-            f"the {_kind(key)} refuses its settings: {type(error).__name__}: {error}",
+            f"the {_kind(key)} refuses its settings: {why}",
             path=f"{key} = {name!r}",
             fix="correct the keys beside its type, or name another",
         ) from error
