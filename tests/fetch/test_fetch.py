@@ -948,7 +948,7 @@ def test_killed_ten_times_it_ends_with_the_same_store(
     assert store_files(folder) == store_files(undisturbed)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_when_its_store_is_made_it_is_tidied_by_the_next(
     server: DriveServer, demos: bytes, folder: Path, tmp_path: Path, keep: bool
 ) -> None:

@@ -119,6 +119,18 @@ def test_a_run_that_began_with_weights_is_resumed_without_them_and_keeps_their_n
     assert elsewhere.exit_code == 1 and "`run.init_from`" in elsewhere.output
 
 
+@pytest.mark.slow
+def test_a_seed_that_is_begun_later_begins_with_the_weights_of_the_others(
+    run: Callable[..., Result], clone: Path, tmp_path: Path
+) -> None:
+    line = ("ppo", "-o", "a", "-q", *STILL)
+    assert run(*line, "--seeds", "1", "--init-from", str(clone)).exit_code == 0
+    more = run(*line, "--seeds", "1-2", "--resume")
+    assert more.exit_code == 0, more.output
+    first, second = weights(clone), weights(tmp_path / "a/seed-2")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
     checkpoint = read_checkpoint(clone)
     run = begun(words=(*WORDS, "giraffe", "gnu"))

@@ -6,6 +6,7 @@ Loading torch takes longer than all of this: a wrong name is reported at once.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -94,16 +95,31 @@ def seed_runs(
 ) -> list[tuple[Path, tuple[str, ...]]]:
     """The folder and the overrides of the run with each of these seeds; see `run_folder`.
 
+    A seed that a resumed experiment has not begun begins with the weights that the others did.
+
     SettingsError  of the recipe; `seeds` is no list of seeds
     """
-    name = read_settings(recipe, overrides, tiny=tiny).run.name
+    settings = read_settings(recipe, overrides, tiny=tiny).run
     whole = run_folder(
-        name, overrides, tiny=tiny, init_from=init_from, output=output, resume=resume
+        settings.name, overrides, tiny=tiny, init_from=init_from, output=output, resume=resume
     )
-    return [
-        (whole / f"{SEED_FOLDER}{seed}", (*overrides, f"run.seed={seed}"))
-        for seed in listed_seeds(seeds)
-    ]
+    runs = []
+    for seed in listed_seeds(seeds):
+        folder, own = whole / f"{SEED_FOLDER}{seed}", (*overrides, f"run.seed={seed}")
+        named = init_from is not None or settings.init_from is not None
+        begun = None if named or not resume or has_checkpoint(folder) else _begun_with(whole)
+        if begun is not None:
+            own = (*own, f"run.init_from={json.dumps(begun)}")
+        runs.append((folder, own))
+    return runs
+
+
+def _begun_with(folder: Path) -> str | None:
+    """Whose weights the runs of several seeds in a folder began with; None: anew."""
+    for file in sorted(folder.glob(f"{SEED_FOLDER}*/{SETTINGS_FILE}")):
+        if has_checkpoint(file.parent):
+            return read_settings(str(file)).run.init_from
+    return None
 
 
 def has_checkpoint(folder: Path) -> bool:
