@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from demotools.babyai.levels import EVALUATION_SEED
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import DemotoolsError
 from demotools.recording.environment import Environment, make_environment
@@ -1059,3 +1061,42 @@ def test_a_run_told_to_end_between_rollout_and_store_ends_with_the_same_weights(
     monkeypatch.setenv("STOP", "0")
     assert run("bc_and_ppo", "cut", *line, "--resume").exit_code == 0
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    # a cycle that was stopped has one line of each group, as of one that was not
+    assert untimed_lines(tmp_path / "cut") == untimed_lines(tmp_path / "whole")
+
+
+def untimed_lines(folder: Path) -> list[dict[str, Any]]:
+    timed = ("minutes", "share_", "_per_second", "resident_mib")
+    return [
+        {name: value for name, value in line.items() if not any(one in name for one in timed)}
+        for line in read_log(folder)
+    ]
+
+
+class _ToldToEnd(gymnasium.Wrapper[Any, int, Any, int]):
+    """Its process is told to end when the third of all episodes of evaluation begins."""
+
+    begun: ClassVar[list[int]] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None and seed >= EVALUATION_SEED:
+            self.begun.append(seed)
+            if len(self.begun) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return self.env.reset(seed=seed, options=options)
+
+
+def told_to_end(level: str) -> Environment:
+    return _ToldToEnd(make_environment(level))
+
+
+def test_a_run_told_to_end_while_it_measures_ends_without_waiting(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    measured = ("--set", "evaluation.every=32", "--set", "evaluation.episodes=40")
+    line = ("--tiny", "-m", "1", "-q", *measured)
+    line += ("--set", "on_policy.environment=tests.run.test_loop:told_to_end")
+    assert run("ppo", "a", *line).exit_code == 128 + signal.SIGTERM
+    assert len(_ToldToEnd.begun) == 3
+    assert of_group(tmp_path / "a", "evaluation") == []
+    assert read_checkpoint(tmp_path / "a", trust=True).training["progress"]["env_steps"] > 0

@@ -96,6 +96,17 @@ class Meter:
             if of_group
         }
 
+    def state(self) -> dict[str, dict[str, list[float]]]:
+        """The scalars of a cycle that is under way; what `load_state` takes."""
+        return {group: {**of_group} for group, of_group in self._values.items()}
+
+    def load_state(self, state: Mapping[Group, Mapping[str, Sequence[float]]]) -> None:
+        """Go on with a cycle."""
+        self._values = {
+            group: {name: list(many) for name, many in of_group.items()}
+            for group, of_group in state.items()
+        }
+
     def shown(self) -> dict[str, str]:
         """What the bar shows."""
         names = ("loss", "accuracy", "success")

@@ -61,11 +61,13 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                         _learn_from_demos(run, stage, stage.demos, stop)
                     whole = not progress.in_cycle or progress.finished(stage.settings)
                     progress.stage_over = whole and ends_early(run, stage)
-                _report(run, before)
+                _report(run, before, whole=whole)
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
                     save_best(run, stage)
                 ending = run.team.any(bool(stop))
-                measure_if_due(run, stage, before, ending=ending)
+                with stop.at_once():  # a measurement may take longer than there is time
+                    measure_if_due(run, stage, before, ending=ending)
+                ending = ending or run.team.any(bool(stop))
                 # at its end with all that a larger budget would go on from
                 if ending or progress.finished(stage.settings) or _save_is_due(run, before):
                     save(run, stage)
@@ -226,11 +228,13 @@ def _failure(
     )
 
 
-def _report(run: Run, before: Progress) -> None:
-    """The means of a cycle to the log."""
+def _report(run: Run, before: Progress, *, whole: bool) -> None:
+    """The means of a cycle to the log; of one that was stopped, when it has been ended."""
     progress = run.progress
     seconds, shares = run.watch.shares()
     progress.minutes += seconds / 60
+    if not whole:
+        return
     demo_speed = (progress.demo_steps - before.demo_steps) / seconds
     env_speed = (progress.env_steps - before.env_steps) / seconds
     speeds = {"demo_steps_per_second": demo_speed, "env_steps_per_second": env_speed}

@@ -25,6 +25,7 @@ from trainer.run.checkpoint import (
     write_checkpoint,
 )
 from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
+from trainer.run.log import Group
 from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
 
@@ -35,13 +36,17 @@ _STATE = "the state of training in this checkpoint is damaged"
 
 
 class _Process(BaseModel):
-    """What a checkpoint holds of one process."""
+    """What a checkpoint holds of one process.
+
+    meter   of a cycle that is under way
+    """
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
     random: torch.Tensor
     stage: dict[str, Any]
     losses: dict[str, Any]
+    meter: dict[Group, dict[str, list[float]]] = Field(default_factory=dict)
 
 
 class _Training(BaseModel):
@@ -117,6 +122,7 @@ def state_of(run: Run, stage: Stage) -> dict[str, Any]:
         "random": torch.get_rng_state(),
         "stage": stage.state(),
         "losses": loss_states(run.by_name),
+        "meter": run.meter.state(),
     }
     return _state(run, {"processes": run.team.gathered(mine)})
 
@@ -197,6 +203,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         torch.set_rng_state(mine.random)
     # in place: the schedule looks at it
     vars(run.progress).update(training.progress)
+    run.meter.load_state(mine.meter)
     run.restored = mine.stage or None
     if run.log is not None:
         run.log.cut(training.log_bytes)
