@@ -138,9 +138,17 @@ def _page(one: StoreStatistics, *, quiet: bool) -> dict[str, Any]:
 
 
 def _provenance(info: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(key, str(value)) for key, value in info["source"].items()]
-    rows += [(f"parent’s {key}", str(value)) for key, value in (info["parent"] or {}).items()]
-    rows += [(key, str(info[key])) for key in ("licence", "citation")]
+    texts = flat_texts(info["source"])
+    texts += [f"parent’s {text}" for text in flat_texts(info["parent"] or {})]
+    texts += [f"{key}: {info[key]}" for key in ("licence", "citation")]
+    parts = [text.partition(": ") for text in texts]
+    # those of the stores that were merged stand together in the store's own
+    repeated = (" licence", " citation")
+    rows = [
+        (name, value)
+        for name, _colon, value in parts
+        if value != "None" and not name.endswith(repeated)
+    ]
     return [*rows, ("made by", info["created_by"]), ("fingerprint", info["fingerprint"])]
 
 

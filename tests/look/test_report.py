@@ -318,7 +318,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -418,3 +418,15 @@ def test_chromium_opens_the_page_without_a_complaint(
     report = store_report([store.path for store in train_and_valid], quiet=True)
     file.write_text(report.html, "utf-8")
     assert len(colours_of_page(file, tmp_path, size)) > 50
+
+
+def test_where_a_merged_store_came_from_is_told_in_words(tmp_path: Path) -> None:
+    for name in "ab":
+        build_store(tmp_path / f"{name}.zarr", make_episodes([1]))
+    merge_stores([tmp_path / "a.zarr", tmp_path / "b.zarr"], tmp_path / "c.zarr", quiet=True)
+    page = store_report([tmp_path / "c.zarr"], quiet=True).html
+    shown = " ".join(re.sub("<[^>]*>", " ", page.split("Where it came from")[1]).split())
+    assert "stores 2 name b " in shown and "stores 1 episodes 1 " in shown
+    # licence and citation once, for all; nothing as Python spells it
+    assert shown.count(" licence ") == shown.count(" citation ") == 1
+    assert "None" not in shown and "{" not in shown and "&#39;" not in shown
