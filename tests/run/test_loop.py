@@ -1094,8 +1094,8 @@ def test_a_run_told_to_end_while_it_measures_ends_without_waiting(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     measured = ("--set", "evaluation.every=32", "--set", "evaluation.episodes=40")
-    line = ("--tiny", "-m", "1", "-q", *measured)
-    line += ("--set", "on_policy.environment=tests.run.test_loop:told_to_end")
+    environment = ("--set", "on_policy.environment=tests.run.test_loop:told_to_end")
+    line = ("--tiny", "-m", "1", "-q", *measured, *environment)
     assert run("ppo", "a", *line).exit_code == 128 + signal.SIGTERM
     assert len(_ToldToEnd.begun) == 3
     assert of_group(tmp_path / "a", "evaluation") == []
