@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.learning.networks import sums
 from trainer.learning.networks.sums import linear_of_rows, segment_sums
 
 
@@ -31,25 +30,6 @@ def test_a_linear_layer_over_gathered_rows_is_the_plain_product(count: int) -> N
         strict=True,
     ):
         torch.testing.assert_close(got, wanted)
-
-
-def test_rows_that_steps_share_are_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(sums, "_WORTH", 0)  # the plain product, whatever is shared
-    rows, weight = torch.randn(5, 6), torch.randn(7, 54)
-    index = torch.randint(5, (40, 9))
-    plain = linear_of_rows(rows, index, weight)
-    monkeypatch.undo()
-    product = torch.mm
-
-    def mm(one: Tensor, other: Tensor, *, out: Tensor) -> Tensor:
-        asked.append(len(one))
-        return product(one, other, out=out)
-
-    monkeypatch.setattr(torch, "mm", mm)
-    torch.testing.assert_close(linear_of_rows(rows, index, weight), plain)
-    pairs = {(int(row), place) for step in index for place, row in enumerate(step)}
-    assert sum(asked) == len(pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

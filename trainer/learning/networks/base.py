@@ -95,6 +95,7 @@ class InstructionEncoder(nn.Module):
             recurrent.to(projected.dtype),
             recurrent_bias.to(projected.dtype),
             going.tolist(),
+            torch.where(step == 0, row, len(rank) + first[step - 1] + row),
         )
         inverse = torch.empty_like(rank)
         inverse[rank] = torch.arange(len(rank))
@@ -305,9 +306,11 @@ def lstm_by_runs(
     if is_traced():
         hidden, state = cell(inputs, initial.chunk(2, dim=1))
         return hidden, torch.cat([hidden, state], dim=1)
-    projected = nn.functional.linear(inputs, cell.weight_ih, cell.bias_ih + cell.bias_hh)
+    if torch.is_autocast_enabled(inputs.device.type):
+        inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
+    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh)
     hidden, state = _LSTMOverRuns.apply(  # type: ignore[no-untyped-call]
-        projected, cell.weight_hh.to(projected.dtype), initial.to(projected.dtype), runs
+        inputs, *(one.to(inputs.dtype) for one in (*weights, initial)), runs
     )
     after = torch.cat([hidden.detach()[runs.last], state[runs.last]], dim=1)
     return hidden, after
@@ -331,8 +334,8 @@ def lstm_by_steps(
     return torch.stack(outputs), torch.cat([hidden, state], dim=1).detach()
 
 
-_sigmoid_backward = torch.ops.aten.sigmoid_backward
-_tanh_backward = torch.ops.aten.tanh_backward
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 class _LSTMOverRuns(torch.autograd.Function):
@@ -340,72 +343,72 @@ class _LSTMOverRuns(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, weight: Tensor, initial: Tensor, runs: Runs
+        ctx: Any,
+        inputs: Tensor,
+        inward: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        initial: Tensor,
+        runs: Runs,
     ) -> tuple[Tensor, Tensor]:
-        size = weight.shape[1]
-        count = runs.sizes[0]
-        gates = torch.empty_like(projected)
+        size, count = weight.shape[1], runs.sizes[0]
+        gates = nn.functional.linear(inputs, inward, bias)
         # rows [0, R) hold the initial states, row R + n that of step n
-        hidden = projected.new_empty(count + len(projected), size)
+        hidden = gates.new_empty(count + len(gates), size)
         state = torch.empty_like(hidden)
         hidden[:count], state[:count] = initial.chunk(2, dim=1)
-        start, previous = 0, 0
+        rows = [count, *runs.sizes]
+        hiddens, states = torch.split(hidden, rows), torch.split(state, rows)
         transposed = weight.t()
-        for going in runs.sizes:
-            gate = gates[start : start + going]
-            torch.addmm(
-                projected[start : start + going],
-                hidden[previous : previous + going],
-                transposed,
-                out=gate,
-            )
-            gate[:, : 2 * size].sigmoid_()
-            gate[:, 2 * size : 3 * size].tanh_()
-            gate[:, 3 * size :].sigmoid_()
+        for step, gate in enumerate(torch.split(gates, runs.sizes)):
+            going = len(gate)
+            new, cell = hiddens[step + 1], states[step + 1]
+            gate.addmm_(hiddens[step][:going], transposed)
             i, f, g, o = gate.chunk(4, dim=1)
-            here = slice(count + start, count + start + going)
-            torch.mul(f, state[previous : previous + going], out=state[here])
-            state[here].addcmul_(i, g)
-            torch.tanh(state[here], out=hidden[here])
-            hidden[here].mul_(o)
-            previous, start = count + start, start + going
-        ctx.save_for_backward(weight, gates, hidden, state)
+            gate[:, : 2 * size].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            torch.mul(f, states[step][:going], out=cell).addcmul_(i, g)
+            torch.tanh(cell, out=new).mul_(o)
+        ctx.save_for_backward(inputs, inward, weight, gates, hidden, state)
         ctx.runs = runs
         ctx.mark_non_differentiable(after := state[count:])
         return hidden[count:], after
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weight, gates, hidden, state = ctx.saved_tensors
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
+        inputs, inward, weight, gates, hidden, state = ctx.saved_tensors
         runs: Runs = ctx.runs
         count, size = runs.sizes[0], weight.shape[1]
+        # of all steps at once: by what the gradients of cell and hidden state are multiplied
+        i, f, g, o = gates.chunk(4, dim=1)
+        squashed = state[count:].tanh()
         by_gates = torch.empty_like(gates)
+        by_i, by_f, by_g, by_o = by_gates.chunk(4, dim=1)
+        _sigmoid_backward(g, i, grad_input=by_i)
+        _sigmoid_backward(state.index_select(0, runs.before), f, grad_input=by_f)
+        _tanh_backward(i, g, grad_input=by_g)
+        _sigmoid_backward(squashed, o, grad_input=by_o)
+        to_cell = _tanh_backward(o, squashed, grad_input=squashed)
         by_hidden = gradients[0].clone()
-        by_state = state.new_zeros(count, size)
-        previous = state[runs.before]
-        stop = len(gates)
-        for earlier, going in zip([0, *runs.sizes[:-1]][::-1], runs.sizes[::-1], strict=True):
-            start = stop - going
-            here = slice(start, stop)
-            i, f, g, o = gates[here].chunk(4, dim=1)
-            squashed = state[count + start : count + stop].tanh()
-            dh, dc = by_hidden[here], by_state[:going]
-            dc += _tanh_backward(dh * o, squashed)
-            by_gates[here] = torch.cat(
-                [
-                    _sigmoid_backward(dc * g, i),
-                    _sigmoid_backward(dc * previous[here], f),
-                    _tanh_backward(dc * i, g),
-                    _sigmoid_backward(dh * squashed, o),
-                ],
-                dim=1,
-            )
-            dc *= f
-            if earlier:
-                rows = by_hidden[start - earlier : start - earlier + going]
-                rows.addmm_(by_gates[here], weight)
-            stop = start
-        return by_gates, by_gates.t() @ hidden[runs.before], None, None
+        by_cell = state.new_zeros(count, size)
+        parts = [torch.split(each, runs.sizes) for each in (by_gates, by_hidden, to_cell, f)]
+        for step in reversed(range(len(runs.sizes))):
+            gate, change, through, kept = (part[step] for part in parts)
+            cell = by_cell[: len(gate)]
+            cell.addcmul_(change, through)
+            gate[:, : 3 * size].view(-1, 3, size).mul_(cell[:, None])
+            gate[:, 3 * size :].mul_(change)
+            if step:
+                cell.mul_(kept)
+                parts[1][step - 1][: len(gate)].addmm_(gate, weight)
+        transposed = by_gates.t()
+        before = hidden.index_select(0, runs.before)
+        by_inputs = by_gates @ inward if ctx.needs_input_grad[0] else None
+        by_weights = (transposed @ inputs, transposed @ before, by_gates.sum(0))
+        return by_inputs, *by_weights, None, None
 
 
 class _GRUOverWords(torch.autograd.Function):
@@ -413,52 +416,53 @@ class _GRUOverWords(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]
+        ctx: Any,
+        projected: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        sizes: list[int],
+        before: Tensor,
     ) -> Tensor:
         size, count = weight.shape[1], sizes[0]
         gates = projected.clone()
         by_hidden = torch.empty_like(projected)
         # rows [0, M) hold the initial states, row M + n that at place n
         hidden = projected.new_zeros(count + len(projected), size)
-        start, previous = 0, 0
+        states = torch.split(hidden, [count, *sizes])
         transposed = weight.t()
-        for going in sizes:
-            before = hidden[previous : previous + going]
-            gate, turned = gates[start : start + going], by_hidden[start : start + going]
-            torch.addmm(bias, before, transposed, out=turned)
-            both = gate[:, : 2 * size]
-            both.add_(turned[:, : 2 * size]).sigmoid_()
+        for step, (gate, turned) in enumerate(
+            zip(torch.split(gates, sizes), torch.split(by_hidden, sizes), strict=True)
+        ):
+            before_step = states[step][: len(gate)]
+            torch.addmm(bias, before_step, transposed, out=turned)
+            gate[:, : 2 * size].add_(turned[:, : 2 * size]).sigmoid_()
             r, z, n = gate.chunk(3, dim=1)
             n.addcmul_(r, turned[:, 2 * size :]).tanh_()
-            torch.lerp(n, before, z, out=hidden[count + start : count + start + going])
-            previous, start = count + start, start + going
+            torch.lerp(n, before_step, z, out=states[step + 1])
         ctx.save_for_backward(weight, gates, by_hidden, hidden)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.before = sizes, before
         return hidden[count:]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         weight, gates, by_hidden, hidden = ctx.saved_tensors
         sizes: list[int] = ctx.sizes
-        size, count = weight.shape[1], sizes[0]
-        by_states = gradients[0].clone()
+        size = weight.shape[1]
+        # of all words at once: by what the gradients of the states are multiplied
+        r, z, n = gates.chunk(3, dim=1)
+        previous = hidden.index_select(0, ctx.before)
         inward, recurrent = torch.empty_like(gates), torch.empty_like(gates)
-        before = torch.empty_like(hidden[count:])
-        stop = len(gates)
-        for earlier, going in zip([0, *sizes[:-1]][::-1], sizes[::-1], strict=True):
-            start = stop - going
-            here = slice(start, stop)
-            r, z, n = gates[here].chunk(3, dim=1)
-            previous = count + start - earlier if earlier else 0
-            before[here] = hidden[previous : previous + going]
-            change = by_states[here]
-            by_n = _tanh_backward(change * (1 - z), n)
-            by_r = _sigmoid_backward(by_n * by_hidden[here, 2 * size :], r)
-            by_z = _sigmoid_backward(change * (before[here] - n), z)
-            torch.cat([by_r, by_z, by_n], dim=1, out=inward[here])
-            torch.cat([by_r, by_z, by_n * r], dim=1, out=recurrent[here])
-            if earlier:
-                rows = by_states[start - earlier : start - earlier + going]
-                rows.addcmul_(change, z).addmm_(recurrent[here], weight)
-            stop = start
-        return inward, recurrent.t() @ before, recurrent.sum(0), None
+        by_r, by_z, by_n = inward.chunk(3, dim=1)
+        _tanh_backward(1 - z, n, grad_input=by_n)
+        _sigmoid_backward(by_n * by_hidden[:, 2 * size :], r, grad_input=by_r)
+        _sigmoid_backward(previous - n, z, grad_input=by_z)
+        torch.cat([by_r, by_z, by_n * r], dim=1, out=recurrent)
+        by_states = gradients[0].clone()
+        parts = [torch.split(each, sizes) for each in (recurrent, by_states, z)]
+        for step in reversed(range(len(sizes))):
+            back, change, kept = (part[step] for part in parts)
+            back.view(-1, 3, size).mul_(change[:, None])
+            if step:
+                parts[1][step - 1][: len(back)].addcmul_(change, kept).addmm_(back, weight)
+        inward.view(-1, 3, size).mul_(by_states[:, None])
+        return inward, recurrent.t() @ previous, recurrent.sum(0), None, None

@@ -46,25 +46,34 @@ def linear_of_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     N, P = index.shape
     if not rows.is_cuda and len(rows) <= _SPARSE * N:
-        key = index + torch.arange(P) * len(rows)
+        key = (index + torch.arange(P) * len(rows)).flatten()
         present = torch.zeros(P * len(rows), dtype=torch.int32)
-        pairs = present.index_fill_(0, key.flatten(), 1).nonzero().squeeze(1)
-        if _WORTH * len(pairs) < key.numel():
-            place = (present.cumsum(0, dtype=torch.int32) - 1).index_select(0, key.flatten())
-            bounds = torch.searchsorted(pairs, torch.arange(P + 1) * len(rows)).tolist()
+        pairs = present.index_fill_(0, key, 1).nonzero().squeeze(1)
+        if _WORTH * len(pairs) < len(key):
+            count = present.view(P, -1).sum(1)
+            # to a multiple of 64 at each position: oneDNN prepares a product of every new size
+            room = (count + _ALIKE - 1) // _ALIKE * _ALIKE
+            start = room.cumsum(0) - room
+            shift = start - (count.cumsum(0) - count)
+            place = (present.cumsum(0) - 1).index_select(0, key).view(N, P) + shift
+            row = pairs.new_zeros(int(room.sum()))
+            row[torch.arange(len(pairs)) + shift.repeat_interleave(count)] = pairs % len(rows)
+            bounds = [*start.tolist(), len(row)]
             return _ByPosition.apply(  # type: ignore[no-any-return,no-untyped-call]
-                rows, weight, pairs % len(rows), place, bounds
+                rows, weight, row, place.flatten().int(), bounds
             )
     gathered = rows.index_select(0, index.flatten()).view(N, -1)
     return nn.functional.linear(gathered, weight)
 
 
-_SPARSE, _WORTH = 8, 2
+_SPARSE, _WORTH, _ALIKE = 8, 2, 64
 """Of rows to a step there are at most so many; of cells to a pair at least so many."""
 
 
 class _ByPosition(torch.autograd.Function):
-    """See `linear_of_rows`; row int64 [Q] of each pair, place int32 [N * P] of a step's pairs."""
+    """See `linear_of_rows`; row int64 [Q] of each pair, place int32 [N * P] of a step's pairs.
+
+    bounds   the first pair of each position, then Q; what is none is a pair that no step has"""
 
     @staticmethod
     def forward(
