@@ -5,17 +5,23 @@ BabyAIBot, a plain loop. Ours is `make_environment` and `record_episode`, packin
 
     python benchmarks/bench_recording.py
     python benchmarks/bench_recording.py --identity 2000    # every bit of 2,000 episodes a level
+    python benchmarks/bench_recording.py --store 50000      # how long a million BossLevel ones take
+
+Rates are of processor time, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
 
 import platform
+import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +31,7 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.recording.bot import Episode, record_episode
 from demotools.recording.environment import Environment, make_environment
+from demotools.recording.record import generate, planned_recording
 
 LEVELS = {"GoToLocal": (20_000, 400), "BossLevel": (10_000, 20)}
 """Random steps and bot episodes of one run."""
@@ -59,9 +66,9 @@ def record(
 
 
 def seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def compared(
@@ -93,15 +100,38 @@ def identical_episodes(level: str, episodes: int) -> None:
     )
 
 
+def processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def record_store(level: str, episodes: int) -> None:
+    """Record a store with two processes; what a million episodes would take at that rate."""
+    with tempfile.TemporaryDirectory() as folder:
+        start, began = processor_seconds(), time.perf_counter()
+        generate(planned_recording(level, episodes), Path(folder) / f"{level}.zarr", workers=2)
+        wall, processor = time.perf_counter() - began, processor_seconds() - start
+    print(
+        f"{level} store of {episodes:,}: {episodes / processor:,.1f} episodes/s a core "
+        f"({processor:,.0f} s of processor time, {wall:,.0f} s by the clock, start and writing "
+        f"included); a million on two cores: {1e6 / episodes * processor / 2 / 3600:.2f} hours"
+    )
+
+
 @click.command()
 @click.option("--runs", default=5, show_default=True)
 @click.option("--identity", default=0, help="Compare this many bot episodes of every level.")
 @click.option("--level", "levels", multiple=True, help="For --identity: these levels only.")
-def main(runs: int, identity: int, levels: tuple[str, ...]) -> None:
+@click.option("--store", default=0, help="Record a store of this many BossLevel episodes.")
+def main(runs: int, identity: int, levels: tuple[str, ...], store: int) -> None:
     print(
         f"minigrid {version('minigrid')}, numpy {version('numpy')}, Python "
-        f"{platform.python_version()}, {platform.machine()}, one process"
+        f"{platform.python_version()}, {platform.machine()}, processor time"
     )
+    if store:
+        record_store("BossLevel", store)
+        sys.exit()
     if identity:
         for level in levels or level_names():
             if read_manifest(level).environment_id:

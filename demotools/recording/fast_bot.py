@@ -14,9 +14,8 @@ compares every action with stock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from minigrid.core.world_object import WorldObj
@@ -114,8 +113,7 @@ class _Search:
         return ways
 
 
-@dataclass(frozen=True)
-class _Route:
+class _Route(NamedTuple):
     """A way to a cell.
 
     end       column and row where it ends
@@ -243,8 +241,8 @@ class FastBot(BabyAIBot):
         first = self._search
         if (distance := first.distance(targets)) is not None:
             ways = first.ways(targets, distance)
-            path = self._walk(self.place, self.direction, ways)
-            return _Route(self._at(path[-1]), self._at(path[1]) if distance else None, distance)
+            step, end = self._walk(self.place, self.direction, ways)
+            return _Route(end, step, distance)
         if not through_blockers:
             return None
         if (second := self._search_on) is None:
@@ -257,25 +255,28 @@ class FastBot(BabyAIBot):
         start = self.route(ways[0], through_blockers=False)
         assert start is not None
         column, row = start.end
-        path = self._walk(row * self.width + column, 0, ways)
-        onward = start.step or self._at(path[1])
-        return _Route(self._at(path[-1]), onward, start.length + distance, blocked=True)
+        step, end = self._walk(row * self.width + column, 0, ways)
+        return _Route(end, start.step or step, start.length + distance, blocked=True)
 
-    def _at(self, place: int) -> Position:
-        row, column = divmod(place, self.width)
-        return column, row
-
-    def _walk(self, place: int, direction: int, ways: list[int]) -> list[int]:
-        """The bot's choice among the paths of `ways`, its first cell and its last one included."""
-        moves = _moves(self.width)
-        path = [place]
+    def _walk(
+        self, place: int, direction: int, ways: list[int]
+    ) -> tuple[Position | None, Position]:
+        """The first step of the bot's choice among the paths of `ways`, if any, and its end."""
+        moves, first, end = _moves(self.width), None, ways[-1]
         for way in ways[1:]:
             for step, heading in moves[direction]:
                 if way >> place + step & 1:
                     place, direction = place + step, heading
                     break
-            path.append(place)
-        return path
+            first = place if first is None else first
+            if not end & (end - 1):
+                # all paths have the same end
+                place = end.bit_length() - 1
+                break
+        row, column = divmod(place, self.width)
+        if first is None:
+            return None, (column, row)
+        return (first % self.width, first // self.width), (column, row)
 
     def _find_obj_pos(self, obj_desc: Any, adjacent: bool = False) -> tuple[Any, Any]:
         """As minigrid's: the nearest object that is known, and where it is."""
