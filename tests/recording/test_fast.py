@@ -149,7 +149,7 @@ def test_the_bot_advises_a_wandering_agent_as_stock_does() -> None:
 
 
 def assert_same_answers(bot: Any, level: Any, random: np.random.Generator) -> None:
-    places = {(int(column), int(row)) for column, row in random.integers(1, 21, (9, 2))}
+    places = {(int(column), int(row)) for column, row in random.integers(1, 12, (9, 2))}
     if random.integers(2):
         places = {(int(column), int(row)) for column, row in np.argwhere(~bot.vis_mask)}
     targets = sum(bot.cell(place) for place in places)
@@ -179,11 +179,11 @@ def assert_same_answers(bot: Any, level: Any, random: np.random.Generator) -> No
 
 
 def test_searches_answer_as_those_of_stock_wherever_the_agent_is_and_whatever_it_has_seen() -> None:
-    level: Any = make_environment("BossLevel")
+    level: Any = twins("BabyAI-GoToObjMazeS5-v0")[0]
     random = np.random.default_rng(1)
-    for seed in range(6):
+    for seed in range(15):
         level.reset(seed=seed)
-        for _ in range(70 * (seed % 3) + 20):
+        for _ in range(seed * 2):
             level.place_obj(WorldObj.decode(6, 0, 0))
         bot: Any = FastBot(level)
         for step in range(20):
@@ -194,7 +194,7 @@ def test_searches_answer_as_those_of_stock_wherever_the_agent_is_and_whatever_it
                     thing.is_open = bool(random.integers(2))
             level.carrying = WorldObj.decode(6, 0, 0) if random.integers(2) else None
             level.world = None
-            bot.vis_mask[:] = random.random(bot.vis_mask.shape) < 0.97
+            bot.vis_mask[:] = random.random(bot.vis_mask.shape) < 0.95
             bot._process_obs()
             assert_same_answers(bot, level, random)
 
