@@ -249,19 +249,25 @@ class ExpertTrajectoryIterator:
         """The words of all stores; word k has the token id k + 1."""
         return shared_words([source.store for source in self._sources])
 
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, as a JSON value: the same from every process."""
-        cursors = dict(zip(_CURSORS, self._cursors().tolist(), strict=True))
-        return {**self._identity(), "batches": self._batches, "cursors": cursors}
+    def state(self, batches: int | None = None) -> dict[str, Any]:
+        """Where the stream stands, as a JSON value: the same from every process.
 
-    def _cursors(self) -> Cursors:
-        """Where all rollouts of all processes stand.
+        batches   so many batches after the beginning, for who takes them ahead of their use; at
+                  least as many as at any call before
+        """
+        batches = self._batches if batches is None else batches
+        cursors = dict(zip(_CURSORS, self._cursors(batches).tolist(), strict=True))
+        return {**self._identity(), "batches": batches, "cursors": cursors}
+
+    def _cursors(self, batches: int | None = None) -> Cursors:
+        """Where all rollouts of all processes stand, or stood after so many batches.
 
         They are not followed batch by batch: they are brought up to date when they are asked for,
         in large strides.
         """
-        while self._everyone_after < self._batches:
-            stride = min(self._batches - self._everyone_after, _STRIDE)
+        batches = self._batches if batches is None else batches
+        while self._everyone_after < batches:
+            stride = min(batches - self._everyone_after, _STRIDE)
             steps = stride * self._rollout_len
             self._everyone = play_all(self._queues, self._everyone, steps)[1]
             self._everyone_after += stride

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -349,16 +351,21 @@ def open_log(run: Run) -> Iterator[None]:
         yield
 
 
+_PREPARED_BATCHES = 2
 _STATE = "the state of this stage in the checkpoint is damaged"
 
 
 class StoreBatches:
     """The batches of a stage from its store, augmented, with all that must survive a resume.
 
-    memory   of the network before the next batch, for each loss [B, memory size]
+    For a GPU the iterator prepares batches ahead, in a thread, and sends them without waiting;
+    symmetries are applied on the CPU, so with them the same is done here.
+
+    memory     of the network before the next batch, for each loss [B, memory size]
+    prefetch   whether augmented batches are prepared ahead; None: for a GPU
     """
 
-    def __init__(self, run: Run, stage: StageSettings) -> None:
+    def __init__(self, run: Run, stage: StageSettings, *, prefetch: bool | None = None) -> None:
         assert stage.off_policy is not None
         self.settings = stage.off_policy
         self.losses = run.of_names(self.settings.losses)
@@ -403,26 +410,59 @@ class StoreBatches:
                 subgoals=shared_subgoals([source.store for source in run.sources[number]]),
             )
         self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
-        self._device = run.settings.run.device
+        self._device = torch.device(run.settings.run.device)
+        is_gpu = self._device.type == "cuda"
+        self._pinned = is_gpu and self._augmenter is not None
+        # the iterator, where it and the augmenter run ahead of the batches that were given
+        self._ahead: ExpertTrajectoryIterator | None = None
+        if self._augmenter is not None and isinstance(self._iterator, ExpertTrajectoryIterator):
+            self._ahead = self._iterator if prefetch or (prefetch is None and is_gpu) else None
+        self._thread = ThreadPoolExecutor(1, "augmented")  # it starts with its first batch
+        self._prepared: deque[Future[tuple[Batch, dict[str, Any]]]] = deque()
+        self._given = 0
+        self._drawn = {} if self._augmenter is None else self._augmenter.state()
 
     def __next__(self) -> Batch:
-        listed = batch_missions if self._augmenter is None else self._augmenter
-        batch = listed(next(self._iterator), self._iterator.mission_tokens)
-        return {name: values.to(self._device) for name, values in batch.items()}
+        if self._ahead is None:
+            batch, self._drawn = self._prepare()
+        else:
+            while len(self._prepared) <= _PREPARED_BATCHES:
+                self._prepared.append(self._thread.submit(self._prepare))
+            batch, self._drawn = self._prepared.popleft().result()
+        self._given += 1
+        return {
+            name: values.to(self._device, non_blocking=self._pinned)
+            for name, values in batch.items()
+        }
+
+    def _prepare(self) -> tuple[Batch, dict[str, Any]]:
+        """The next batch before it is sent, and the augmenter's state after it."""
+        if self._augmenter is None:
+            return batch_missions(next(self._iterator), self._iterator.mission_tokens), {}
+        batch = self._augmenter(next(self._iterator), self._iterator.mission_tokens)
+        if self._pinned:
+            batch = {name: values.pin_memory() for name, values in batch.items()}
+        return batch, self._augmenter.state()
 
     def state(self) -> dict[str, Any]:
         """Where the batches stand: plain values and tensors."""
+        ahead = self._ahead
         return {
-            "iterator": self._iterator.state(),
-            **({} if self._augmenter is None else {"augmenter": self._augmenter.state()}),
+            "iterator": self._iterator.state() if ahead is None else ahead.state(self._given),
+            **({} if self._augmenter is None else {"augmenter": self._drawn}),
             "memory": dict(self.memory),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; CheckpointError where it belongs to another store."""
+        while self._prepared:
+            self._prepared.pop().exception()  # waits
         self._iterator.load_state(state["iterator"])
+        if self._ahead is not None:
+            self._given = self._ahead.batches
         if self._augmenter is not None:
-            self._augmenter.load_state(state["augmenter"])
+            self._drawn = state["augmenter"]
+            self._augmenter.load_state(self._drawn)
         self.carry(
             {
                 name: torch.as_tensor(memory).to(self._device)

@@ -83,7 +83,7 @@ class InstructionEncoder(nn.Module):
     def read(self, tokens: Tensor) -> Words:
         """The states at every word; on a CPU padding is not read."""
         length = (tokens != 0).sum(1).clamp(min=1)
-        if tokens.is_cuda or is_traced():
+        if tokens.device.type != "cpu" or is_traced():
             place = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
             final = place[:, 0] + length - 1
             return Words(self.gru(self.words(tokens))[0].flatten(0, 1), place, final)

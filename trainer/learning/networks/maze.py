@@ -132,7 +132,7 @@ class MapState(NamedTuple):
     @classmethod
     def unpacked(cls, memory: Tensor) -> MapState:
         """Of float [B, size]."""
-        numbers = memory.detach().numpy()
+        numbers = memory.detach().cpu().numpy()
         parts = np.split(numbers, np.cumsum([_PLACES, _PLACES, _CELLS, 2, 2]), axis=1)
         kinds = (np.uint8, np.uint8, np.uint8, np.int16, np.int16, np.uint8)
         return cls(*(part.astype(kind) for part, kind in zip(parts, kinds, strict=True)))
@@ -654,19 +654,20 @@ class MazeNetwork(SmallNetwork):
             raise TypeError("its map is computed with numpy")
         T, B = batch["masks"].shape[:2]
         size = 2 * self.cell.hidden_size
-        direction = batch["direction"].numpy().astype(np.uint8)
+        # the map is kept on the CPU, wherever the network is
+        direction = batch["direction"].cpu().numpy().astype(np.uint8)
         seen, state = explored(
-            batch["cells"].numpy().reshape(T, B, _CELLS),
+            batch["cells"].cpu().numpy().reshape(T, B, _CELLS),
             direction,
-            batch["masks"].numpy() != 0,
+            batch["masks"].cpu().numpy() != 0,
             MapState.unpacked(memory[:, size:]),
         )
         found = things(seen, direction, search=self.search)
+        step, first, code, how = (torch.from_numpy(one).to(memory.device) for one in found)
         tokens = batch["mission_tokens"]
         read = self._words(tokens)
         instruction = read.states.index_select(0, read.final)
-        kinds, lying = self._things(found, batch["mission"].reshape(-1), instruction)
-        step, first = torch.from_numpy(found.step), torch.from_numpy(found.first)
+        kinds, lying = self._things(step, code, how, batch["mission"].reshape(-1), instruction)
         told = torch.relu(self.bag(segment_sums(kinds * lying, first, step)))
 
         runs = runs_of(batch["masks"])
@@ -692,7 +693,7 @@ class MazeNetwork(SmallNetwork):
         both = torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
         logits = self.actor(both).index_select(0, runs.inverse).unflatten(0, (T, B))
         values = self.critic(both).index_select(0, runs.inverse).reshape(T, B)
-        carried = torch.cat([after.to(memory.dtype), state.packed()], dim=1)
+        carried = torch.cat([after.to(memory.dtype), state.packed().to(memory)], dim=1)
         return Output(logits, values, carried, lambda: both[runs.inverse].reshape(T, B, -1))
 
     def _words(self, tokens: Tensor) -> Words:
@@ -709,15 +710,16 @@ class MazeNetwork(SmallNetwork):
             self._read_before = (version, tokens, read)
         return read
 
-    def _things(self, found: Things, mission: Tensor, instruction: Tensor) -> tuple[Tensor, Tensor]:
+    def _things(
+        self, step: Tensor, code: Tensor, how: Tensor, mission: Tensor, instruction: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What R things are, and how they lie: [R, channels] each."""
-        step, code = torch.from_numpy(found.step), torch.from_numpy(found.code).long()
         scale, shift = self.film_kinds(instruction).chunk(2, dim=1)
-        present, number = torch.unique(code, return_inverse=True)
+        present, number = torch.unique(code.long(), return_inverse=True)
         table = torch.relu(self.kinds(present) * (1 + scale[:, None]) + shift[:, None])
         row = mission.index_select(0, step) * len(present) + number
         kinds = table.flatten(0, 1).index_select(0, row)
-        return kinds, torch.relu(self.lie(torch.from_numpy(found.how).t()))
+        return kinds, torch.relu(self.lie(how.t()))
 
     def _heard(self, query: Tensor, read: Words, tokens: Tensor, mission: Tensor) -> Tensor:
         """What those words say that memory asks for: [N, heads * words].
@@ -733,11 +735,12 @@ class MazeNetwork(SmallNetwork):
         before = (groups.cumsum(0) - groups) * K - (count.cumsum(0) - count)
         by_mission = torch.sort(mission, stable=True).indices
         place = torch.empty_like(mission)
-        place[by_mission] = torch.arange(len(mission)) + before.index_select(0, mission[by_mission])
-        step = torch.zeros(int(groups.sum()) * K, dtype=torch.int64)
-        step[place] = torch.arange(len(mission))
+        numbers = torch.arange(len(mission), device=mission.device)
+        place[by_mission] = numbers + before.index_select(0, mission[by_mission])
+        step = mission.new_zeros(int(groups.sum()) * K)
+        step[place] = numbers
         asking = query.index_select(0, step).view(-1, K, WORD_HEADS, self.words).transpose(1, 2)
-        of = torch.repeat_interleave(torch.arange(len(tokens)), groups)
+        of = torch.repeat_interleave(groups)
         L = read.place.shape[1]
         spoken = self.spoken(read.states).index_select(0, read.place[of].flatten())
         keys, values = spoken.view(-1, L, 2, WORD_HEADS, self.words).permute(2, 0, 3, 1, 4)

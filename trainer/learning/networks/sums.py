@@ -45,7 +45,7 @@ def linear_of_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     weight   [F, P * E]
     """
     N, P = index.shape
-    if not rows.is_cuda and len(rows) <= _SPARSE * N:
+    if rows.device.type == "cpu" and len(rows) <= _SPARSE * N:
         key = (index + torch.arange(P) * len(rows)).flatten()
         present = torch.zeros(P * len(rows), dtype=torch.int32)
         pairs = present.index_fill_(0, key, 1).nonzero().squeeze(1)
