@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from tqdm import tqdm
 
 from demotools.babyai.cells import COLOURS, EGOCENTRIC_CODES, EMPTY, UNSEEN
-from demotools.store.building import StoreBuilder, write_part
+from demotools.store.building import join_parts
 from demotools.store.reading import Episodes, Store, open_store
 
 FOLDER = Path("build/bench-stores")
@@ -17,7 +21,7 @@ MISSIONS = tuple(
     for colour in COLOURS
     for kind in ("ball", "box", "key")
 )
-_EPISODES_A_PART = 100_000
+_EPISODES_A_PART, _DIFFERENT_PARTS = 100_000, 10
 
 
 def random_episodes(episodes: int, seed: int, longest: int = 9) -> Episodes:
@@ -44,20 +48,35 @@ def random_episodes(episodes: int, seed: int, longest: int = 9) -> Episodes:
 
 
 def synthetic_store(episodes: int, longest: int = 9, folder: Path = FOLDER) -> Store:
-    """The store of that many random episodes; written if it is not there yet."""
+    """The store of that many random episodes; written if it is not there yet.
+
+    Beyond a million episodes the same ones come again: what is in them does not matter, and 70
+    million take no longer than their bytes.
+    """
     path = folder / f"synthetic-{episodes}-{longest}.zarr"
     if not path.exists():
-        with StoreBuilder(path, {"synthetic": [episodes, longest]}) as builder:
-            for number, start in enumerate(range(0, episodes, _EPISODES_A_PART)):
-                count = min(_EPISODES_A_PART, episodes - start)
-                part = random_episodes(count, seed=number, longest=longest)
-                write_part(builder.parts, number, part, {"synthetic": True})
-            builder.finish(
-                level="GoToLocal",
-                split="train",
-                environment_id="BabyAI-GoToLocal-v0",
-                licence="none",
-                citation="none",
-                source={"kind": "synthetic"},
-            )
+        sizes = [_EPISODES_A_PART] * (episodes // _EPISODES_A_PART)
+        sizes += [rest] if (rest := episodes % _EPISODES_A_PART) else []
+
+        @cache
+        def part(size: int, seed: int) -> Episodes:
+            return random_episodes(size, seed=seed, longest=longest)
+
+        def parts() -> Iterator[Episodes]:
+            bar = tqdm(enumerate(sizes), total=len(sizes), desc=path.name, disable=None)
+            return (part(size, number % _DIFFERENT_PARTS) for number, size in bar)
+
+        steps = sum(len(part(size, n % _DIFFERENT_PARTS).action) for n, size in enumerate(sizes))
+        about = {
+            "level": "GoToLocal",
+            "split": "train",
+            "environment_id": "BabyAI-GoToLocal-v0",
+            "licence": "none",
+            "citation": "none",
+            "source": {"kind": "synthetic"},
+            "parent": None,
+        }
+        with TemporaryDirectory(dir=folder) as building:
+            join_parts(parts(), episodes, steps, Path(building) / path.name, about)
+            (Path(building) / path.name).rename(path)
     return open_store(path)
