@@ -103,6 +103,7 @@ def test_a_run_made_elsewhere_counts_where_its_settings_are_those_of_the_study(
         ((), None),
         (("optimizer.lr=1e-3",), "optimizer.lr"),
         (("run.seed=7",), "run.seed"),
+        (("run.init_from=x",), "run.init_from"),
     ):
         settings = read_settings(one.recipe, [*one.settings, *free, *more])
         (tmp_path / "settings.toml").write_text(toml_of(settings), "utf-8")

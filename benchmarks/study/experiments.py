@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Part = Literal["levels", "demonstrations", "minutes", "recipes", "mazes", "few", "mixture"]
+FOLDER = Path("build/study")
+"""Of the runs, each in a folder of its name."""
 ALL = 200_000
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, ALL)
 SEEDS = (1, 2, 3)
@@ -41,6 +44,7 @@ _MAZE_OVERRIDES = (
 )
 _SMALL_MAZES = {"GoTo": 40_000, "BossLevel": 20_000}
 _BOSS_STEPS = 48_000_000
+_MIXTURE_STEPS = 16_000_000
 _FEW_STEPS = {"GoToLocal": 4_000_000, "PutNextLocal": 6_000_000}
 _MIXTURE_ROWS = {"GoTo": 4, "GoToSeq": 6, "SynthSeq": 8, "GoToImpUnlock": 8, "BossLevel": 16}
 """Rollouts of a level in the mixture of all; of every other 2."""
@@ -56,6 +60,7 @@ class Experiment:
     demos      episodes of the store that it learns from
     overrides  of the recipe, as `--set` takes them
     every      demonstration steps between measured checkpoints; None: only the last is measured
+    begins     the folder of a run whose weights it begins with
     """
 
     part: Part
@@ -66,6 +71,7 @@ class Experiment:
     augmented: bool
     overrides: tuple[str, ...] = ()
     every: int | None = None
+    begins: Path | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +114,7 @@ class Experiment:
             f"run.level={levels}",
             f"run.seed={self.seed}",
             f"stages.0.off_policy.store={stores}",
+            *([] if self.begins is None else [f"run.init_from={self.begins.as_posix()}"]),
             *self.overrides,
         ]
 
@@ -144,7 +151,8 @@ def experiments() -> Iterator[Experiment]:
 def _with_map() -> Iterator[Experiment]:
     """The runs of the network `maze`, and those from few demonstrations."""
     budget = f"stages.0.max_demo_steps={_BOSS_STEPS}"
-    yield Experiment("mazes", "BossLevel", ALL, "bc_bosslevel.toml", 1, True, (budget, FASTER))
+    boss = Experiment("mazes", "BossLevel", ALL, "bc_bosslevel.toml", 1, True, (budget, FASTER))
+    yield boss
     two = 'stages.0.off_policy.augment=["recolor", "mirror"]'
     for level, demos in _MAZE_DEMOS.items():
         chosen = [FASTER] if level in _RETYPED else [FASTER, two]
@@ -162,8 +170,9 @@ def _with_map() -> Iterator[Experiment]:
                 of_few.append(f"stages.0.off_policy.rollouts={demos}")
             yield Experiment("few", level, demos, "bc_1000_demos.toml", seed, True, tuple(of_few))
     rows = f"stages.0.off_policy.rollouts={sum(_MIXTURE_ROWS.get(level, 2) for level in LEVELS)}"
-    of_all = (budget, rows, FASTER, two)
-    yield Experiment("mixture", "all", ALL, "bc_bosslevel.toml", 1, True, of_all)
+    of_all = (f"stages.0.max_demo_steps={_MIXTURE_STEPS}", rows, "optimizer.lr=1.4e-3", FASTER, two)
+    start = FOLDER / boss.name
+    yield Experiment("mixture", "all", ALL, "bc_bosslevel.toml", 1, True, of_all, begins=start)
 
 
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:

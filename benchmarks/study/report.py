@@ -211,10 +211,10 @@ def levels_section(records: list[Record]) -> str:
     head = ["level", "demonstrations", "recipe", "success, mean", "worst", "seeds", "one for all"]
     return (
         "## The levels\n\nThe single rooms with `small`, the nine rooms with `maze` or, where the "
-        "recipe is `bc_fast.toml`, with `small` too. *One for all* is a single network, `maze`, on "
-        "a mixture of all 18. The published figures are from 1,000,000 demonstrations; except "
-        "BossLevel's, which are in the abstract of arXiv 2007.12770, they are quoted at second "
-        "hand.\n\n"
+        "recipe is `bc_fast.toml`, with `small` too. *One for all* is a single network, `maze`, "
+        "that began with the weights of BossLevel's and learned a mixture of all 18. The published "
+        "figures are from 1,000,000 demonstrations; except BossLevel's, which are in the abstract "
+        "of arXiv 2007.12770, they are quoted at second hand.\n\n"
         + table([*head, "published 1.0", "1.1", "steps shown", "processor minutes"], rows)
         + f"\n\n{gpu_on_paper()}\n"
     )

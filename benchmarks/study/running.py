@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments import Experiment, recorded
+from experiments import FOLDER, Experiment, recorded
 
 from demotools.errors import SettingsError
 from demotools.store.reading import open_store
@@ -31,7 +31,6 @@ from trainer.settings.models import (
     toml_of,
 )
 
-FOLDER = Path("build/study")
 DATA = FOLDER / "data"
 RESULTS = Path(__file__).parent / "results.jsonl"
 VALID_EPISODES = 2_000
@@ -125,6 +124,8 @@ def check_same(experiment: Experiment, folder: Path) -> None:
     wanted = read_settings(experiment.recipe, experiment.settings)
     trees = [toml_of(settings) for settings in (made, wanted)]
     one, other = (setting_leaves(tomllib.loads(tree)) for tree in trees)
+    for tree in (one, other):  # begun with another run's weights or not, wherever these lie
+        tree["run.init_from"] = "run.init_from" in tree
     free = ("run.name", "run.device", "run.save_every", "run.keep", "evaluation.", "on_policy.")
     differing = [
         key
