@@ -131,7 +131,12 @@ class Workers(NamedTuple):
 
 @contextmanager
 def opened_workers(
-    count: int, folder: Path, *, dask: str | None = None, forked: bool = False
+    count: int,
+    folder: Path,
+    *,
+    dask: str | None = None,
+    forked: bool = False,
+    resumes: bool = True,
 ) -> Iterator[Workers]:
     """Workers, until the block ends: `count` processes, or those of a Dask cluster.
 
@@ -139,6 +144,7 @@ def opened_workers(
     folder    where the files that the tasks write appear; named if a process dies
     dask      the address of a scheduler, whose workers do the tasks: see `cluster`
     forked    where the system forks safely; see the module's text
+    resumes   whether a job that fails goes on where it stopped: only to be said
 
     DemotoolsError  a process died, or the cluster went away
     """
@@ -150,7 +156,8 @@ def opened_workers(
     elif count == 1:
         yield Workers(partial(_done_here, folder), 1)
     else:
-        with _processes(count, folder, forked=forked) as workers:
+        resuming = "it resumes where it stopped; " if resumes else ""
+        with _processes(count, folder, resuming, forked=forked) as workers:
             yield workers
 
 
@@ -161,7 +168,7 @@ def _done_here(folder: Path, task: Callable[..., Any], *arguments: Any) -> Futur
 
 
 @contextmanager
-def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
+def _processes(count: int, folder: Path, resuming: str, *, forked: bool) -> Iterator[Workers]:
     forked = forked and sys.platform == "linux" and hasattr(os, "fork")
     context = multiprocessing.get_context("fork" if forked else "spawn")
     reader, lifeline = context.Pipe(duplex=False)
@@ -181,7 +188,7 @@ def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
                 raise DemotoolsError(
                     f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
                     path=folder,
-                    fix="run the command again with fewer --workers: it resumes where it stopped",
+                    fix=f"run it again: {resuming}fewer --workers need fewer processes",
                 ) from error
 
     try:
@@ -195,7 +202,7 @@ def _processes(count: int, folder: Path, *, forked: bool) -> Iterator[Workers]:
         raise DemotoolsError(
             "a helper process died: killed from outside, or out of memory",
             path=folder,
-            fix="run it again: it resumes where it stopped; fewer --workers need less memory",
+            fix=f"run it again: {resuming}fewer --workers need less memory",
         ) from error
     finally:
         lifeline.close()

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import comb, isclose
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from demotools.babyai.cells import BALL, BOX, KEY, WALL, unpacked_cells
 from demotools.babyai.levels import EVALUATION_SEED
 from demotools.babyai.vocabulary import WORDS
-from demotools.errors import SettingsError
+from demotools.errors import DemotoolsError, SettingsError
 from demotools.recording.environment import make_environment
 from trainer.acting.evaluate import (
     Evaluation,
     Outcome,
+    _pickled,
     evaluate_policy,
     evaluation,
     mission_kind,
@@ -30,8 +32,15 @@ from trainer.learning.networks.small import SmallNetwork
 class Wanderer:
     """Goes forward, turns left at a wall or a ball, picks up a key or a box: needs no memory."""
 
+    on_cpu = False
+
     def reset(self, count: int) -> None:
         self.count = count
+
+    def keep(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        assert (np.diff(rows) > 0).all()
+        assert rows[-1] < self.count
+        self.count = len(rows)
 
     def act(
         self, cells: Any, direction: Any, missions: Sequence[str], masks: Any, seeds: Any
@@ -91,6 +100,45 @@ def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -
         for environments, processes in ((1, 1), (64, 1), (7, 2))
     ]
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", [False, True])
+def test_processes_that_play_their_shares_find_what_one_finds(
+    sample: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = evaluate_policy(untrained(sample=sample), "GoToObj", 31, sampled=sample)
+    monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 31 * 64)
+    policy = untrained(sample=sample)
+    shared = evaluate_policy(policy, "GoToObj", 31, processes=2, sampled=sample)
+    assert shared == alone
+    assert not len(policy.memory)  # others have played, each with its own
+
+
+class Deadly(Wanderer):
+    """Ends the process in which it acts, without a word."""
+
+    on_cpu = True
+
+    def act(self, *_shown: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+        os._exit(3)
+
+
+@pytest.mark.slow
+def test_a_share_whose_process_dies_is_reported_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 0)
+    with pytest.raises(DemotoolsError, match="died") as error:
+        evaluate_policy(Deadly(), "GoToObj", 31, processes=2)
+    assert error.value.fix == "run it again: fewer --workers need less memory"
+
+
+def test_a_policy_that_does_not_pickle_plays_here() -> None:
+    policy = untrained(sample=False)
+    policy.hook = lambda: None  # type: ignore[attr-defined]
+    assert _pickled(policy) is None
+    assert _pickled(untrained(sample=False)) is not None
 
 
 @pytest.mark.slow

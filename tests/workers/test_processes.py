@@ -21,13 +21,12 @@ with opened_workers(2, Path("work")) as workers:
 """
 VECTOR = """
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
-with VectorEnvironment(EnvironmentKind("GoToObj"), 2, processes=2) as vector:
+with VectorEnvironment(EnvironmentKind("GoToObj", expert=True), 2, processes=2) as vector:
     print(len(vector.reset(seed_streams(range(9), 2)).missions))
 """
 EVALUATION = """
 from trainer.acting.evaluate import evaluate_policy
-from trainer.acting.policy import RandomPolicy
-print(evaluate_policy(RandomPolicy(), "GoToObj", 2, processes=2).episodes)
+print(evaluate_policy("bot", "GoToObj", 2, processes=2).episodes)
 """
 
 

@@ -8,9 +8,14 @@ are.
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +25,11 @@ from demotools.babyai.cells import ACTIONS, COLOURS
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
+from demotools.recording.batch import can_be_batched
+from demotools.recording.environment import make_environment
+from demotools.workers.processes import opened_workers
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
+from trainer.settings.user_code import recipe_folders, search_recipe_folders
 
 if TYPE_CHECKING:
     from trainer.acting.policy import Policy
@@ -37,6 +46,10 @@ _CLAUSE = re.compile(
 )
 _MOST_MISSIONS = 20
 """So many different missions beyond BabyAI's are told apart by their texts."""
+_LONG_STEPS, _SECONDS_TO_LOOK = 400_000, 0.2
+ENVIRONMENTS = 256
+"""That play at once, where nothing else is asked for: what a call of a network costs beside its
+rows is then little (docs/log.md)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -147,7 +160,7 @@ def evaluate_policy(
     level: str,
     episodes: int = 1000,
     *,
-    environments: int = 64,
+    environments: int = ENVIRONMENTS,
     processes: int = 1,
     seeds: Sequence[int] | None = None,
     sampled: bool = False,
@@ -162,6 +175,7 @@ def evaluate_policy(
     sampled   whether the policy draws its actions: only to be said
     view      what the environments show (see `EnvironmentKind`)
     make      `package.module:function` from the level to an environment
+    processes  at most; where many steps are to come each plays its share, network included
     quiet     no progress bar
 
     SettingsError  no episodes or too many, or no environments, asked for
@@ -175,20 +189,49 @@ def evaluate_policy(
             path="--episodes",
             fix="ask for at least one of each",
         )
-    count = min(environments, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
+    with progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar:
+        shares = None
+        if (
+            processes > 1
+            and not isinstance(policy, str)
+            and policy.on_cpu
+            and _is_long(kind, seeds)
+        ):
+            shares = _pickled(policy)
+        if shares is None:
+            outcomes = _played(policy, kind, seeds, environments, processes, bar.update)
+        else:
+            outcomes = _played_in_shares(shares, kind, seeds, environments, processes, bar.update)
+    return evaluation(level, sorted(outcomes), sampled=sampled)
+
+
+def _played(
+    policy: Policy | Literal["bot"],
+    kind: EnvironmentKind,
+    seeds: Sequence[int],
+    environments: int,
+    processes: int,
+    tell: Callable[[int], object],
+) -> list[Outcome]:
+    """The episodes of these seeds, in the order in which they ended.
+
+    tell   what is called with how many have ended, as they do
+    """
+    count = min(environments, len(seeds))
     outcomes: list[Outcome] = []
-    with (
-        VectorEnvironment(kind, count, processes=processes) as vector,
-        progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar,
-    ):
+    with VectorEnvironment(kind, count, processes=processes) as vector:
         if not isinstance(policy, str):
             policy.reset(count)
+        rows = np.arange(count)
         length, total = np.zeros(count, dtype=np.int64), np.zeros(count)
         step = vector.play(seeds)
         while step.active.any():
             before = step
-            step = vector.step(_actions(policy, before))
+            rows = _still_playing(policy, step, rows)
+            actions = np.full(count, _DONE)
+            actions[rows] = _actions(policy, before, rows)
+            step = vector.step(actions)
             length += 1
             total += step.reward
             ended = np.flatnonzero(step.terminated | step.truncated)
@@ -203,8 +246,85 @@ def evaluate_policy(
                     )
                 )
             length[ended], total[ended] = 0, 0
-            bar.update(len(ended))
-    return evaluation(level, sorted(outcomes), sampled=sampled)
+            tell(len(ended))
+    return outcomes
+
+
+def _is_long(kind: EnvironmentKind, seeds: Sequence[int]) -> bool:
+    """Whether so many episodes of a level of ours may take longer than starting processes does."""
+    if kind.make != EnvironmentKind.make:
+        return False
+    level = make_environment(kind.level_of(0))
+    level.reset(seed=seeds[0])
+    return can_be_batched(level) and len(seeds) * level.max_steps >= _LONG_STEPS
+
+
+def _pickled(policy: Policy | Literal["bot"]) -> bytes | None:
+    """The policy for another process; None where it holds what is not for others."""
+    try:
+        return pickle.dumps(policy)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+def _played_in_shares(
+    policy: bytes,
+    kind: EnvironmentKind,
+    seeds: Sequence[int],
+    environments: int,
+    processes: int,
+    tell: Callable[[int], object],
+) -> list[Outcome]:
+    """As `_played`, each process its share of the seeds: with the network, on a thread of its own.
+
+    Two processes are then twice as fast, as two threads for one network would not be.
+    """
+    told = 0
+    with (
+        TemporaryDirectory(prefix="trainer-evaluation-") as name,
+        opened_workers(processes, Path(name), resumes=False) as workers,
+    ):
+        waiting = {
+            workers.submit(
+                _play_share, policy, recipe_folders(), kind, seeds[first::processes], environments
+            )
+            for first in range(processes)
+        }
+        outcomes: list[Outcome] = []
+        while waiting:
+            done, waiting = wait(waiting, timeout=_SECONDS_TO_LOOK, return_when=FIRST_COMPLETED)
+            outcomes += [outcome for share in done for outcome in share.result()]
+            ended = sum(path.stat().st_size for path in Path(name).iterdir())
+            tell(ended - told)
+            told = ended
+    return outcomes
+
+
+def _play_share(
+    folder: Path,
+    policy: bytes,
+    folders: list[str],
+    kind: EnvironmentKind,
+    seeds: Sequence[int],
+    environments: int,
+) -> list[Outcome]:
+    """One process's share; a file in `folder` is as long as many of its episodes have ended.
+
+    folders   see `recipe_folders`
+    """
+    search_recipe_folders(folders)
+    import torch  # not what steps environments alone
+
+    torch.set_num_threads(1)
+    with (folder / str(os.getpid())).open("ab", buffering=0) as ended:
+        return _played(
+            pickle.loads(policy),
+            kind,
+            seeds,
+            environments,
+            1,
+            lambda count: ended.write(bytes(count)),
+        )
 
 
 def evaluate_levels(
@@ -229,11 +349,32 @@ def check_episodes(count: int) -> None:
         )
 
 
-def _actions(policy: Policy | Literal["bot"], step: EnvironmentStep) -> NDArray[np.int64]:
+def _still_playing(
+    policy: Policy | Literal["bot"], step: EnvironmentStep, rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The rows that the policy is asked for: at the end, when no seeds are left, ever fewer.
+
+    It forgets the others when they are a quarter of its batch.
+    """
+    active = step.active[rows]
+    if 4 * np.count_nonzero(active) > 3 * len(rows):
+        return rows
+    if not isinstance(policy, str):
+        policy.keep(np.flatnonzero(active))
+    return rows[active]
+
+
+def _actions(
+    policy: Policy | Literal["bot"], step: EnvironmentStep, rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
     if isinstance(policy, str):
         # a bot that gave up stands still until the step limit
-        return np.where(step.expert_action < 0, _DONE, step.expert_action)
-    return policy.act(step.cells, step.direction, step.missions, step.mask, step.seed)
+        advised = step.expert_action[rows]
+        return np.where(advised < 0, _DONE, advised)
+    missions = [step.missions[row] for row in rows.tolist()]
+    return policy.act(
+        step.cells[rows], step.direction[rows], missions, step.mask[rows], step.seed[rows]
+    )
 
 
 def evaluation(level: str, outcomes: Sequence[Outcome], *, sampled: bool = False) -> Evaluation:

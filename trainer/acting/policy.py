@@ -19,10 +19,20 @@ _MOST_KNOWN = 1 << 16
 
 
 class Policy(Protocol):
-    """What chooses the actions of a batch of B environments."""
+    """What chooses the actions of a batch of B environments.
+
+    on_cpu   whether it is a network on a CPU, of which each process may have its own
+    """
+
+    @property
+    def on_cpu(self) -> bool:  # noqa: D102
+        ...
 
     def reset(self, count: int) -> None:
         """Forget everything; from now on the batch is `count` environments."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """From now on the batch is these environments of it, in this order."""
 
     def act(
         self,
@@ -63,12 +73,19 @@ class EpisodeStreams:
                 self._streams[row] = np.random.Generator(np.random.PCG64([self._seed, seed]))
         return np.array([self._streams[row].random() for row in range(len(masks))])
 
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """From now on these environments are meant, in this order; each has begun."""
+        kept = [self._streams[row] for row in rows.tolist() if row in self._streams]
+        self._streams = dict(enumerate(kept))
+
 
 class RandomPolicy:
     """Uniform actions, each episode from its own random stream: a reference from below.
 
     actions   how many there are
     """
+
+    on_cpu = False
 
     def __init__(self, seed: int = 0, actions: int = len(ACTIONS)) -> None:
         self._seed, self._actions = seed, actions
@@ -77,6 +94,10 @@ class RandomPolicy:
     def reset(self, count: int) -> None:  # noqa: ARG002
         """Forget everything; from now on the batch is `count` environments."""
         self._streams = EpisodeStreams(self._seed)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """From now on the batch is these environments of it, in this order."""
+        self._streams.keep(rows)
 
     def act(
         self,
@@ -110,10 +131,20 @@ class NetworkPolicy:
         self.values: Tensor = torch.zeros(0)
         """[B], the critic's."""
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the network is on a CPU."""
+        return all(weight.device.type == "cpu" for weight in self._model.parameters())
+
     def reset(self, count: int) -> None:
         """Forget everything; from now on there are `count` environments."""
         self.memory = memory_of(self._model, count)
         self._streams = EpisodeStreams()
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """From now on there are these environments, in this order."""
+        self.memory = self.memory[torch.from_numpy(rows).to(self.memory.device)]
+        self._streams.keep(rows)
 
     def act(
         self,

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from demotools.recording.environment import level_environment_id
+from demotools.recording.batch import can_be_batched
+from demotools.recording.environment import level_environment_id, make_environment
 from demotools.workers.processes import (
     SPAWN_ADVICE,
     signals_for_this_process_alone,
@@ -42,6 +43,7 @@ from trainer.settings.models import LevelSettings
 from trainer.settings.user_code import recipe_folders, search_recipe_folders
 
 _SECONDS_TO_END = 5.0
+_BATCHED_A_PROCESS = 128
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def dealt_levels(levels: Sequence[LevelSettings], count: int) -> tuple[str, ...]
 class VectorEnvironment:
     """`count` environments of one kind over `processes` processes; a context manager.
 
-    processes        0 or 1: in this process; at most one for every environment is started
+    processes        0 or 1: in this process; at most one for every environment is started, and of
+                     levels that step as a batch (`demotools.recording.batch`) one for every 128
     answer_seconds   after so long without an answer a process counts as hanging
 
     What making or stepping an environment raises is raised here; RemoteError where it was raised
@@ -138,7 +141,8 @@ class VectorEnvironment:
         self._workers: list[Worker] = []
         self._groups: Sequence[Group | Worker] = self._workers
         shown = shown_of(kind.view)
-        spans = _spans(count, max(1, min(processes, count)))
+        most = count if processes < 2 or not _is_batched(kind) else count // _BATCHED_A_PROCESS
+        spans = _spans(count, max(1, min(processes, most)))
         if len(spans) == 1:
             self._shown = np.zeros(count, shown)
             self._groups = [Group(kind, spans[0], self._shown)]
@@ -225,6 +229,16 @@ class VectorEnvironment:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _is_batched(kind: EnvironmentKind) -> bool:
+    """Whether environments of this kind step as a batch, so fast that pipes would cost more."""
+    levels = {kind.level} if isinstance(kind.level, str) else set(kind.level)
+    return (
+        kind.make == EnvironmentKind.make
+        and not kind.expert
+        and all(can_be_batched(make_environment(level)) for level in levels)
+    )
 
 
 def _spans(count: int, processes: int) -> list[range]:
