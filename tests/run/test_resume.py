@@ -148,3 +148,18 @@ def test_what_else_changes_in_a_plan_is_refused_by_name(
         assert f"`{key}`" in refused.value.what
         assert "budget may grow" in refused.value.fix
     assert (tmp_path / "a/last.pt").read_bytes() == before
+
+
+def test_precision_is_chosen_aloud_and_a_resumed_run_keeps_its_own(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    said = run("bc_small_cpu", "a", *EXACT, "run.precision=auto")
+    line = next(line for line in said.splitlines() if line.startswith("precision: "))
+    chosen = read_checkpoint(tmp_path / "a").parsed().run.precision
+    assert chosen in ("float32", "bfloat16")
+    assert line.startswith(f"precision: {chosen}, because bfloat16 multiplies at ")
+    # not what this machine would choose
+    kept = "float32" if chosen == "bfloat16" else "bfloat16"
+    run("bc_small_cpu", "b", *EXACT, f"run.precision={kept}")
+    run("bc_small_cpu", "b", *EXACT, "run.precision=auto", resume=True)
+    assert read_checkpoint(tmp_path / "b").parsed().run.precision == kept

@@ -23,7 +23,13 @@ from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_named, check_playable
 from trainer.data.augment import check_augmentation
 from trainer.data.sources import StageSources, mixture_lines, shared_words, stage_sources
-from trainer.learning.building import NETWORKS, available_device, build_losses, build_network
+from trainer.learning.building import (
+    NETWORKS,
+    available_device,
+    build_losses,
+    build_network,
+    faster_precision,
+)
 from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
@@ -155,6 +161,8 @@ def train(
     # a run that goes on has the weights, the network and the words that it was begun with
     begun = read_checkpoint(folder, trust=True) if resume and has_checkpoint(folder) else None
     initial = _initial(asked) if begun is None else None
+    if begun is not None and asked.run.precision == "auto":
+        asked = _with_run(asked, precision=begun.parsed().run.precision)
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
     with joined_team(chosen.run.device) as team:
         if quiet or not team.writes:
@@ -559,9 +567,17 @@ def resolved(
         if reason and reason not in said:
             reasons.append(reason)
             said.add(reason)
-    run = settings.run.model_copy(update={"device": device})
-    update = {"run": run, "model": model, "stages": tuple(stages)}
-    return settings.model_copy(update=update), reasons
+    precision = settings.run.precision
+    if precision == "auto":
+        precision, reason = faster_precision(device)
+        reasons.append(reason)
+    settings = _with_run(settings, device=device, precision=precision)
+    return settings.model_copy(update={"model": model, "stages": tuple(stages)}), reasons
+
+
+def _with_run(settings: Settings, **changed: str) -> Settings:
+    """The settings with other values of the section `run`."""
+    return settings.model_copy(update={"run": settings.run.model_copy(update=changed)})
 
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:

@@ -194,7 +194,7 @@ class RunSettings(_Frozen):
     ]
     seed: Annotated[int, Number, Field(ge=0, lt=2**32)] = 0
     device: Device = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     compile: Truth = False
     deterministic: Truth = False
     init_from: Annotated[str, Field(min_length=1)] | None = None
