@@ -9,12 +9,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from demotools.babyai.levels import listed_seeds
-from demotools.errors import CheckpointError, SettingsError, printable_text
+from demotools.errors import (
+    CheckpointError,
+    SettingsError,
+    StoreError,
+    from_os_error,
+    printable_text,
+)
 from demotools.exchange.hub import on_hub
+from demotools.output import acquired_lock
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, GIFS_FOLDER
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.tracking import ID_FILES, TRACKERS
@@ -161,6 +170,72 @@ def check_free(folder: Path) -> None:
         what = "a run ended in this folder before its first checkpoint"
         fix = "add --resume=auto or --overwrite to begin it again"
     raise SettingsError(what, path=folder, fix=f"{fix}, or name another folder with -o")
+
+
+@contextmanager
+def claimed(folder: Path, *, new: bool, overwrite: bool) -> Iterator[None]:
+    """A folder in order, in which nobody else trains inside.
+
+    new         the files of the run before are set aside, see `_emptied`
+    overwrite   though it has a checkpoint
+
+    SettingsError  another process trains there, or there is a run that must stay
+    """
+    try:
+        lock = acquired_lock(folder / "run")
+    except StoreError as error:
+        raise SettingsError(
+            "another process is training in this folder",
+            path=folder,
+            fix="wait until it has ended, end it, or name another folder with -o",
+        ) from error
+    try:
+        _settle(folder)
+        with _emptied(folder, overwrite=overwrite) if new else nullcontext():
+            yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _emptied(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """A place for a new run, where the files of the one before come back if it has no checkpoint.
+
+    Only what a run writes is ever moved or removed.
+    """
+    if not overwrite:
+        check_free(folder)
+    try:
+        try:
+            for path in left_by_a_run(folder):
+                (folder / REPLACED).mkdir(exist_ok=True)
+                path.rename(folder / REPLACED / path.name)
+        except OSError as error:
+            raise from_os_error(error, folder) from error
+        yield
+    finally:
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Remove a run that has been replaced; where the one in its place has no checkpoint, undo it.
+
+    Whenever this is cut short, doing it again ends as it would have ended.
+    """
+    aside = folder / REPLACED
+    try:
+        if not aside.is_dir():
+            return
+        if not (folder / CHECKPOINT_FILE).exists():
+            # the checkpoint last: where it lies decides
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == CHECKPOINT_FILE):
+                if (folder / path.name).is_dir():
+                    shutil.rmtree(folder / path.name)
+                if path.name != FAILED or not (folder / FAILED).exists():
+                    path.replace(folder / path.name)  # a message may point at the new failure
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
 
 
 def refuse_early(

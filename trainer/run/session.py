@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from demotools.babyai.vocabulary import WORDS
-from demotools.errors import CheckpointError, SettingsError, StoreError, from_os_error
-from demotools.output import acquired_lock, data_folder, written_whole
+from demotools.errors import CheckpointError, SettingsError
+from demotools.output import data_folder, written_whole
 from demotools.recording.bot import can_play
 from demotools.recording.environment import (
     Environment,
@@ -36,9 +35,7 @@ from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.cost import duration, expected_cost
 from trainer.run.folder import (
     CHECKPOINT_FILE,
-    FAILED,
-    REPLACED,
-    check_free,
+    claimed,
     has_checkpoint,
     left_by_a_run,
     run_folder,
@@ -462,67 +459,9 @@ def _claimed(
         overwrite = not resume  # what ended before its first checkpoint is begun again
     if resume and not folder.is_dir():
         _checkpoint_to_resume(folder)  # says that there is none, before a folder is made
-    if not run.team.writes:
+    mine = claimed(folder, new=not resume, overwrite=overwrite)
+    with mine if run.team.writes else nullcontext():
         yield _checkpoint_to_resume(folder) if resume else None
-        return
-    try:
-        lock = acquired_lock(folder / "run")
-    except StoreError as error:
-        raise SettingsError(
-            "another process is training in this folder",
-            path=folder,
-            fix="wait until it has ended, end it, or name another folder with -o",
-        ) from error
-    try:
-        _settle(folder)
-        if resume:
-            yield _checkpoint_to_resume(folder)
-        else:
-            with _emptied(folder, overwrite=overwrite):
-                yield None
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _emptied(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """A place for a new run, where the files of the one before come back if it has no checkpoint.
-
-    Only what a run writes is ever moved or removed.
-    """
-    if not overwrite:
-        check_free(folder)
-    try:
-        try:
-            for path in left_by_a_run(folder):
-                (folder / REPLACED).mkdir(exist_ok=True)
-                path.rename(folder / REPLACED / path.name)
-        except OSError as error:
-            raise from_os_error(error, folder) from error
-        yield
-    finally:
-        _settle(folder)
-
-
-def _settle(folder: Path) -> None:
-    """Remove a run that has been replaced; where the one in its place has no checkpoint, undo it.
-
-    Whenever this is cut short, doing it again ends as it would have ended.
-    """
-    aside = folder / REPLACED
-    try:
-        if not aside.is_dir():
-            return
-        if not (folder / CHECKPOINT_FILE).exists():
-            # the checkpoint last: where it lies decides
-            for path in sorted(aside.iterdir(), key=lambda path: path.name == CHECKPOINT_FILE):
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                if path.name != FAILED or not (folder / FAILED).exists():
-                    path.replace(folder / path.name)  # a message may point at the new failure
-        shutil.rmtree(aside)
-    except OSError as error:
-        raise from_os_error(error, folder) from error
 
 
 def _evaluate(run: Run) -> None:
