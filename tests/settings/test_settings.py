@@ -80,7 +80,7 @@ def test_an_override_sets_one_key(
         (["stages.0.off_policy.rolouts=3"], "`stages.0.off_policy.rolouts`", "rollouts"),
         (["on_policy.environmnets=3"], "unknown key `on_policy.environmnets`", "environments"),
         (["sages=3"], "unknown key `sages`", "stages"),
-        (["run.levle='GoToObj'"], "unknown key `run.levle`", "did you mean level?"),
+        (["run.levle='GoToObj'"], "unknown key `run.levle`", "did you mean level"),
         (["stages.0.teacher_forcing={form=1, steps=9}"], "unknown key", "did you mean from?"),
         (["run.level=[{nmae='GoToObj'}]"], "unknown key `run.level.0.nmae`", "did you mean name?"),
         (["optimizer.lr=fast"], "optimizer.lr", "correct that key"),
