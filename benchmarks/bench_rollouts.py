@@ -6,7 +6,10 @@ All contestants run in this one process on one core, in turn, round after round,
 processor time counts, so that a busy machine does not. Printed are the median, the smallest and
 the largest rate over the rounds, and ratios of medians. The first batch is timed in fresh
 processes. `--large` adds a store of 5 million episodes (1.3 GB), read after its pages were
-dropped from the page cache. Needs the extra `bench` (TorchRL and Minari).
+dropped from the page cache. `--scale` does something else: stores of 1, 35 and 350 million steps
+(19 GB, kept under build/), each in fresh processes, `full` and `windowed`, TorchRL's sampler beside
+it; run that in a control group of 6 GB, which the largest store does not fit into. Needs the extra
+`bench` (TorchRL and Minari).
 """
 
 from __future__ import annotations
@@ -98,6 +101,61 @@ while batches.batches < int(sys.argv[3]):
     next(batches)
 print((read_bytes() - before) / 1e6, time.perf_counter() - start)
 """
+
+# what an idle machine would show of the clock: the time in which no processor was free is left out
+SCALED = """
+import sys, time, torch
+torch.set_num_threads(1)
+from demotools.store.reading import open_store
+from trainer.data.iterator import ExpertTrajectoryIterator
+def clock():
+    return time.perf_counter() - int(open("/proc/self/schedstat").read().split()[1]) / 1e9
+path, shuffle, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+start = clock()
+store, rest = open_store(path), {"layout": "native", "shuffle": shuffle, "prefetch": False}
+batches = ExpertTrajectoryIterator(store, rollouts=128, rollout_len=128, **rest)
+next(batches)
+print(clock() - start)
+for _ in range(2):  # the first one warms up
+    before, worked, start = batches.batches, time.process_time(), clock()
+    while time.process_time() - worked < seconds:
+        next(batches)
+    played = batches.batches - before
+    rates = played / (time.process_time() - worked), played / (clock() - start)
+print(*rates)
+"""
+
+SAMPLED = """
+import resource, sys, tempfile, time
+import numpy as np, torch
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+from tensordict import TensorDict
+from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import SliceSampler
+steps, cached, seconds = int(sys.argv[1]), sys.argv[2] == "cached", float(sys.argv[3])
+with tempfile.TemporaryDirectory(dir=sys.argv[4]) as folder:
+    sampler = SliceSampler(
+        slice_len=4, traj_key="episode", cache_values=cached, strict_length=False
+    )
+    buffer = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(steps, scratch_dir=folder), sampler=sampler, batch_size=16384
+    )
+    for first in range(0, steps, 5_000_000):
+        size = min(5_000_000, steps - first)
+        episode = torch.arange(first, first + size) // int(sys.argv[5])
+        columns = {"episode": episode, "action": torch.zeros(size, dtype=torch.uint8)}
+        buffer.extend(TensorDict(columns, batch_size=[size]))
+    start = time.process_time()
+    buffer.sample()
+    print(time.process_time() - start)
+    worked, played = time.process_time(), 0
+    while played == 0 or time.process_time() - worked < seconds:
+        buffer.sample()
+        played += 1
+    print(played / (time.process_time() - worked))
+"""
+PATIENCE_SECONDS = 120
 
 
 def memcpy(step_bytes: int) -> Contestant:
@@ -213,16 +271,55 @@ def print_cold() -> None:
             print(f"{shuffle:8} {batches * STEPS * 51 / 1e6:11.0f} {read:9.0f} {seconds:9.1f}")
 
 
+def scaled(program: str, *arguments: str) -> list[float] | None:
+    """What a program prints; None where it takes too long, or more memory than it may have."""
+    command = [sys.executable, "-c", program, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return [float(word) for word in done.stdout.split()] if done.returncode == 0 else None
+
+
+def print_scale(millions: list[int], longest: int, rounds: int) -> None:
+    mean = (1 + longest) / 2
+    stores = {size: synthetic_store(int(size * 1e6 / mean), longest) for size in millions}
+    ways: dict[tuple[int, str], list[list[float] | None]] = {}
+    for _ in range(rounds):
+        for size, store in stores.items():
+            for shuffle in ("full", "windowed"):
+                figures = scaled(SCALED, str(store.path), shuffle, "2")
+                ways.setdefault((size, shuffle), []).append(figures)
+            for kept in ("plain", "cached"):
+                arguments = (str(store.steps), kept, "2", str(FOLDER.resolve()), str(int(mean)))
+                ways.setdefault((size, f"TorchRL, {kept}"), []).append(scaled(SAMPLED, *arguments))
+    print(f"episodes of 1 to {longest} steps, batches of {STEPS:,} steps, one core")
+    print("M steps  order             first batch, s   batches/s   by the clock, processor free")
+    for (size, way), found in ways.items():
+        rows = [figures for figures in found if figures is not None]
+        if not rows:
+            print(f"{size:7}  {way:16}  gave up: over {PATIENCE_SECONDS} s, or out of memory")
+            continue
+        first, *others = (median(column) for column in zip(*rows, strict=True))
+        shown = "".join(f"{value:12,.1f}" for value in others)
+        print(f"{size:7}  {way:16} {first:15.3f} {shown}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--scale", type=int, nargs="*", metavar="MILLION")
+    parser.add_argument("--longest", type=int, default=9, help="episode of --scale")
     options = parser.parse_args()
     torch.set_num_threads(1)
     packages = ("torch", "numpy", "torchrl", "minari")
     print(", ".join(f"{name} {version(name)}" for name in packages), end="; ")
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
     FOLDER.mkdir(parents=True, exist_ok=True)
+    if options.scale is not None:
+        print_scale(options.scale or [1, 35, 350], options.longest, options.rounds)
+        return
     with tempfile.TemporaryDirectory(dir=FOLDER.resolve()) as folder:
         print_rates(options.rounds, Path(folder))
         print_first_batches(Path(folder))
