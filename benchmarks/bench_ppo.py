@@ -156,8 +156,14 @@ def train(level: str, processes: int) -> None:
     from trainer.team import StopRequest, joined_team
 
     class Turns(StopRequest):
+        """Asked more than once a cycle, whose steps have been counted by then."""
+
+        steps = 0
+
         def __bool__(self) -> bool:
-            turn()
+            if run.progress.env_steps > self.steps:
+                self.steps = run.progress.env_steps
+                turn()
             return False
 
     changes = [f"run.level={level}", "model.type=small", "run.device=cpu"]
