@@ -107,7 +107,15 @@ def recipes_with_results(records: list[Record]) -> dict[Path, str]:
         if one["precision"] == "float32":
             last[one["run"]] = one  # the last checkpoint of a run is noted last
     few = [one for one in of_part(records, "recipes") if one["demos"] == FEW]
-    reached = {"bc_fast.toml": list(last.values()), "bc_1000_demos.toml": few}
+    mazes = of_part(records, "mazes")
+    reached = {
+        "bc_fast.toml": list(last.values()),
+        "bc_1000_demos.toml": few,
+        "bc_bosslevel.toml": [one for one in mazes if one["recipe"] == "bc_bosslevel.toml"],
+        "bc_goto.toml": [
+            one for one in mazes if (one["recipe"], one["level"]) == ("bc_goto.toml", "GoTo")
+        ],
+    }
     texts = {}
     for name, runs in reached.items():
         if runs:
@@ -123,10 +131,8 @@ def line_of(runs: list[Record]) -> str:
     alone = all(one["jobs"] == 1 and one["threads"] == 2 for one in runs)
     seconds = 60 * statistics.median(one["minutes"] for one in runs)
     time = f" after {seconds:.0f} s on two cores" if alone else ""
-    return (
-        f"# Reached: {mean:.1%} of {runs[0]['episodes']:,} unseen episodes{time}; "
-        f"{len(runs)} seeds, worst {worst:.1%}."
-    )
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds, worst {worst:.1%}"
+    return f"# Reached: {mean:.1%} of {runs[0]['episodes']:,} unseen episodes{time}; {seeds}."
 
 
 def of_part(records: list[Record], *parts: str) -> list[Record]:
