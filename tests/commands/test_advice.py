@@ -130,7 +130,7 @@ def settings_keys() -> frozenset[str]:
 
     def keys(model: type[BaseModel], path: str) -> Iterator[str]:
         for name, field in model.model_fields.items():
-            place = f"{path}{field.alias or name}"
+            place = f"{path}{field.serialization_alias or field.alias or name}"
             yield place
             for inner in models(field.annotation):
                 yield from keys(inner, f"{place}.")

@@ -15,7 +15,11 @@ import pytest
 pytest.importorskip("torch")  # the commands below train and play
 
 EVALUATE = ("evaluate", "--policy", "bot", "--level", "GoToLocal", "--episodes", "1000000")
-TRAIN = ("run", "ppo", "--tiny", "--set", "stages.0.max_env_steps=100000000", "-o", "run")
+TRAIN = (
+    *("run", "ppo", "--tiny", "--set", "stages.0.max_env_steps=100000000", "-o", "run"),
+    # levels are stepped as a batch, in one more process for every 128 of them
+    *("--set", "on_policy.environments=256"),
+)
 
 
 def helpers_of(pid: int) -> list[bytes]:
@@ -43,14 +47,19 @@ def interrupted(
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not moment(process.pid):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.002)
-    time.sleep(wait)
-    os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        deadline = time.monotonic() + 60
+        while not moment(process.pid):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     return process.returncode, errors
 
 

@@ -83,6 +83,12 @@ def init(**given):
 """
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Import a package anew in this test, and in the next ones again."""
+    monkeypatch.setitem(sys.modules, name, None)  # so that it is taken out afterwards, too
+    monkeypatch.delitem(sys.modules, name)
+
+
 def killing() -> Any:
     """PPO that kills its process when its KILL_AT-th batch comes."""
     ppo, calls = PPO(), [0]
@@ -333,7 +339,7 @@ def test_episodes_of_every_measurement_are_drawn_where_a_recipe_asks_for_it(
     (tmp_path / "wandb.py").write_text(STAND_IN, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("STAND_IN", str(tmp_path / "stand_in.jsonl"))
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    forget(monkeypatch, "wandb")
     folder = tmp_path / "a"
     asked = ("evaluation.gifs=1", "evaluation.sample=both", "evaluation.every=96", "run.wandb=p")
     command = ["run", "ppo", "--tiny", "-m", "1", "-o", str(folder)]
@@ -499,7 +505,7 @@ def test_mlflow_and_trackio_take_every_line_once_under_one_id(
         (tmp_path / f"{name}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     for name in projects:  # in a session that has the real ones, too
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        forget(monkeypatch, name)
     config = {"run": {"seed": 1}, "options": {f"key {n}": n for n in range(150)}}
     with RunLog(tmp_path, projects=projects, config=config) as log:
         log.write("train", {"lr": 0.0}, where=WHERE)
