@@ -13,7 +13,7 @@ CASES = Path(__file__).with_name("stand_in_cases.py")
 
 @pytest.mark.slow
 def test_networks_and_runs_work_on_a_device_beside_the_cpu() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(CASES)]
     done = subprocess.run(command, cwd=CASES.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "passed" in done.stdout
