@@ -3,6 +3,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import comb, isclose
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from demotools.babyai.cells import BALL, BOX, KEY, WALL, unpacked_cells
 from demotools.babyai.levels import EVALUATION_SEED
@@ -27,6 +29,7 @@ from trainer.acting.evaluate import (
 )
 from trainer.acting.policy import NetworkPolicy, RandomPolicy
 from trainer.learning.networks.small import SmallNetwork
+from trainer.settings.user_code import find, search_recipe_folders
 
 
 class Wanderer:
@@ -113,6 +116,24 @@ def test_processes_that_play_their_shares_find_what_one_finds(
     shared = evaluate_policy(policy, "GoToObj", 31, processes=2, sampled=sample)
     assert shared == alone
     assert not len(policy.memory)  # others have played, each with its own
+
+
+@pytest.mark.slow
+def test_a_network_that_lies_beside_the_recipe_is_found_where_shares_are_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "from trainer.learning.networks.small import SmallNetwork\n\n\nclass Own(SmallNetwork): ..."
+    )
+    (tmp_path / "own_beside.py").write_text(code, "utf-8")
+    search_recipe_folders([str(tmp_path)])
+    try:
+        network: nn.Module = find("model.type", "own_beside:Own", {})(len(WORDS))
+        monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 0)
+        result = evaluate_policy(NetworkPolicy(network, WORDS), "GoToObj", 4, processes=2)
+    finally:
+        search_recipe_folders([])
+    assert len(result.outcomes) == 4
 
 
 class Deadly(Wanderer):

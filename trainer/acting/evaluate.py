@@ -29,7 +29,12 @@ from demotools.recording.batch import can_be_batched
 from demotools.recording.environment import make_environment
 from demotools.workers.processes import opened_workers
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
-from trainer.settings.user_code import recipe_folders, search_recipe_folders
+from trainer.settings.models import LEVELS
+from trainer.settings.user_code import (
+    recipe_folders,
+    search_recipe_folders,
+    users_folders_first,
+)
 
 if TYPE_CHECKING:
     from trainer.acting.policy import Policy
@@ -252,14 +257,14 @@ def _played(
 
 def _is_long(kind: EnvironmentKind, seeds: Sequence[int]) -> bool:
     """Whether so many episodes of a level of ours may take longer than starting processes does."""
-    if kind.make != EnvironmentKind.make:
+    if kind.make != LEVELS:
         return False
     level = make_environment(kind.level_of(0))
     level.reset(seed=seeds[0])
     return can_be_batched(level) and len(seeds) * level.max_steps >= _LONG_STEPS
 
 
-def _pickled(policy: Policy | Literal["bot"]) -> bytes | None:
+def _pickled(policy: Policy) -> bytes | None:
     """The policy for another process; None where it holds what is not for others."""
     try:
         return pickle.dumps(policy)
@@ -316,9 +321,11 @@ def _play_share(
     import torch  # not what steps environments alone
 
     torch.set_num_threads(1)
+    with users_folders_first():  # a network of the user's lies beside the recipe
+        own: Policy = pickle.loads(policy)
     with (folder / str(os.getpid())).open("ab", buffering=0) as ended:
         return _played(
-            pickle.loads(policy),
+            own,
             kind,
             seeds,
             environments,

@@ -252,7 +252,7 @@ def _imported(key: str, name: str) -> Any:
     module, _, attributes = name.partition(":")
     found: Any = None
     try:
-        with users_code(key, name), _users_folders_first():
+        with users_code(key, name), users_folders_first():
             found = importlib.import_module(module)
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
@@ -271,7 +271,7 @@ def _imported(key: str, name: str) -> Any:
 
 
 @contextmanager
-def _users_folders_first() -> Iterator[None]:
+def users_folders_first() -> Iterator[None]:
     """Inside, the recipe's folder and the working directory come first in the search.
 
     Only inside: a file that lies there by chance must not stand in for a library's own module.
@@ -339,7 +339,7 @@ def _registered(level: str) -> str:
     """
     module, _, name = level.partition(":")
     try:
-        with users_code("run.level", level), _users_folders_first():
+        with users_code("run.level", level), users_folders_first():
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
