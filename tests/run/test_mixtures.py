@@ -16,13 +16,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 
 from demotools.babyai.vocabulary import WORDS
-from demotools.errors import SettingsError
+from demotools.errors import SettingsError, StoreError
 from demotools.store.reading import open_store
 from tests.conftest import build_store, make_episodes
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, dealt_levels
 from trainer.cli import main
 from trainer.data.own_iterator import OwnIterator
 from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import refuse_early
 from trainer.run.log import read_log
 from trainer.settings.models import LevelSettings, Named, parsed_settings, read_settings, toml_of
 
@@ -318,6 +319,14 @@ def test_what_an_iterator_would_leave_out_is_refused(run: Callable[..., Result],
     result = run("a", *EXACT, *given, "--set", f"stages.0.off_policy.{more}")
     assert result.exit_code == 1
     assert ("filter them there" if "store" in more else "do it in yours") in result.output
+
+
+def test_an_iterator_of_ones_own_needs_no_store(tmp_path: Path) -> None:
+    unset = ["stages.0.off_policy.store=", "stages.0.off_policy.augment=[]"]
+    own = [*unset, "stages.0.off_policy.iterator='a:B'"]
+    refuse_early("bc_small_cpu.toml", overrides=own, data_dir=tmp_path, new=False)
+    with pytest.raises(StoreError, match="no such demo store"):
+        refuse_early("bc_small_cpu.toml", overrides=unset, data_dir=tmp_path, new=False)
 
 
 PLAIN = ("--set", "stages.0.off_policy.augment=[]")

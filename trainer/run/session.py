@@ -53,6 +53,7 @@ from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
 from trainer.run.success import measure
 from trainer.run.tracking import tracking_package
 from trainer.settings.models import (
+    AUTO_STORE,
     LEVELS,
     SETTINGS_FILE,
     Device,
@@ -124,8 +125,7 @@ def train(
     overrides        `a.b=value` each, of a recipe
     tiny             whether the recipe's own [tiny] overrides come first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
-    workers          processes of environments; None: one per processor, at most one an environment;
-                     `tiny`: none but this
+    workers          processes that play, at most; None: one per processor; `tiny`: none but this
     init_from        begin with the weights of this checkpoint, or folder of a run
     resume           go on from the checkpoint in the folder; "auto": where there is one
     force_settings   resume although settings changed, where that is harmless
@@ -552,7 +552,7 @@ def _device(wanted: Device) -> tuple[Device, list[str]]:
 def _with_store(
     stage: StageSettings, levels: Sequence[LevelSettings], folder: Path, device: Device
 ) -> tuple[StageSettings, str]:
-    if stage.off_policy is None or stage.off_policy.store != (StoreSettings(name="auto"),):
+    if stage.off_policy is None or stage.off_policy.store != AUTO_STORE:
         return stage, ""
     if stage.off_policy.iterator is not None:
         without = stage.off_policy.model_copy(update={"store": ()})

@@ -127,7 +127,7 @@ class Run:
     losses      the network with all losses of a batch
     by_name     every loss that a stage uses, made once for all of them
     average     of the network's weights; None where no setting asks for it
-    workers     processes of environments
+    workers     processes that play, at most
     say         takes a line for the user
     log         None before it is open, and in a process that does not write
     restored    state of the stage that a checkpoint was taken in, until the stage takes it up
@@ -247,11 +247,7 @@ def made_losses(
     def head_sizes(name: str) -> tuple[int, int]:
         return feature_size(network, settings), len(subgoals_of(settings, name, stores))
 
-    names = dict.fromkeys(
-        name
-        for stage in settings.stages
-        for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
-    )
+    names = dict.fromkeys(name for stage in settings.stages for name in stage.loss_names)
     losses: dict[str, Loss] = {}
     for name in names:
         # weights of its own, whatever other losses draw, and the run's own stream left alone

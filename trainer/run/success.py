@@ -115,11 +115,7 @@ def _wanted(settings: Settings) -> list[bool]:
 
 def trains_critic(settings: Settings) -> bool:
     """Whether any loss of a run trains the critic: all but ours that learn from an expert do."""
-    used = {
-        name
-        for stage in settings.stages
-        for name in (*stage.losses, *(stage.off_policy.losses if stage.off_policy else ()))
-    }
+    used = {name for stage in settings.stages for name in stage.loss_names}
     return any(settings.losses[name].type not in OF_EXPERTS for name in used)
 
 
@@ -142,7 +138,7 @@ def measured_success(
     level        None: those that the checkpoint was trained on
     seeds        of the environment, in place of those of evaluation
     sample       draw actions; else the most probable ones are taken
-    workers      processes of environments; None: one per processor
+    workers      processes that play, at most; None: one per processor
     trust        whether code that the checkpoint's settings name is run
     returns      the figures, and what there is to say of them
     """

@@ -166,6 +166,10 @@ class StoreSettings(_Frozen):
         return self.model_dump(exclude_none=True, exclude={"name", "proportion"})
 
 
+AUTO_STORE = (StoreSettings(name="auto"),)
+"""Of the run's levels, see `store` in docs/settings.md; beside an iterator of the user's: none."""
+
+
 def _as_written(parts: tuple[LevelSettings | StoreSettings, ...]) -> object:
     """A single one of which nothing else is said by its name, as people write it."""
     if len(parts) == 1 and parts[0] == type(parts[0])(name=parts[0].name):
@@ -279,7 +283,7 @@ class OffPolicySettings(_Frozen):
         BeforeValidator(_names_as_tables),
         PlainSerializer(_as_written),
         Field(validation_alias=AliasChoices("store", "stores")),
-    ] = (StoreSettings(name="auto"),)
+    ] = AUTO_STORE
     iterator: Annotated[Named, BeforeValidator(_named)] | None = None
     rollouts: Count
     rollout_len: Count
@@ -367,6 +371,11 @@ class StageSettings(_Frozen):
     off_policy: OffPolicySettings | None = None
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses that it uses, on what was played and on stores."""
+        return (*self.losses, *(self.off_policy.losses if self.off_policy else ()))
+
+    @property
     def axis(self) -> Axis:
         """The steps that its budget counts."""
         return "env_steps" if self.max_env_steps else "demo_steps"
@@ -422,7 +431,9 @@ class Settings(_Frozen):
         """The stores that the stages play, and those that they watch, each once."""
         names = []
         for stage in self.stages:
-            names += [store.name for store in stage.off_policy.store] if stage.off_policy else []
+            shown = stage.off_policy
+            if shown and (shown.iterator is None or shown.store != AUTO_STORE):
+                names += [store.name for store in shown.store]
             watched = stage.early_stopping and stage.early_stopping.hold_out
             names += [watched] if watched else []
         return list(dict.fromkeys(names))
@@ -430,8 +441,7 @@ class Settings(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for number, stage in enumerate(self.stages):
-            used = [*stage.losses, *(stage.off_policy.losses if stage.off_policy else ())]
-            for name in used:
+            for name in stage.loss_names:
                 if name not in self.losses:
                     raise ValueError(
                         f"stages.{number} uses the loss `{name}`, which is not defined"
