@@ -122,7 +122,7 @@ _workers = click.option(
     metavar="N",
     type=click.IntRange(min=1),
     show_default="one per processor",
-    help="Step the environments in N processes; this changes no result.",
+    help="Play in at most N processes; this changes no result.",
 )
 _folders = click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."

@@ -17,6 +17,7 @@ from demotools.recording.batch import Batch, can_be_batched
 from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import Environment, seen_as
 from demotools.recording.search import SearchExpert
+from trainer.settings.models import LEVELS
 from trainer.settings.user_code import made_environment, users_code
 
 _VIEW = (VIEW_SIZE, VIEW_SIZE)
@@ -59,7 +60,7 @@ class EnvironmentKind:
     """
 
     level: str | tuple[str, ...]
-    make: str = "demotools.recording.environment:make_environment"
+    make: str = LEVELS
     expert: bool = False
     view: tuple[int, ...] = _VIEW
 

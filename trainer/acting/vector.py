@@ -39,7 +39,7 @@ from demotools.workers.processes import (
 )
 from trainer.acting.group import EnvironmentKind as EnvironmentKind
 from trainer.acting.group import Group, Missions, Start, shown_of
-from trainer.settings.models import LevelSettings
+from trainer.settings.models import LEVELS, LevelSettings
 from trainer.settings.user_code import recipe_folders, search_recipe_folders
 
 _SECONDS_TO_END = 5.0
@@ -235,7 +235,7 @@ def _is_batched(kind: EnvironmentKind) -> bool:
     """Whether environments of this kind step as a batch, so fast that pipes would cost more."""
     levels = {kind.level} if isinstance(kind.level, str) else set(kind.level)
     return (
-        kind.make == EnvironmentKind.make
+        kind.make == LEVELS
         and not kind.expert
         and all(can_be_batched(make_environment(level)) for level in levels)
     )

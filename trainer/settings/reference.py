@@ -43,7 +43,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "optimizer.lr": ("", "learning rate, never exceeded by the schedule"),
     "optimizer.max_grad_norm": ("", "longer gradients are scaled down to this norm; unset: none are"),
     "optimizer.schedule.type": ("", "of the learning rate: `constant`, `linear`, `cosine`, `torch.optim.lr_scheduler:Name` or `package.module:Name`"),
-    "on_policy.environments": ("environments", "stepped in parallel, in as many processes as `-m` says"),
+    "on_policy.environments": ("environments", "stepped in parallel, in at most as many processes as `-m` says"),
     "on_policy.rollout_len": ("steps", "of each environment in a rollout"),
     "on_policy.gamma": ("", "discount of a reward one step later"),
     "on_policy.gae_lambda": ("", "of generalised advantage estimation: 0 one step, 1 whole returns"),

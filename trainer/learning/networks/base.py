@@ -176,8 +176,8 @@ def output_of_runs(
 ) -> Output:
     """What actor and critic say of every step.
 
-    hidden   [N, memory], in the order of the runs
-    after    [B, 2 * memory], memory after the batch
+    hidden   [N, size], what they see, in the order of the runs
+    after    [B, memory size], memory after the batch
     """
     rollouts = after.shape[0]  # in a graph len() would be a constant
     logits = actor(hidden).index_select(0, runs.inverse).unflatten(0, (-1, rollouts))

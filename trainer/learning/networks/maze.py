@@ -46,6 +46,7 @@ from trainer.learning.networks.base import (
     in_order,
     is_traced,
     lstm_by_runs,
+    output_of_runs,
     runs_of,
 )
 from trainer.learning.networks.small import SmallNetwork
@@ -691,10 +692,8 @@ class MazeNetwork(SmallNetwork):
             looked = self._read(query, kinds, lying, first, step)
             parts.append(looked.index_select(0, runs.order))
         both = torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
-        logits = self.actor(both).index_select(0, runs.inverse).unflatten(0, (T, B))
-        values = self.critic(both).index_select(0, runs.inverse).reshape(T, B)
         carried = torch.cat([after.to(memory.dtype), state.packed().to(memory)], dim=1)
-        return Output(logits, values, carried, lambda: both[runs.inverse].reshape(T, B, -1))
+        return output_of_runs(self.actor, self.critic, both, carried, runs)
 
     def _words(self, tokens: Tensor) -> Words:
         """What the instruction encoder says at every word.
