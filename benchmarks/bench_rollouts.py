@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -33,6 +34,7 @@ from peers.minari_episodes import minari_dataset
 from peers.torchrl_slices import slice_buffer
 from peers.tutorial_iterator import TutorialIterator
 from synthetic import FOLDER, random_episodes, synthetic_store
+from tqdm import tqdm
 
 from demotools.babyai.cells import unpacked_cells
 from demotools.pickles.writer import write_pickle
@@ -126,34 +128,30 @@ print(*rates)
 """
 
 SAMPLED = """
-import resource, sys, tempfile, time
-import numpy as np, torch
+import resource, sys, time, torch
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SliceSampler
 steps, cached, seconds = int(sys.argv[1]), sys.argv[2] == "cached", float(sys.argv[3])
-with tempfile.TemporaryDirectory(dir=sys.argv[4]) as folder:
-    sampler = SliceSampler(
-        slice_len=4, traj_key="episode", cache_values=cached, strict_length=False
-    )
-    buffer = TensorDictReplayBuffer(
-        storage=LazyMemmapStorage(steps, scratch_dir=folder), sampler=sampler, batch_size=16384
-    )
-    for first in range(0, steps, 5_000_000):
-        size = min(5_000_000, steps - first)
-        episode = torch.arange(first, first + size) // int(sys.argv[5])
-        columns = {"episode": episode, "action": torch.zeros(size, dtype=torch.uint8)}
-        buffer.extend(TensorDict(columns, batch_size=[size]))
-    start = time.process_time()
+sampler = SliceSampler(slice_len=4, traj_key="episode", cache_values=cached, strict_length=False)
+buffer = TensorDictReplayBuffer(
+    storage=LazyMemmapStorage(steps, scratch_dir=sys.argv[4]), sampler=sampler, batch_size=16384
+)
+for first in range(0, steps, 5_000_000):
+    size = min(5_000_000, steps - first)
+    episode = torch.arange(first, first + size) // int(sys.argv[5])
+    columns = {"episode": episode, "action": torch.zeros(size, dtype=torch.uint8)}
+    buffer.extend(TensorDict(columns, batch_size=[size]))
+start = time.process_time()
+buffer.sample()
+print(time.process_time() - start)
+worked, played = time.process_time(), 0
+while played == 0 or time.process_time() - worked < seconds:
     buffer.sample()
-    print(time.process_time() - start)
-    worked, played = time.process_time(), 0
-    while played == 0 or time.process_time() - worked < seconds:
-        buffer.sample()
-        played += 1
-    print(played / (time.process_time() - worked))
+    played += 1
+print(played / (time.process_time() - worked))
 """
 PATIENCE_SECONDS = 120
 
@@ -271,38 +269,49 @@ def print_cold() -> None:
             print(f"{shuffle:8} {batches * STEPS * 51 / 1e6:11.0f} {read:9.0f} {seconds:9.1f}")
 
 
-def scaled(program: str, *arguments: str) -> list[float] | None:
-    """What a program prints; None where it takes too long, or more memory than it may have."""
+def scaled(program: str, *arguments: str) -> list[float] | str:
+    """The figures that a program prints, or why there are none."""
     command = [sys.executable, "-c", program, *arguments]
+    # TorchRL writes its log to where the figures are
+    quiet = {**os.environ, "RL_LOGGING_LEVEL": "WARNING"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=quiet, timeout=PATIENCE_SECONDS
+        )
     except subprocess.TimeoutExpired:
-        return None
-    return [float(word) for word in done.stdout.split()] if done.returncode == 0 else None
+        return f"over {PATIENCE_SECONDS} s"
+    if done.returncode:
+        return [f"it ended with {done.returncode}", *done.stderr.strip().splitlines()][-1]
+    return [float(word) for word in done.stdout.split()]
 
 
 def print_scale(millions: list[int], longest: int, rounds: int) -> None:
     mean = (1 + longest) / 2
     stores = {size: synthetic_store(int(size * 1e6 / mean), longest) for size in millions}
-    ways: dict[tuple[int, str], list[list[float] | None]] = {}
-    for _ in range(rounds):
-        for size, store in stores.items():
+    ways: dict[tuple[int, str], list[list[float] | str]] = {}
+    with tqdm(total=4 * len(stores) * rounds, unit="process", disable=None) as bar:
+        for _, (size, store) in product(range(rounds), stores.items()):
             for shuffle in ("full", "windowed"):
                 figures = scaled(SCALED, str(store.path), shuffle, "2")
                 ways.setdefault((size, shuffle), []).append(figures)
+                bar.update()
             for kept in ("plain", "cached"):
-                arguments = (str(store.steps), kept, "2", str(FOLDER.resolve()), str(int(mean)))
-                ways.setdefault((size, f"TorchRL, {kept}"), []).append(scaled(SAMPLED, *arguments))
+                # made here, so that nothing is left of a process that was ended
+                with tempfile.TemporaryDirectory(dir=FOLDER.resolve()) as folder:
+                    figures = scaled(SAMPLED, str(store.steps), kept, "2", folder, str(int(mean)))
+                ways.setdefault((size, f"TorchRL, {kept}"), []).append(figures)
+                bar.update()
     print(f"episodes of 1 to {longest} steps, batches of {STEPS:,} steps, one core")
     print("M steps  order             first batch, s   batches/s   by the clock, processor free")
     for (size, way), found in ways.items():
-        rows = [figures for figures in found if figures is not None]
-        if not rows:
-            print(f"{size:7}  {way:16}  gave up: over {PATIENCE_SECONDS} s, or out of memory")
-            continue
-        first, *others = (median(column) for column in zip(*rows, strict=True))
-        shown = "".join(f"{value:12,.1f}" for value in others)
-        print(f"{size:7}  {way:16} {first:15.3f} {shown}", flush=True)
+        rows = [figures for figures in found if not isinstance(figures, str)]
+        reasons = [reason for reason in found if isinstance(reason, str)]
+        gave_up = f"  gave up {len(reasons)} of {rounds} times: {reasons[-1]}" if reasons else ""
+        shown = ""
+        if rows:
+            first, *others = (median(column) for column in zip(*rows, strict=True))
+            shown = f" {first:15.3f} " + "".join(f"{value:12,.1f}" for value in others)
+        print(f"{size:7}  {way:16}{shown}{gave_up}")
 
 
 def main() -> None:

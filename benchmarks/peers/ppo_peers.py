@@ -3,8 +3,8 @@
 Their networks have our sizes behind the view: 128 features, an LSTM of 128, heads of 64. In front
 of it is one linear layer over the flat view and a bag of the mission's words, less work than our
 embeddings and instruction encoder. The numbers of the recipe ppo.toml are given to both. Each is a
-function from (level, environments, rollout length, processes, turn) that trains for ever and calls
-`turn` between two cycles.
+function from (maker of an environment, level, environments, rollout length, processes, turn) that
+trains for ever and calls `turn` between two cycles.
 """
 
 from __future__ import annotations

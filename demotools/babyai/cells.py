@@ -66,7 +66,7 @@ _LAST_OF_TABLE = np.tile(
 _CODES = np.arange(256, dtype=np.uint8)
 UNPACKING_TABLE: NDArray[np.uint8] = np.stack([_CODES // 18, _CODES % 18 // 3, _CODES % 3], axis=1)
 """uint8 [256, 3]: code of a cell to (object, colour, state)."""
-_OBJECT, _COLOUR, _STATE = UNPACKING_TABLE.T
+_OBJECT, _, _STATE = UNPACKING_TABLE.T
 SIGHT_ENDS: NDArray[np.bool_] = (_OBJECT == WALL) | ((_OBJECT == DOOR) & (_STATE != OPEN))
 """bool [256], by the code of a cell: walls and shut doors."""
 

@@ -29,12 +29,12 @@ from demotools.babyai.cells import (
     EMPTY,
     KEY,
     OPEN,
+    SIGHT_ENDS,
     UNPACKING_TABLE,
     VIEW_SIZE,
     WALL,
 )
 from demotools.recording.environment import (
-    OPAQUE,
     FastView,
     World,
     cell_code,
@@ -45,7 +45,7 @@ from demotools.recording.environment import (
 
 _LEFT, _RIGHT, _FORWARD, _PICKUP, _DROP, _TOGGLE, _DONE = range(len(ACTIONS))
 _UNKNOWN = len(ACTIONS)
-_CLEAR = 1 - np.frombuffer(OPAQUE, np.uint8)
+_CLEAR = ~SIGHT_ENDS
 _NOTHING = cell_code(None)
 
 
@@ -83,9 +83,7 @@ class Batch:
         )
         size = self._layout.width * self._layout.height
         self._view = np.stack([view.reshape(-1) for view in self._layout.view])
-        self._onward = np.array(
-            [-view[AGENT_COLUMN, 0] // -AGENT_ROW for view in self._layout.view]
-        )
+        self._onward = np.array([view[AGENT_COLUMN, 0] // AGENT_ROW for view in self._layout.view])
         self._cells = np.full(count * size, cell_code(None), dtype=np.uint8)
         # where the mission may be done when the agent looks at it
         self._aims = np.zeros(count * size, dtype=np.bool_)

@@ -390,7 +390,7 @@ class World:
         bordered[BORDER:-BORDER, BORDER:-BORDER] = codes.reshape(grid.height, grid.width)
         self.cells = bordered.reshape(-1)
         # one integer a row and a column of the grid, a bit for every cell that one sees through
-        clear = 1 - np.frombuffer(OPAQUE, np.uint8)[bordered]
+        clear = ~SIGHT_ENDS[bordered]
         self._rows = _as_integers(clear)
         self._columns = _as_integers(clear.T)
 
@@ -440,7 +440,7 @@ def _bare_world(bare: BareWalls) -> World:
     return World(bare)
 
 
-def _as_integers(bits: NDArray[np.uint8]) -> list[int]:
+def _as_integers(bits: NDArray[np.bool_]) -> list[int]:
     packed = np.packbits(bits, axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed]
 

@@ -43,7 +43,7 @@ _SIDEWAYS_IN_VIEW = 3
 
 def _digits(cells: NDArray[np.bool_]) -> bytes:
     """For `bytes.translate`: by packed cell, the digit 1 or 0."""
-    return bytes(np.where(np.resize(cells, 256), ord("1"), ord("0")).astype(np.uint8))
+    return bytes(np.where(cells, ord("1"), ord("0")).astype(np.uint8))
 
 
 _KIND, _STATE = UNPACKING_TABLE[:, 0], UNPACKING_TABLE[:, 2]
