@@ -135,7 +135,8 @@ from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SliceSampler
 steps, cached, seconds = int(sys.argv[1]), sys.argv[2] == "cached", float(sys.argv[3])
-sampler = SliceSampler(slice_len=4, traj_key="episode", cache_values=cached, strict_length=False)
+# not strict, it takes a slower way where a single episode, here the last one, is short
+sampler = SliceSampler(slice_len=4, traj_key="episode", cache_values=cached, strict_length=True)
 buffer = TensorDictReplayBuffer(
     storage=LazyMemmapStorage(steps, scratch_dir=sys.argv[4]), sampler=sampler, batch_size=16384
 )
