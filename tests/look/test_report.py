@@ -29,6 +29,7 @@ from demotools.store.duplicates import episode_hashes, hashes
 from demotools.store.reading import Episodes, Store, open_store
 from demotools.store.reshape import merge_stores
 from demotools.store.shrink import shrink_stores
+from demotools.store.verify import verify_store
 from tests.browser import colours_of_page, needs_chromium
 from tests.conftest import MISSIONS, build_store, make_episodes
 
@@ -210,7 +211,11 @@ def test_missions_out_of_grammar_are_found_with_their_episodes(tmp_path: Path) -
     assert found.details == ("'open the red door'", "'fly away'")
     build_store(tmp_path / "c.zarr", make_episodes([1]), level="GoToObj")
     merge_stores([tmp_path / "c.zarr", store.path], tmp_path / "d.zarr", quiet=True)
-    assert "none of GoToObj or GoToLocal" in finding([open_store(tmp_path / "d.zarr")], name).text
+    merged = open_store(tmp_path / "d.zarr")
+    assert "none of GoToObj or GoToLocal" in finding([merged], name).text
+    told = [one.problems for one in verify_store(merged.path, quiet=True) if one.name == name]
+    assert all("not a mission of GoToObj or GoToLocal: '" in problem for problem in told[0])
+    assert len(told[0]) == 2
     foreign = build_store(tmp_path / "b.zarr", make_episodes([1]), level="MyOwnLevel")
     assert finding([foreign], name).text == "not checked: the level MyOwnLevel has no manifest"
 

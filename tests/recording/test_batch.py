@@ -13,10 +13,9 @@ from minigrid.envs.babyai.core import verifier
 from demotools.babyai.cells import packed_cells
 from demotools.recording.batch import Batch, _is_known, can_be_batched
 from demotools.recording.bot import BotError, Expert
-from demotools.recording.environment import make_environment
+from demotools.recording.environment import cell_code, make_environment
 from tests.recording.test_fast import LEVELS, twins
-
-IDENTIFIERS = sorted(name for name in gymnasium.registry if name.startswith("BabyAI-"))
+from tests.recording.test_generation import ALL
 
 
 class Pair:
@@ -123,7 +122,7 @@ THREE = pair_of(["PutNextLocal", "BossLevel", "GoToObj"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("identifier", IDENTIFIERS)
+@pytest.mark.parametrize("identifier", ALL)
 def test_steps_of_every_level_are_those_of_stock(identifier: str) -> None:
     if not can_be_batched(twins(identifier)[0]):
         pytest.skip("its reset may change what it made, so it is stepped alone")
@@ -150,8 +149,6 @@ def put(pair: Pair, thing: Any) -> None:
         level.grid.set(4, 3, thing)
     batch = pair.batch
     batch._at[0], batch.direction[0] = batch._place(0, (3, 3)), 0
-    from demotools.recording.environment import cell_code
-
     batch._cells[batch._place(0, (4, 3))] = cell_code(thing)
 
 

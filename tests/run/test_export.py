@@ -206,3 +206,5 @@ def test_what_is_handed_on_names_no_folder_of_this_machine(kind: str, tmp_path: 
         )
         hub = one.run.model_copy(update={"init_from": "hf:me/policy@main"})
         assert "hf:me/policy@main" in handed_on(one.model_copy(update={"run": hub}))
+        named = read_settings("bc_small_cpu.toml", [f"{off_policy}=/home/me/secret/GoTo.zarr"])
+        assert "secret" not in handed_on(named) and 'store = "GoTo"' in handed_on(named)

@@ -18,10 +18,11 @@ from demotools.babyai.vocabulary import WORDS
 from trainer.cli import main
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
+from trainer.run.folder import seed_runs
 from trainer.run.initial import take_weights
 from trainer.run.log import read_log
 from trainer.run.state import Run, new_run
-from trainer.settings.models import read_settings
+from trainer.settings.models import read_settings, toml_of
 
 PAGE = Path(__file__).parents[2] / "docs/pipelines.md"
 TINY = ("--tiny", "-m", "1", "--set", "run.device=cpu", "--set", "evaluation.episodes=2")
@@ -117,6 +118,24 @@ def test_a_run_that_began_with_weights_is_resumed_without_them_and_keeps_their_n
     assert read_checkpoint(tmp_path / "a").words == (*WORDS, "giraffe")
     elsewhere = run(*line, "--resume", "--init-from", "elsewhere")
     assert elsewhere.exit_code == 1 and "`run.init_from`" in elsewhere.output
+
+
+def test_seeds_that_have_begun_keep_what_they_began_with(clone: Path, tmp_path: Path) -> None:
+    for seed, begun in ((1, clone), (2, "")):
+        folder = tmp_path / f"a/seed-{seed}"
+        folder.mkdir(parents=True)
+        settings = read_settings("ppo", [f"run.init_from={begun}"])
+        (folder / "settings.toml").write_text(toml_of(settings), "utf-8")
+        (folder / "last.pt").touch()
+
+    def begins(*, resume: bool, init_from: str | None = None) -> list[str]:
+        runs = seed_runs(
+            "1-3", "ppo", tiny=True, init_from=init_from, output=tmp_path / "a", resume=resume
+        )
+        return [folder.name for folder, own in runs if f'run.init_from="{clone}"' in own]
+
+    assert begins(resume=True) == ["seed-3"]
+    assert begins(resume=False) == begins(resume=True, init_from="other") == []
 
 
 @pytest.mark.slow

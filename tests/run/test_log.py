@@ -527,5 +527,6 @@ def test_mlflow_and_trackio_take_every_line_once_under_one_id(
     assert run.artifacts == [("gifs", str(gif))]
     ((project, _name), lines) = next(iter(trackio.RUNS.items()))
     assert project == "b" and len(trackio.RUNS) == 1
-    assert [(step, values["train/lr"]) for step, values in lines[:3]] == taken
+    assert len(lines) == 4 and "evaluation/success" in lines.pop()[1]
+    assert [(step, values["train/lr"]) for step, values in lines] == taken
     assert lines[0][1] == {**WHERE, "train/lr": 0.0}

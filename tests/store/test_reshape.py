@@ -354,6 +354,8 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     assert both.episodes == 1 + plain.episodes and "reward" not in both.optional
     assert run(tmp_path, "merge", "solved", "all", "-o", "more")["no_rewards"] is None
     assert "reward" in open_store(tmp_path / "more.zarr").optional
+    # where none has any, none lack them
+    assert run(tmp_path, "merge", "plain", "both", "-o", "bare")["no_rewards"] is None
 
 
 @pytest.mark.slow
