@@ -19,7 +19,7 @@ from pathlib import Path
 
 import filelock
 import tomli_w
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from demotools.babyai.levels import (
     Manifest,
@@ -193,7 +193,7 @@ class _Left(BaseModel):
 
     key: str
     record: FetchedRecord
-    remove: str | None
+    remove: str | None = Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def _tidy(folder: Path, plan: Plan, options: FetchOptions) -> None:
         return
     write_record(folder, left.key, left.record)
     if left.remove is not None and not options.keep_pickle:
-        files = note.with_name(Path(left.remove).name)
+        files = note.with_name(left.remove)
         if files.is_dir():
             shutil.rmtree(files)
         else:

@@ -974,6 +974,22 @@ def test_killed_when_its_store_is_made_it_is_tidied_by_the_next(
     assert left == ({TRAIN} if keep else set()) and (keep or not (folder / "downloads").exists())
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "../GoToLocal.zarr"])
+def test_what_a_note_of_somebody_else_names_is_not_removed(
+    fetch: Fetch, server: DriveServer, demos: bytes, folder: Path, name: str
+) -> None:
+    server.files[f"drive/{drive_id()}"] = Served(demos)
+    assert fetch("GoToLocal").exit_code == 0
+    note = folder / "downloads/.GoToLocal.left.json"
+    note.parent.mkdir(exist_ok=True)
+    record = tomllib.loads((folder / "fetched.toml").read_text("utf-8"))[TRAIN]
+    note.write_text(json.dumps({"key": TRAIN, "record": record, "remove": name}), "utf-8")
+    before = store_files(folder)
+    again = fetch("GoToLocal")
+    assert again.exit_code == 0 and "nothing to do" in again.output
+    assert store_files(folder) == before and not note.exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--from", "http://[bad/x.pkl"], ["--from", "ftp://host/x.pkl"]],
