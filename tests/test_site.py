@@ -72,7 +72,7 @@ def test_every_picture_is_shown_with_the_command_that_makes_it() -> None:
     pages = [file.read_text("utf-8") for file in written]
     pictures = [file for file in (ROOT / "docs" / "pictures").iterdir() if file.suffix != ".py"]
     assert {file.suffix for file in pictures} == {".gif", ".png", ".svg"}
-    assert sum(file.stat().st_size for file in pictures) < 550_000
+    assert sum(file.stat().st_size for file in pictures) < 400_000
     for picture in pictures:
         shown = [page for page in pages if f"pictures/{picture.name})" in page]
         commands = "\n".join(
