@@ -105,6 +105,11 @@ def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -
     assert results[0] == results[1] == results[2]
 
 
+def test_more_processes_than_episodes_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 0)
+    assert evaluate_policy(untrained(sample=False), "GoToObj", 1, processes=8).episodes == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sample", [False, True])
 def test_processes_that_play_their_shares_find_what_one_finds(

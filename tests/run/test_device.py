@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,27 @@ def assert_same(mine: Any, theirs: Any) -> None:
         assert torch.equal(mine, theirs)
     else:
         assert mine == theirs
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_the_threads_of_a_stages_batches_end_with_it(
+    prefetch: bool, make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    store = make_store(lengths=[3, 1, 4, 1, 5, 9])
+    run = new(
+        *(tmp_path / "run", "bc_small_cpu", {"GoToLocal": store}, "model.type=small"),
+        *("stages.0.off_policy.store=GoToLocal", "stages.0.off_policy.rollouts=2"),
+        "stages.0.off_policy.shuffle='windowed'",  # the iterator has a thread of its own
+    )
+    batches = StoreBatches(run, run.settings.stages[0], prefetch=prefetch)
+    with pytest.raises(RuntimeError, match="out of batches"), closing(batches):
+        next(batches)
+        assert preparing()
+        raise RuntimeError("out of batches")
+    assert not preparing()
+
+
+def preparing() -> list[str]:
+    """The threads that prepare batches."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("rollouts", "augmented"))]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from demotools.cli import main as generated
 from trainer.cli import main
 from trainer.run.folder import no_checkpoint, run_folder
 from trainer.settings.models import read_settings, toml_of
@@ -34,6 +35,16 @@ def typed(*arguments: str) -> Result:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
+
+
+def test_the_stores_of_all_levels_are_looked_for_before_torch_is_loaded() -> None:
+    for there in ("GoToLocal", "GoToObj-small"):
+        options = ["--episodes", "2", "--workers", "1", "--name", there]
+        assert CliRunner().invoke(generated, ["generate", "GoToObj", *options]).exit_code == 0
+    levels = "run.level=['GoToLocal','GoToObj','PutNextLocal']"
+    refused = typed("run", "bc_offpolicy", "--set", levels)
+    assert refused.exit_code == 1
+    assert "there is no such demo store" in refused.stderr and "PutNextLocal" in refused.stderr
 
 
 def run_that_lies_there() -> None:

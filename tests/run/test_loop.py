@@ -978,10 +978,12 @@ def test_wrong_settings_are_refused_in_three_parts_before_anything_is_written(
     assert not (tmp_path / "a/last.pt").exists()
 
 
-def test_more_processes_than_environments_are_refused(run: Callable[..., Result]) -> None:
-    result = run("ppo", "a", "--tiny", "-m", "5")
-    assert result.exit_code == 1
-    assert "more workers than environments: 5 for 4" in result.output
+def test_of_more_processes_than_environments_as_many_start_as_there_are_environments(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert run("ppo", "a", *EXACT, "-m", "5").exit_code == 0
+    assert run("ppo", "b", *EXACT).exit_code == 0
+    assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused_with_the_word(

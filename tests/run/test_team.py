@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +21,21 @@ from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.workers.processes import processor_count
 from trainer.acting.collect import Rollout
+from trainer.batch import Batch
 from trainer.cli import main
-from trainer.learning.losses import PPO, ExpertCrossEntropy, Loss, LossStep, weighted_sum
+from trainer.learning.losses import (
+    PPO,
+    ExpertCrossEntropy,
+    Loss,
+    LossResult,
+    LossStep,
+    weighted_sum,
+)
+from trainer.learning.networks.base import Model
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
+from trainer.run.session import train
 from trainer.team import ALONE, Team, joined_team, limit_threads, processors_each
 
 UPDATES = 50
@@ -40,13 +54,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def trained(data: Path, folder: Path, *arguments: str, world: int = 2) -> None:
-    """Run `trainer run` as `world` processes that train together."""
+def trained(data: Path, folder: Path, *arguments: str, world: int = 2, code: int = 0) -> None:
+    """Run `trainer run` as `world` processes that train together, to end with this exit code."""
     line = ["-m", "trainer", "run", *arguments, "-o", str(folder), "--data-dir", str(data)]
-    run_together(line, world)
+    run_together(line, world, code)
 
 
-def run_together(line: list[str], world: int) -> None:
+def run_together(line: list[str], world: int, code: int = 0) -> None:
     """Run Python with these arguments in `world` processes, as torchrun starts them."""
     port = free_port()
     processes = []
@@ -62,7 +76,7 @@ def run_together(line: list[str], world: int) -> None:
             "LOCAL_RANK": "0",
         }
         processes.append(subprocess.Popen([sys.executable, *line], env=environment))
-    assert [process.wait(100) for process in processes] == [0] * world
+    assert [process.wait(100) for process in processes] == [code] * world
 
 
 def losses(folder: Path) -> list[float]:
@@ -236,3 +250,62 @@ def test_what_processes_cannot_share_is_refused() -> None:
     assert ALONE.share(7, "rollouts") == range(7)
     with pytest.raises(SettingsError, match="7 cannot be shared out to 2 processes"):
         Team(0, 2).share(7, "off_policy.rollouts")
+
+
+def stopping_cross_entropy() -> Loss:
+    """Cross-entropy against the expert, and a wish that the run end at its 21st batch."""
+    loss, calls = ExpertCrossEntropy(), itertools.count()
+
+    def stopping(model: Model, batch: Batch, memory: Tensor) -> LossResult:
+        if next(calls) == 20 and os.environ.get("STOP") == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(model, batch, memory)
+
+    return stopping
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_cycle_that_another_number_of_processes_ends_has_the_means_of_all_of_it(
+    before: int, after: int, bot_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_cycle = (
+        *(*BC, "--set", "on_policy=", "--set", f"stages.0.off_policy.updates={UPDATES}"),
+        *("--set", "losses.expert_ce.type=tests.run.test_team:stopping_cross_entropy"),
+    )
+    trained(bot_data, tmp_path / "whole", *one_cycle, world=1)
+    monkeypatch.setenv("STOP", "1")
+    code = 128 + signal.SIGTERM
+    trained(bot_data, tmp_path / "cut", *one_cycle, world=before, code=code)
+    assert losses(tmp_path / "cut") == []
+    monkeypatch.setenv("STOP", "0")
+    trained(bot_data, tmp_path / "cut", *one_cycle, "--resume", world=after)
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert len(whole) == len(cut) == 1
+    assert abs(whole[0] - cut[0]) <= 1e-5
+
+
+def of_unlike_machines(rank: int, data: str, folder: str) -> None:
+    """Train in this process, where rank 1 multiplies bfloat16 fast, and rank 0 does not."""
+    multiplied, autocast = torch.mm, set()
+    slow = (torch.bfloat16, torch.float32)[rank]
+
+    def as_this_machine(*factors: Tensor, **more: Any) -> Tensor:
+        time.sleep(0.002 * (factors[0].dtype == slow))
+        return multiplied(*factors, **more)
+
+    torch.mm = as_this_machine  # type: ignore[assignment]
+    nn.modules.module.register_module_forward_hook(
+        lambda *_: autocast.add(torch.is_autocast_enabled("cpu"))
+    )
+    settings = (*BC[5::2], "on_policy=", "run.precision=auto", "stages.0.max_demo_steps=320")
+    train("bc_small_cpu", output=folder, overrides=settings, data_dir=data, workers=1)
+    assert autocast == {False}
+
+
+def test_the_precision_that_the_first_of_unlike_machines_chooses_holds_for_all(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    given = f"int(__import__('os').environ['RANK']), {str(bot_data)!r}, {str(tmp_path / 'run')!r}"
+    run_together(["-c", f"from tests.run.test_team import *; of_unlike_machines({given})"], 2)
+    assert 'precision = "float32"' in (tmp_path / "run/settings.toml").read_text()

@@ -27,7 +27,7 @@ from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
 from demotools.recording.batch import can_be_batched
 from demotools.recording.environment import make_environment
-from demotools.workers.processes import opened_workers
+from demotools.workers.processes import bounded_workers, opened_workers
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import (
@@ -194,6 +194,7 @@ def evaluate_policy(
             path="--episodes",
             fix="ask for at least one of each",
         )
+    processes = bounded_workers(processes, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
     with progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar:
         shares = None

@@ -202,6 +202,11 @@ class ExpertTrajectoryIterator:
             raise TypeError("the rollouts are endless: give max_steps")
         return -(-self._max_steps // (self._rollouts * self._rollout_len))
 
+    def close(self) -> None:
+        """End the thread that prepares batches ahead, if there is one: no batch comes after it."""
+        if self._thread is not None and self._process == os.getpid():
+            self._thread.shutdown(cancel_futures=True)
+
     @property
     def batches(self) -> int:
         """Batches made so far, those of other ranks' rollouts being the same ones."""

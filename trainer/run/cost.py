@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,14 +124,15 @@ def duration(seconds: float) -> str:
 
 def _update_seconds(run: Run, stage: StageSettings) -> float:
     """The faster of a few updates without their last step, which changes the weights."""
-    batches, step, times = StoreBatches(run, stage), LossStep(run.network), []
-    for _ in range(_MEASURED_UPDATES):
-        start = time.perf_counter()
-        results = step(batches.losses, next(batches), batches.memory)
-        weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
-        run.network.zero_grad()
-        batches.memory = {name: result.memory for name, result in results.items()}
-        times.append(time.perf_counter() - start)
+    step, times = LossStep(run.network), []
+    with closing(StoreBatches(run, stage)) as batches:
+        for _ in range(_MEASURED_UPDATES):
+            start = time.perf_counter()
+            results = step(batches.losses, next(batches), batches.memory)
+            weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
+            run.network.zero_grad()
+            batches.memory = {name: result.memory for name, result in results.items()}
+            times.append(time.perf_counter() - start)
     return min(times)
 
 

@@ -269,9 +269,10 @@ def refuse_early(
 def _check_stores(settings: Settings, folder: Path) -> None:
     from demotools.store.reading import open_store, store_path  # half of what this module loads
 
-    level = settings.run.level
     for name in settings.store_names():
         if name != "auto":
             open_store(store_path(name, folder))
-        elif not store_path(f"{level}-small", folder).exists():
-            open_store(store_path(level, folder))
+            continue
+        for level in settings.run.level_names:
+            if not store_path(f"{level}-small", folder).exists():
+                open_store(store_path(level, folder))

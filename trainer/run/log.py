@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation", "evaluation_sampled"]
 Activity = Literal["data", "environment", "forward", "backward"]
+MeterState = dict[Group, dict[str, list[float]]]
 FILE_NAME = "log.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 """What `trainer evaluate` measured of a run's checkpoints, in lines like those of the log."""
@@ -96,11 +98,11 @@ class Meter:
             if of_group
         }
 
-    def state(self) -> dict[str, dict[str, list[float]]]:
+    def state(self) -> MeterState:
         """The scalars of a cycle that is under way; what `load_state` takes."""
         return {group: {**of_group} for group, of_group in self._values.items()}
 
-    def load_state(self, state: Mapping[Group, Mapping[str, Sequence[float]]]) -> None:
+    def load_state(self, state: MeterState) -> None:
         """Go on with a cycle."""
         self._values = {
             group: {name: list(many) for name, many in of_group.items()}
@@ -111,6 +113,20 @@ class Meter:
         """What the bar shows."""
         names = ("loss", "accuracy", "success")
         return {name: f"{self._latest[name]:.3f}" for name in names if name in self._latest}
+
+
+def one_meter(states: Sequence[MeterState]) -> MeterState:
+    """What the meters of several processes held, as of one: each value is the mean of theirs.
+
+    >>> one_meter([{"train": {"loss": [1.0, 4.0]}}, {"train": {"loss": [3.0, 5.0], "rare": [2.0]}}])
+    {'train': {'loss': [2.0, 4.5], 'rare': [2.0]}}
+    """
+    meter = MeterState()
+    for group, name in dict.fromkeys((g, n) for state in states for g in state for n in state[g]):
+        rows = zip_longest(*(state.get(group, {}).get(name, []) for state in states))
+        there = ([value for value in row if value is not None] for row in rows)
+        meter.setdefault(group, {})[name] = [sum(row) / len(row) for row in there]
+    return meter
 
 
 class RunLog:

@@ -25,7 +25,7 @@ from trainer.run.checkpoint import (
     write_checkpoint,
 )
 from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
-from trainer.run.log import Group
+from trainer.run.log import MeterState, one_meter
 from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, setting_leaves, toml_of
 
@@ -46,7 +46,7 @@ class _Process(BaseModel):
     random: torch.Tensor
     stage: dict[str, Any]
     losses: dict[str, Any]
-    meter: dict[Group, dict[str, list[float]]] = Field(default_factory=dict)
+    meter: MeterState = Field(default_factory=dict)
 
 
 class _Training(BaseModel):
@@ -243,7 +243,8 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
         if "augmenter" in parts[0]:
             begun = [count for part in parts for count in part["augmenter"]["begun"]]
             demos["augmenter"] = {"begun": begun[rows]}
-    return _Process(random=random, stage={"demos": demos}, losses=losses)
+        meter = one_meter([one.meter for one in everyone])
+    return _Process(random=random, stage={"demos": demos}, losses=losses, meter=meter)
 
 
 def _with_new_weights(

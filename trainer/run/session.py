@@ -164,6 +164,8 @@ def train(
     with joined_team(chosen.run.device) as team:
         if quiet or not team.writes:
             say = _silence
+        # machines and folders may be unlike: what stood for `auto` in the first holds for all
+        chosen = team.gathered(chosen)[0]
         # to start processes takes longer than all that is tiny
         workers = 1 if tiny and workers is None else workers
         run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
@@ -287,7 +289,7 @@ def _new_run(
     if settings.on_policy is not None or settings.evaluation is not None:
         for level in settings.run.level_names:
             of_level = settings_of_level(settings, level)
-            environment = _checked_environment(of_level, workers, team)
+            environment = _checked_environment(of_level, team)
             with users_code("on_policy.environment", settings.environment):
                 settings = _fitted(settings, environment, level)
                 if settings.evaluation is not None and settings.evaluation.gifs:
@@ -407,17 +409,11 @@ def _is_babyai(settings: Settings) -> bool:
     return level_environment_id(settings.run.level).startswith("BabyAI-")
 
 
-def _checked_environment(settings: Settings, workers: int | None, team: Team) -> Environment:
-    """One of the run's environments; there are enough, and an expert where one is asked for."""
+def _checked_environment(settings: Settings, team: Team) -> Environment:
+    """One of the run's environments; the team divides them, an expert is there if asked for."""
     maker = settings.environment
     if settings.on_policy is not None:
-        count = len(team.share(settings.on_policy.environments, "on_policy.environments"))
-        if workers is not None and workers > count:
-            raise SettingsError(
-                f"there are more workers than environments: {workers} for {count}",
-                path="--workers",
-                fix=f"give -m {count} or less, or set on_policy.environments to {workers} or more",
-            )
+        team.share(settings.on_policy.environments, "on_policy.environments")
     if maker == LEVELS:
         check_playable(settings.run.level)
     environment = made_environment(maker, settings.run.level)

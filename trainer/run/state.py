@@ -7,7 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -466,6 +466,12 @@ class StoreBatches:
             }
         )
 
+    def close(self) -> None:
+        """End the threads that prepare batches: there are none after it."""
+        self._thread.shutdown(cancel_futures=True)
+        if isinstance(self._iterator, ExpertTrajectoryIterator):
+            self._iterator.close()
+
     def carry(self, memories: Mapping[str, Tensor]) -> None:
         """Memory after a batch; losses with equal ones share one, and so one pass of the next."""
         self.memory = {}
@@ -554,7 +560,7 @@ def open_stage(run: Run) -> Iterator[Stage]:
                 with fitting(run.folder, _STATE):
                     collector.load_state(run.restored["collector"])
         if stage.off_policy is not None:
-            demos = StoreBatches(run, stage)
+            demos = stack.enter_context(closing(StoreBatches(run, stage)))
             if run.restored is not None:
                 with fitting(run.folder, _STATE):
                     demos.load_state(run.restored["demos"])
