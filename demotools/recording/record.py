@@ -96,7 +96,16 @@ class Recording:
     def job(self) -> dict[str, Any]:
         """The recording and all that its bits depend on, JSON values."""
         packages = {name: version(name) for name in ("minigrid", "numpy")}
-        return {"command": "generate", **asdict(self), **packages, "replans": REPLANS_AT_MOST}
+        # only what is not as usual: a recording goes on when there are new ways to record
+        usual, style = asdict(PLAIN), asdict(self.style)
+        return {
+            "command": "generate",
+            **{key: value for key, value in vars(self).items() if key != "style" and value != ()},
+            **{key: value for key, value in style.items() if value != usual[key]},
+            **packages,
+            "replans": REPLANS_AT_MOST,
+            "part_seeds": self.part_seeds,
+        }
 
 
 @dataclass(frozen=True)
@@ -206,9 +215,10 @@ def generate(
     dask         the address of a Dask scheduler, whose workers play instead
 
     LevelError   the bot cannot solve the level
-    StoreError   the store exists, or another process is making it
+    StoreError   the store exists, or parts of another recording of that name do; another process
+                 is making it
     """
-    with StoreBuilder(path, recording.job(), overwrite=overwrite) as builder:
+    with StoreBuilder(path, recording.job(), overwrite=overwrite, costly=True) as builder:
         parts = -(-recording.episodes // recording.part_seeds)
         processes = bounded_workers(workers or _enough(recording), parts)
         with opened_workers(processes, builder.parts, dask=dask) as pool:

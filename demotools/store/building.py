@@ -159,19 +159,23 @@ class StoreBuilder:
 
     path        the store's final folder
     job         what determines the content, JSON values: the same job finds its finished parts
-                again after it was killed; another job's parts are thrown away
+                again after it was killed; another job's parts are thrown away, which is said
     overwrite   replace an existing store, at the very end
+    costly      another job's parts took long: they are thrown away only with `overwrite`
 
     An error that is not the operating system's throws the parts away: the same parts would end in
     the same error.
 
-    StoreError  the store exists and `overwrite` is False, or another process is building it
+    StoreError  the store exists, or costly parts of another job do, and `overwrite` is False;
+                another process is building it
     """
 
-    def __init__(self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False, costly: bool = False
+    ) -> None:
         # a store is replaced where it lies: a link to it goes on pointing to it
         self.path = path.resolve() if path.is_dir() else path
-        self.overwrite = overwrite
+        self.overwrite, self._costly = overwrite, costly
         self.folder = self.path.with_name(f".{self.path.name}.building")
         self.parts = self.folder / "parts"
         self._job = json.dumps(job, sort_keys=True).encode()
@@ -242,7 +246,10 @@ class StoreBuilder:
         mine = all(
             folder.is_dir() and not folder.is_symlink() for folder in (self.folder, self.parts)
         )
-        if not mine or not _holds(job_file, self._job):
+        before = _content(job_file, at_most=len(self._job) + _JOB_BYTES) if mine else b""
+        if before != self._job:
+            if mine and not self.overwrite and (parts := len([*self.parts.glob("part-*.npy")])):
+                self._part_with(parts, _differences(before, self._job))
             removed(self.folder)
             self.parts.mkdir(parents=True)
             with written_whole(job_file, synced=False) as stream:
@@ -261,6 +268,17 @@ class StoreBuilder:
                 sys.stderr.write(
                     f"part {int(number)} of an earlier call was damaged and is made again\n"
                 )
+
+    def _part_with(self, parts: int, differing: str) -> None:
+        """Say of another job's parts that they are thrown away, or refuse to."""
+        if self._costly:
+            raise StoreError(
+                f"an unfinished store lies here that was begun otherwise: {differing}",
+                path=self.folder,
+                fix=f"begin as before, which goes on with its {parts} finished "
+                f"part{'s'[: parts > 1]}, or add --overwrite, which throws them away",
+            )
+        sys.stderr.write(f"begun anew, for the call that was not finished differs: {differing}\n")
 
     def finished_parts(self) -> list[int]:
         """The numbers of the parts that lie there whole, sorted."""
@@ -384,12 +402,37 @@ def _number_crc(number: int) -> int:
     return int(google_crc32c.value(number.to_bytes(8, "little")))
 
 
-def _holds(file: Path, content: bytes) -> bool:
+_JOB_BYTES, _VALUE_LETTERS = 2**20, 40
+
+
+def _content(file: Path, at_most: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
     try:
         with open_regular(file) as stream:
-            return stream.read(len(content) + 1) == content
+            return stream.read(at_most)
     except DemotoolsError:
-        return False
+        return b""
+
+
+def _differences(before: bytes, now: bytes) -> str:
+    """In what a job differs from an earlier one, for a person.
+
+    >>> _differences(b'{"episodes": 600, "seed": 1}', b'{"episodes": 700, "seed": 1}')
+    'episodes was 600, is 700'
+    """
+    try:
+        old, new = json.loads(before), json.loads(now)
+        differing = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return "it does not say how"
+    shown = []
+    for key in differing:
+        values = [json.dumps(job[key]) if key in job else "absent" for job in (old, new)]
+        short = max(map(len, values)) <= _VALUE_LETTERS
+        shown.append(
+            f"{json.dumps(key)[1:-1]} " + ("was {}, is {}".format(*values) if short else "differs")
+        )
+    return "; ".join(shown)
 
 
 def _check_written(building: Path) -> None:

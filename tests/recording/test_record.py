@@ -18,8 +18,9 @@ from demotools.cli import main
 from demotools.errors import LevelError, ManifestError, SettingsError, StoreError
 from demotools.recording.bot import Episode, Failure, Style, random_actions, record_episode
 from demotools.recording.environment import make_environment
-from demotools.recording.record import Recording, generate, planned_recording
+from demotools.recording.record import Recording, generate, planned_recording, play_part
 from demotools.recording.replay import replay_check
+from demotools.store.building import StoreBuilder
 from demotools.store.reading import Store, open_store
 from demotools.store.verify import verify_store
 from demotools.workers.processes import bounded_workers, processor_count
@@ -376,6 +377,20 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     edit_array(path, "reward", lambda values: values.__setitem__(2, np.nan))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
     assert failed[0].problems == ("the reward of step 2 is not in 0..1",)
+
+
+def test_another_recording_throws_no_unfinished_one_away(tmp_path: Path) -> None:
+    recording, path = planned_recording("GoToObj", 20), tmp_path / "GoToObj.zarr"
+    with StoreBuilder(path, recording.job()) as builder:
+        play_part(builder.parts, recording, 0)
+    (part,) = builder.parts.iterdir()
+    options = ["generate", "GoToObj", "-n", "30", "--workers", "1", "--data-dir", str(tmp_path)]
+    refused = CliRunner().invoke(main, options)
+    assert refused.exit_code == 1
+    assert "begun otherwise: episodes was 20, is 30" in " ".join(refused.output.split())
+    assert part.exists()
+    assert CliRunner().invoke(main, [*options, "-n", "20"]).exit_code == 0
+    assert open_store(path).episodes == 20 and not part.exists()
 
 
 def test_listed_seeds_are_played_and_no_others(tmp_path: Path) -> None:

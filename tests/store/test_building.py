@@ -119,11 +119,32 @@ def test_an_overwrite_killed_between_its_renames_gives_the_old_store_back(tmp_pa
     assert open_store(path).steps == 3
 
 
-def test_parts_of_another_job_are_thrown_away(tmp_path: Path) -> None:
+def test_parts_of_another_job_are_thrown_away_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "A.zarr"
     with StoreBuilder(path, {"seed": 1}) as builder:
         write_part(builder.parts, 0, make_episodes([4]), {})
-    with StoreBuilder(path, {"seed": 2}) as builder:
+    with StoreBuilder(path, {"seed": 2, "files": ["a" * 100]}) as builder:
+        assert builder.finished_parts() == []
+    assert "files differs; seed was 1, is 2\n" in capsys.readouterr().err
+
+
+def test_costly_parts_of_another_job_are_thrown_away_only_by_overwrite(tmp_path: Path) -> None:
+    path = tmp_path / "A.zarr"
+    with StoreBuilder(path, {"seed": 1}) as builder:
+        write_part(builder.parts, 0, make_episodes([4]), {})
+    with pytest.raises(StoreError) as error, StoreBuilder(path, {"noise": 0.5}, costly=True):
+        pytest.fail("the builder must not open")
+    assert error.value.what.endswith("noise was absent, is 0.5; seed was 1, is absent")
+    assert error.value.path == str(builder.folder)
+    assert "its 1 finished part," in error.value.fix
+    with StoreBuilder(path, {"seed": 1}, costly=True) as builder:
+        assert builder.finished_parts() == [0]
+    (builder.folder / "job.json").write_bytes(b"\x1b[2J")
+    with pytest.raises(StoreError, match="does not say how"), StoreBuilder(path, {}, costly=True):
+        pytest.fail("the builder must not open")
+    with StoreBuilder(path, {}, costly=True, overwrite=True) as builder:
         assert builder.finished_parts() == []
 
 
