@@ -350,6 +350,11 @@ def _is_on_side(level: Any, column: int, row: int, side: str) -> bool:
 
 
 def use_fast_descriptions() -> None:
-    """Have minigrid's descriptions look for objects as above, in the levels of this module only."""
+    """Have minigrid's descriptions look for objects as above, in the levels of this module only.
+
+    In all of the process: levels make their descriptions by minigrid's name, so a subclass would
+    have to take its place in every module of theirs; and to put minigrid's own back after every
+    reset would be wrong where threads reset levels at once. Other levels go on to minigrid's own.
+    """
     vars_of: Any = ObjDesc
     vars_of.find_matching_objs = _find_matching_objs

@@ -51,6 +51,7 @@ from demotools.workers.processes import (
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
 RATE_AT_LEAST = 0.05
 _SEEDS_TO_JUDGE = 200
+_PARTS, _PART_SEEDS = 64, range(16, 500)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Recording:
     @property
     def part_seeds(self) -> int:
         """Seeds in a part: at least some 64 parts, so that processes end together."""
-        return min(max(self.episodes // 64, 16), 500)
+        return min(max(self.episodes // _PARTS, _PART_SEEDS.start), _PART_SEEDS.stop)
 
     @property
     def store_name(self) -> str:
@@ -104,7 +105,7 @@ class Recording:
             **{key: value for key, value in style.items() if value != usual[key]},
             **packages,
             "replans": REPLANS_AT_MOST,
-            "part_seeds": self.part_seeds,
+            "parts": [_PARTS, _PART_SEEDS.start, _PART_SEEDS.stop],
         }
 
 

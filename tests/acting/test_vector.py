@@ -21,6 +21,12 @@ NAMES = (
 )
 
 
+def test_levels_whose_views_no_batch_makes_are_spread_over_the_processes() -> None:
+    kind = EnvironmentKind("GoToObj", view=(7, 7, 3))
+    with VectorEnvironment(kind, 2, processes=2) as vector:
+        assert len(vector._workers) == 2
+
+
 def make_fragile(level: str) -> Environment:
     """An environment whose process ends, without a word, at the action `done`."""
     environment = make_environment(level)

@@ -25,9 +25,9 @@ from demotools.babyai.cells import ACTIONS, COLOURS
 from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
-from demotools.recording.batch import can_be_batched
 from demotools.recording.environment import make_environment
 from demotools.workers.processes import bounded_workers, opened_workers
+from trainer.acting.group import steps_as_batch
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import (
@@ -260,9 +260,9 @@ def _is_long(kind: EnvironmentKind, seeds: Sequence[int]) -> bool:
     """Whether so many episodes of a level of ours may take longer than starting processes does."""
     if kind.make != LEVELS:
         return False
-    level = make_environment(kind.level_of(0))
-    level.reset(seed=seeds[0])
-    return can_be_batched(level) and len(seeds) * level.max_steps >= _LONG_STEPS
+    levels = [make_environment(kind.level_of(0))]
+    levels[0].reset(seed=seeds[0])
+    return steps_as_batch(levels, kind) and len(seeds) * levels[0].max_steps >= _LONG_STEPS
 
 
 def _pickled(policy: Policy) -> bytes | None:

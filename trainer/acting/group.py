@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from demotools.babyai.cells import VIEW_SIZE
 from demotools.errors import DemotoolsError
 from demotools.recording.batch import Batch, can_be_batched
 from demotools.recording.bot import Expert, expert_of
-from demotools.recording.environment import Environment, seen_as
+from demotools.recording.environment import Environment, FastView, seen_as
 from demotools.recording.search import SearchExpert
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import made_environment, users_code
@@ -81,6 +81,14 @@ class _Levels(Protocol):
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]: ...
 
 
+def steps_as_batch(
+    environments: Sequence[Environment], kind: EnvironmentKind
+) -> TypeGuard[Sequence[FastView]]:
+    """Whether these environments, all there are or one of each level, step as one `Batch`."""
+    # an expert looks at its level before every step
+    return kind.view == _VIEW and not kind.expert and all(map(can_be_batched, environments))
+
+
 class Group:
     """The environments of one process.
 
@@ -96,10 +104,8 @@ class Group:
             made_environment(kind.make, kind.level_of(number)) for number in span
         ]
         self._levels: _Levels
-        levels = [each for each in self._environments if can_be_batched(each)]
-        # an expert looks at its level before every step
-        if len(levels) == len(span) and kind.view == _VIEW and not kind.expert:
-            self._levels = Batch(levels)
+        if steps_as_batch(self._environments, kind):
+            self._levels = Batch(self._environments)
         else:
             self._levels = _OneByOne(self._environments, kind.view, self._with_note)
         self._streams: list[Iterator[int]] = []

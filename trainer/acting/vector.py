@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import level_names, read_manifest
 from demotools.errors import DemotoolsError, LevelError, SettingsError
-from demotools.recording.batch import can_be_batched
 from demotools.recording.environment import level_environment_id, make_environment
 from demotools.workers.processes import (
     SPAWN_ADVICE,
@@ -38,7 +37,7 @@ from demotools.workers.processes import (
     what_hinders_spawning,
 )
 from trainer.acting.group import EnvironmentKind as EnvironmentKind
-from trainer.acting.group import Group, Missions, Start, shown_of
+from trainer.acting.group import Group, Missions, Start, shown_of, steps_as_batch
 from trainer.settings.models import LEVELS, LevelSettings
 from trainer.settings.user_code import recipe_folders, search_recipe_folders
 
@@ -234,11 +233,7 @@ class VectorEnvironment:
 def _is_batched(kind: EnvironmentKind) -> bool:
     """Whether environments of this kind step as a batch, so fast that pipes would cost more."""
     levels = {kind.level} if isinstance(kind.level, str) else set(kind.level)
-    return (
-        kind.make == LEVELS
-        and not kind.expert
-        and all(can_be_batched(make_environment(level)) for level in levels)
-    )
+    return kind.make == LEVELS and steps_as_batch([*map(make_environment, levels)], kind)
 
 
 def _spans(count: int, processes: int) -> list[range]:
