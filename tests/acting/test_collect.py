@@ -86,6 +86,8 @@ def test_what_a_rollout_says_of_its_actions_is_what_the_network_says_of_the_batc
     with VectorEnvironment(GOTO, 4) as vector:
         here = collector(vector, network)
         here.collect(7)
+        for weights in network.parameters():  # as some optimizers write them: unseen by autograd
+            weights.data.mul_(1.1)
         rollout = here.collect(9)
     output = network(rollout.batch, rollout.memory)
     log_prob = output.logits.log_softmax(-1).gather(-1, rollout.batch["action"].long()[..., None])

@@ -11,7 +11,7 @@ from demotools.errors import SettingsError
 from trainer.batch import Batch
 from trainer.learning.building import build_network
 from trainer.learning.losses import ExpertCrossEntropy, LossStep
-from trainer.learning.networks.base import Model, Output, parameter_count
+from trainer.learning.networks.base import Model, Output, acting, parameter_count
 
 WORDS = 20
 LITTLE: dict[str, dict[str, object]] = {
@@ -59,12 +59,16 @@ def part_of(batch: Batch, steps: slice, rollouts: slice) -> Batch:
 ALL = slice(None)
 
 
-def test_acting_step_by_step_gives_what_the_whole_batch_gives(network: nn.Module) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_acting_step_by_step_gives_what_the_whole_batch_gives(
+    network: nn.Module, prepared: bool
+) -> None:
     batch = random_batch(5, 3, 4)
     whole = asked(network, batch)
-    memory = None
+    memory = cast(Model, network).initial_memory(3)
+    output_of_step = acting(network) if prepared else network
     for step in range(5):
-        output = asked(network, part_of(batch, slice(step, step + 1), ALL), memory)
+        output = output_of_step(part_of(batch, slice(step, step + 1), ALL), memory)
         memory = output.memory
         torch.testing.assert_close(output.logits[0], whole.logits[step], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(output.values[0], whole.values[step], rtol=1e-5, atol=1e-5)

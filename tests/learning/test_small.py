@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.learning.test_networks import WORDS, random_batch
 from trainer.batch import Batch
+from trainer.learning.networks import small
 from trainer.learning.networks.base import lstm_by_steps, parameter_count
 from trainer.learning.networks.small import SmallNetwork
 
@@ -47,6 +48,33 @@ def test_the_small_network_equals_the_plain_loop_over_two_batches(
     for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+# as they are; so few missions, then products, that they are forgotten again and again
+@pytest.mark.parametrize(("missions", "products"), [(None, None), (3, None), (None, 12)])
+def test_single_steps_equal_the_plain_loop(
+    missions: int | None, products: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missions:
+        monkeypatch.setattr(small, "_MOST_MISSIONS", missions)
+    if products:
+        monkeypatch.setattr(small, "_TABLE_BYTES", products * 49 * 16 * 4)
+    torch.manual_seed(0)
+    network = SmallNetwork(WORDS, embedding=8, features=16, memory=24, instruction=8)
+    batch = random_batch(80, 4, 7)
+    batch["cells"] %= 3
+    expected, after = by_steps(network, batch, network.initial_memory(4))
+    steps, memory = network.acting(), network.initial_memory(4)
+    known = 0
+    for time in range(80):
+        row, again = torch.unique(batch["mission"][time], return_inverse=True)
+        step = {name: values[time : time + 1] for name, values in batch.items()}
+        step |= {"mission": again[None], "mission_tokens": batch["mission_tokens"][row]}
+        output = steps(step, memory)
+        memory, known = output.memory, max(known, steps.known_products)
+        torch.testing.assert_close(output.logits[0], expected[time], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory, after, rtol=1e-5, atol=1e-6)
+    assert known == 7 * 3 if missions is products else 0 < known < 7 * 3
 
 
 def test_the_small_network_has_about_six_hundred_thousand_parameters() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.vocabulary import mission_words, word_ids
 from demotools.errors import CheckpointError
-from trainer.learning.networks.base import Output, memory_of, output_of
+from trainer.batch import Batch
+from trainer.learning.networks.base import Output, acting, memory_of
 
 _MOST_KNOWN = 1 << 16
 
@@ -120,6 +121,7 @@ class NetworkPolicy:
 
     def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
         self._model = model
+        self._step: Callable[[Batch, Tensor], Output] | None = None
         self.tokenised = Tokenizer(words)
         """Of the network's vocabulary."""
         self.sample = sample
@@ -138,8 +140,17 @@ class NetworkPolicy:
 
     def reset(self, count: int) -> None:
         """Forget everything; from now on there are `count` environments."""
+        self.weights_changed()
         self.memory = memory_of(self._model, count)
         self._streams = EpisodeStreams()
+
+    def weights_changed(self) -> None:
+        """Forget what has been computed of the network's weights, up to now."""
+        self._step = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which computes that again."""
+        return {**vars(self), "_step": None}
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """From now on there are these environments, in this order."""
@@ -200,8 +211,10 @@ class NetworkPolicy:
             "mission": row[None].to(device),
             "mission_tokens": tokens.to(device),
         }
+        if self._step is None:
+            self._step = acting(self._model)
         with torch.no_grad():
-            return output_of(self._model, batch, memory)
+            return self._step(batch, memory)
 
 
 class Tokenizer:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -204,6 +205,18 @@ def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
             if tensor.shape != shape:
                 raise ValueError(f"the {name} are {tuple(tensor.shape)}, not {tuple(shape)}")
     return Output(*output)
+
+
+def acting(network: nn.Module) -> Callable[[Batch, Tensor], Output]:
+    """What gives the output of single steps without gradients, while its weights stay as they are.
+
+    It is what a network of ours prepares on a CPU by its `acting`, else the network itself.
+    """
+    # what a class inherits computes what another network does
+    prepared = _is_ours(network) and vars(type(network)).get("acting")
+    if prepared and all(weight.device.type == "cpu" for weight in network.parameters()):
+        return cast(Callable[[Batch, Tensor], Output], prepared(network))
+    return partial(output_of, network)
 
 
 def memory_of(network: nn.Module, rollouts: int) -> Tensor:
