@@ -353,7 +353,9 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
     rewards = [0.0] * (length - 1) + [reward]
     if "reward" in store.optional:
         rewards = store.optional["reward"].span(start, stop).tolist()
-    solved = rewards[-1] > 0
+    terminated = [*[False] * (length - 1), rewards[-1] > 0]
+    if "terminated" in store.optional:
+        terminated = (store.optional["terminated"].span(start, stop) > 0).tolist()
     mission = store.mission_text[store.episode_mission[episode]]
     buffer = EpisodeBuffer(
         seed=seed if seed >= 0 else None,
@@ -365,8 +367,8 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
         # what led from one observation to the next
         actions=store.taken.span(start, stop).astype(np.int64),
         rewards=rewards,
-        terminations=[False] * (length - 1) + [solved],
-        truncations=[False] * (length - 1) + [not solved],
+        terminations=terminated,
+        truncations=[False] * (length - 1) + [not terminated[-1]],
         infos={},
     )
     return buffer, how

@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreErr
 from demotools.exchange.export import KeptAttributes, minari_module
 from demotools.output import open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
-from demotools.store.format import OPTIONAL
+from demotools.store.format import OPTIONAL, OUTCOMES
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
@@ -128,9 +128,10 @@ class Dataset:
         return self.level if self.split == "train" else f"{self.level}-{self.split}"
 
     @property
-    def has_rewards(self) -> bool:
-        """Whether it was made of a store with rewards, which may hold failures too."""
-        return self.metadata.ours is not None and "reward" in self.metadata.ours.optional
+    def outcomes(self) -> list[str]:
+        """Which of `OUTCOMES` the store had that it was made of; with rewards, failures too."""
+        ours = self.metadata.ours
+        return [name for name in OUTCOMES if ours is not None and name in ours.optional]
 
     def job(self) -> dict[str, Any]:
         """All that the store depends on, JSON values."""
@@ -360,7 +361,7 @@ def import_minari(
             parent=ours.parent if ours else None,
         )
     had = [name for name in OPTIONAL if ours and name in ours.optional]
-    return Imported(path, episodes, left_out, tuple(name for name in had if name != "reward"))
+    return Imported(path, episodes, left_out, tuple(name for name in had if name not in OUTCOMES))
 
 
 class _UnfitError(Exception):
@@ -380,7 +381,7 @@ def _write_part(
     for content, about in _read_episodes(dataset, rows):
         try:
             episode = _checked_episode(
-                content, about, shape, manifest, dataset.split, with_rewards=dataset.has_rewards
+                content, about, shape, manifest, dataset.split, dataset.outcomes
             )
             seed = int(episode.seed[0])
             if seed in seeds and seed >= 0:
@@ -391,8 +392,8 @@ def _write_part(
             kept.append(episode)
             seeds.add(seed)
     none = Episodes.none(shape)
-    if dataset.has_rewards:
-        none = replace(none, optional={"reward": np.zeros(0, np.float32)})
+    kinds = {name: np.zeros(0, OUTCOMES[name]) for name in dataset.outcomes}
+    none = replace(none, optional=kinds)
     episodes = Episodes.concatenated([none, *kept])
     packed = fits_cells(episodes.view)
     if packed:
@@ -454,12 +455,11 @@ def _checked_episode(
     shape: tuple[int, ...],
     manifest: Manifest,
     split: Split,
-    *,
-    with_rewards: bool,
+    outcomes: Sequence[str],
 ) -> Episodes:
     """The steps of one episode, views as images; _UnfitError where a store cannot hold them.
 
-    with_rewards   keep them, and failures
+    outcomes   those of `OUTCOMES` that are kept; with rewards, failures are too
     """
     seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
@@ -467,9 +467,9 @@ def _checked_episode(
         raise _UnfitError("no step")
     if rewards.dtype.kind not in "biuf":
         raise _UnfitError("its rewards are no numbers")
-    if with_rewards and not bool(np.all((rewards >= 0) & (rewards <= 1))):
+    if "reward" in outcomes and not bool(np.all((rewards >= 0) & (rewards <= 1))):
         raise _UnfitError("its rewards are not in 0..1")
-    if not with_rewards and not 0 < float(rewards[-1]) < np.inf:
+    if "reward" not in outcomes and not 0 < float(rewards[-1]) < np.inf:
         raise _UnfitError("not a success: no reward at its end")
     missions = seen.get("mission")
     seed = _seed(about.get("seed"), split)
@@ -484,7 +484,12 @@ def _checked_episode(
     view, direction, action = (
         _whole_numbers(name, *column)[:steps] for name, column in columns.items()
     )
-    optional = {"reward": rewards.astype(np.float32)} if with_rewards else {}
+    given = {"reward": rewards}
+    if "terminated" in outcomes:
+        given["terminated"] = ended = np.asarray(content["terminations"])
+        if ended.shape != (steps,) or ended.dtype != np.bool_ or ended[:-1].any():
+            raise _UnfitError("its terminations are not those of one episode")
+    optional = {name: given[name].astype(OUTCOMES[name]) for name in outcomes}
     return Episodes.one(mission, seed, view, direction, action, optional)
 
 

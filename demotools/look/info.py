@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ MEANING = {
     "taken": "the action that was taken, the expert's or a random one",
     "subgoal": "the bot's present subgoal, a code",
     "reward": "what the action brought; over 0 where an episode is solved",
+    "terminated": "1 where the level's rules ended the episode, else 0",
     "episode_level": "place of each episode's level in the attribute `levels`",
 }
 
@@ -47,6 +49,11 @@ def store_info(path: Path) -> dict[str, Any]:
         "words": len(words),
         "mean_length": float(length.mean()),
         "longest": int(length.max()),
+        **(
+            {"ends": dict(sorted(Counter(store.ends.tolist()).items()))}
+            if "reward" in store.optional
+            else {}
+        ),
         "size_bytes": size_on_disk(path),
         "files": sum(1 for file in path.rglob("*") if file.is_file()),
         "arrays": [_array(store, name) for name in sorted(store.arrays)],
@@ -76,6 +83,9 @@ def info_text(info: dict[str, Any]) -> str:
         f"  length      mean {info['mean_length']:.2f} steps, longest {info['longest']:,}",
         f"  disk        {size_text(info['size_bytes'])} in {info['files']} files, {info['path']}",
     ]
+    if "ends" in info:
+        ends = ", ".join(f"{count:,} by {how}" for how, count in info["ends"].items())
+        lines.append(f"  ended       {ends}")
     for label in ("source", "parent"):
         lines += [f"  {label:<11} {text}" for text in flat_texts(info[label] or {})]
     lines += [f"  licence     {info['licence']}", f"  citation    {info['citation']}"]

@@ -30,6 +30,7 @@ from demotools.recording.environment import Environment, FastView, observed_cell
 from demotools.recording.fast_bot import FastBot, fast_subgoal
 from demotools.recording.search import ExpertError, SearchExpert, is_searchable
 from demotools.recording.subgoals import subgoal_code
+from demotools.store.format import OUTCOMES
 
 # The most that an action of a solved episode took is 8 (docs/log.md).
 REPLANS_AT_MOST = 50
@@ -59,8 +60,8 @@ class Episode:
     cells       uint8 [T, 7, 7], packed views before each action
     direction   uint8 [T], 0 right, 1 down, 2 left, 3 up
     action      uint8 [T], 0..6, what the bot advised
-    optional    [T] each: the action `taken`, the `subgoal`, uint8, the `reward`, float32, as the
-                style asks for them
+    optional    [T] each: the action `taken`, the `subgoal`, `terminated`, uint8, the `reward`,
+                float32, as the style asks for them
     failure     why it was not solved, and kept all the same; empty where it was solved
     """
 
@@ -80,7 +81,7 @@ class Style:
     noise      0 <= noise <= 1, probability at each step that random actions begin
     burst      the most of them in a row, at least 1; as many as that are equally likely as fewer
     subgoals   keep the bot's subgoals
-    failures   keep episodes that are not solved, up to where they end, and every step's reward
+    failures   keep episodes that are not solved, up to where they end, and how every step ended
     """
 
     noise: float = 0.0
@@ -91,8 +92,11 @@ class Style:
     @property
     def arrays(self) -> list[str]:
         """The optional arrays that such episodes have."""
-        wanted = {"taken": self.noise, "subgoal": self.subgoals, "reward": self.failures}
-        return [name for name, kept in wanted.items() if kept]
+        wanted = {"taken": self.noise, "subgoal": self.subgoals}
+        return [
+            *(name for name, kept in wanted.items() if kept),
+            *(OUTCOMES if self.failures else ()),
+        ]
 
 
 PLAIN = Style()
@@ -270,6 +274,7 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
         observation, reward, terminated, truncated, _ = environment.step(taken)
         if style.failures:
             optional["reward"].append(float(reward))
+            optional["terminated"].append(terminated)
         if terminated or truncated:
             if float(reward) <= 0:
                 failure = "terminated without reward" if terminated else "step limit"
@@ -286,8 +291,7 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
         direction=np.array(directions, dtype=np.uint8),
         action=np.array(actions, dtype=np.uint8),
         optional={
-            name: np.array(values, np.float32 if name == "reward" else np.uint8)
-            for name, values in optional.items()
+            name: np.array(values, OUTCOMES.get(name, "uint8")) for name, values in optional.items()
         },
         failure=failure,
     )

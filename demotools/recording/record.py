@@ -103,6 +103,7 @@ class Recording:
             "command": "generate",
             **{key: value for key, value in vars(self).items() if key != "style" and value != ()},
             **{key: value for key, value in style.items() if value != usual[key]},
+            **({"arrays": self.style.arrays} if self.style.arrays else {}),
             **packages,
             "replans": REPLANS_AT_MOST,
             "parts": [_PARTS, _PART_SEEDS.start, _PART_SEEDS.stop],

@@ -144,8 +144,8 @@ def replayed_episode(
     images = store.images(start, stop)
     directions = store.direction.span(start, stop)
     actions = store.taken.span(start, stop)
-    stored = store.optional.get("reward")
-    rewards = None if stored is None else stored.span(start, stop)
+    stored = {name: store.optional[name].span(start, stop) for name in store.optional}
+    rewards, ends = stored.get("reward"), stored.get("terminated")
     mission = store.mission_text[store.episode_mission[episode]]
     observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
     expert, taken = expert_of(environment) if advised else None, None
@@ -164,6 +164,9 @@ def replayed_episode(
         observation, reward, terminated, truncated, _ = environment.step(action)
         if rewards is not None and np.float32(reward) != rewards[step]:
             return Replay(f"step {step}: the reward is {rewards[step]}, {reward} was received")
+        if ends is not None and terminated != ends[step]:
+            words = [("truncated", "terminated")[bool(it)] for it in (ends[step], terminated)]
+            return Replay(f"step {step}: {words[0]} is stored, {words[1]} was played")
         if (terminated or truncated) and step < len(actions) - 1:
             return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")
     if rewards is None and float(reward) <= 0:

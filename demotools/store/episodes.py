@@ -53,6 +53,8 @@ class _Store(Protocol):
     def mission_text(self) -> list[str]: ...
     @property
     def mission_tokens(self) -> NDArray[np.uint8] | NDArray[np.uint16]: ...
+    @property
+    def optional(self) -> Mapping[str, Any]: ...
     def step_array(self, name: str) -> _Array: ...
     def check_values(self, **columns: NDArray[np.uint8]) -> None: ...
 
@@ -122,6 +124,11 @@ class Episode:
         return self._steps("taken")
 
     @property
+    def end(self) -> str:
+        """How it ended, see `EpisodeDataset.ends`."""
+        return str(EpisodeDataset(self.store, [self.number]).ends[0])
+
+    @property
     def masks(self) -> NDArray[np.uint8]:
         """Memory masks uint8 [T]: 0 on the first step, else 1."""
         return self._steps("mask")
@@ -138,7 +145,7 @@ class Episode:
 
     def __getitem__(self, key: str) -> Any:
         name = _SINGULAR.get(key, key)
-        if name not in (*_KEYS, "cells", "mission_tokens", "taken"):
+        if name not in (*_KEYS, "cells", "mission_tokens", "taken", "end"):
             raise KeyError(key)
         return getattr(self, name)
 
@@ -256,6 +263,25 @@ class EpisodeDataset(Sequence[Episode]):
         """The text of each episode."""
         texts = self.store.mission_text
         return [texts[row] for row in self.store.episode_mission[self.numbers].tolist()]
+
+    @property
+    def ends(self) -> NDArray[np.str_]:
+        """How each episode ended, texts [E].
+
+        "success"      the mission was done, and rewarded; so all end in a store without rewards
+        "failure"      by the level's rules, without a reward: it was terminated
+        "truncation"   at the step limit, or where the bot gave up: it was truncated
+        "unknown"      not by success, and the store has no `terminated`
+        """
+        last = self.store.episode_offset[self.numbers + 1] - 1
+        ends = np.full(len(last), "success", "<U10")
+        if "reward" in self.store.optional:
+            unsolved = self.store.optional["reward"].take(last) <= 0
+            ends[unsolved] = "unknown"
+            if "terminated" in self.store.optional:
+                terminated = self.store.optional["terminated"].take(last)[unsolved] > 0
+                ends[unsolved] = np.where(terminated, "failure", "truncation")
+        return ends
 
     @property
     def steps(self) -> int:

@@ -35,9 +35,11 @@ MERGED = "merge"
 NO_HASH = "0" * 64
 TEXTS = "mission_text"
 LEVELS = "episode_level"
-OPTIONAL = ("taken", "subgoal", "reward")
+OUTCOMES = {"reward": "float32", "terminated": "uint8"}
+"""What an action brought, and whether the level's rules ended the episode with it."""
+OPTIONAL = ("taken", "subgoal", *OUTCOMES)
 """The step arrays that a store may have and may lack: the action taken, the bot's subgoal, and
-what the action brought."""
+these."""
 CRC_BYTES = 4
 COPY_BYTES = 1 << 18
 JSON_BYTES_AT_MOST = 1 << 26
@@ -175,7 +177,7 @@ _LAYOUTS = {
     "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
     "taken": _STEP,
     "subgoal": _STEP,
-    "reward": _Layout(("float32",)),
+    **{name: _Layout((dtype,)) for name, dtype in OUTCOMES.items()},
     LEVELS: _Layout(("uint8",)),
 }
 

@@ -347,6 +347,7 @@ class Store(EpisodeDataset):
             "action": len(ACTIONS),
             "taken": len(ACTIONS),
             "subgoal": len(self.attributes.subgoals),
+            "terminated": 2,
         }
         return limits.get(name, 256)
 

@@ -23,7 +23,7 @@ from demotools.errors import SettingsError, StoreError, printable_text
 from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.duplicates import joined_groups, repeats, store_hashes
-from demotools.store.format import MERGED, OPTIONAL
+from demotools.store.format import MERGED, OPTIONAL, OUTCOMES
 from demotools.store.reading import Episodes, Store, open_store, remapped
 from demotools.store.verify import seed_splits
 
@@ -261,8 +261,8 @@ def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
     return [
         name
         for name in OPTIONAL
-        if any(name in store.optional for store, _rows in chosen)
-        and not (name == "reward" and without)
+        # what is not filled in is left out where a store lacks it
+        if (all if name in OUTCOMES else any)(name in store.optional for store, _rows in chosen)
     ]
 
 

@@ -169,6 +169,11 @@ def _ranges(store: Store) -> Check:
         for start, some in _blocks(rewards):
             wrong = ~((some >= 0) & (some <= 1))
             problems += [f"the reward of step {start + row} is not in 0..1" for row in _rows(wrong)]
+    if terminated := store.optional.get("terminated"):
+        for start, some in _blocks(terminated):
+            ended = np.flatnonzero(some) + start
+            early = ended[~np.isin(ended + 1, store.episode_offset)][:5].tolist()
+            problems += [f"step {step} is terminated, and not its episode's last" for step in early]
     optional = f"also {' and '.join(store.optional)}" if store.optional else ""
     return Check("actions, directions and cell codes in range", tuple(problems[:5]), optional)
 

@@ -75,39 +75,48 @@ def same_steps(one: Store, other: Store) -> bool:
     return arrays and a.mission == b.mission
 
 
+# where the one bot gives up, the other fails in its mission
+@pytest.mark.parametrize("level", ["GoToImpUnlock", "OpenDoorsOrderN2Debug"])
 def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pyarrow = pytest.importorskip("pyarrow.parquet")
     style = Style(noise=0.05, failures=True, subgoals=True)
-    recording = planned_recording("GoToImpUnlock", seeds=range(3, 7), style=style)
+    recording = planned_recording(level, seeds=range(3, 7), style=style)
     generate(recording, tmp_path / "G.zarr", workers=1, quiet=True)
     store = open_store(tmp_path / "G.zarr")
     exported = export_minari(store, root=tmp_path / "datasets", quiet=True)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(exported.path))
-    environment = make_environment("GoToImpUnlock")
-    solved = []
+    environment = make_environment(level)
+    solved, ends = [], []
     for stored, episode in zip(store, minari.load_dataset("babyai/G-v0"), strict=True):
         environment.reset(seed=stored.seed)
         for step, action in enumerate(episode.actions.tolist()):
-            observation, reward, *_ = environment.step(action)
+            observation, reward, terminated, *_ = environment.step(action)
+            assert episode.terminations[step] == terminated
             assert episode.rewards[step] == pytest.approx(reward, abs=1e-6)
             if step + 1 < len(stored):
                 assert np.array_equal(episode.observations["image"][step + 1], observation["image"])
-        solved.append(bool(episode.terminations[-1]))
-        assert bool(episode.truncations[-1]) != solved[-1]
-    assert True in solved and False in solved
+        solved.append(float(episode.rewards[-1]) > 0)
+        ends.append(bool(episode.terminations[-1]))
+        assert bool(episode.truncations[-1]) != ends[-1]
+    assert True in solved and False in solved and (ends == solved) == (level == "GoToImpUnlock")
     back = import_minari(opened_dataset("babyai/G-v0"), tmp_path / "back.zarr", quiet=True)
     # failures and rewards are there again; the expert's advice and its subgoals are not
     assert back.lost == ("taken", "subgoal") and back.left_out == {}
     assert "the dataset has no advice of the expert" in back.text()
     assert "the store that was exported had `subgoal`" in back.text()
     again = open_store(back.path)
-    assert set(again.optional) == {"reward"}
-    for name in ("action", "reward"):
+    assert set(again.optional) == {"reward", "terminated"}
+    for name in ("action", "reward", "terminated"):
         before = store.taken if name == "action" else store.optional[name]
         found = again.action if name == "action" else again.optional[name]
         assert np.array_equal(found.span(0, store.steps), before.span(0, store.steps))
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(exported.path / "babyai/G-v0/data/main_data.hdf5", "a") as file:
+        file["episode_0/terminations"][0] = True
+    partly = import_minari(opened_dataset("babyai/G-v0"), tmp_path / "partly.zarr", quiet=True)
+    assert partly.left_out == {"its terminations are not those of one episode": 1}
     export_parquet(store, tmp_path / "G.parquet", quiet=True)
     rows = pyarrow.read_table(tmp_path / "G.parquet").to_pylist()
     assert [row["rewards"][-1] > 0 for row in rows] == solved

@@ -364,19 +364,45 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     environment = make_environment("GoToImpUnlock", stock=True)
     for episode in store:
         environment.reset(seed=episode.seed)
-        received = [environment.step(action)[1] for action in episode.actions.tolist()]
+        played = [environment.step(action) for action in episode.actions.tolist()]
+        received = [step[1] for step in played]
         start, stop = store.bounds(episode.number)
         assert reward[start:stop].tolist() == np.array(received, np.float32).tolist()
         assert (reward[stop - 1] > 0) == (episode.seed != 6)
+        ended = store.optional["terminated"].span(start, stop).tolist()
+        assert ended == [bool(step[2]) for step in played]
+        assert episode.end == ("truncation" if episode.seed == 6 else "success")
     assert np.array_equal(np.array(zarr.open_array(path / "reward", mode="r")), reward)
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     assert all(check.passed for check in checks) and checks[-1].note.startswith("9 of 9")
     edit_array(path, "reward", lambda values: values.__setitem__(2, 0.5))
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     assert checks[-1].problems == ("episode 0, step 2: the reward is 0.5, 0 was received",)
+    edit_array(path, "reward", lambda values: values.__setitem__(2, 0))
+    last = store.bounds(0)[1] - 1
+    edit_array(path, "terminated", lambda values: values.__setitem__(last, 0))
+    checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
+    told = f"episode 0, step {last}: truncated is stored, terminated was played"
+    assert checks[-1].problems == (told,)
+    edit_array(path, "terminated", lambda values: values.__setitem__(2, 1))
+    failed = [check for check in verify_store(path, quiet=True) if not check.passed]
+    assert failed[0].problems == ("step 2 is terminated, and not its episode's last",)
+    edit_array(path, "terminated", lambda values: values.__setitem__(2, 0))
     edit_array(path, "reward", lambda values: values.__setitem__(2, np.nan))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
     assert failed[0].problems == ("the reward of step 2 is not in 0..1",)
+
+
+def test_a_failed_mission_is_told_from_the_step_limit(tmp_path: Path) -> None:
+    plan = planned_recording("OpenDoorsOrderN2Debug", 6, style=Style(failures=True))
+    path = generate(plan, tmp_path / "A.zarr", workers=1, quiet=True).path
+    ends = open_store(path).ends.tolist()
+    assert {*ends} == {"success", "failure"}
+    told = CliRunner().invoke(main, ["info", str(path)]).output
+    assert (
+        f"  ended       {ends.count('failure')} by failure, {ends.count('success')} by success"
+        in (told)
+    )
 
 
 def test_another_recording_throws_no_unfinished_one_away(tmp_path: Path) -> None:
