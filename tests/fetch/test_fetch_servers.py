@@ -672,7 +672,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_never_waited_for(
     origin = str(pipe) if place == "--from" else url
     command = ["fetch", "GoToLocal", "--from", origin, "--data-dir", str(folder), "--no-convert"]
     program = [sys.executable, "-c", "from demotools.__main__ import run; run()", *command]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=15, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stdout
     assert "regular file" in done.stderr
     assert "Traceback" not in done.stderr

@@ -52,7 +52,7 @@ def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_pa
         read_until(terminal, HELP)
         time.sleep(0.2)
         os.write(terminal, b"q")
-        assert program.wait(timeout=20) == 0
+        assert program.wait(timeout=120) == 0
     store = open_store(tmp_path / name)
     assert store[0].actions.tolist() == expected.action.tolist()
     assert store[0].cells.tolist() == expected.cells.tolist()

@@ -275,4 +275,4 @@ def test_in_a_real_terminal_one_steps_with_the_arrow_keys(boss: Store) -> None:
         assert "\x1b[90m\x1b[100m##" in type_until(terminal, b"\x1b[F", f"step {last} (last ")
         type_until(terminal, b"\x1b[D", f"step {last - 1} (last ")
         os.write(terminal, b"q")
-        assert program.wait(timeout=20) == 0
+        assert program.wait(timeout=120) == 0

@@ -215,7 +215,7 @@ def test_in_a_terminal_one_steps_through_all_episodes_with_the_arrow_keys(
         assert "\x1b[34m" in shown
         type_until(terminal, b"\x1b[H", "step 0 (last ")
         os.write(terminal, b"q")
-        assert program.wait(timeout=20) == 0
+        assert program.wait(timeout=120) == 0
 
 
 def wrapped_level(level: str) -> Any:
