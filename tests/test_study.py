@@ -29,7 +29,7 @@ def record(**changes: Any) -> dict[str, Any]:
     measured = {"demo_steps": 3_000_000, "successes": 990, "episodes": 1_000, "minutes": 0.5}
     cost = {"processor_seconds": 90.0, "threads": 1, "jobs": 2, "valid_cross_entropy": 0.03}
     how = {"augmented": False, "recipe": "bc_fast.toml", "precision": "float32", "seed": 1}
-    return {**about, **measured, **cost, **how, **changes}
+    return {**about, **measured, **cost, **how, "network": "small", **changes}
 
 
 def test_the_page_is_what_the_noted_results_give(report: Any) -> None:
@@ -62,13 +62,26 @@ def test_seeds_are_taken_together_and_the_worst_is_told(report: Any) -> None:
     ]
     text = report.levels_section([record(), record(seed=2, successes=970), *of_all])
     assert (
-        "| GoToLocal | 200,000 | `bc_fast.toml` | 98.00% (97.29% to 98.53%) | 97.0% | 2 | "
-        "95.00% (93.47% to 96.19%) | 99.8 | 100 | 3.0 M | 1.5 |" in text
+        "| GoToLocal | 200,000 | `bc_fast.toml` | `small` | 98.00% (97.29% to 98.53%) | 97.0% | "
+        "2 | 95.00% (93.47% to 96.19%) | 99.8 | 100 | 3.0 M | 1.5 |" in text
     )
     # what was not run has a row too
-    assert "| Synth | - | - | - | - | - | 95.00% (93.47% to 96.19%) | 97.3 | 100 | - | - |" in text
-    assert "| Open | - | - | - | - | - | - | - | - | - | - |" in text
+    assert (
+        "| Synth | - | - | - | - | - | - | 95.00% (93.47% to 96.19%) | 97.3 | 100 | - | - |" in text
+    )
+    assert "| Open | - | - | - | - | - | - | - | - | - | - | - |" in text
     assert text.count("\n| ") == 1 + 1 + 18
+
+
+def test_the_readme_shows_what_a_recipe_reaches_with_the_network_that_it_names(
+    report: Any,
+) -> None:
+    few = {"part": "few", "demos": 333, "recipe": "bc_1000_demos.toml"}
+    runs = [record(**few, successes=900), record(**few, successes=980, network="maze")]
+    rows = [line for line in report.readme_with_results(runs).splitlines() if "| 333 |" in line]
+    assert len(rows) == 1 and "98.00%" in rows[0]
+    other = report.readme_with_results(runs[:1])
+    assert "| 333 |" not in other
 
 
 def test_precisions_are_told_apart(report: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,9 @@ _RETYPED = ("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "GoToSeq")
 """The mazes whose manifests declare that symmetry."""
 _MAZE_STEPS = 25_000_000
 FASTER = "run.precision=bfloat16"
+SMALL = "model.type=small"
+_OF_SMALL = (SMALL, "optimizer.lr=4e-3")
+"""What the recipe for few demonstrations had before it had the network `maze`."""
 _MAZE_OVERRIDES = (
     f"stages.0.max_demo_steps={_MAZE_STEPS}",
     "stages.0.off_policy.rollouts=64",
@@ -44,7 +48,9 @@ _MAZE_OVERRIDES = (
 )
 _SMALL_MAZES = {"GoTo": 40_000, "BossLevel": 20_000}
 _MIXTURE_STEPS = 16_000_000
-_FEW_STEPS = {"GoToLocal": 4_000_000, "PutNextLocal": 6_000_000}
+_FEW = {"GoToLocal": (100, 300, 500), "PutNextLocal": (1_000, 5_000)}
+_FEW_STEPS = {"PutNextLocal": 4_000_000}
+_SMALL_STEPS = 4_000_000
 _MIXTURE_ROWS = {"GoTo": 4, "GoToSeq": 6, "SynthSeq": 8, "GoToImpUnlock": 8, "BossLevel": 16}
 """Rollouts of a level in the mixture of all; of every other 2."""
 _ROLLOUTS = 128  # of bc_1000_demos.toml
@@ -77,8 +83,10 @@ class Experiment:
         """Its folder, which tells it from all others."""
         kind = "augmented" if self.augmented else "plain"
         recipe = self.recipe.removesuffix(".toml")
+        network = "-small" if SMALL in self.overrides else ""
         precision = "-bfloat16" if FASTER in self.overrides else ""
-        return f"{self.part}/{self.level}-{self.demos}-{kind}-{recipe}{precision}-seed{self.seed}"
+        how = f"{kind}-{recipe}{network}{precision}"
+        return f"{self.part}/{self.level}-{self.demos}-{how}-seed{self.seed}"
 
     @property
     def precision(self) -> str:
@@ -130,7 +138,8 @@ def experiments() -> Iterator[Experiment]:
             budget = (f"stages.0.max_demo_steps={steps}",)
             yield Experiment("levels", level, ALL, "bc_fast.toml", seed, False, budget)
         for demos in (1_000, 10_000):
-            yield Experiment("recipes", "GoToLocal", demos, "bc_1000_demos.toml", seed, True)
+            yield _few("recipes", "GoToLocal", demos, seed, small=True)
+            yield _few("recipes", "GoToLocal", demos, seed)
     for seed in SEEDS:
         for demos in COUNTS:
             for augmented in (True, False):
@@ -151,6 +160,8 @@ def _with_map() -> Iterator[Experiment]:
     """The runs of the network `maze`, and those from few demonstrations."""
     boss = Experiment("mazes", "BossLevel", ALL, "bc_bosslevel.toml", 1, True, (FASTER,))
     yield boss
+    fewer = ("stages.0.max_demo_steps=24_000_000", FASTER)
+    yield Experiment("mazes", "BossLevel", 20_000, "bc_bosslevel.toml", 1, True, fewer)
     two = 'stages.0.off_policy.augment=["recolor", "mirror"]'
     for level, demos in _MAZE_DEMOS.items():
         chosen = [FASTER] if level in _RETYPED else [FASTER, two]
@@ -158,23 +169,28 @@ def _with_map() -> Iterator[Experiment]:
             chosen.append("stages.0.max_demo_steps=16_000_000")
         yield Experiment("mazes", level, demos, "bc_goto.toml", 1, True, tuple(chosen))
     yield Experiment("few", "GoTo", 10_000, "bc_goto.toml", 1, True, (FASTER,))
-    for seed in SEEDS:
-        for level, demos in (
-            *(("GoToLocal", demos) for demos in (100, 300, 500)),
-            *(("PutNextLocal", demos) for demos in (1_000, 5_000)),
-        ):
-            of_few = [f"stages.0.max_demo_steps={_FEW_STEPS[level]}"]
-            if demos < _ROLLOUTS:
-                of_few.append(f"stages.0.off_policy.rollouts={demos}")
-            yield Experiment("few", level, demos, "bc_1000_demos.toml", seed, True, tuple(of_few))
+    for demos in _FEW["GoToLocal"]:
+        yield _few("few", "GoToLocal", demos, 1, small=True)
+    for seed, (level, counts) in product(SEEDS, _FEW.items()):
+        yield from (_few("few", level, demos, seed) for demos in counts)
     rows = f"stages.0.off_policy.rollouts={sum(_MIXTURE_ROWS.get(level, 2) for level in LEVELS)}"
     of_all = (f"stages.0.max_demo_steps={_MIXTURE_STEPS}", rows, "optimizer.lr=1.4e-3", FASTER, two)
     start = FOLDER / boss.name
     yield Experiment("mixture", "all", ALL, "bc_bosslevel.toml", 1, True, of_all, begins=start)
 
 
+def _few(part: Part, level: str, demos: int, seed: int, *, small: bool = False) -> Experiment:
+    """A run of the recipe for few demonstrations, with the network `maze` or with `small`."""
+    steps = _SMALL_STEPS if small else _FEW_STEPS.get(level)
+    of_few = [f"stages.0.max_demo_steps={steps}"] if steps else []
+    if demos < _ROLLOUTS:
+        of_few.append(f"stages.0.off_policy.rollouts={demos}")  # at least one episode for each
+    of_few += (*_OF_SMALL, "run.precision=float32") if small else [FASTER]
+    return Experiment(part, level, demos, "bc_1000_demos.toml", seed, True, tuple(of_few))
+
+
 def _demonstrations(demos: int, seed: int, *, augmented: bool) -> Experiment:
-    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", FASTER]
+    overrides = [f"stages.0.max_demo_steps={_DEMONSTRATIONS_STEPS}", FASTER, *_OF_SMALL]
     if demos < _ROLLOUTS:
         overrides.append(f"stages.0.off_policy.rollouts={demos}")  # at least one episode for each
     if not augmented:

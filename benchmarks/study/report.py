@@ -78,9 +78,14 @@ def page(records: list[Record]) -> str:
 
 
 def readme_with_results(records: list[Record]) -> str:
-    """The README, with the table of what is learnt from how much."""
+    """The README, with the table of what is learnt from how much by the recipes as they are."""
     groups = grouped(
-        [one for part in ("levels", "recipes", "few", "mazes") for one in of_part(records, part)],
+        [
+            one
+            for part in ("levels", "recipes", "few", "mazes")
+            for one in of_part(records, part)
+            if one["network"] == network_of(one["recipe"])
+        ],
         lambda one: (one["level"], one["demos"], one["recipe"]),
     )
     rows = [
@@ -100,13 +105,23 @@ def readme_with_results(records: list[Record]) -> str:
     )
 
 
+@cache
+def network_of(recipe: str) -> str:
+    """The network that a recipe names."""
+    return read_settings(recipe).model.type
+
+
 def recipes_with_results(records: list[Record]) -> dict[Path, str]:
     """The recipes, each with a line in its header that says what it reached."""
     last: dict[str, Record] = {}
     for one in of_part(records, "minutes"):
         if one["precision"] == "float32":
             last[one["run"]] = one  # the last checkpoint of a run is noted last
-    few = [one for one in of_part(records, "recipes") if one["demos"] == FEW]
+    few = [
+        one
+        for one in of_part(records, "recipes")
+        if one["demos"] == FEW and one["network"] == network_of(one["recipe"])
+    ]
     mazes = of_part(records, "mazes")
     reached = {
         "bc_fast.toml": list(last.values()),
@@ -208,16 +223,18 @@ def levels_section(records: list[Record]) -> str:
         published = " | ".join(PUBLISHED.get(level, ("-", "-")))
         runs_of_all = mixed.get(level)
         of_all = success(runs_of_all).partition(" |")[0] if runs_of_all else "-"
-        groups = grouped(of_level.get(level, []), lambda one: (one["demos"], one["recipe"]))
+        groups = grouped(
+            of_level.get(level, []), lambda one: (one["demos"], one["recipe"], one["network"])
+        )
         rows += [
-            f"{level} | {demos:,} | `{recipe}` | {success(runs)} | {of_all} | {published} | "
-            f"{millions(runs)} | {processor_minutes(runs)}"
-            for (demos, recipe), runs in groups.items()
-        ] or [f"{level} | - | - | - | - | - | {of_all} | {published} | - | -"]
-    head = ["level", "demonstrations", "recipe", "success, mean", "worst", "seeds", "one for all"]
+            f"{level} | {demos:,} | `{recipe}` | `{network}` | {success(runs)} | {of_all} | "
+            f"{published} | {millions(runs)} | {processor_minutes(runs)}"
+            for (demos, recipe, network), runs in groups.items()
+        ] or [f"{level} | - | - | - | - | - | - | {of_all} | {published} | - | -"]
+    head = ["level", "demonstrations", "recipe", "network", "success, mean", "worst", "seeds"]
+    head.append("one for all")
     return (
-        "## The levels\n\nThe single rooms with `small`, the nine rooms with `maze` or, where the "
-        "recipe is `bc_fast.toml`, with `small` too. *One for all* is a single network, `maze`, "
+        "## The levels\n\n*One for all* is a single network, `maze`, "
         "that began with the weights of BossLevel's and learned a mixture of all 18. The published "
         "figures are from 1,000,000 demonstrations; except BossLevel's, which are in the abstract "
         "of arXiv 2007.12770, they are quoted at second hand.\n\n"
@@ -228,14 +245,15 @@ def levels_section(records: list[Record]) -> str:
 
 def recipes_section(records: list[Record]) -> str:
     """Few demonstrations."""
-    groups = grouped(records, lambda one: (one["level"], one["recipe"], one["demos"]))
+    groups = grouped(records, lambda one: (one["level"], one["network"], one["demos"]))
     rows = [
-        f"{level} | `{recipe}` | {demos:,} | {success(runs)} | {millions(runs)} | "
-        f"{processor_minutes(runs)}"
-        for (level, recipe, demos), runs in sorted(groups.items())
+        f"{level} | `{runs[0]['recipe']}` | `{network}` | {demos:,} | {success(runs)} | "
+        f"{millions(runs)} | {processor_minutes(runs)}"
+        for (level, network, demos), runs in sorted(groups.items())
     ]
-    head = ["level", "recipe", "demonstrations", "success, mean", "worst", "seeds", "steps shown"]
-    return "## Few demonstrations\n\n" + table([*head, "processor minutes"], rows) + "\n"
+    head = ["level", "recipe", "network", "demonstrations", "success, mean", "worst", "seeds"]
+    head += ["steps shown", "processor minutes"]
+    return "## Few demonstrations\n\n" + table(head, rows) + "\n"
 
 
 def demonstrations_section(records: list[Record]) -> str:
@@ -247,7 +265,8 @@ def demonstrations_section(records: list[Record]) -> str:
         rows.append(f"{demos:,} | {'no' if plain else 'yes'} | {success(runs)} | {ce:.3f}")
     head = ["demonstrations", "augmented", "success, mean", "worst", "seeds"]
     return (
-        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml` in bfloat16, "
+        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml` with `small` in "
+        "bfloat16, "
         f"{millions(records)} steps shown whatever their number, all three symmetries or none. The "
         "stores are nested: a smaller one is a part of a larger one.\n\n"
         "![Success against the number of demonstrations](../docs/pictures/demonstrations.png)\n\n"

@@ -25,6 +25,7 @@ from trainer.run.log import read_log
 from trainer.run.state import HoldOut
 from trainer.settings.models import (
     SETTINGS_FILE,
+    Settings,
     parsed_settings,
     read_settings,
     setting_leaves,
@@ -114,13 +115,18 @@ def run(experiment: Experiment, threads: int, jobs: int) -> None:
     note(experiment, FOLDER / experiment.name, cost)
 
 
+def settings_of(folder: Path) -> Settings:
+    """The settings with which a run was made."""
+    return parsed_settings(tomllib.loads((folder / SETTINGS_FILE).read_text("utf-8")), folder)
+
+
 def check_same(experiment: Experiment, folder: Path) -> None:
     """SettingsError where a run was not made with the settings of the experiment.
 
     How often it was saved and measured while it trained does not count. Of the stores only their
     shares are known here: that they hold so many episodes is the word of whoever made the run.
     """
-    made = parsed_settings(tomllib.loads((folder / SETTINGS_FILE).read_text("utf-8")), folder)
+    made = settings_of(folder)
     wanted = read_settings(experiment.recipe, experiment.settings)
     trees = [toml_of(settings) for settings in (made, wanted)]
     one, other = (setting_leaves(tomllib.loads(tree)) for tree in trees)
@@ -152,6 +158,7 @@ def note(experiment: Experiment, folder: Path, cost: dict[str, Any]) -> None:
     minutes = {
         line["demo_steps"]: line["minutes"] for line in read_log(folder) if line["group"] == "train"
     }
+    network = settings_of(folder).model.type
     for checkpoint, level in product(checkpoints(folder), experiment.levels):
         measured = measure(level, checkpoint, cost["threads"])
         record = {
@@ -161,6 +168,7 @@ def note(experiment: Experiment, folder: Path, cost: dict[str, Any]) -> None:
             "demos": min(experiment.demos, recorded(level)),
             "augmented": experiment.augmented,
             "recipe": experiment.recipe,
+            "network": network,
             "precision": experiment.precision,
             "seed": experiment.seed,
             **measured,
