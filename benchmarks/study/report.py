@@ -91,7 +91,9 @@ def readme_with_results(records: list[Record]) -> str:
     rows = [
         f"{level} | {demos:,} | `{recipe}` | {success(runs).partition(' |')[0]} | {len(runs)} | "
         f"{processor_minutes(runs)}"
-        for (level, demos, recipe), runs in groups.items()
+        for (level, demos, recipe), runs in sorted(
+            groups.items(), key=lambda group: (LEVELS.index(group[0][0]), *group[0][1:])
+        )
     ]
     head = ["level", "demonstrations", "recipe", "success on unseen episodes", "seeds"]
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
