@@ -131,20 +131,16 @@ SAMPLED = """
 import resource, sys, time, torch
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
-from tensordict import TensorDict
-from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import SliceSampler
+sys.path.insert(0, "benchmarks")
+from peers.torchrl_slices import slice_buffer
 steps, cached, seconds = int(sys.argv[1]), sys.argv[2] == "cached", float(sys.argv[3])
-# not strict, it takes a slower way where a single episode, here the last one, is short
-sampler = SliceSampler(slice_len=4, traj_key="episode", cache_values=cached, strict_length=True)
-buffer = TensorDictReplayBuffer(
-    storage=LazyMemmapStorage(steps, scratch_dir=sys.argv[4]), sampler=sampler, batch_size=16384
+size = 5_000_000
+pieces = (torch.arange(first, min(first + size, steps)) for first in range(0, steps, size))
+columns = (
+    {"episode": piece // int(sys.argv[5]), "action": torch.zeros(len(piece), dtype=torch.uint8)}
+    for piece in pieces
 )
-for first in range(0, steps, 5_000_000):
-    size = min(5_000_000, steps - first)
-    episode = torch.arange(first, first + size) // int(sys.argv[5])
-    columns = {"episode": episode, "action": torch.zeros(size, dtype=torch.uint8)}
-    buffer.extend(TensorDict(columns, batch_size=[size]))
+buffer = slice_buffer(sys.argv[4], steps, columns, 16384, cached)
 start = time.process_time()
 buffer.sample()
 print(time.process_time() - start)
@@ -185,11 +181,14 @@ def peers(folder: Path) -> list[Contestant]:
     write_pickle(demos, [random_episodes(20_000, seed=0)], enum_actions=False)
     tutorial = TutorialIterator(pickle.loads(demos.read_bytes()), B, T)
     episodes = random_episodes(200_000, seed=1)
-    images = unpacked_cells(episodes.view)
+    numbers = np.repeat(np.arange(len(episodes.length)), episodes.length)
+    columns = {
+        "image": torch.from_numpy(unpacked_cells(episodes.view)),
+        "action": torch.from_numpy(episodes.action),
+        "episode": torch.from_numpy(numbers),
+    }
     slices = {
-        cached: slice_buffer(
-            folder / f"torchrl-{cached}", images, episodes.action, episodes.length, STEPS, cached
-        )
+        cached: slice_buffer(folder / f"{cached}", len(numbers), [columns], STEPS, cached)
         for cached in (False, True)
     }
     few = random_episodes(2_000, seed=2)

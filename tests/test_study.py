@@ -84,6 +84,22 @@ def test_the_readme_shows_what_a_recipe_reaches_with_the_network_that_it_names(
     assert "| 333 |" not in other
 
 
+def test_what_a_run_had_reached_on_its_way_is_in_no_table_but_that_of_its_curve(
+    report: Any,
+) -> None:
+    for part, rows in (("mazes", 1), ("few", 1), ("minutes", 2)):
+        halfway = record(part=part, demo_steps=1_500_000, successes=500)
+        # the later one may be noted first
+        for noted in ([halfway, record(part=part)], [record(part=part), halfway]):
+            text = report.page(noted)
+            assert text.count("99.00%") == 1 and text.count("50.00%") == rows - 1
+            assert ("50.00%" in report.readme_with_results(noted)) is False
+    texts = report.recipes_with_results(
+        [record(part="minutes", demo_steps=1, successes=500), record(part="minutes")]
+    )
+    assert "# Reached: 99.0% of 1,000" in next(iter(texts.values()))
+
+
 def test_precisions_are_told_apart(report: Any) -> None:
     runs = [record(part="minutes"), record(part="minutes", precision="bfloat16", minutes=0.25)]
     text = report.minutes_section(runs)

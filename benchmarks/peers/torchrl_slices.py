@@ -7,11 +7,11 @@ shorter episodes are left out, memory starts anew at every slice, and there is n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
 from tensordict import TensorDict
+from torch import Tensor
 from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SliceSampler
 
@@ -19,30 +19,18 @@ SLICE = 4
 
 
 def slice_buffer(
-    folder: Path,
-    images: np.ndarray,
-    actions: np.ndarray,
-    lengths: np.ndarray,
-    batch: int,
-    cached: bool,
+    folder: Path, steps: int, columns: Iterable[dict[str, Tensor]], batch: int, cached: bool
 ) -> TensorDictReplayBuffer:
+    """A buffer of so many steps, whose columns come in pieces; `episode` is one of them."""
+    # not strict, it takes a slower way where a single episode, the last one say, is short
     sampler = SliceSampler(
         slice_len=SLICE, traj_key="episode", cache_values=cached, strict_length=True
     )
     buffer = TensorDictReplayBuffer(
-        storage=LazyMemmapStorage(len(actions), scratch_dir=folder),
+        storage=LazyMemmapStorage(steps, scratch_dir=folder),
         sampler=sampler,
         batch_size=batch,
     )
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    buffer.extend(
-        TensorDict(
-            {
-                "image": torch.from_numpy(images),
-                "action": torch.from_numpy(actions),
-                "episode": torch.from_numpy(episode),
-            },
-            batch_size=[len(actions)],
-        )
-    )
+    for piece in columns:
+        buffer.extend(TensorDict(piece, batch_size=[len(piece["episode"])]))
     return buffer

@@ -57,33 +57,31 @@ def write_report() -> None:
     README.write_text(readme_with_results(records), "utf-8")
     for path, text in recipes_with_results(records).items():
         path.write_text(text, "utf-8")
-    demonstrations_picture(of_part(records, "demonstrations"))
+    demonstrations_picture(of_part(last_of_each(records), "demonstrations"))
     minutes_picture(of_part(records, "minutes"))
 
 
 def page(records: list[Record]) -> str:
     """The page, of sections for which there are records."""
+    last = last_of_each(records)
     sections = {
-        levels_section: ("levels", "mazes", "mixture"),
-        recipes_section: ("recipes", "few"),
-        demonstrations_section: ("demonstrations",),
-        minutes_section: ("minutes",),
+        levels_section: of_part(last, "levels", "mazes", "mixture"),
+        recipes_section: of_part(last, "recipes", "few"),
+        demonstrations_section: of_part(last, "demonstrations"),
+        minutes_section: of_part(records, "minutes"),
     }
-    written = [
-        section(chosen)
-        for section, parts in sections.items()
-        if (chosen := of_part(records, *parts))
-    ]
+    written = [section(chosen) for section, chosen in sections.items() if chosen]
     return "\n".join([HEADER, *written])
 
 
 def readme_with_results(records: list[Record]) -> str:
     """The README, with the table of what is learnt from how much by the recipes as they are."""
+    last = last_of_each(records)
     groups = grouped(
         [
             one
             for part in ("levels", "recipes", "few", "mazes")
-            for one in of_part(records, part)
+            for one in of_part(last, part)
             if one["network"] == network_of(one["recipe"])
         ],
         lambda one: (one["level"], one["demos"], one["recipe"]),
@@ -115,18 +113,16 @@ def network_of(recipe: str) -> str:
 
 def recipes_with_results(records: list[Record]) -> dict[Path, str]:
     """The recipes, each with a line in its header that says what it reached."""
-    last: dict[str, Record] = {}
-    for one in of_part(records, "minutes"):
-        if one["precision"] == "float32":
-            last[one["run"]] = one  # the last checkpoint of a run is noted last
+    last = last_of_each(records)
+    fast = [one for one in of_part(last, "minutes") if one["precision"] == "float32"]
     few = [
         one
-        for one in of_part(records, "recipes")
+        for one in of_part(last, "recipes")
         if one["demos"] == FEW and one["network"] == network_of(one["recipe"])
     ]
-    mazes = of_part(records, "mazes")
+    mazes = of_part(last, "mazes")
     reached = {
-        "bc_fast.toml": list(last.values()),
+        "bc_fast.toml": fast,
         "bc_1000_demos.toml": few,
         "bc_bosslevel.toml": [one for one in mazes if one["recipe"] == "bc_bosslevel.toml"],
         "bc_goto.toml": [
@@ -178,6 +174,16 @@ here; what was tried before, and did not help: docs/log.md.
 **Minutes** are of training alone (no evaluation, no start of the interpreter), where the run had
 the machine to itself; processor minutes include the start of the interpreter.
 """
+
+
+def last_of_each(records: list[Record]) -> list[Record]:
+    """The last measurement of each run, level and network; those before belong to a curve."""
+    last: dict[Hashable, Record] = {}
+    for one in records:
+        key = one["run"], one["level"], one["network"]
+        if key not in last or last[key]["demo_steps"] <= one["demo_steps"]:
+            last[key] = one
+    return list(last.values())
 
 
 def grouped(

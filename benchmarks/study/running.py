@@ -26,6 +26,7 @@ from trainer.run.state import HoldOut
 from trainer.settings.models import (
     SETTINGS_FILE,
     Settings,
+    differing_keys,
     parsed_settings,
     read_settings,
     setting_leaves,
@@ -135,8 +136,8 @@ def check_same(experiment: Experiment, folder: Path) -> None:
     free = ("run.name", "run.device", "run.save_every", "run.keep", "evaluation.", "on_policy.")
     differing = [
         key
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key) and not key.startswith(free) and ".store" not in key
+        for key in differing_keys(one, other)
+        if not key.startswith(free) and ".store" not in key
     ]
     shares = [
         [store.proportion for store in run.stages[0].off_policy.store]

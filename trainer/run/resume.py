@@ -27,7 +27,7 @@ from trainer.run.checkpoint import (
 from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
 from trainer.run.log import MeterState, one_meter
 from trainer.run.state import Progress, Run, Stage, latest
-from trainer.settings.models import Settings, setting_leaves, toml_of
+from trainer.settings.models import Settings, differing_keys, setting_leaves, toml_of
 
 _log = logging.getLogger(__name__)
 
@@ -310,9 +310,8 @@ def resumed_settings(
         run = settings.run.model_copy(update={"init_from": begun})  # it is where the run comes from
         settings = settings.model_copy(update={"run": run})
     before, now = setting_leaves(tree), setting_leaves(tomllib.loads(toml_of(settings)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     lines, grown = _growth(checkpoint, settings)
-    changed = [key for key in changed if not key.startswith(grown)]
+    changed = [key for key in differing_keys(before, now) if not key.startswith(grown)]
     grave = [key for key in changed if not key.startswith(HARMLESS)]
     if grave or (changed and not forced):
         keys = ", ".join(f"`{key}`" for key in grave or changed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -637,6 +637,11 @@ def setting_leaves(tree: Any, path: str = "") -> dict[str, Any]:
     for key, value in items:
         leaves |= setting_leaves(value, f"{path}.{key}" if path else str(key))
     return leaves
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ between two of what `setting_leaves` gives, sorted."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
 def override(tree: dict[str, Any], text: str) -> None:
