@@ -8,8 +8,8 @@ The batches are of episodes that the bot plays first (or of `--data-dir`'s store
 the shapes of the recipes. An update is the network, its loss, backward, clipping and Adam. Its
 products are counted as they are made: what a network leaves out by looking up what it has
 multiplied before is not counted. The best product is the fastest of squares of 256 to 2,048 in the
-same type, in the same run. All by processor time, which a busy machine leaves nearly as it is;
-medians.
+same type, in the same run. Freed memory is kept, as a run keeps it. All by processor time, which a
+busy machine leaves nearly as it is; medians.
 
 `--by-steps` compares with the definition that the tests hold the networks against: each step on its
 own, nothing shared, on random batches of episodes as long as GoToLocal's (geometric, mean 5.3
@@ -47,6 +47,7 @@ from trainer.learning.networks.base import memory_of
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.small import SmallNetwork
+from trainer.run.log import keep_memory
 from trainer.settings.models import OptimizerSettings
 
 MEAN_RUN = 5.3
@@ -290,6 +291,7 @@ def main(
     compiled: bool,
 ) -> None:
     """Print how fast the networks NAMES are updated."""
+    keep_memory()
     torch.set_num_threads(threads)
     click.echo(f"{platform.machine()}, torch {torch.__version__}, {threads} threads")
     if by_steps:

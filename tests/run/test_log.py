@@ -433,6 +433,33 @@ def test_memory_that_is_free_goes_back_to_the_system() -> None:
     assert resident_mib()["resident_mib"] < held - 100
 
 
+KEEPS = """
+import resource
+import torch
+from trainer.run.log import keep_memory, resident_mib, return_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in range(40, 50):
+        torch.zeros(size * 2**18)  # MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+anew = faults()
+keep_memory()
+faults()
+assert faults() < anew / 10, anew
+held = resident_mib()["resident_mib"]
+return_memory()
+assert resident_mib()["resident_mib"] < held - 30
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps it or not")
+def test_memory_of_large_arrays_is_kept_for_the_next_until_it_is_returned() -> None:
+    # in a process of its own: what is set stays so until its end
+    subprocess.run([sys.executable, "-c", KEEPS], check=True, timeout=60)
+
+
 # What these programs do with the calls: MLflow names its runs, and both keep a step twice.
 MLFLOW = """
 from types import SimpleNamespace

@@ -295,15 +295,37 @@ def _add_gif(board: SummaryWriter, tag: str, gif: Path, step: int, walltime: flo
     writer.add_summary(summary, step, walltime)
 
 
+def keep_memory() -> None:
+    """Let freed memory stay in this process until `return_memory`, where glibc is there.
+
+    It would hand large arrays back at once, and ask for pages anew, each filled with zeros, for the
+    next: a tenth of an update of `maze`.
+    """
+    option = _of_glibc("mallopt")
+    if option is not None:
+        # an older glibc refuses more than 32 MiB for what is not a mapping of its own
+        if not option(_MMAP_THRESHOLD, 1 << 30):
+            option(_MMAP_THRESHOLD, 1 << 25)
+        option(_TRIM_THRESHOLD, 1 << 30)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt, as malloc.h has them."""
+
+
 def return_memory() -> None:
     """Give memory that is free inside this process back to the system, where glibc is there.
 
     Temporary arrays whose sizes differ from batch to batch leave holes, which it keeps: `maze` grew
     by half a gigabyte in a million steps.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def appended(stream: FileIO, line: bytes, file: Path) -> None:
