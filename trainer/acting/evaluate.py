@@ -26,7 +26,7 @@ from demotools.babyai.levels import EVALUATION_SEED, MOST_EPISODES
 from demotools.errors import SettingsError, printable_text
 from demotools.output import progress_bar
 from demotools.recording.environment import make_environment
-from demotools.workers.processes import bounded_workers, opened_workers
+from demotools.workers.processes import opened_workers
 from trainer.acting.group import steps_as_batch
 from trainer.acting.vector import EnvironmentKind, EnvironmentStep, VectorEnvironment
 from trainer.settings.models import LEVELS
@@ -194,7 +194,7 @@ def evaluate_policy(
             path="--episodes",
             fix="ask for at least one of each",
         )
-    processes = bounded_workers(processes, len(seeds))
+    processes = min(processes, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
     with progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar:
         shares = None
