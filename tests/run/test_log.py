@@ -425,12 +425,12 @@ def test_a_pipe_or_a_folder_in_place_of_the_log_is_refused_at_once(tmp_path: Pat
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc gives it back itself")
-def test_memory_that_is_free_goes_back_to_the_system() -> None:
-    blocks = [bytes(100_000) for _ in range(2000)]
+def test_much_memory_that_is_free_goes_back_to_the_system() -> None:
+    blocks = [bytes(100_000) for _ in range(3000)]
     held = resident_mib()["resident_mib"]
     del blocks[:-1]  # the last one keeps the heap from shrinking
     return_memory()
-    assert resident_mib()["resident_mib"] < held - 100
+    assert resident_mib()["resident_mib"] < held - 200
 
 
 KEEPS = """
@@ -440,22 +440,24 @@ from trainer.run.log import keep_memory, resident_mib, return_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for size in range(40, 50):
+    for size in range(20, 30):
         torch.zeros(size * 2**18)  # MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 anew = faults()
 keep_memory()
 faults()
+return_memory()  # it is not much
 assert faults() < anew / 10, anew
+torch.zeros(300 * 2**18)
 held = resident_mib()["resident_mib"]
 return_memory()
-assert resident_mib()["resident_mib"] < held - 30
+assert resident_mib()["resident_mib"] < held - 200
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps it or not")
-def test_memory_of_large_arrays_is_kept_for_the_next_until_it_is_returned() -> None:
+def test_memory_of_large_arrays_is_kept_for_the_next_until_it_is_much() -> None:
     # in a process of its own: what is set stays so until its end
     subprocess.run([sys.executable, "-c", KEEPS], check=True, timeout=60)
 

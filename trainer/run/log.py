@@ -296,7 +296,7 @@ def _add_gif(board: SummaryWriter, tag: str, gif: Path, step: int, walltime: flo
 
 
 def keep_memory() -> None:
-    """Let freed memory stay in this process until `return_memory`, where glibc is there.
+    """Let freed memory stay in this process, up to `return_memory`, where glibc is there.
 
     It would hand large arrays back at once, and ask for pages anew, each filled with zeros, for the
     next: a tenth of an update of `maze`.
@@ -311,20 +311,31 @@ def keep_memory() -> None:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt, as malloc.h has them."""
+_MOST_FREE = 256 << 20
+
+
+class _Counts(ctypes.Structure):
+    """`struct mallinfo2`; the ninth of the counts is what is free, in bytes."""
+
+    _fields_ = (("counts", ctypes.c_size_t * 10),)
 
 
 def return_memory() -> None:
-    """Give memory that is free inside this process back to the system, where glibc is there.
+    """Give memory that is free inside this process back to the system, where it is much.
 
-    Temporary arrays whose sizes differ from batch to batch leave holes, which it keeps: `maze` grew
-    by half a gigabyte in a million steps.
+    Temporary arrays whose sizes differ from batch to batch leave holes, which glibc keeps: `maze`
+    grew by half a gigabyte in a million steps.
     """
-    trim = _of_glibc("malloc_trim")
+    trim, counts = _of_glibc("malloc_trim"), _of_glibc("mallinfo2")
+    if counts is not None:  # since glibc 2.33
+        counts.restype = _Counts
+        if counts().counts[8] < _MOST_FREE:
+            return
     if trim is not None:
         trim(0)
 
 
-def _of_glibc(name: str) -> Callable[..., int] | None:
+def _of_glibc(name: str) -> Any:
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 

@@ -47,7 +47,6 @@ from trainer.run.initial import (
     network_of,
     take_weights,
 )
-from trainer.run.log import keep_memory
 from trainer.run.loop import run_stages
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
@@ -196,7 +195,6 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
             restore(run, checkpoint)
             done = run.progress
             run.say(f"resumed at {done.demo_steps:,} demo steps, {done.env_steps:,} env steps")
-        keep_memory()
         run_stages(run, stop)
         if stop:
             raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)

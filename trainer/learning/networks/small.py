@@ -108,7 +108,7 @@ class SmallNetwork(nn.Module):
         return linear_of_rows(rows, index, self.view.weight.to(rows.dtype))
 
 
-_MOST_MISSIONS, _TABLE_BYTES = 1024, 1 << 26
+_MOST_MISSIONS, _TABLE_BYTES = 1024, 30 << 20
 
 
 class SmallSteps:
