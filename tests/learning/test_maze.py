@@ -10,12 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS, EMPTY
+from demotools.babyai.cells import ACTIONS, BALL, EMPTY
 from demotools.recording.bot import BotError, Expert
 from demotools.recording.environment import make_environment, observed_cells
 from trainer.learning.building import build_network
 from trainer.learning.networks import maze
-from trainer.learning.networks.maze import MapState, MazeNetwork, explored, things
+from trainer.learning.networks.maze import MapState, MazeNetwork, Seen, explored, things
 
 FREE, THINGS, BLOCKERS = (
     (maze._bits() & bit) != 0 for bit in (maze._FREE_BIT, maze._THING_BIT, maze._BLOCKER_BIT)
@@ -226,3 +226,17 @@ def test_views_of_no_maze_at_all_raise_nothing() -> None:
             output = network(batch, memory)
         memory = output.memory
         assert output.logits.isfinite().all()
+
+
+def test_a_thing_beyond_the_box_of_a_search_is_at_its_border() -> None:
+    cells = np.zeros((1, maze.SIDE, maze.SIDE), np.uint8)
+    cells[0, 16, 16], cells[0, 14, 13] = EMPTY * 18, BALL * 18
+    seen = Seen(
+        cells.reshape(1, -1),
+        low=np.full((1, 2), 16, np.int16),  # what memory of another place says
+        number=np.zeros((1, 1), np.int64),
+        faced=np.zeros((1, 1, maze.SIDE**2), np.uint8),
+        place=np.full((1, 1, 2), 16, np.int16),
+        first=np.zeros((1, 1), np.uint8),
+    )
+    assert things(seen, np.zeros((1, 1), np.uint8)).code.tolist() == [0, BALL * 18]

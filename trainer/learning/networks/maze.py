@@ -50,7 +50,7 @@ from trainer.learning.networks.base import (
     runs_of,
 )
 from trainer.learning.networks.small import SmallNetwork
-from trainer.learning.networks.sums import segment_sums
+from trainer.learning.networks.sums import attended, gathered_rows, summed_products
 
 SIDE = 32
 """Cells of the torus each way."""
@@ -444,8 +444,8 @@ class _Listed(NamedTuple):
 def _listed(cells: NDArray[np.uint8], bits: NDArray[np.uint8], low: NDArray[np.int16]) -> _Listed:
     flat = np.flatnonzero((bits & _THING_BIT).reshape(-1))
     number, at = np.divmod(flat, _PLACES)
-    x = ((at & 31) - low[number, 0]) & 31
-    y = ((at >> 5) - low[number, 1]) & 31
+    x = _in_box((at & 31) - low[number, 0])
+    y = _in_box((at >> 5) - low[number, 1])
     origin = _in_box(_START - low).T
     room = _flooded(_rows(bits, _ROOM_BIT, low), *origin)
     in_room = ((room[y, number] >> x.astype(np.uint32)) & _ONE).astype(bool)
@@ -669,7 +669,7 @@ class MazeNetwork(SmallNetwork):
         read = self._words(tokens)
         instruction = read.states.index_select(0, read.final)
         kinds, lying = self._things(step, code, how, batch["mission"].reshape(-1), instruction)
-        told = torch.relu(self.bag(segment_sums(kinds * lying, first, step)))
+        told = torch.relu(self.bag(summed_products(kinds, lying, first, step)))
 
         runs = runs_of(batch["masks"])
         cells = in_order(batch["cells"], runs).flatten(1)
@@ -689,7 +689,7 @@ class MazeNetwork(SmallNetwork):
             asked = torch.cat([hidden, parts[-1].to(hidden.dtype)], dim=1)
         if self.heads:
             query = self.query(asked).index_select(0, runs.inverse)
-            looked = self._read(query, kinds, lying, first, step)
+            looked = attended(query.to(kinds.dtype), kinds, lying, first, step, self.heads)
             parts.append(looked.index_select(0, runs.order))
         both = torch.cat([part.to(hidden.dtype) for part in parts], dim=1)
         carried = torch.cat([after.to(memory.dtype), state.packed().to(memory)], dim=1)
@@ -717,8 +717,8 @@ class MazeNetwork(SmallNetwork):
         present, number = torch.unique(code.long(), return_inverse=True)
         table = torch.relu(self.kinds(present) * (1 + scale[:, None]) + shift[:, None])
         row = mission.index_select(0, step) * len(present) + number
-        kinds = table.flatten(0, 1).index_select(0, row)
-        return kinds, torch.relu(self.lie(how.t()))
+        lying = self.lie(how.t()).relu_()
+        return gathered_rows(table.flatten(0, 1).to(lying.dtype), row), lying
 
     def _heard(self, query: Tensor, read: Words, tokens: Tensor, mission: Tensor) -> Tensor:
         """What those words say that memory asks for: [N, heads * words].
@@ -747,21 +747,3 @@ class MazeNetwork(SmallNetwork):
         score = score.masked_fill(tokens[of, None, None, :L] == 0, -1e4)
         heard: Tensor = score.softmax(3).to(values.dtype) @ values
         return heard.transpose(1, 2).reshape(len(step), -1).index_select(0, place)
-
-    def _read(
-        self, query: Tensor, kinds: Tensor, lying: Tensor, first: Tensor, step: Tensor
-    ) -> Tensor:
-        """How those things lie that memory asks for: [N, channels].
-
-        query   [N, channels]
-        """
-        heads = (len(step), self.heads, -1)
-        score = (query.index_select(0, step) * kinds).view(heads).sum(2)
-        score = score / (kinds.shape[1] / self.heads) ** 0.5
-        weight = score.float().clamp(max=40).exp()
-        total = segment_sums(weight, first, step)
-        values = (lying.view(heads) * weight[..., None]).flatten(1)
-        shape = (len(query), self.heads, -1)
-        return (segment_sums(values, first, step).view(shape) / (total[..., None] + 1e-6)).flatten(
-            1
-        )
