@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
-from demotools.errors import DemotoolsError, StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
 from demotools.output import acquired_lock, open_regular, written_whole
 from demotools.store.format import (
     COPY_BYTES,
@@ -271,14 +271,18 @@ class StoreBuilder:
 
     def _part_with(self, parts: int, differing: str) -> None:
         """Say of another job's parts that they are thrown away, or refuse to."""
+        how = differing or "it does not say how"
         if self._costly:
+            finished = f"its {parts} finished part{'s'[: parts > 1]}"
             raise StoreError(
-                f"an unfinished store lies here that was begun otherwise: {differing}",
+                f"an unfinished store lies here that was begun otherwise: {how}",
                 path=self.folder,
-                fix=f"begin as before, which goes on with its {parts} finished "
-                f"part{'s'[: parts > 1]}, or add --overwrite, which throws them away",
+                fix=f"begin as before, which goes on with {finished}, or add --overwrite, which "
+                "throws them away"
+                if differing
+                else f"choose another --name, or add --overwrite, which throws {finished} away",
             )
-        sys.stderr.write(f"begun anew, for the call that was not finished differs: {differing}\n")
+        sys.stderr.write(f"begun anew, for the call that was not finished differs: {how}\n")
 
     def finished_parts(self) -> list[int]:
         """The numbers of the parts that lie there whole, sorted."""
@@ -402,7 +406,7 @@ def _number_crc(number: int) -> int:
     return int(google_crc32c.value(number.to_bytes(8, "little")))
 
 
-_JOB_BYTES, _VALUE_LETTERS = 2**20, 40
+_JOB_BYTES, _VALUE_LETTERS, _DIFFERENCES_LETTERS = 2**20, 40, 400
 
 
 def _content(file: Path, at_most: int) -> bytes:
@@ -415,7 +419,7 @@ def _content(file: Path, at_most: int) -> bytes:
 
 
 def _differences(before: bytes, now: bytes) -> str:
-    """In what a job differs from an earlier one, for a person.
+    """In what a job differs from an earlier one, for a person; empty where nobody can tell.
 
     >>> _differences(b'{"episodes": 600, "seed": 1}', b'{"episodes": 700, "seed": 1}')
     'episodes was 600, is 700'
@@ -424,7 +428,7 @@ def _differences(before: bytes, now: bytes) -> str:
         old, new = json.loads(before), json.loads(now)
         differing = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     except (ValueError, AttributeError, TypeError, RecursionError):
-        return "it does not say how"
+        return ""
     shown = []
     for key in differing:
         values = [json.dumps(job[key]) if key in job else "absent" for job in (old, new)]
@@ -432,7 +436,7 @@ def _differences(before: bytes, now: bytes) -> str:
         shown.append(
             f"{json.dumps(key)[1:-1]} " + ("was {}, is {}".format(*values) if short else "differs")
         )
-    return "; ".join(shown)
+    return printable_text("; ".join(shown), _DIFFERENCES_LETTERS)
 
 
 def _check_written(building: Path) -> None:

@@ -67,6 +67,7 @@ class Made:
     duplicates       episodes of theirs that repeat one before them step by step; None: not counted
     repeated_seeds   episodes of theirs with the seed, and level, of one before them; the same
     no_rewards       the name of one without rewards, for which those of others are left out
+    no_terminations  the same of the array `terminated`
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Made:
     duplicates: int | None = None
     repeated_seeds: int | None = None
     no_rewards: str | None = None
+    no_terminations: str | None = None
 
     def text(self) -> str:
         """What was made, for a person."""
@@ -93,6 +95,8 @@ class Made:
             )
         if self.no_rewards is not None:
             lines.append(f"  no rewards: {printable_text(self.no_rewards)} has none")
+        if self.no_terminations is not None:
+            lines.append(f"  no terminations: {printable_text(self.no_terminations)} has none")
         return "\n".join(lines)
 
 
@@ -249,7 +253,7 @@ def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
                 path=store.path,
                 fix="leave it out, or make a store of its own of what has such views",
             )
-    without = _without_rewards([store for store, _rows in chosen])
+    without = _without("reward", [store for store, _rows in chosen])
     for store, rows in chosen if without else ():
         if not solved(store, rows).all():
             raise StoreError(
@@ -266,9 +270,9 @@ def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
     ]
 
 
-def _without_rewards(stores: Sequence[Store]) -> list[Store]:
-    """The stores without rewards, where others have some."""
-    without = [store for store in stores if "reward" not in store.optional]
+def _without(name: str, stores: Sequence[Store]) -> list[Store]:
+    """The stores without this optional array, where others have it."""
+    without = [store for store in stores if name not in store.optional]
     return without if len(without) < len(stores) else []
 
 
@@ -432,8 +436,8 @@ def merge_stores(
     make_store(plan, overwrite=overwrite, quiet=quiet)
     names = tuple(store.name for store in stores)
     left_out, duplicates = len(again) - plan.size, int(again.sum())
-    bare = next((store.name for store in _without_rewards(stores)), None)
-    return Made(new, plan.size, names, left_out, duplicates, _seed_repeats(stores), bare)
+    bare = [next((store.name for store in _without(name, stores)), None) for name in OUTCOMES]
+    return Made(new, plan.size, names, left_out, duplicates, _seed_repeats(stores), *bare)
 
 
 def _seed_repeats(stores: Sequence[Store]) -> int:

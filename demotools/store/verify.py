@@ -174,6 +174,10 @@ def _ranges(store: Store) -> Check:
             ended = np.flatnonzero(some) + start
             early = ended[~np.isin(ended + 1, store.episode_offset)][:5].tolist()
             problems += [f"step {step} is terminated, and not its episode's last" for step in early]
+        last = store.episode_offset[1:] - 1
+        solved = rewards.take(last) > 0 if rewards else np.zeros(len(last), np.bool_)
+        wrong = solved & (terminated.take(last) == 0)
+        problems += [f"episode {row} is solved, and not terminated" for row in _rows(wrong)]
     optional = f"also {' and '.join(store.optional)}" if store.optional else ""
     return Check("actions, directions and cell codes in range", tuple(problems[:5]), optional)
 

@@ -78,6 +78,15 @@ def test_first_makes_one_row_forget_and_no_other(checkpoint: Path) -> None:
     assert torch.equal(memory[1], of_kept[1]) and not torch.equal(memory[1], of_fresh[1])
 
 
+def test_a_policy_acts_outside_inference_mode_after_it_has_acted_inside(checkpoint: Path) -> None:
+    policy, other = trainer.load_policy(checkpoint), trainer.load_policy(checkpoint)
+    shown = observations(count=2, steps=40)
+    for number, step in enumerate(shown):
+        with torch.inference_mode(mode=number % 2 == 0):
+            actions = policy.act(step)
+        np.testing.assert_array_equal(actions, other.act(step))
+
+
 def test_the_documented_loop_runs(checkpoint: Path) -> None:
     policy = trainer.load_policy(checkpoint)
     environment = make_environment("GoToLocal")

@@ -379,11 +379,18 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     assert checks[-1].problems == ("episode 0, step 2: the reward is 0.5, 0 was received",)
     edit_array(path, "reward", lambda values: values.__setitem__(2, 0))
-    last = store.bounds(0)[1] - 1
-    edit_array(path, "terminated", lambda values: values.__setitem__(last, 0))
+    number, last = 6, store.bounds(6)[1] - 1
+    edit_array(path, "terminated", lambda values: values.__setitem__(last, 1))
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
-    told = f"episode 0, step {last}: truncated is stored, terminated was played"
+    step = last - store.bounds(number)[0]
+    told = f"episode {number}, step {step}: terminated is stored, truncated was played"
     assert checks[-1].problems == (told,)
+    edit_array(path, "terminated", lambda values: values.__setitem__(last, 0))
+    solved = store.bounds(1)[1] - 1
+    edit_array(path, "terminated", lambda values: values.__setitem__(solved, 0))
+    failed = [check for check in verify_store(path, quiet=True) if not check.passed]
+    assert failed[0].problems == ("episode 1 is solved, and not terminated",)
+    edit_array(path, "terminated", lambda values: values.__setitem__(solved, 1))
     edit_array(path, "terminated", lambda values: values.__setitem__(2, 1))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
     assert failed[0].problems == ("step 2 is terminated, and not its episode's last",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -142,8 +143,15 @@ def test_costly_parts_of_another_job_are_thrown_away_only_by_overwrite(tmp_path:
     with StoreBuilder(path, {"seed": 1}, costly=True) as builder:
         assert builder.finished_parts() == [0]
     (builder.folder / "job.json").write_bytes(b"\x1b[2J")
-    with pytest.raises(StoreError, match="does not say how"), StoreBuilder(path, {}, costly=True):
+    for content in (b"\x1b[2J", b"{}\n", b'{"seed": '):  # nothing says how it was begun
+        (builder.folder / "job.json").write_bytes(content)
+        with pytest.raises(StoreError, match="does not say how") as error:
+            StoreBuilder(path, {}, costly=True).__enter__()
+        assert "--overwrite" in error.value.fix and "as before" not in error.value.fix
+    (builder.folder / "job.json").write_text(json.dumps(dict.fromkeys(map(str, range(9999)))))
+    with pytest.raises(StoreError) as error, StoreBuilder(path, {"seed": 1}, costly=True):
         pytest.fail("the builder must not open")
+    assert len(error.value.what) < 500
     with StoreBuilder(path, {}, costly=True, overwrite=True) as builder:
         assert builder.finished_parts() == []
 

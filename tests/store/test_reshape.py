@@ -354,6 +354,14 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     assert both.episodes == 1 + plain.episodes and "reward" not in both.optional
     assert run(tmp_path, "merge", "solved", "all", "-o", "more")["no_rewards"] is None
     assert "reward" in open_store(tmp_path / "more.zarr").optional
+    # a store of rewards alone, as they were before there were terminations
+    take = open_store(tmp_path / "solved.zarr").take(np.array([0]))
+    rewards = {"reward": take.optional["reward"]}
+    build_store(tmp_path / "old.zarr", replace(take, optional=rewards), level="GoToImpUnlock")
+    pair = [tmp_path / f"{name}.zarr" for name in ("all", "old")]
+    older = merge_stores(pair, tmp_path / "older.zarr")
+    assert set(open_store(older.path).optional) == {"reward"}
+    assert "\n  no terminations: old has none" in older.text() and older.no_rewards is None
     # where none has any, none lack them
     assert run(tmp_path, "merge", "plain", "both", "-o", "bare")["no_rewards"] is None
 

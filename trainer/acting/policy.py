@@ -211,9 +211,10 @@ class NetworkPolicy:
             "mission": row[None].to(device),
             "mission_tokens": tokens.to(device),
         }
-        if self._step is None:
-            self._step = acting(self._model)
-        with torch.no_grad():
+        # what a step keeps serves calls inside and outside a user's inference_mode
+        with torch.inference_mode(mode=False), torch.no_grad():
+            if self._step is None:
+                self._step = acting(self._model)
             return self._step(batch, memory)
 
 
