@@ -176,7 +176,7 @@ def fetch_command(
 @click.option(
     "--keep-failures",
     is_flag=True,
-    help="Store episodes that are not solved as well, every step's `reward` and `terminated`.",
+    help="Store unsolved episodes, too, and every step's `reward` and `terminated`.",
 )
 @on_workers
 @name_option("LEVEL or LEVEL-valid")

@@ -135,8 +135,9 @@ def replayed_episode(
 ) -> Replay:
     """Play one stored episode again, step by step, up to the first difference.
 
-    Compared at every step: view, direction, mission and reward; then that the episode goes on until
-    its last action, and ends there with a reward > 0, where no rewards are stored.
+    Compared at every step: view, direction, mission, reward and whether it was terminated; then
+    that the episode goes on until its last action, and ends there with a reward > 0, where no
+    rewards are stored.
 
     advised   compare the expert's actions with the bot's, and its subgoals where there are any
     """
@@ -165,7 +166,7 @@ def replayed_episode(
         if rewards is not None and np.float32(reward) != rewards[step]:
             return Replay(f"step {step}: the reward is {rewards[step]}, {reward} was received")
         if ends is not None and terminated != ends[step]:
-            words = [("truncated", "terminated")[bool(it)] for it in (ends[step], terminated)]
+            words = [("not ", "")[bool(it)] + "terminated" for it in (ends[step], terminated)]
             return Replay(f"step {step}: {words[0]} is stored, {words[1]} was played")
         if (terminated or truncated) and step < len(actions) - 1:
             return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")

@@ -161,7 +161,8 @@ class StoreBuilder:
     job         what determines the content, JSON values: the same job finds its finished parts
                 again after it was killed; another job's parts are thrown away, which is said
     overwrite   replace an existing store, at the very end
-    costly      another job's parts took long: they are thrown away only with `overwrite`
+    costly      parts take long: where they, or those of another such job, lie here, no other job
+                throws them away but with `overwrite`
 
     An error that is not the operating system's throws the parts away: the same parts would end in
     the same error.
@@ -178,7 +179,8 @@ class StoreBuilder:
         self.overwrite, self._costly = overwrite, costly
         self.folder = self.path.with_name(f".{self.path.name}.building")
         self.parts = self.folder / "parts"
-        self._job = json.dumps(job, sort_keys=True).encode()
+        mark = {_COSTLY: True} if costly else {}
+        self._job = json.dumps({**job, **mark}, sort_keys=True).encode()
         self._lock: filelock.BaseFileLock | None = None
 
     def __enter__(self) -> Self:
@@ -249,7 +251,7 @@ class StoreBuilder:
         before = _content(job_file, at_most=len(self._job) + _JOB_BYTES) if mine else b""
         if before != self._job:
             if mine and not self.overwrite and (parts := len([*self.parts.glob("part-*.npy")])):
-                self._part_with(parts, _differences(before, self._job))
+                self._part_with(parts, _parsed(before))
             removed(self.folder)
             self.parts.mkdir(parents=True)
             with written_whole(job_file, synced=False) as stream:
@@ -269,10 +271,11 @@ class StoreBuilder:
                     f"part {int(number)} of an earlier call was damaged and is made again\n"
                 )
 
-    def _part_with(self, parts: int, differing: str) -> None:
-        """Say of another job's parts that they are thrown away, or refuse to."""
+    def _part_with(self, parts: int, job: Mapping[str, Any]) -> None:
+        """Say of the parts of `job`, another one, that they are thrown away, or refuse to."""
+        differing = _differences(job, _parsed(self._job)) if job else ""
         how = differing or "it does not say how"
-        if self._costly:
+        if self._costly or _COSTLY in job:
             finished = f"its {parts} finished part{'s'[: parts > 1]}"
             raise StoreError(
                 f"an unfinished store lies here that was begun otherwise: {how}",
@@ -406,6 +409,7 @@ def _number_crc(number: int) -> int:
     return int(google_crc32c.value(number.to_bytes(8, "little")))
 
 
+_COSTLY = "costly"
 _JOB_BYTES, _VALUE_LETTERS, _DIFFERENCES_LETTERS = 2**20, 40, 400
 
 
@@ -418,19 +422,25 @@ def _content(file: Path, at_most: int) -> bytes:
         return b""
 
 
-def _differences(before: bytes, now: bytes) -> str:
-    """In what a job differs from an earlier one, for a person; empty where nobody can tell.
+def _parsed(content: bytes) -> dict[str, Any]:
+    """The job that was written; empty where nobody can read it."""
+    try:
+        job = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return job if isinstance(job, dict) else {}
 
-    >>> _differences(b'{"episodes": 600, "seed": 1}', b'{"episodes": 700, "seed": 1}')
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In what a job differs from an earlier one, for a person.
+
+    >>> _differences({"episodes": 600, "seed": 1}, {"episodes": 700, "seed": 1})
     'episodes was 600, is 700'
     """
-    try:
-        old, new = json.loads(before), json.loads(now)
-        differing = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return ""
     shown = []
-    for key in differing:
+    for key in {**new, **old}:
+        if key == _COSTLY or old.get(key) == new.get(key):
+            continue
         values = [json.dumps(job[key]) if key in job else "absent" for job in (old, new)]
         short = max(map(len, values)) <= _VALUE_LETTERS
         shown.append(

@@ -133,13 +133,14 @@ def test_parts_of_another_job_are_thrown_away_and_that_is_said(
 
 def test_costly_parts_of_another_job_are_thrown_away_only_by_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "A.zarr"
-    with StoreBuilder(path, {"seed": 1}) as builder:
+    with StoreBuilder(path, {"seed": 1}, costly=True) as builder:
         write_part(builder.parts, 0, make_episodes([4]), {})
-    with pytest.raises(StoreError) as error, StoreBuilder(path, {"noise": 0.5}, costly=True):
-        pytest.fail("the builder must not open")
-    assert error.value.what.endswith("noise was absent, is 0.5; seed was 1, is absent")
-    assert error.value.path == str(builder.folder)
-    assert "its 1 finished part," in error.value.fix
+    for costly in (True, False):  # a store of another kind takes no recording's place either
+        with pytest.raises(StoreError) as error:
+            StoreBuilder(path, {"noise": 0.5}, costly=costly).__enter__()
+        assert error.value.what.endswith("noise was absent, is 0.5; seed was 1, is absent")
+        assert error.value.path == str(builder.folder)
+        assert "its 1 finished part," in error.value.fix
     with StoreBuilder(path, {"seed": 1}, costly=True) as builder:
         assert builder.finished_parts() == [0]
     (builder.folder / "job.json").write_bytes(b"\x1b[2J")
