@@ -1,18 +1,20 @@
 """What does each network cost: weights, time forward and backward, memory, whole updates?
 
-python benchmarks/bench_networks.py                     # every network, T = 40, B = 128
+python benchmarks/bench_networks.py                     # every network, T = 20, B = 128
 python benchmarks/bench_networks.py --write             # the same, into docs/networks.md
 python benchmarks/bench_networks.py film --shape 20 32 --threads 1 --bfloat16
 
-The batch is of episodes as long as GoToLocal's. Forward includes the loss, an update the optimizer
-too. Memory is what autograd keeps of a batch for the backward pass, the weights not counted, each
-storage once. Median of several updates.
+The batch is of GoToLocal's episodes, which the bot plays first. Forward includes the loss, an
+update the optimizer too. Memory is what autograd keeps of a batch for the backward pass, the
+weights not counted, each storage once. Processor time, which a busy machine leaves nearly as it is;
+median of several updates.
 """
 
 from __future__ import annotations
 
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import click
 import torch
-from bench_update import batch_of, ours
+from bench_update import LEVELS, batches, ours, recorded
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +31,7 @@ from demotools.babyai.vocabulary import WORDS
 from trainer.batch import Batch
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import parameter_count
+from trainer.run.log import keep_memory
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 BEGIN = "<!-- written by benchmarks/bench_networks.py: do not edit -->\n"
@@ -38,7 +41,7 @@ VOCABULARY = len(WORDS)
 
 @dataclass(frozen=True)
 class Cost:
-    """What one network costs; times in seconds, by the clock."""
+    """What one network costs; times in seconds of processor time."""
 
     name: str
     parameters: int
@@ -90,14 +93,14 @@ def measured(name: str, batch: Batch, rounds: int, bfloat16: bool) -> Cost:
     times = []
     for number in range(rounds + 1):
         optimizer.zero_grad()
-        begun = time.perf_counter()
+        begun = time.process_time()
         loss = step(network, batch)
-        forward = time.perf_counter()
+        forward = time.process_time()
         loss.backward()  # type: ignore[no-untyped-call]
-        backward = time.perf_counter()
+        backward = time.process_time()
         optimizer.step()
         if number:  # the first is to warm up
-            times.append((forward - begun, backward - forward, time.perf_counter() - begun))
+            times.append((forward - begun, backward - forward, time.process_time() - begun))
     forward, backward, update = (statistics.median(column) for column in zip(*times, strict=True))
     return Cost(
         name=name,
@@ -120,7 +123,7 @@ def table(costs: list[Cost]) -> str:
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(NETWORKS)))
-@click.option("--shape", type=(int, int), default=(40, 128), show_default=True, metavar="T B")
+@click.option("--shape", type=(int, int), default=(20, 128), show_default=True, metavar="T B")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Default: as many as torch takes.")
 @click.option("--bfloat16", is_flag=True, help='As run.precision = "bfloat16" computes.')
@@ -136,7 +139,10 @@ def main(
     """Print the table of the networks NAMES, or of all."""
     if threads:
         torch.set_num_threads(threads)
-    batch = batch_of(*shape, "cpu")
+    keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        played = LEVELS["GoToLocal"]._replace(T=shape[0], B=shape[1])
+        batch = next(batches(played, recorded("GoToLocal", Path(folder))))
     costs = [
         measured(name, batch, rounds, bfloat16)
         for name in tqdm(names or tuple(NETWORKS), unit=" networks", disable=None)
@@ -144,7 +150,7 @@ def main(
     said = (
         f"T x B = {shape[0]} x {shape[1]}, {'bfloat16' if bfloat16 else 'float32'}, "
         f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, "
-        f"{VOCABULARY} words, median of {rounds}."
+        f"{VOCABULARY} words, processor time, median of {rounds}."
     )
     text = f"{table(costs)}\n\n{said}\n"
     if not write:

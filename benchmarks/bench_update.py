@@ -188,9 +188,9 @@ def recorded(level: str, folder: Path) -> Store:
     return open_store(path)
 
 
-def batches(level: str, store: Store) -> Iterator[Batch]:
+def batches(played: Played, store: Store) -> Iterator[Batch]:
     """Batches as the training loop gets them."""
-    played, words = LEVELS[level], store.attributes.vocabulary
+    words = store.attributes.vocabulary
     iterator = ExpertTrajectoryIterator(
         store, rollouts=played.B, rollout_len=played.T, layout="native"
     )
@@ -245,7 +245,7 @@ def rate_of(name: str, level: str, store: Store, rounds: int, bfloat16: bool) ->
     optimizer = build_optimizer(OptimizerSettings(type="adam", lr=1e-3), weights)
     loss, of_losses = {"ce": ExpertCrossEntropy()}, LossStep(network, bfloat16=bfloat16)
     memory = memory_of(network, LEVELS[level].B)
-    coming = batches(level, store)
+    coming = batches(LEVELS[level], store)
 
     def update() -> float:
         nonlocal memory
