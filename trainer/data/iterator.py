@@ -203,7 +203,7 @@ class ExpertTrajectoryIterator:
         return -(-self._max_steps // (self._rollouts * self._rollout_len))
 
     def close(self) -> None:
-        """End the thread that prepares batches ahead, if there is one: no batch comes after it."""
+        """End the thread that prepares batches ahead, if there is one; ask for no batch then."""
         if self._thread is not None and self._process == os.getpid():
             self._thread.shutdown(cancel_futures=True)
 
