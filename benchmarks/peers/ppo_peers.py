@@ -92,7 +92,9 @@ def recurrent_ppo(
     make: Callable[[str], Flat], level: str, count: int, length: int, processes: int, turn: Turn
 ) -> None:
     makers = [lambda: make(level)] * count
-    vector = SubprocVecEnv(makers) if processes > 1 else DummyVecEnv(makers)
+    # torch_ac, imported above, fixes how processes start
+    many = processes > 1
+    vector = SubprocVecEnv(makers, start_method="fork") if many else DummyVecEnv(makers)
     model = RecurrentPPO(
         "MlpLstmPolicy",
         vector,
