@@ -24,13 +24,12 @@ _LEVEL_STEPS = {
     "PutNextLocal": 6_000_000,
 }
 _DEMONSTRATIONS_STEPS = 2_000_000
-_MAZE_DEMOS = {
-    **dict.fromkeys(("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "Unlock"), 40_000),
-    **dict.fromkeys(("Synth", "SynthLoc"), 40_000),
-    **dict.fromkeys(("GoToSeq", "SynthSeq", "GoToImpUnlock"), 100_000),
-}
-"""How many episodes the bot plays of a maze; of all other levels `ALL`."""
-LEVELS = (*_LEVEL_STEPS, *_MAZE_DEMOS, "BossLevel")
+_LONG = ("GoToSeq", "SynthSeq", "GoToImpUnlock")
+"""Of nine rooms, with episodes and missions so long that twice the steps are shown."""
+_MAZES = ("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "Unlock", "Synth", "SynthLoc")
+_OF_MAZE = 40_000
+"""How many episodes the bot plays of a level of nine rooms; of all other levels `ALL`."""
+LEVELS = (*_LEVEL_STEPS, *_MAZES, *_LONG, "BossLevel")
 """Those of the paper that have an environment, the mazes last."""
 _RETYPED = ("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "GoToSeq")
 """The mazes whose manifests declare that symmetry."""
@@ -46,7 +45,7 @@ _MAZE_OVERRIDES = (
     'stages.0.off_policy.augment=["recolor", "mirror"]',
     "optimizer.lr=2e-3",
 )
-_SMALL_MAZES = {"GoTo": 40_000, "BossLevel": 20_000}
+_SMALL_MAZES = {"GoTo": _OF_MAZE, "BossLevel": 20_000}
 _MIXTURE_STEPS = 16_000_000
 _FEW = {"GoToLocal": (100, 300, 500), "PutNextLocal": (1_000, 5_000)}
 _FEW_STEPS = {"PutNextLocal": 4_000_000}
@@ -128,7 +127,7 @@ class Experiment:
 
 def recorded(level: str) -> int:
     """How many episodes of a level the bot plays for the study."""
-    return _MAZE_DEMOS.get(level, ALL)
+    return _OF_MAZE if level in (*_MAZES, *_LONG) else ALL
 
 
 def experiments() -> Iterator[Experiment]:
@@ -163,11 +162,11 @@ def _with_map() -> Iterator[Experiment]:
     fewer = ("stages.0.max_demo_steps=24_000_000", FASTER)
     yield Experiment("mazes", "BossLevel", 20_000, "bc_bosslevel.toml", 1, True, fewer)
     two = 'stages.0.off_policy.augment=["recolor", "mirror"]'
-    for level, demos in _MAZE_DEMOS.items():
+    for level in (*_MAZES, *_LONG):
         chosen = [FASTER] if level in _RETYPED else [FASTER, two]
-        if demos > _SMALL_MAZES["GoTo"]:
+        if level in _LONG:
             chosen.append("stages.0.max_demo_steps=16_000_000")
-        yield Experiment("mazes", level, demos, "bc_goto.toml", 1, True, tuple(chosen))
+        yield Experiment("mazes", level, _OF_MAZE, "bc_goto.toml", 1, True, tuple(chosen))
     yield Experiment("few", "GoTo", 10_000, "bc_goto.toml", 1, True, (FASTER,))
     for demos in _FEW["GoToLocal"]:
         yield _few("few", "GoToLocal", demos, 1, small=True)
