@@ -49,11 +49,15 @@ def lower_bounds(session: nox.Session) -> None:
     lowest = [re.sub(r">=([^,]+).*", r"==\1", name) for name in project["dependencies"]]
     session.install("--only-binary", ":all:", *lowest, "pytest", "hypothesis", "trustme")
     session.install("--no-deps", "-e", ".")
-    # only today's click breaks the lines of the help as the page of commands has them
-    left_out = ("tests/commands/test_commands.py::test_the_page_of_commands_shows_the_real_help",)
     # fast views, batches of environments and our level generator are made for the minigrid of the
     # constraints; others are stepped by its own code
     made_for_one = ("test_fast.py", "test_batch.py", "test_generation.py")
+    # only today's click breaks the lines of the help as the page of commands has them; gymnasium's
+    # checker is to look at fast views
+    left_out = (
+        "tests/commands/test_commands.py::test_the_page_of_commands_shows_the_real_help",
+        "tests/recording/test_registration.py::test_gymnasiums_checker_finds_nothing",
+    )
     session.run(
         "pytest",
         *(f"--ignore=tests/recording/{file}" for file in made_for_one),
