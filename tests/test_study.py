@@ -152,14 +152,19 @@ def test_every_run_of_the_study_has_a_name_of_its_own(report: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, least", [("GoToLocal-1000", 1.0), pytest.param("BossLevel", 0.8, marks=pytest.mark.slow)]
+    "name, level, least",
+    [
+        ("GoToLocal-1000", "GoToLocal", 1.0),
+        ("AllLevels", "PutNextLocal", 1.0),
+        pytest.param("BossLevel", "BossLevel", 0.8, marks=pytest.mark.slow),
+    ],
 )
-def test_the_weights_that_ship_play_as_the_page_says(name: str, least: float) -> None:
+def test_the_weights_that_ship_play_as_the_page_says(name: str, level: str, least: float) -> None:
     from trainer.acting.evaluate import evaluate_policy
     from trainer.acting.policy import NetworkPolicy
     from trainer.run.checkpoint import read_checkpoint
 
     saved = read_checkpoint(STUDY.parent / "weights" / f"{name}.pt")
     policy = NetworkPolicy(saved.network().eval(), saved.words)
-    found = evaluate_policy(policy, name.partition("-")[0], 40, processes=1)
+    found = evaluate_policy(policy, level, 40, processes=1)
     assert found.successes >= least * found.episodes
