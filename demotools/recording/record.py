@@ -51,7 +51,7 @@ from demotools.workers.processes import (
 # A level that the bot solves less often than this, seen over this many seeds, is refused.
 RATE_AT_LEAST = 0.05
 _SEEDS_TO_JUDGE = 200
-_PARTS, _PART_SEEDS = 64, range(16, 500)
+_PARTS, _LEAST_SEEDS, _MOST_SEEDS = 64, 16, 500
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Recording:
     @property
     def part_seeds(self) -> int:
         """Seeds in a part: at least some 64 parts, so that processes end together."""
-        return min(max(self.episodes // _PARTS, _PART_SEEDS.start), _PART_SEEDS.stop)
+        return min(max(self.episodes // _PARTS, _LEAST_SEEDS), _MOST_SEEDS)
 
     @property
     def store_name(self) -> str:
@@ -106,7 +106,7 @@ class Recording:
             **({"arrays": self.style.arrays} if self.style.arrays else {}),
             **packages,
             "replans": REPLANS_AT_MOST,
-            "parts": [_PARTS, _PART_SEEDS.start, _PART_SEEDS.stop],
+            "parts": [_PARTS, _LEAST_SEEDS, _MOST_SEEDS],
         }
 
 
