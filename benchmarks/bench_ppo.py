@@ -2,6 +2,7 @@
 
     python benchmarks/bench_ppo.py                 # on one core, then on two
     python benchmarks/bench_ppo.py --cores 1 --environments-of-peers ours
+    python benchmarks/bench_ppo.py --environments 64
 
 A cycle is a rollout and the updates on it: 32 environments of GoToObj x 128 steps, 4 repeats of 2
 minibatches, an LSTM of 128, as in the recipe ppo.toml. Ours is the loop of `trainer run` itself;
@@ -35,15 +36,14 @@ import psutil
 import torch
 from tqdm import tqdm
 
-ENVIRONMENTS, LENGTH = 32, 128
-STEPS = ENVIRONMENTS * LENGTH
+LENGTH = 128
 
 
 @dataclass(frozen=True)
 class Setting:
     """How a contestant uses its cores.
 
-    processes   of environments, of each process that trains
+    processes   of environments, of each process that trains; 0: one for every environment
     threads     of torch, of each process that trains
     team        processes that train together
     """
@@ -55,22 +55,23 @@ class Setting:
 
     def text(self) -> str:
         together = f"{self.team} training together, " if self.team > 1 else ""
-        return f"{self.name}: {together}{self.processes} processes, {self.threads} threads"
+        processes = f"{self.processes} processes" if self.processes else "a process each"
+        return f"{self.name}: {together}{processes}, {self.threads} threads"
 
 
 OURS, RECURRENT, TORCH_AC = "ours", "RecurrentPPO", "torch-ac"
 SETTINGS = {
-    1: [Setting(OURS), Setting(RECURRENT), Setting(TORCH_AC, processes=ENVIRONMENTS)],
+    1: [Setting(OURS), Setting(RECURRENT), Setting(TORCH_AC, processes=0)],
     2: [
         Setting(OURS, team=2),
         Setting(OURS, processes=2),
         Setting(OURS, processes=2, threads=2),
         Setting(RECURRENT),
         Setting(RECURRENT, threads=2),
-        Setting(RECURRENT, processes=ENVIRONMENTS),
-        Setting(RECURRENT, processes=ENVIRONMENTS, threads=2),
-        Setting(TORCH_AC, processes=ENVIRONMENTS),
-        Setting(TORCH_AC, processes=ENVIRONMENTS, threads=2),
+        Setting(RECURRENT, processes=0),
+        Setting(RECURRENT, processes=0, threads=2),
+        Setting(TORCH_AC, processes=0),
+        Setting(TORCH_AC, processes=0, threads=2),
     ],
 }
 
@@ -84,7 +85,7 @@ class Contestant:
             port = str(free.getsockname()[1])
         command = [sys.executable, __file__, "--serve", setting.name]
         command += ["--processes", str(setting.processes), "--threads", str(setting.threads)]
-        command += ["--level", options.level]
+        command += ["--level", options.level, "--environments", str(options.environments)]
         command += ["--environments-of-peers", options.environments_of_peers]
         self._processes = []
         for rank in range(setting.team):
@@ -146,7 +147,7 @@ def turn() -> None:
         sys.exit()
 
 
-def train(level: str, processes: int) -> None:
+def train(level: str, environments: int, processes: int) -> None:
     """Our own training loop, which asks at the end of each cycle whether it is to stop."""
     from demotools.babyai.vocabulary import WORDS
     from trainer.run.loop import run_stages
@@ -167,6 +168,7 @@ def train(level: str, processes: int) -> None:
             return False
 
     changes = [f"run.level={level}", "model.type=small", "run.device=cpu"]
+    changes += [f"on_policy.environments={environments}"]
     changes += ["run.save_every_env_steps=1000000000", "stages.0.max_env_steps=1000000000"]
     settings, _ = resolved(read_settings("ppo.toml", changes), Path())
     with joined_team("cpu") as team:
@@ -179,7 +181,7 @@ def serve(options: argparse.Namespace) -> None:
     """The life of a contestant's process."""
     torch.set_num_threads(options.threads)
     if options.serve == OURS:
-        train(options.level, options.processes)
+        train(options.level, options.environments, options.processes)
         return
     from peers import ppo_peers
 
@@ -188,11 +190,12 @@ def serve(options: argparse.Namespace) -> None:
         TORCH_AC: ppo_peers.ppo_of_torch_ac,
     }
     make = ppo_peers.MAKERS[options.environments_of_peers]
-    learn[options.serve](make, options.level, ENVIRONMENTS, LENGTH, options.processes, turn)
+    learn[options.serve](make, options.level, options.environments, LENGTH, options.processes, turn)
 
 
 def measure(cores: int, options: argparse.Namespace) -> None:
     """Print what each contestant reaches on so many cores."""
+    steps = options.environments * LENGTH
     chosen = sorted(os.sched_getaffinity(0))[-cores:]
     if len(chosen) < cores:
         raise SystemExit(f"this machine offers {len(chosen)} cores, not {cores}")
@@ -200,7 +203,7 @@ def measure(cores: int, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         contestants = []
         for setting in SETTINGS[cores]:
-            # one after another: 32 environments of each take long enough to begin
+            # one after another: so many environments of each take long enough to begin
             contestants.append(stack.enter_context(Contestant(setting, chosen, options)))
             contestants[-1].wait()
             times[setting] = []
@@ -215,8 +218,8 @@ def measure(cores: int, options: argparse.Namespace) -> None:
     best: dict[str, tuple[float, float]] = {}
     for setting, pairs in times.items():
         clock, worked = zip(*pairs, strict=True)
-        rate, rate_worked = STEPS / median(clock), STEPS / median(worked)
-        spread = f"{STEPS / max(clock):,.0f} to {STEPS / min(clock):,.0f}"
+        rate, rate_worked = steps / median(clock), steps / median(worked)
+        spread = f"{steps / max(clock):,.0f} to {steps / min(clock):,.0f}"
         print(
             f"{setting.text():60} {rate:7,.0f} ({spread}); "
             f"{rate_worked:7,.0f} a second of processor time"
@@ -231,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--level", default="GoToObj")
     parser.add_argument("--cores", type=int, nargs="+", choices=list(SETTINGS), default=[1, 2])
+    parser.add_argument("--environments", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--environments-of-peers", choices=["stock", "ours"], default="stock")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -242,7 +246,8 @@ def main() -> None:
         return
     packages = ("torch", "sb3-contrib", "torch-ac", "minigrid")
     print(", ".join(f"{name} {version(name)}" for name in packages), end="; ")
-    print(f"Python {platform.python_version()}, {platform.machine()}; {options.level},", end=" ")
+    print(f"Python {platform.python_version()}, {platform.machine()};", end=" ")
+    print(f"{options.environments} environments of {options.level},", end=" ")
     print(f"peers in environments of {options.environments_of_peers} minigrid", flush=True)
     for cores in options.cores:
         measure(cores, options)

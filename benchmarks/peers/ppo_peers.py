@@ -93,7 +93,7 @@ def recurrent_ppo(
 ) -> None:
     makers = [lambda: make(level)] * count
     # torch_ac, imported above, fixes how processes start
-    many = processes > 1
+    many = processes != 1
     vector = SubprocVecEnv(makers, start_method="fork") if many else DummyVecEnv(makers)
     model = RecurrentPPO(
         "MlpLstmPolicy",
