@@ -84,6 +84,27 @@ def test_the_readme_shows_what_a_recipe_reaches_with_the_network_that_it_names(
     assert "| 333 |" not in other
 
 
+def test_runs_of_another_length_are_told_apart(report: Any) -> None:
+    maze = {"part": "mazes", "level": "Synth", "recipe": "bc_goto.toml", "network": "maze"}
+    runs = [record(**maze), record(**maze, run="y", demo_steps=16_000_000, successes=997)]
+    for noted in (runs, runs[::-1]):
+        text = report.levels_section(noted)
+        assert re.search(r"\| 99\.00% .*\| 3\.0 M \|", text)
+        assert re.search(r"\| 99\.70% .*\| 16\.0 M \|", text)
+        # the README has the longest
+        readme = report.readme_with_results(noted)
+        assert "99.70%" in readme and "99.00%" not in readme
+
+
+def test_the_recipe_of_bosslevel_says_what_all_its_demonstrations_gave(report: Any) -> None:
+    boss = {"part": "mazes", "level": "BossLevel", "recipe": "bc_bosslevel.toml"}
+    texts = report.recipes_with_results(
+        [record(**boss), record(**boss, run="y", demos=20_000, successes=500)]
+    )
+    (text,) = texts.values()
+    assert "# Reached: 99.0% of 1,000 unseen episodes" in text
+
+
 def test_what_a_run_had_reached_on_its_way_is_in_no_table_but_that_of_its_curve(
     report: Any,
 ) -> None:

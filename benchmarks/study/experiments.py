@@ -26,6 +26,9 @@ _LEVEL_STEPS = {
 _DEMONSTRATIONS_STEPS = 2_000_000
 _LONG = ("GoToSeq", "SynthSeq", "GoToImpUnlock")
 """Of nine rooms, with episodes and missions so long that twice the steps are shown."""
+_TWICE = ("Synth", "SynthLoc")
+"""Which the steps of the other mazes do not suffice for; they have runs of twice as many too."""
+_LONG_STEPS = 16_000_000
 _MAZES = ("GoTo", "GoToObjMaze", "Pickup", "UnblockPickup", "Open", "Unlock", "Synth", "SynthLoc")
 _OF_MAZE = 40_000
 """How many episodes the bot plays of a level of nine rooms; of all other levels `ALL`."""
@@ -65,6 +68,7 @@ class Experiment:
     overrides  of the recipe, as `--set` takes them
     every      demonstration steps between measured checkpoints; None: only the last is measured
     begins     the folder of a run whose weights it begins with
+    variant    what tells it from another run of the same recipe, store and seed
     """
 
     part: Part
@@ -76,6 +80,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     every: int | None = None
     begins: Path | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
@@ -84,7 +89,7 @@ class Experiment:
         recipe = self.recipe.removesuffix(".toml")
         network = "-small" if SMALL in self.overrides else ""
         precision = "-bfloat16" if FASTER in self.overrides else ""
-        how = f"{kind}-{recipe}{network}{precision}"
+        how = f"{kind}-{recipe}{network}{precision}{self.variant}"
         return f"{self.part}/{self.level}-{self.demos}-{how}-seed{self.seed}"
 
     @property
@@ -162,11 +167,15 @@ def _with_map() -> Iterator[Experiment]:
     fewer = ("stages.0.max_demo_steps=24_000_000", FASTER)
     yield Experiment("mazes", "BossLevel", 20_000, "bc_bosslevel.toml", 1, True, fewer)
     two = 'stages.0.off_policy.augment=["recolor", "mirror"]'
+    longer = f"stages.0.max_demo_steps={_LONG_STEPS}"
     for level in (*_MAZES, *_LONG):
-        chosen = [FASTER] if level in _RETYPED else [FASTER, two]
+        chosen = (FASTER,) if level in _RETYPED else (FASTER, two)
         if level in _LONG:
-            chosen.append("stages.0.max_demo_steps=16_000_000")
-        yield Experiment("mazes", level, _OF_MAZE, "bc_goto.toml", 1, True, tuple(chosen))
+            yield _of_maze(level, 1, *chosen, longer)
+        else:
+            yield from (_of_maze(level, seed, *chosen) for seed in SEEDS)
+        if level in _TWICE:
+            yield _of_maze(level, 1, *chosen, longer, variant="-16M")
     yield Experiment("few", "GoTo", 10_000, "bc_goto.toml", 1, True, (FASTER,))
     for demos in _FEW["GoToLocal"]:
         yield _few("few", "GoToLocal", demos, 1, small=True)
@@ -176,6 +185,12 @@ def _with_map() -> Iterator[Experiment]:
     of_all = (f"stages.0.max_demo_steps={_MIXTURE_STEPS}", rows, "optimizer.lr=1.4e-3", FASTER, two)
     start = FOLDER / boss.name
     yield Experiment("mixture", "all", ALL, "bc_bosslevel.toml", 1, True, of_all, begins=start)
+
+
+def _of_maze(level: str, seed: int, *overrides: str, variant: str = "") -> Experiment:
+    """A run of a level of nine rooms on its own."""
+    recipe = "bc_goto.toml"
+    return Experiment("mazes", level, _OF_MAZE, recipe, seed, True, overrides, variant=variant)
 
 
 def _few(part: Part, level: str, demos: int, seed: int, *, small: bool = False) -> Experiment:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from experiments import LEVELS
+from experiments import LEVELS, recorded
 from running import RESULTS, results
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,13 +86,15 @@ def readme_with_results(records: list[Record]) -> str:
         ],
         lambda one: (one["level"], one["demos"], one["recipe"]),
     )
-    rows = [
-        f"{level} | {demos:,} | `{recipe}` | {success(runs).partition(' |')[0]} | {len(runs)} | "
-        f"{processor_minutes(runs)}"
-        for (level, demos, recipe), runs in sorted(
-            groups.items(), key=lambda group: (LEVELS.index(group[0][0]), *group[0][1:])
+    rows = []
+    for (level, demos, recipe), runs in sorted(
+        groups.items(), key=lambda group: (LEVELS.index(group[0][0]), *group[0][1:])
+    ):
+        _, longest = max(grouped(runs, lambda one: one["demo_steps"]).items())
+        rows.append(
+            f"{level} | {demos:,} | `{recipe}` | {success(longest).partition(' |')[0]} | "
+            f"{len(longest)} | {processor_minutes(longest)}"
         )
-    ]
     head = ["level", "demonstrations", "recipe", "success on unseen episodes", "seeds"]
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     return (
@@ -124,7 +126,11 @@ def recipes_with_results(records: list[Record]) -> dict[Path, str]:
     reached = {
         "bc_fast.toml": fast,
         "bc_1000_demos.toml": few,
-        "bc_bosslevel.toml": [one for one in mazes if one["recipe"] == "bc_bosslevel.toml"],
+        "bc_bosslevel.toml": [
+            one
+            for one in mazes
+            if (one["recipe"], one["demos"]) == ("bc_bosslevel.toml", recorded("BossLevel"))
+        ],
         "bc_goto.toml": [
             one for one in mazes if (one["recipe"], one["level"]) == ("bc_goto.toml", "GoTo")
         ],
@@ -232,12 +238,13 @@ def levels_section(records: list[Record]) -> str:
         runs_of_all = mixed.get(level)
         of_all = success(runs_of_all).partition(" |")[0] if runs_of_all else "-"
         groups = grouped(
-            of_level.get(level, []), lambda one: (one["demos"], one["recipe"], one["network"])
+            of_level.get(level, []),
+            lambda one: (one["demos"], one["recipe"], one["network"], millions([one])),
         )
         rows += [
             f"{level} | {demos:,} | `{recipe}` | `{network}` | {success(runs)} | {of_all} | "
-            f"{published} | {millions(runs)} | {processor_minutes(runs)}"
-            for (demos, recipe, network), runs in groups.items()
+            f"{published} | {steps} | {processor_minutes(runs)}"
+            for (demos, recipe, network, steps), runs in groups.items()
         ] or [f"{level} | - | - | - | - | - | - | {of_all} | {published} | - | -"]
     head = ["level", "demonstrations", "recipe", "network", "success, mean", "worst", "seeds"]
     head.append("one for all")
