@@ -1,0 +1,574 @@
+"""The map that `maze` keeps: what has been seen where, the ways over it, and the things on it.
+
+The map follows from observations alone. Turning shows in `direction`; a step forward by the
+view, which is another one wherever the cell ahead lets the agent in. Places are counted from the
+first cell of the episode on a torus of 32 x 32 cells, larger than any grid of BabyAI (22 x 22).
+
+What is told of it are the things on it (doors, keys, balls, boxes) and the nearest cell not yet
+seen, and how each lies: steps to it over known free cells and the first moves of the shortest ways
+(breadth-first search on bitboards, a row of the grid an integer), where it lies from here and from
+where the episode began, whether the agent has stood before it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demotools.babyai.cells import (
+    AGENT_COLUMN,
+    AGENT_ROW,
+    BALL,
+    BOX,
+    CELL_CODES,
+    DOOR,
+    EMPTY,
+    FLOOR,
+    GOAL,
+    KEY,
+    OPEN,
+    UNPACKING_TABLE,
+    VIEW_SIZE,
+)
+
+SIDE = 32
+"""Cells of the torus each way."""
+_PLACES = SIDE * SIDE
+_BOX = 24
+"""Cells each way of the part of it that a search looks at; BabyAI's grids are at most 22."""
+CELLS = VIEW_SIZE * VIEW_SIZE
+_START = SIDE // 2
+_AHEAD = AGENT_COLUMN * VIEW_SIZE + AGENT_ROW - 1
+_HERE = AGENT_COLUMN * VIEW_SIZE + AGENT_ROW
+# x and y of one step, by direction: right, down, left, up
+_STEP = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=np.int16)
+_FARTHEST = 63
+_CHUNK = 256
+
+
+def _codes(kinds: tuple[int, ...], *, doors: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    kind, _, state = UNPACKING_TABLE.T
+    chosen = np.isin(kind, kinds) | ((kind == DOOR) & np.isin(state, doors))
+    return np.asarray(chosen & (np.arange(256) < CELL_CODES))
+
+
+_UNSEEN_BIT, _FREE_BIT, _THING_BIT, _ROOM_BIT, _BLOCKER_BIT = 1, 2, 4, 8, 16
+
+
+@cache
+def _free() -> NDArray[np.bool_]:
+    """By cell code: whether the agent can stand there."""
+    return _codes((EMPTY, FLOOR, GOAL), doors=(OPEN,))
+
+
+@cache
+def _bits() -> NDArray[np.uint8]:
+    """By cell code: all that a search asks of a cell, uint8 [256]."""
+    things = _codes((DOOR, KEY, BALL, BOX))
+    room = _codes((EMPTY, FLOOR, GOAL, KEY, BALL, BOX))
+    blockers = _codes((KEY, BALL, BOX))
+    return (
+        (np.arange(256) < 18).astype(np.uint8) * _UNSEEN_BIT
+        + _free().astype(np.uint8) * _FREE_BIT
+        + things.astype(np.uint8) * _THING_BIT
+        + room.astype(np.uint8) * _ROOM_BIT
+        + blockers.astype(np.uint8) * _BLOCKER_BIT
+    ).astype(np.uint8)
+
+
+@cache
+def _view_offsets() -> NDArray[np.int16]:
+    """x and y of each cell of a view from the agent's: int16 [4 directions, 49, 2]."""
+    across = np.repeat(np.arange(VIEW_SIZE) - AGENT_COLUMN, VIEW_SIZE)
+    ahead = np.tile(AGENT_ROW - np.arange(VIEW_SIZE), VIEW_SIZE)
+    right = np.roll(_STEP, -1, axis=0)
+    offsets = _STEP[:, None] * ahead[:, None] + right[:, None] * across[:, None]
+    return np.asarray(offsets, dtype=np.int16)
+
+
+class MapState(NamedTuple):
+    """What is carried from batch to batch, of B rollouts.
+
+    cells      uint8 [B, 1024], the map: packed cells, 0 where nothing has been seen
+    faced      uint8 [B, 1024], 1 where the agent has stood before
+    view       uint8 [B, 49], the last one
+    place      int16 [B, 2], x and y, the episode having begun at 16, 16
+    low        int16 [B, 2], the least x and y of all that has been seen
+    direction  uint8 [B, 2], the last one, and the first of the episode
+    """
+
+    cells: NDArray[np.uint8]
+    faced: NDArray[np.uint8]
+    view: NDArray[np.uint8]
+    place: NDArray[np.int16]
+    low: NDArray[np.int16]
+    direction: NDArray[np.uint8]
+
+    @staticmethod
+    def size() -> int:
+        """Numbers that a rollout's state takes."""
+        return 2 * _PLACES + CELLS + 6
+
+    @classmethod
+    def unpacked(cls, memory: Tensor) -> MapState:
+        """Of float [B, size]."""
+        numbers = memory.detach().cpu().numpy()
+        parts = np.split(numbers, np.cumsum([_PLACES, _PLACES, CELLS, 2, 2]), axis=1)
+        kinds = (np.uint8, np.uint8, np.uint8, np.int16, np.int16, np.uint8)
+        return cls(*(part.astype(kind) for part, kind in zip(parts, kinds, strict=True)))
+
+    def packed(self) -> Tensor:
+        """As float32 [B, size]."""
+        return torch.from_numpy(np.concatenate([part.astype(np.float32) for part in self], axis=1))
+
+
+class Seen(NamedTuple):
+    """The maps of a batch of T x B steps, each with all that was seen up to that step.
+
+    cells      uint8 [V, 1024], the maps that differ: most steps show nothing new
+    low        int16 [V, 2], the least x and y of all that was seen on each of them
+    number     int64 [T, B], which of them is a step's
+    faced      uint8 [T, B, 1024], without the step's own cell ahead
+    place      int16 [T, B, 2]
+    first      uint8 [T, B], the direction in which the episode began
+    """
+
+    cells: NDArray[np.uint8]
+    low: NDArray[np.int16]
+    number: NDArray[np.int64]
+    faced: NDArray[np.uint8]
+    place: NDArray[np.int16]
+    first: NDArray[np.uint8]
+
+
+def moved_forward(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], turned: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether the agent took a step between two views: bool [...].
+
+    before, after  uint8 [..., 49], packed
+    turned         bool [...], whether the direction has changed
+
+    Exact wherever the first wall, closed door or end of sight ahead tells two neighbouring cells
+    apart: in rooms of up to 8 cells, walls included, always.
+    """
+    changed = (before != after) & (before >= 18) & (after >= 18)
+    changed[..., [_AHEAD, _HERE]] = False
+    return np.asarray(~turned & _free()[before[..., _AHEAD]] & changed.any(-1))
+
+
+def explored(
+    cells: NDArray[np.uint8],
+    direction: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    state: MapState,
+) -> tuple[Seen, MapState]:
+    """The maps of T x B steps, and the state after them.
+
+    cells      uint8 [T, B, 49]
+    direction  uint8 [T, B]
+    masks      bool [T, B], False where an episode begins
+    """
+    T, B = direction.shape
+    before = np.concatenate([state.view[None], cells[:-1]])
+    heading = np.concatenate([state.direction[None, :, 0], direction[:-1]])
+    moved = moved_forward(before, cells, heading != direction) & masks
+    steps = _STEP[direction] * moved[..., None]
+    offsets = _view_offsets()[direction]  # [T, B, 49, 2]
+    shown = cells >= 18
+    shown[..., _HERE] = False
+    faced_by = np.empty((T, B, _PLACES), np.uint8)
+    places, firsts = np.empty((T, B, 2), np.int16), np.empty((T, B), np.uint8)
+    place, low, first = state.place.copy(), state.low.copy(), state.direction[:, 1].copy()
+    for t in range(T):
+        place += steps[t]
+        place[~masks[t]] = _START
+        first = np.where(masks[t], first, direction[t])
+        places[t], firsts[t] = place, first
+    # places of all cells of all views, at once
+    x = places[..., None, 0] + offsets[..., 0]
+    y = places[..., None, 1] + offsets[..., 1]
+    least = np.stack([np.where(shown, axis, 99).min(-1) for axis in (x, y)], axis=-1)
+    flat = (y & (SIDE - 1)).astype(np.int64) * SIDE + (x & (SIDE - 1))
+    ahead = flat[..., _AHEAD].copy()
+    flat[~shown] = _PLACES
+    width = _PLACES + 1  # the last place takes what is to be forgotten
+    flat += np.arange(B)[:, None] * width
+    ahead += np.arange(B) * width
+    now, faced = np.zeros((B, width), np.uint8), np.zeros((B, width), np.uint8)
+    now[:, :-1], faced[:, :-1] = state.cells, state.faced
+    by_place, by_faced = now.reshape(-1), faced.reshape(-1)
+    maps, lows, count = [], [], 0
+    number = np.empty((T, B), np.int64)
+    for t in range(T):
+        begins = ~masks[t]
+        if begins.any():
+            now[begins] = 0
+            faced[begins] = 0
+            now[begins, _START * SIDE + _START] = EMPTY * 18
+            low[begins] = _START
+        new = ((by_place[flat[t]] != cells[t]) & shown[t]).any(1) | begins | (t == 0)
+        by_place[flat[t]] = cells[t]
+        lower = np.minimum(low, least[t])
+        new |= (lower != low).any(1)
+        low = lower
+        maps.append(now[new, :-1])
+        lows.append(low[new])
+        number[t] = np.where(new, count + np.cumsum(new) - 1, number[t - 1])
+        count += len(maps[-1])
+        faced_by[t] = faced[:, :-1]
+        by_faced[ahead[t]] = 1
+    after = MapState(
+        now[:, :-1].copy(),
+        faced[:, :-1].copy(),
+        cells[-1].copy(),
+        place,
+        low,
+        np.stack([direction[-1], first], axis=1),
+    )
+    seen = Seen(np.concatenate(maps), np.concatenate(lows), number, faced_by, places, firsts)
+    return seen, after
+
+
+def _in_box(places: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Places counted from the least seen; in grids too large for the box, its last cell."""
+    return np.asarray(np.minimum(places & (SIDE - 1), _BOX - 1), dtype=np.int64)
+
+
+def _rows(bits: NDArray[np.uint8], bit: int, low: NDArray[np.int16]) -> NDArray[np.uint32]:
+    """The 24 x 24 cells from `low` on that have a bit, of V maps: uint32 [24, V]."""
+    packed = np.packbits((bits & bit).reshape(len(bits), SIDE, SIDE), axis=2, bitorder="little")
+    rows = packed.view("<u4")[..., 0]
+    turn = (low[:, 0] & 31).astype(np.uint32)
+    pick = ((low[:, 1] + np.arange(_BOX)[:, None]) & 31).astype(np.int64)
+    rows = rows[np.arange(len(bits)), pick]
+    return np.asarray(((rows >> turn) | (rows << ((np.uint32(32) - turn) & np.uint32(31)))) & _MASK)
+
+
+_MASK = np.uint32((1 << _BOX) - 1)
+_ONE = np.uint32(1)
+_NARROW = np.uint32(1 << 15)
+"""What is below it fits 16 bits, a cell beside it too."""
+
+
+class Routes(NamedTuple):
+    """Breadth-first search from the agent over N maps.
+
+    planes    uint32 [10, 24, N]: the bits of the distance of each cell reached, least first; then
+              the cells that shortest ways reach by a first move right, down, left, up
+    distance  uint8 [N], to the nearest unseen cell; 63 where none is reached
+    first     uint8 [N], the first moves towards all unseen cells at that distance, 4 bits
+    """
+
+    planes: NDArray[np.uint32]
+    distance: NDArray[np.uint8]
+    first: NDArray[np.uint8]
+
+    def to(
+        self, number: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Distance to cells, 0 where one is not reached, and the first moves, 4 bits: uint8 [R].
+
+        number   of the map, of each cell
+        """
+        at = y * self.planes.shape[2] + number
+        bit = x.astype(np.uint32)
+        distance, first = np.zeros(len(at), np.uint8), np.zeros(len(at), np.uint8)
+        for plane, rows in enumerate(self.planes.reshape(10, -1)):
+            has = ((rows.take(at) >> bit) & _ONE).astype(np.uint8)
+            if plane < 6:
+                distance |= has << np.uint8(plane)
+            else:
+                first |= has << np.uint8(plane - 6)
+        return distance, first
+
+
+def routes(
+    free: NDArray[np.uint32],
+    unseen: NDArray[np.uint32],
+    column: NDArray[np.int64],
+    row: NDArray[np.int64],
+) -> Routes:
+    """Ways over `free` cells from (column, row) of each of N maps."""
+    N = free.shape[1]
+    planes = np.empty((10, _BOX, N), np.uint32)
+    # maps of a size together: a chunk is searched until the last of it comes to its end
+    narrow = np.bitwise_or.reduce(free) < _NARROW
+    size = np.bitwise_count(free).sum(0, dtype=np.int64)
+    by_size = np.argsort(size - narrow * _PLACES, kind="stable")
+    start = 0
+    while start < N:
+        stop = start + _CHUNK
+        if start < narrow.sum() < stop:
+            stop = int(narrow.sum())
+        part = by_size[start:stop]
+        rows = free[:, part].astype(np.uint16 if narrow[part[0]] else np.uint32)
+        planes[..., part] = _search(rows, column[part], row[part])
+        start = stop
+    # the nearest of the unseen cells, one bit of their distance after another
+    nearest = np.bitwise_or.reduce(planes[6:]) & unseen
+    distance = np.zeros(N, np.uint8)
+    distance[~nearest.any(0)] = _FARTHEST
+    for plane in reversed(range(6)):
+        nearer = nearest & ~planes[plane]
+        has_nearer = nearer.any(0)
+        distance |= (~has_nearer).astype(np.uint8) << np.uint8(plane)
+        nearest = np.where(has_nearer, nearer, nearest)
+    towards = (planes[6:] & nearest).any(1)
+    first = towards[0] + 2 * towards[1] + 4 * towards[2] + 8 * towards[3]
+    return Routes(planes, distance, first.astype(np.uint8))
+
+
+def _search(free: NDArray[Any], column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
+    """The planes of `Routes` in the type of `free`, one distance after another."""
+    N, one = free.shape[1], free.dtype.type(1)
+    every, maps = np.zeros((10, _BOX, N), free.dtype), np.arange(N)
+    # the rows up to the one beyond the last where anybody can stand
+    height = min(_BOX, 2 + max(int(row.max()), *np.flatnonzero(free.any(1))))
+    free, planes = free[:height], every[:, :height]
+    moves = planes[6:]
+    unvisited = np.full_like(free, np.iinfo(free.dtype).max)
+    unvisited[row, maps] ^= one << column.astype(free.dtype)
+    new = np.zeros((4, height, N), free.dtype)
+    for move, (x, y) in enumerate(_STEP):
+        to_row, to_column = row + y, column + x
+        inside = (to_row >= 0) & (to_row < _BOX) & (to_column >= 0) & (to_column < _BOX)
+        bit = one << to_column[inside].astype(free.dtype)
+        new[move, to_row[inside], maps[inside]] = bit
+    around, other = np.empty_like(new), np.empty_like(new)
+    reached = np.empty_like(free)
+    # with `out`: `a[i] |= b` would copy a[i] onto itself beside
+    for distance in range(1, _FARTHEST):
+        np.bitwise_or(new[0], new[1], out=reached)
+        reached |= new[2]
+        reached |= new[3]
+        if not reached.any():
+            break
+        moves |= new
+        for plane in range(6):
+            if distance >> plane & 1:
+                np.bitwise_or(planes[plane], reached, out=planes[plane])
+        new &= free
+        np.left_shift(new, one, out=around)
+        np.right_shift(new, one, out=other)
+        around |= other
+        np.bitwise_or(around[:, 1:], new[:, :-1], out=around[:, 1:])
+        np.bitwise_or(around[:, :-1], new[:, 1:], out=around[:, :-1])
+        unvisited &= np.invert(reached, out=reached)
+        around &= unvisited
+        new, around = around, new
+    return every
+
+
+def _flooded(
+    inside: NDArray[np.uint32], column: NDArray[np.int64], row: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """The cells of `inside` that hang together with (column, row): uint32 [24, V]."""
+    result = np.zeros_like(inside)
+    result[row, np.arange(len(row))] = _ONE << column.astype(np.uint32)
+    for _ in range(2 * _BOX):
+        more = result | result << _ONE | result >> _ONE
+        more[1:] |= result[:-1]
+        more[:-1] |= result[1:]
+        more &= inside
+        more |= result
+        if np.array_equal(more, result):
+            break
+        result = more
+    return result
+
+
+class Things(NamedTuple):
+    """What lies on the maps of N steps, R things in the order of the steps.
+
+    step     int64 [R], to which a thing belongs
+    first    int64 [N], the first thing of each step, which is its nearest unseen cell
+    code     uint8 [R], its packed cell; 0 is the nearest unseen cell
+    how      float32 [HOW, R], how it lies
+    """
+
+    step: NDArray[np.int64]
+    first: NDArray[np.int64]
+    code: NDArray[np.uint8]
+    how: NDArray[np.float32]
+
+
+_NEAR = np.array([1, 2, 3, 4, 6, 9, 13, 19, 27, 63])
+"""The first distances of ranges of distances; from 63 on: not reached."""
+_RANGE = np.searchsorted(_NEAR, np.arange(64), side="right") - 1
+_RANGE[0] = len(_NEAR)
+HOW = len(_NEAR) + 1 + 4 + 4 + 1 + 4 + 4 + 4 + 1 + 3
+
+
+class _Listed(NamedTuple):
+    """What lies on V maps, in the order of the maps, an unseen cell before each.
+
+    first    int64 [V + 1], the first of each map, then how many there are
+    code     uint8 [Q], 0 for the unseen cell, of which nothing more is said
+    at       int64 [Q], its place on the map
+    x, y     int64 [Q], in the box
+    begun    int64 [2, Q], x and y from the first cell of the episode
+    in_room  bool [Q], whether it lies in the room where the episode began
+    """
+
+    first: NDArray[np.int64]
+    code: NDArray[np.uint8]
+    at: NDArray[np.int64]
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    begun: NDArray[np.int64]
+    in_room: NDArray[np.bool_]
+
+
+def _listed(cells: NDArray[np.uint8], bits: NDArray[np.uint8], low: NDArray[np.int16]) -> _Listed:
+    flat = np.flatnonzero((bits & _THING_BIT).reshape(-1))
+    number, at = np.divmod(flat, _PLACES)
+    x = _in_box((at & 31) - low[number, 0])
+    y = _in_box((at >> 5) - low[number, 1])
+    origin = _in_box(_START - low).T
+    room = _flooded(_rows(bits, _ROOM_BIT, low), *origin)
+    in_room = ((room[y, number] >> x.astype(np.uint32)) & _ONE).astype(bool)
+    begun = np.stack([x, y]) - origin[:, number]
+    before = np.zeros(len(cells) + 1, np.int64)
+    np.cumsum(np.bincount(number, minlength=len(cells)), out=before[1:])
+    order = np.arange(len(flat)) + number + 1
+    columns = []
+    for values in (cells.reshape(-1)[flat], at, x, y, begun, in_room):
+        columns.append(np.zeros((*values.shape[:-1], len(flat) + len(cells)), values.dtype))
+        columns[-1][..., order] = values
+    return _Listed(before + np.arange(len(before)), *columns)
+
+
+def things(seen: Seen, direction: NDArray[np.uint8], *, search: bool = True) -> Things:
+    """The things on the maps of T x B steps, and the nearest unseen cell of each step.
+
+    search   whether distances and first moves are given, or only where things lie
+    """
+    N = direction.size
+    bits, low = _bits()[seen.cells], seen.low - np.int16(1)
+    number, heading = seen.number.reshape(N), direction.reshape(N)
+    column, row = _in_box(seen.place.reshape(N, 2) - low[number]).T
+    listed = _listed(seen.cells, bits, low)
+    size = np.diff(listed.first)[number]
+    first = np.cumsum(size) - size
+    step = np.repeat(np.arange(N), size)
+    of = np.arange(len(step)) + np.repeat(listed.first[number] - first, size)
+    code, x, y = listed.code[of], listed.x[of], listed.y[of]
+    x[first], y[first] = column, row
+
+    how = np.zeros((HOW, len(step)), np.float32)
+    ranges = len(_NEAR) + 1
+    where = ranges + 9
+    ahead, right = _turned(x - column[step], y - row[step], heading[step])
+    np.divide(ahead, 8, out=how[where], casting="same_kind")
+    np.divide(right, 8, out=how[where + 1], casting="same_kind")
+    how[where + 2] = (right == 0) & (ahead == 1)
+    how[where + 3] = np.abs(ahead) + np.abs(right) == 1
+    in_room = listed.in_room[of]
+    begun_x, begun_y = listed.begun[:, of]
+    beyond, aside = _turned(begun_x, begun_y, seen.first.reshape(N)[step])
+    for side, lies in enumerate((beyond > 0, beyond < 0, aside > 0, aside < 0)):
+        how[where + 4 + side] = lies
+        how[where + 8 + side] = lies & in_room
+    how[where + 12] = in_room
+    how[where + 13] = seen.faced.reshape(-1)[step * _PLACES + listed.at[of]]
+    how[where + 13, first] = 0
+    if search:
+        distance, moves, through = _ways(bits, low, number, (column, row), step, first, (x, y))
+        how[_RANGE[distance], np.arange(len(step))] = 1
+        closeness = (4 / (3 + distance.astype(np.float32))) * (distance < _FARTHEST)
+        moves = _TURNED_MOVES[heading[step], moves]
+        for move in range(4):
+            flag = (moves >> np.uint8(move)) & 1
+            how[ranges + move] = flag
+            how[ranges + 4 + move] = flag * closeness
+        how[ranges + 8] = through
+        how[where + 14] = _is_nearest(step, code // 3, distance)
+        # a ball, whatever its colour; a closed door, whatever its colour
+        how[where + 15] = _is_nearest(step, code // 18 * 3 + code % 3, distance)
+        how[where + 14 :, first] = 0
+    return Things(step, first, code, how)
+
+
+def _ways(
+    bits: NDArray[np.uint8],
+    low: NDArray[np.int16],
+    number: NDArray[np.int64],
+    place: tuple[NDArray[np.int64], NDArray[np.int64]],
+    step: NDArray[np.int64],
+    first: NDArray[np.int64],
+    target: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    """The ways to R things from N places on V maps.
+
+    bits, low   of the maps; `number` [N] says on which of them a place (x, y) is
+    target      x and y of the things; those that `first` says stand for the unseen cells
+    returns     distance uint8 [R], 63 where there is no way; first moves uint8 [R], right, down,
+                left, up, 4 bits; whether a way leads through things that can be moved, bool [R]
+    """
+    free, unseen, blockers = (
+        _rows(bits, one, low) for one in (_FREE_BIT, _UNSEEN_BIT, _BLOCKER_BIT)
+    )
+    # steps in a row are often on one map at one place
+    column, row = place
+    key = (number * _BOX + row) * _BOX + column
+    _, at, search = np.unique(key, return_index=True, return_inverse=True)
+    number, column, row = number[at], column[at], row[at]
+    ways = routes(free[:, number], unseen[:, number], column, row)
+    of_thing = search[step]
+    distance, moves = ways.to(of_thing, *target)
+    here = (target[0] == column[of_thing]) & (target[1] == row[of_thing])
+    distance[(distance == 0) & ~here] = _FARTHEST
+    distance[first], moves[first] = ways.distance[search], ways.first[search]
+    # where there is none: through things that can be moved
+    without = np.flatnonzero(distance == _FARTHEST)
+    blocked = np.zeros(len(number), bool)
+    blocked[of_thing[without]] = True
+    blocked &= (np.bitwise_or.reduce(ways.planes[6:]) & blockers[:, number]).any(0)
+    through = np.zeros(len(step), bool)
+    if blocked.any():
+        on = number[blocked]
+        again = routes((free | blockers)[:, on], unseen[:, on], column[blocked], row[blocked])
+        without = without[blocked[of_thing[without]]]
+        of_thing = (np.cumsum(blocked) - 1)[of_thing[without]]
+        longer, towards = again.to(of_thing, target[0][without], target[1][without])
+        longer[longer == 0] = _FARTHEST
+        unseen_cell = first[step[without]] == without
+        distance[without] = np.where(unseen_cell, again.distance[of_thing], longer)
+        moves[without] = np.where(unseen_cell, again.first[of_thing], towards)
+        through[without] = distance[without] < _FARTHEST
+    return distance, moves, through
+
+
+def _is_nearest(
+    step: NDArray[np.int64], kind: NDArray[np.uint8], distance: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Which things are the nearest of their kind and step, one each: bool [R]."""
+    key = step * CELL_CODES + kind
+    rank = distance * np.int64(len(step)) + np.arange(len(step))
+    least = np.full((step[-1] + 1) * CELL_CODES, np.iinfo(np.int64).max)
+    np.minimum.at(least, key, rank)
+    return np.asarray(least[key] == rank)
+
+
+# first moves to the right, down, left, up as ahead, right, back, left of who looks in a direction
+_TURNED_MOVES = np.array(
+    [[(moves | moves << 4) >> turn & 15 for moves in range(16)] for turn in range(4)], np.uint8
+)
+
+
+def _turned(
+    x: NDArray[np.int64], y: NDArray[np.int64], direction: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How far (x, y) is ahead, and to the right, of who looks in a direction: [R] each."""
+    along_x, along_y = _STEP.astype(np.int64).T
+    across = (direction + 1) & 3
+    return (
+        x * along_x[direction] + y * along_y[direction],
+        x * along_x[across] + y * along_y[across],
+    )
