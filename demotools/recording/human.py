@@ -5,7 +5,6 @@ Who plays is asked for one action after another: a keyboard (`demotools.look.pla
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from demotools.recording.environment import (
     make_environment,
     observed_cells,
 )
-from demotools.store.building import StoreBuilder, write_part
+from demotools.store.building import StoreBuilder, part_file, write_part
 from demotools.store.reading import Episodes, Store, open_store
 
 HUMAN = "human"
@@ -87,9 +86,13 @@ def play(
 
     ManifestError, LevelError   there is no such level, or it cannot be played
     SettingsError               the seed is not one of the training split
-    StoreError                  the store at `path` is not of this level, or not of people
+    StoreError                  the store at `path` is not of this level, or not of people; an
+                                unfinished one of another command lies there
     """
     environment = make_environment(level)
+    if (builder := _builder(path)).folder.exists():
+        with builder:  # which refuses now what it would refuse once an episode is solved
+            pass
     store = _own_store(path, level)
     known = set() if store is None else set(store.episode_seed.tolist())
     first = first_seed if first_seed is not None else max(known, default=FIRST_SEED - 1) + 1
@@ -157,12 +160,13 @@ def _played(environment: Environment, seed: int, player: Player, note: str) -> E
 def add_episode(path: Path, level: str, episode: Episodes) -> Store:
     """The store at `path` with one episode more; made where there is none.
 
-    StoreError  another process is writing to it
+    StoreError  another process is writing to it, or has left an unfinished store there
     """
     manifest = read_manifest(level)
     source: dict[str, Any] = {"kind": HUMAN, "minigrid": version("minigrid")}
-    # never the parts of an earlier call
-    with StoreBuilder(path, {"play": secrets.token_hex(16)}, overwrite=True) as builder:
+    with _builder(path) as builder:
+        for number in builder.finished_parts():  # of an earlier call that was killed
+            part_file(builder.parts, number).unlink()
         for number, part in enumerate([*_parts(_own_store(path, level)), episode]):
             write_part(builder.parts, number, part, {})
         builder.finish(
@@ -174,6 +178,10 @@ def add_episode(path: Path, level: str, episode: Episodes) -> Store:
             source=source,
         )
     return open_store(path)
+
+
+def _builder(path: Path) -> StoreBuilder:
+    return StoreBuilder(path, {"command": "play"}, update=True)
 
 
 def _parts(store: Store | None) -> Iterator[Episodes]:

@@ -161,23 +161,31 @@ class StoreBuilder:
     job         what determines the content, JSON values: the same job finds its finished parts
                 again after it was killed; another job's parts are thrown away, which is said
     overwrite   replace an existing store, at the very end
+    update      the same, but for a store that holds the episodes of the old one, too: no other
+                job's parts are thrown away
     costly      parts take long: where they, or those of another such job, lie here, no other job
                 throws them away but with `overwrite`
 
     An error that is not the operating system's throws the parts away: the same parts would end in
     the same error.
 
-    StoreError  the store exists, or costly parts of another job do, and `overwrite` is False;
-                another process is building it
+    StoreError  the store exists, or parts of another job do that must stay; another process is
+                building it
     """
 
     def __init__(
-        self, path: Path, job: Mapping[str, Any], *, overwrite: bool = False, costly: bool = False
+        self,
+        path: Path,
+        job: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        update: bool = False,
+        costly: bool = False,
     ) -> None:
         # a store is replaced where it lies: a link to it goes on pointing to it
         self.path = path.resolve() if path.is_dir() else path
-        self.overwrite, self._costly = overwrite, costly
-        self.folder = self.path.with_name(f".{self.path.name}.building")
+        self.overwrite, self._update, self._costly = overwrite, update, costly
+        self.folder = building_folder(self.path)
         self.parts = self.folder / "parts"
         mark = {_COSTLY: True} if costly else {}
         self._job = json.dumps({**job, **mark}, sort_keys=True).encode()
@@ -231,7 +239,7 @@ class StoreBuilder:
     def _check_replaceable(self) -> None:
         if not self.path.exists():
             return
-        if not self.overwrite:
+        if not self.overwrite and not self._update:
             raise StoreError(
                 "the store exists already", path=self.path, fix="add --overwrite to replace it"
             )
@@ -275,8 +283,15 @@ class StoreBuilder:
         """Say of the parts of `job`, another one, that they are thrown away, or refuse to."""
         differing = _differences(job, _parsed(self._job)) if job else ""
         how = differing or "it does not say how"
+        finished = f"its {parts} finished part{'s'[: parts > 1]}"
+        if self._update:
+            raise StoreError(
+                "an unfinished store of this name lies here",
+                path=self.folder,
+                fix=f"choose another --name, or finish it first: the command that began it goes on "
+                f"with {finished}",
+            )
         if self._costly or _COSTLY in job:
-            finished = f"its {parts} finished part{'s'[: parts > 1]}"
             raise StoreError(
                 f"an unfinished store lies here that was begun otherwise: {how}",
                 path=self.folder,
@@ -356,13 +371,11 @@ class StoreBuilder:
         DemotoolsError  the operating system refuses
         """
         _check_written(building)
-        trash = trash_folder(self.path)
         try:
+            (self.folder / _PUBLISHED).touch()
             if self.path.exists():
                 self.path.rename(aside_folder(self.path))
-            # the parts first: from now on whoever takes the lock clears them
-            self.folder.rename(trash)
-            (trash / building.name).rename(self.path)
+            building.rename(self.path)
             recover(self.path)
         except OSError as error:
             raise from_os_error(error, self.path) from error
@@ -371,15 +384,28 @@ class StoreBuilder:
 def recover(path: Path) -> None:
     """End what a killed writer or removal began; for whoever holds the lock of `path`.
 
-    An old store that was set aside comes back where no new one has taken its place.
+    An old store that was set aside comes back where no new one has taken its place; the parts stay
+    until one has.
     """
-    aside, trash = aside_folder(path), trash_folder(path)
+    aside, trash, parts = aside_folder(path), trash_folder(path), building_folder(path)
     removed(trash)
     if present_folder(path) == aside:
         aside.rename(path)
     elif os.path.lexists(aside):
         aside.rename(trash)
         removed(trash)
+    if parts.is_symlink() or not (parts / _PUBLISHED).exists():
+        return
+    if (parts / path.name).exists():
+        (parts / _PUBLISHED).unlink()
+    elif path.exists():
+        parts.rename(trash)
+        removed(trash)
+
+
+def building_folder(path: Path) -> Path:
+    """Where the parts of a store lie until they have become it."""
+    return path.with_name(f".{path.name}.building")
 
 
 def trash_folder(path: Path) -> Path:
@@ -410,6 +436,7 @@ def _number_crc(number: int) -> int:
 
 
 _COSTLY = "costly"
+_PUBLISHED = "published"  # beside the parts: the store that is no more here has its final name
 _JOB_BYTES, _VALUE_LETTERS, _DIFFERENCES_LETTERS = 2**20, 40, 400
 
 

@@ -13,11 +13,13 @@ from demotools.errors import SettingsError, StoreError
 from demotools.output import acquired_lock
 from demotools.recording.bot import Expert
 from demotools.recording.environment import Environment, Observation
-from demotools.recording.human import FIRST_SEED, QUIT, SKIP, play
+from demotools.recording.human import FIRST_SEED, QUIT, SKIP, add_episode, play
 from demotools.recording.record import generate, planned_recording
 from demotools.recording.replay import replay_check
+from demotools.store.building import StoreBuilder, write_part
 from demotools.store.reading import open_store
 from demotools.store.verify import verify_store
+from tests.conftest import make_episodes
 
 
 class Somebody:
@@ -92,3 +94,31 @@ def test_no_other_store_is_added_to(tmp_path: Path) -> None:
         open_store(bot).attributes.fingerprint,
         open_store(mine).attributes.fingerprint,
     )
+
+
+def test_an_unfinished_store_of_that_name_is_neither_thrown_away_nor_played_over(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "GoToObj.zarr"
+    episode = make_episodes([3])
+    for costly in (True, False):  # a recording, a conversion
+        with StoreBuilder(path, {"seed": 1}, overwrite=True, costly=costly) as builder:
+            write_part(builder.parts, 0, episode, {})
+        somebody = Somebody("solve")
+        with pytest.raises(StoreError, match="an unfinished store") as refused:
+            play("GoToObj", path, somebody, episodes=1)
+        assert not somebody.notes  # it was refused before anything was played
+        assert refused.value.path == str(builder.folder)
+        assert "--name" in refused.value.fix and "its 1 finished part" in refused.value.fix
+        with pytest.raises(StoreError, match="an unfinished store"):  # begun during the sitting
+            add_episode(path, "GoToObj", episode)
+        assert builder.finished_parts() == [0]
+
+
+def test_what_a_killed_sitting_left_is_not_in_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "GoToObj.zarr"
+    with StoreBuilder(path, {"command": "play"}, update=True) as builder:
+        for number in range(3):
+            write_part(builder.parts, number, make_episodes([3]), {})
+    assert play("GoToObj", path, Somebody("solve"), episodes=1).episodes == 1
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, f".{path.name}.lock"}

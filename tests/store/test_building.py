@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -469,7 +469,12 @@ def test_a_building_folder_of_another_kind_is_begun_anew(
     assert before == (folder_bytes(elsewhere) if elsewhere.is_dir() else elsewhere.read_bytes())
 
 
-def killed_before_call(last: int, act: Callable[[], object]) -> bool:
+CHANGES = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir")
+
+
+def killed_before_call(
+    last: int, act: Callable[[], object], names: Sequence[str] = CHANGES
+) -> bool:
     """Whether a process that does this was ended before its call `last` that changes a folder."""
     child = os.fork()
     if child:
@@ -489,12 +494,51 @@ def killed_before_call(last: int, act: Callable[[], object]) -> bool:
         return stand_in
 
     try:
-        for name in ("rename", "replace", "unlink", "remove", "rmdir", "mkdir"):
+        for name in names:
             setattr(os, name, counted(getattr(os, name)))
         act()
         os._exit(0)
     finally:
         os._exit(1)
+
+
+@pytest.mark.parametrize("old", [0, 3])
+def test_a_kill_at_any_rename_loses_neither_the_store_nor_the_parts(
+    old: int, tmp_path: Path
+) -> None:
+    seen = []
+    for last in range(20):
+        path = tmp_path / str(last) / "A.zarr"
+        if old:
+            build_store(path, make_episodes([old]))
+        opened = partial(StoreBuilder, path, {"seed": 1}, overwrite=True, costly=True)
+        with opened() as builder:
+            write_part(builder.parts, 0, make_episodes([4]), {})
+
+        def finish(builder: StoreBuilder) -> None:
+            with builder:
+                builder.finish(**ABOUT)
+
+        killed = killed_before_call(last, partial(finish, opened()), ("rename",))
+        try:
+            seen.append(open_store(path).steps)
+        except StoreError as error:
+            assert error.what == "there is no such demo store"
+            seen.append(0)
+        if seen[-1] == 4:  # the next command clears what else was left
+            with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+                pass
+        else:
+            with opened() as builder:
+                assert builder.finished_parts() == [0]
+                builder.finish(**ABOUT)
+            assert open_store(path).steps == 4
+        names = {file.name for file in path.parent.iterdir()}
+        assert names - {".A.zarr.lock"} == {"A.zarr"}
+        if not killed:
+            break
+    assert len(seen) > 2
+    assert set(seen) == {old, 4}
 
 
 @pytest.mark.slow
