@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, BALL, EMPTY
 from demotools.recording.bot import BotError, Expert
 from demotools.recording.environment import make_environment, observed_cells
 from trainer.learning.networks import map as maps
-from trainer.learning.networks.map import MapState, Seen, explored, things
+from trainer.learning.networks.map import MapState, Seen, explored, routes, things
 
 FREE, THINGS, BLOCKERS = (
     (maps._bits() & bit) != 0 for bit in (maps._FREE_BIT, maps._THING_BIT, maps._BLOCKER_BIT)
@@ -166,6 +168,66 @@ def test_distances_and_first_moves_are_those_of_a_plain_search() -> None:
     assert checked > 500
     assert unseen > 100
     assert blocked > 0
+
+
+def plain_routes(free: NDArray[np.bool_], x: int, y: int) -> NDArray[np.uint8]:
+    """Distance and first moves of one map, [2, 24, 24]: cell after cell, up to a distance of 62."""
+    result = np.zeros((2, 24, 24), np.uint8)
+    moves = {(x, y): 0}
+    for distance in range(1, 63):
+        reached: dict[tuple[int, int], int] = {}
+        for at, first in moves.items():
+            for move, (dx, dy) in enumerate(maps._STEP.tolist()):
+                to = at[0] + dx, at[1] + dy
+                if min(to) < 0 or max(to) > 23 or to == (x, y) or result[0, to[1], to[0]]:
+                    continue
+                reached[to] = reached.get(to, 0) | (first or 1 << move)
+        for to, first in reached.items():
+            result[:, to[1], to[0]] = distance, first
+        moves = {to: first for to, first in reached.items() if free[to[1], to[0]]}
+    return result
+
+
+def in_words(cells: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """As a search takes cells, of bool [N, 24, 24]."""
+    rows = (cells.astype(np.uint32) << np.arange(24, dtype=np.uint32)).sum(2, dtype=np.uint32)
+    return maps.by_map(rows.T)
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 64, 70]),
+    st.integers(1, 24),
+    st.sampled_from([0.4, 0.7, 0.95, 1.0]),
+    st.booleans(),
+)
+def test_the_routes_on_all_maps_at_once_are_those_of_a_plain_search_on_each(
+    seed: int, count: int, side: int, share: float, winding: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    free, unseen = np.zeros((2, count, 24, 24), bool)
+    sides = random.integers(1, side + 1, (count, 2))
+    for number, (height, width) in enumerate(sides.tolist()):
+        free[number, :height, :width] = random.random((height, width)) < share
+        if winding:  # longer than any distance that is told
+            free[number, 1:height:4, : width - 1] = free[number, 3:height:4, 1:width] = False
+    unseen[:] = random.random((count, 24, 24)) < 0.02
+    x, y = random.integers(0, side, (2, count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "_CHUNK", 1)
+        ways = routes(in_words(free), in_words(unseen), x, y)
+    number, row, column = (axis.reshape(-1) for axis in np.indices((count, 24, 24)))
+    found = np.stack(ways.to(number, column, row)).reshape(2, count, 24, 24)
+    for number in range(count):
+        distance, first = plain_routes(free[number], x[number], y[number])
+        np.testing.assert_array_equal(found[:, number], [distance, first])
+        to = unseen[number] & (distance > 0)
+        least = distance[to].min(initial=63)
+        assert ways.distance[number] == least
+        nearest = np.bitwise_or.reduce(first[to & (distance == least)])
+        assert ways.first[number] == nearest
+        assert ways.reach(in_words(unseen))[number] == to.any()
 
 
 def test_a_thing_beyond_the_box_of_a_search_is_at_its_border() -> None:

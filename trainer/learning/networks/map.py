@@ -6,14 +6,14 @@ first cell of the episode on a torus of 32 x 32 cells, larger than any grid of B
 
 What is told of it are the things on it (doors, keys, balls, boxes) and the nearest cell not yet
 seen, and how each lies: steps to it over known free cells and the first moves of the shortest ways
-(breadth-first search on bitboards, a row of the grid an integer), where it lies from here and from
-where the episode began, whether the agent has stood before it.
+(breadth-first search in all maps at once, a bit each), where it lies from here and from where the
+episode began, whether the agent has stood before it.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ _HERE = AGENT_COLUMN * VIEW_SIZE + AGENT_ROW
 # x and y of one step, by direction: right, down, left, up
 _STEP = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=np.int16)
 _FARTHEST = 63
-_CHUNK = 256
+_CHUNK = 12
+"""Words, of 64 maps each, that are searched together."""
 
 
 def _codes(kinds: tuple[int, ...], *, doors: tuple[int, ...] = ()) -> NDArray[np.bool_]:
@@ -252,20 +253,18 @@ def _rows(bits: NDArray[np.uint8], bit: int, low: NDArray[np.int16]) -> NDArray[
 
 _MASK = np.uint32((1 << _BOX) - 1)
 _ONE = np.uint32(1)
-_NARROW = np.uint32(1 << 15)
-"""What is below it fits 16 bits, a cell beside it too."""
 
 
 class Routes(NamedTuple):
-    """Breadth-first search from the agent over N maps.
+    """Breadth-first search from the agent over N maps; of 64 maps a word holds a bit of each.
 
-    planes    uint32 [10, 24, N]: the bits of the distance of each cell reached, least first; then
-              the cells that shortest ways reach by a first move right, down, left, up
+    planes    uint64 [10, 24, 24, W]: the bits of the distance of each cell reached, least first;
+              then the cells that shortest ways reach by a first move right, down, left, up
     distance  uint8 [N], to the nearest unseen cell; 63 where none is reached
     first     uint8 [N], the first moves towards all unseen cells at that distance, 4 bits
     """
 
-    planes: NDArray[np.uint32]
+    planes: NDArray[np.uint64]
     distance: NDArray[np.uint8]
     first: NDArray[np.uint8]
 
@@ -276,93 +275,131 @@ class Routes(NamedTuple):
 
         number   of the map, of each cell
         """
-        at = y * self.planes.shape[2] + number
-        bit = x.astype(np.uint32)
+        at = (y * _BOX + x) * self.planes.shape[3] + (number >> 6)
+        bit = (number & 63).astype(np.uint64)
         distance, first = np.zeros(len(at), np.uint8), np.zeros(len(at), np.uint8)
-        for plane, rows in enumerate(self.planes.reshape(10, -1)):
-            has = ((rows.take(at) >> bit) & _ONE).astype(np.uint8)
+        for plane, words in enumerate(self.planes.reshape(10, -1)):
+            has = (words.take(at) >> bit).astype(np.uint8) & 1
             if plane < 6:
                 distance |= has << np.uint8(plane)
             else:
                 first |= has << np.uint8(plane - 6)
         return distance, first
 
+    def reach(self, cells: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether any of these cells is reached, uint64 [24, 24, W]: bool [N]."""
+        reached = np.bitwise_or.reduce(self.planes[6:]) & cells
+        return _of_each(_anywhere(reached), len(self.first)).astype(bool)
+
+
+def by_map(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """The cells of N maps, of 64 maps a bit each: uint64 [24, 24, W], of uint32 [24, N]."""
+    N = rows.shape[1]
+    cells = np.zeros((_BOX, _BOX, (N + 63) // 64 * 64), np.uint8)
+    by_row = np.unpackbits(
+        rows.astype("<u4")[..., None].view(np.uint8), axis=2, count=_BOX, bitorder="little"
+    )
+    cells[..., :N] = by_row.transpose(0, 2, 1)
+    return np.packbits(cells, axis=2, bitorder="little").view("<u8")
+
+
+def _of_each(words: NDArray[np.uint64], count: int) -> NDArray[np.uint8]:
+    """The bits of words, one of each map: uint8 [..., count] of [..., W]."""
+    parts = words.astype("<u8").view(np.uint8)
+    return np.unpackbits(parts, axis=-1, count=count, bitorder="little")
+
+
+def _anywhere(cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """On which maps any cell is meant: uint64 [..., W] of [..., 24, 24, W]."""
+    flat = cells.reshape(*cells.shape[:-3], _BOX * _BOX, -1)
+    return np.asarray(np.bitwise_or.reduce(flat, axis=-2))
+
 
 def routes(
-    free: NDArray[np.uint32],
-    unseen: NDArray[np.uint32],
+    free: NDArray[np.uint64],
+    unseen: NDArray[np.uint64],
     column: NDArray[np.int64],
     row: NDArray[np.int64],
 ) -> Routes:
-    """Ways over `free` cells from (column, row) of each of N maps."""
-    N = free.shape[1]
-    planes = np.empty((10, _BOX, N), np.uint32)
-    # maps of a size together: a chunk is searched until the last of it comes to its end
-    narrow = np.bitwise_or.reduce(free) < _NARROW
-    size = np.bitwise_count(free).sum(0, dtype=np.int64)
-    by_size = np.argsort(size - narrow * _PLACES, kind="stable")
-    start = 0
-    while start < N:
-        stop = start + _CHUNK
-        if start < narrow.sum() < stop:
-            stop = int(narrow.sum())
-        part = by_size[start:stop]
-        rows = free[:, part].astype(np.uint16 if narrow[part[0]] else np.uint32)
-        planes[..., part] = _search(rows, column[part], row[part])
-        start = stop
+    """Ways over `free` cells, uint64 [24, 24, W], from (column, row) of each of N maps.
+
+    Maps side by side are searched together, until the last of them comes to its end: it is
+    quickest where those of a size are.
+    """
+    N, words = len(column), free.shape[2]
+    planes = np.zeros((10, _BOX, _BOX, words), np.uint64)
+    for start in range(0, words, _CHUNK):
+        part, maps = slice(start, start + _CHUNK), slice(start * 64, (start + _CHUNK) * 64)
+        found = _search(free[..., part], column[maps], row[maps])
+        planes[:, : found.shape[1], : found.shape[2], part] = found
     # the nearest of the unseen cells, one bit of their distance after another
     nearest = np.bitwise_or.reduce(planes[6:]) & unseen
     distance = np.zeros(N, np.uint8)
-    distance[~nearest.any(0)] = _FARTHEST
     for plane in reversed(range(6)):
         nearer = nearest & ~planes[plane]
-        has_nearer = nearer.any(0)
-        distance |= (~has_nearer).astype(np.uint8) << np.uint8(plane)
-        nearest = np.where(has_nearer, nearer, nearest)
-    towards = (planes[6:] & nearest).any(1)
+        has_nearer = _anywhere(nearer)
+        distance |= _of_each(~has_nearer, N) << np.uint8(plane)
+        nearest = nearer | (nearest & ~has_nearer)
+    towards = _of_each(_anywhere(planes[6:] & nearest), N)
     first = towards[0] + 2 * towards[1] + 4 * towards[2] + 8 * towards[3]
-    return Routes(planes, distance, first.astype(np.uint8))
+    return Routes(planes, distance, first)
 
 
-def _search(free: NDArray[Any], column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[Any]:
-    """The planes of `Routes` in the type of `free`, one distance after another."""
-    N, one = free.shape[1], free.dtype.type(1)
-    every, maps = np.zeros((10, _BOX, N), free.dtype), np.arange(N)
-    # the rows up to the one beyond the last where anybody can stand
-    height = min(_BOX, 2 + max(int(row.max()), *np.flatnonzero(free.any(1))))
-    free, planes = free[:height], every[:, :height]
-    moves = planes[6:]
-    unvisited = np.full_like(free, np.iinfo(free.dtype).max)
-    unvisited[row, maps] ^= one << column.astype(free.dtype)
-    new = np.zeros((4, height, N), free.dtype)
-    for move, (x, y) in enumerate(_STEP):
+def _search(
+    free: NDArray[np.uint64], column: NDArray[np.int64], row: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """The planes of `Routes`, one distance after another, as far as anybody comes.
+
+    Cells lie in one row, each followed by the one to its right; a column of walls keeps the rows
+    apart. So the cell beside one is so many words away, in whatever direction.
+    """
+    # up to the row and the column beyond the last where anybody can stand
+    somewhere = np.bitwise_or.reduce(free, axis=2)
+    height, width = (
+        min(_BOX, 2 + int(np.flatnonzero(somewhere.any(axis)).max(initial=at.max())))
+        for axis, at in ((1, row), (0, column))
+    )
+    words = free.shape[2]
+    box, down = (height, width + 1, words), (width + 1) * words
+    size, edge = height * down, down + words
+    walled = np.zeros(box, np.uint64)
+    walled[:, :width] = free[:height, :width]
+    open_cells, unvisited = walled.reshape(-1), np.full(size, ~np.uint64(0))
+    maps = np.arange(len(column))
+    bit = np.uint64(1) << (maps & 63).astype(np.uint64)
+    at = row * down + column * words + (maps >> 6)
+    np.bitwise_and.at(unvisited, at, ~bit)
+    new, around = np.zeros((2, 4, edge + size + edge), np.uint64)
+    steps = (words, down, -words, -down)
+    for move, ((x, y), step) in enumerate(zip(_STEP.tolist(), steps, strict=True)):
         to_row, to_column = row + y, column + x
-        inside = (to_row >= 0) & (to_row < _BOX) & (to_column >= 0) & (to_column < _BOX)
-        bit = one << to_column[inside].astype(free.dtype)
-        new[move, to_row[inside], maps[inside]] = bit
-    around, other = np.empty_like(new), np.empty_like(new)
-    reached = np.empty_like(free)
-    # with `out`: `a[i] |= b` would copy a[i] onto itself beside
+        inside = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
+        np.bitwise_or.at(new[move], edge + step + at[inside], bit[inside])
+    planes = np.zeros((10, size), np.uint64)
+    moves, reached = planes[6:], np.empty(size, np.uint64)
+    left, right, above, below = (
+        slice(edge - step, edge - step + size) for step in (words, -words, down, -down)
+    )
     for distance in range(1, _FARTHEST):
-        np.bitwise_or(new[0], new[1], out=reached)
-        reached |= new[2]
-        reached |= new[3]
+        here, there = (one[:, edge : edge + size] for one in (new, around))
+        # with `out`: `a[i] |= b` would copy a[i] onto itself beside
+        np.bitwise_or(here[0], here[1], out=reached)
+        reached |= here[2]
+        reached |= here[3]
         if not reached.any():
             break
-        moves |= new
+        moves |= here
         for plane in range(6):
             if distance >> plane & 1:
                 np.bitwise_or(planes[plane], reached, out=planes[plane])
-        new &= free
-        np.left_shift(new, one, out=around)
-        np.right_shift(new, one, out=other)
-        around |= other
-        np.bitwise_or(around[:, 1:], new[:, :-1], out=around[:, 1:])
-        np.bitwise_or(around[:, :-1], new[:, 1:], out=around[:, :-1])
+        here &= open_cells
+        np.bitwise_or(new[:, left], new[:, right], out=there)
+        there |= new[:, above]
+        there |= new[:, below]
         unvisited &= np.invert(reached, out=reached)
-        around &= unvisited
+        there &= unvisited
         new, around = around, new
-    return every
+    return planes.reshape(10, *box)[:, :, :width]
 
 
 def _flooded(
@@ -511,15 +548,16 @@ def _ways(
     returns     distance uint8 [R], 63 where there is no way; first moves uint8 [R], right, down,
                 left, up, 4 bits; whether a way leads through things that can be moved, bool [R]
     """
-    free, unseen, blockers = (
-        _rows(bits, one, low) for one in (_FREE_BIT, _UNSEEN_BIT, _BLOCKER_BIT)
-    )
+    rows = [_rows(bits, one, low) for one in (_FREE_BIT, _UNSEEN_BIT, _BLOCKER_BIT)]
     # steps in a row are often on one map at one place
     column, row = place
     key = (number * _BOX + row) * _BOX + column
     _, at, search = np.unique(key, return_index=True, return_inverse=True)
+    by_size = np.argsort(np.bitwise_count(rows[0]).sum(0)[number[at]], kind="stable")
+    at, search = at[by_size], np.argsort(by_size)[search]
     number, column, row = number[at], column[at], row[at]
-    ways = routes(free[:, number], unseen[:, number], column, row)
+    free, unseen, blockers = (by_map(one[:, number]) for one in rows)
+    ways = routes(free, unseen, column, row)
     of_thing = search[step]
     distance, moves = ways.to(of_thing, *target)
     here = (target[0] == column[of_thing]) & (target[1] == row[of_thing])
@@ -529,11 +567,11 @@ def _ways(
     without = np.flatnonzero(distance == _FARTHEST)
     blocked = np.zeros(len(number), bool)
     blocked[of_thing[without]] = True
-    blocked &= (np.bitwise_or.reduce(ways.planes[6:]) & blockers[:, number]).any(0)
+    blocked &= ways.reach(blockers)
     through = np.zeros(len(step), bool)
     if blocked.any():
-        on = number[blocked]
-        again = routes((free | blockers)[:, on], unseen[:, on], column[blocked], row[blocked])
+        free, unseen = (by_map(one[:, number[blocked]]) for one in (rows[0] | rows[2], rows[1]))
+        again = routes(free, unseen, column[blocked], row[blocked])
         without = without[blocked[of_thing[without]]]
         of_thing = (np.cumsum(blocked) - 1)[of_thing[without]]
         longer, towards = again.to(of_thing, target[0][without], target[1][without])
