@@ -27,6 +27,20 @@ def test_levels_whose_views_no_batch_makes_are_spread_over_the_processes() -> No
         assert len(vector._workers) == 2
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_closed_environments_do_not_show_their_last_step_again(processes: int) -> None:
+    with VectorEnvironment(GOTO, 2, processes=processes) as vector:
+        if processes == 1:
+            vector.reset(seed_streams(range(9), 2))
+    for act in (
+        lambda: vector.step(np.zeros(2, dtype=np.int64)),
+        lambda: vector.reset(seed_streams(range(9), 2)),
+    ):
+        with pytest.raises(LevelError, match="were closed") as refused:
+            act()
+        assert refused.value.path == "GoToLocal"
+
+
 def make_fragile(level: str) -> Environment:
     """An environment whose process ends, without a word, at the action `done`."""
     environment = make_environment(level)

@@ -352,6 +352,23 @@ def test_the_stream_ends_at_the_number_of_steps_asked_for(make_store: MakeStore)
         len(ExpertTrajectoryIterator(store, rollouts=4, rollout_len=3))
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_after_close_it_says_so_and_another_goes_on(prefetch: bool, make_store: MakeStore) -> None:
+    store = make_store(lengths=LENGTHS)
+    settings: dict[str, Any] = {"rollouts": 4, "rollout_len": 3, "prefetch": prefetch}
+    closed, again = (ExpertTrajectoryIterator(store, **settings) for _ in range(2))
+    next(closed)
+    for _ in range(2):
+        closed.close()
+        with pytest.raises(SettingsError, match="was closed") as refused:
+            next(closed)
+    assert refused.value.path == str(store.path) and "load_state" in refused.value.fix
+    again.load_state(closed.state())
+    fresh = ExpertTrajectoryIterator(store, **settings)
+    next(fresh)
+    assert equal(next(again), next(fresh))
+
+
 def test_neither_global_random_state_nor_disk_is_touched(make_store: MakeStore) -> None:
     store = make_store(lengths=LENGTHS)
     before = [(file, file.stat().st_mtime_ns) for file in sorted(store.path.parent.rglob("*"))]

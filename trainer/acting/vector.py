@@ -120,7 +120,7 @@ class VectorEnvironment:
     answer_seconds   after so long without an answer a process counts as hanging
 
     What making or stepping an environment raises is raised here; RemoteError where it was raised
-    in another process; LevelError where a process died or hangs.
+    in another process; LevelError where a process died or hangs, and after `close`.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class VectorEnvironment:
         answer_seconds: float = 120.0,
     ) -> None:
         self.count = count
+        self._kind = kind
         self._missions = [""] * count
         self._answer_seconds = answer_seconds
         self._taken = np.zeros((count, 1), dtype=np.int64)
@@ -208,6 +209,12 @@ class VectorEnvironment:
         }
 
     def _gathered(self) -> EnvironmentStep:
+        if not self._groups:
+            raise LevelError(
+                "these environments were closed",
+                path=_levels(self._kind, range(self.count)),
+                fix="make new ones, or close later",
+            )
         for group in self._groups:
             for number, mission in group.receive(self._answer_seconds).items():
                 self._missions[group.span.start + number] = mission
@@ -222,6 +229,7 @@ class VectorEnvironment:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
+        self._groups = ()
 
     def __enter__(self) -> Self:
         return self
@@ -234,6 +242,10 @@ def _is_batched(kind: EnvironmentKind) -> bool:
     """Whether environments of this kind step as a batch, so fast that pipes would cost more."""
     levels = {kind.level} if isinstance(kind.level, str) else set(kind.level)
     return kind.make == LEVELS and steps_as_batch([*map(make_environment, levels)], kind)
+
+
+def _levels(kind: EnvironmentKind, span: range) -> str:
+    return ", ".join(dict.fromkeys(map(kind.level_of, span)))
 
 
 def _spans(count: int, processes: int) -> list[range]:
@@ -309,7 +321,7 @@ class Worker:
         seeds = " or ".join(map(str, self._seeds.tolist()))
         return LevelError(
             f"an environment process {what} at seed {seeds}",
-            path=", ".join(dict.fromkeys(map(self._kind.level_of, self.span))),
+            path=_levels(self._kind, self.span),
             fix="look above for its own message; if it was out of memory, use fewer environments",
         )
 

@@ -122,6 +122,7 @@ class ExpertTrajectoryIterator:
         if shuffle == "windowed" and table.on_device is None:
             self._readers = [WindowReader(*pair) for pair in zip(opened, self._queues, strict=True)]
         self._turns = (0, 1)
+        self._closed = False
         if prefetch is None:
             prefetch = device.type == "cuda" or bool(self._readers)
         self._prefetched_batches = _PREFETCHED_BATCHES if prefetch else 0
@@ -160,7 +161,17 @@ class ExpertTrajectoryIterator:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; see `trainer.batch` for its arrays."""
+        """The next batch; see `trainer.batch` for its arrays.
+
+        SettingsError  after `close`
+        """
+        if self._closed:
+            raise SettingsError(
+                "this iterator was closed: it has no more batches",
+                path=self._sources[0].store.path,
+                fix="close it after the last batch; another one goes on after "
+                "load_state(closed.state())",
+            )
         if self._process != os.getpid():
             self._restart(self._batches, self._cursors())
         if self._thread is None:
@@ -203,7 +214,8 @@ class ExpertTrajectoryIterator:
         return -(-self._max_steps // (self._rollouts * self._rollout_len))
 
     def close(self) -> None:
-        """End the thread that prepares batches ahead, if there is one; ask for no batch then."""
+        """End the thread that prepares batches ahead, if there is one: no batch comes after it."""
+        self._closed = True
         if self._thread is not None and self._process == os.getpid():
             self._thread.shutdown(cancel_futures=True)
 
