@@ -18,9 +18,11 @@ from demotools.babyai.vocabulary import WORDS
 from trainer.cli import main
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
+from trainer.run.export import export_policy
 from trainer.run.folder import seed_runs
 from trainer.run.initial import take_weights
 from trainer.run.log import read_log
+from trainer.run.published import write_policy
 from trainer.run.state import Run, new_run
 from trainer.settings.models import read_settings, toml_of
 
@@ -148,6 +150,60 @@ def test_a_seed_that_is_begun_later_begins_with_the_weights_of_the_others(
     assert more.exit_code == 0, more.output
     first, second = weights(clone), weights(tmp_path / "a/seed-2")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_handed_on_know_for_how_many_steps_they_were_trained(
+    clone: Path, tmp_path: Path
+) -> None:
+    alone, pushed = tmp_path / "policy.pt", tmp_path / "pushed"
+    export_policy(clone, "weights", alone)
+    saved = read_checkpoint(clone)
+    said = take_weights(begun(), saved)
+    assert ", trained on GoToLocal for 256 demo steps and " in said
+    steps = {"demo_steps": 256, "env_steps": saved.training["progress"]["env_steps"]}
+    pushed.mkdir()
+    write_policy(
+        pushed,
+        settings=saved.settings,
+        words=saved.words,
+        model=saved.model,
+        versions={},
+        steps=steps,
+    )
+    for place in (alone, pushed):
+        assert read_checkpoint(place).steps() == steps
+        assert (
+            take_weights(begun(), read_checkpoint(place))
+            .replace(str(alone), str(saved.path))
+            .replace(str(pushed / "model.safetensors"), str(saved.path))
+            == said
+        )
+    second = rewritten(
+        clone,
+        tmp_path / "second",
+        lambda c: c.update(settings=c["settings"].replace("[run]", '[run]\ninit_from = "first"')),
+    )
+    assert " env steps after those of first; " in take_weights(begun(), read_checkpoint(second))
+    older = rewritten(clone, tmp_path / "older", lambda c: c.update(training={}))
+    anybodys = rewritten(clone, tmp_path / "anybodys", lambda c: c["training"].update(progress=5))
+    for folder in (older, anybodys):
+        told = take_weights(begun(), read_checkpoint(folder))
+        assert ", trained on GoToLocal for an unknown number of steps; " in told
+    zero = rewritten(
+        clone,
+        tmp_path / "zero",
+        lambda c: c["training"]["progress"].update(demo_steps=0, env_steps=-1),
+    )
+    assert ", trained on GoToLocal for no step; " in take_weights(begun(), read_checkpoint(zero))
+
+
+def test_weights_alone_are_not_resumed_from(
+    run: Callable[..., Result], clone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(clone, tmp_path / "a")
+    export_policy(clone, "weights", tmp_path / "a/last.pt", overwrite=True)
+    result = run("bc_small_cpu", "-o", "a", "--resume", "--set", "stages.0.max_demo_steps=512")
+    assert result.exit_code == 1 and "this holds weights alone" in result.output
 
 
 def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:

@@ -94,6 +94,7 @@ def push_policy(
             words=saved.words,
             model=saved.model,
             versions=saved.versions,
+            steps=saved.steps(),
         )
         figures = json.dumps(result.as_json(), indent=2) + "\n"
         for file, content in {
@@ -198,13 +199,8 @@ def model_card(
         "tags": ["babyai", "minigrid", "imitation-learning", "instruction-following"],
         "model-index": [{"name": title, "results": [measured]}],
     }
-    progress = saved.training.get("progress")
-    counts = progress if isinstance(progress, dict) else {}
-    taken = [
-        f"{count:,} {what}"
-        for key, what in (("demo_steps", "demonstration"), ("env_steps", "environment"))
-        if type(count := counts.get(key)) is int and count > 0
-    ]
+    kinds = {"demo_steps": "demonstration", "env_steps": "environment"}
+    taken = [f"{count:,} {kinds[key]}" for key, count in (saved.steps() or {}).items()]
     rows = [
         f"| {printable_text(kind)} | {of.successes / of.episodes:.1%} | {of.episodes:,} |"
         for kind, of in result.kinds.items()

@@ -39,7 +39,8 @@ class Checkpoint:
     settings   resolved TOML, which runs again as it is
     words      the vocabulary, in the order of the token ids
     model      state of the network
-    training   state of everything else: optimizer, schedule, progress, streams, random generators
+    training   state of everything else: optimizer, schedule, progress, streams, random generators;
+               of weights handed on alone no more than `progress`, with what `steps` gives
     versions   of the packages that wrote it
     """
 
@@ -53,6 +54,17 @@ class Checkpoint:
     def parsed(self) -> Settings:
         """The settings as an object."""
         return parsed_settings(toml_tree(self.settings, self.path), self.path)
+
+    def steps(self) -> dict[str, int] | None:
+        """`demo_steps` and `env_steps` of its run, without those of a run it began with.
+
+        None where it does not say: weights that an older trainer exported, or anybody wrote.
+        """
+        progress = self.training.get("progress")
+        if not isinstance(progress, dict):
+            return None
+        counts = {name: progress.get(name) for name in ("demo_steps", "env_steps")}
+        return {name: n for name, n in counts.items() if type(n) is int and n > 0}
 
     def network(self) -> nn.Module:
         """The network with its weights, ready to act.

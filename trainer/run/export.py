@@ -39,7 +39,7 @@ from trainer.acting.vector import EnvironmentKind, VectorEnvironment, check_play
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import memory_of
 from trainer.run.checkpoint import Checkpoint, named_checkpoint, write_checkpoint
-from trainer.run.published import handed_on
+from trainer.run.published import handed_on, steps_alone
 from trainer.settings.models import LEVELS
 from trainer.settings.user_code import users_code
 
@@ -123,7 +123,7 @@ def export_policy(
             settings=handed_on(saved.parsed()),
             words=saved.words,
             model={name: _halved(each) if half else each for name, each in saved.model.items()},
-            training={},
+            training=steps_alone(saved.steps()),
         )
         return Exported(str(path), kind, path.stat().st_size, 0, 0.0)
     network = saved.network()

@@ -94,8 +94,8 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
     count = sum(map(Tensor.numel, run.network.parameters()))
     parts = [
         f"weights: all {count:,} of {checkpoint.path}, trained on "
-        f"{', '.join(saved.run.level_names)} for "
-        f"{_steps(checkpoint)}"
+        f"{', '.join(saved.run.level_names)}{_steps(checkpoint)}"
+        + (f" after those of {saved.run.init_from}" if saved.run.init_from else "")
     ]
     if new:
         more = ", …" if new > _SHOWN else ""
@@ -111,9 +111,9 @@ def _options(named: Named) -> list[tuple[str, str]]:
 
 
 def _steps(checkpoint: Checkpoint) -> str:
-    """How long a run had been trained, of a checkpoint that may be anybody's."""
-    progress = checkpoint.training.get("progress")
-    done = progress if isinstance(progress, dict) else {}
-    counts = {kind: done.get(f"{kind}_steps") for kind in ("demo", "env")}
-    shown = [f"{n:,} {kind} steps" for kind, n in counts.items() if isinstance(n, int) and n]
-    return " and ".join(shown) or "no step"
+    """How long its run had been trained."""
+    steps = checkpoint.steps()
+    if steps is None:
+        return " for an unknown number of steps"
+    shown = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in steps.items()]
+    return f" for {' and '.join(shown) or 'no step'}"

@@ -2,7 +2,8 @@
 
     model.safetensors   the weights by their names; the format can hold nothing else
     settings.toml       as in the folder of a run
-    vocabulary.json     `words` in the order of their ids, `versions` of what wrote it, `format`
+    vocabulary.json     `words` in the order of their ids, `versions` of what wrote it, `format`,
+                        and in `progress` how many steps it was trained for
 
 `trainer push` sends them to the Hugging Face hub, where `hf:OWNER/NAME` names them; a folder that
 holds them is read like the folder of a run.
@@ -55,6 +56,11 @@ def _plain(store: str) -> str:
     return PurePath(store).name.removesuffix(SUFFIX) or store
 
 
+def steps_alone(steps: Mapping[str, int] | None) -> dict[str, Any]:
+    """What stands for the state of training where weights are handed on alone."""
+    return {} if steps is None else {"progress": dict(steps)}
+
+
 def write_policy(
     folder: Path,
     *,
@@ -62,6 +68,7 @@ def write_policy(
     words: Sequence[str],
     model: Mapping[str, Any],
     versions: Mapping[str, str],
+    steps: Mapping[str, int] | None = None,
 ) -> list[Path]:
     """Write the three files, which are returned, into a folder that has none of them.
 
@@ -78,6 +85,7 @@ def write_policy(
         )
     tensors = {name: values.detach().cpu().clone() for name, values in model.items()}
     vocabulary = {"format": FORMAT, "words": list(words), "versions": dict(versions)}
+    vocabulary |= steps_alone(steps)
     contents = {
         WEIGHTS_FILE: safetensors.save(tensors, metadata={"format": "pt"}),
         SETTINGS_FILE: settings.encode(),
@@ -116,7 +124,7 @@ def policy_content(folder: Path) -> dict[str, Any]:
             **{name: vocabulary.get(name) for name in ("format", "words", "versions")},
             "settings": texts[SETTINGS_FILE].decode(),
             "model": safetensors.load(texts[WEIGHTS_FILE]),
-            "training": {},
+            "training": {key: vocabulary[key] for key in ("progress",) if key in vocabulary},
         }
     except (ValueError, RecursionError, _damaged()) as error:
         raise CheckpointError(

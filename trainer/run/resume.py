@@ -262,7 +262,7 @@ def _with_new_weights(
 
 def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
     """The state of training in a checkpoint; CheckpointError where we do not write it so."""
-    if not checkpoint.training:
+    if checkpoint.training.keys() <= {"progress"}:
         raise CheckpointError(
             "this holds weights alone, not the state of training",
             path=checkpoint.path,
