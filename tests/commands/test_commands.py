@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,3 +259,21 @@ def test_a_full_device_under_the_help_is_said_without_a_traceback() -> None:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "commands.md").write_text(commands_page(), "utf-8")
+
+
+def test_what_commands_write_by_default_is_no_change_of_a_checkout() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    outputs = {
+        str(shown)
+        for command in COMMANDS.values()
+        for option in command.params
+        if isinstance(option, click.Option) and option.name == "output"
+        for shown in (option.default, option.show_default)
+    }
+    files = {name for name in outputs if re.fullmatch(r"[a-z]+\.[a-z]+", name)}
+    assert "report.html" in files
+    files |= {"runs/BabyAIGoToLocalBC/last.pt", "GoToLocal.zarr/zarr.json", "GoToLocal.zarr.zip"}
+    asked = ["git", "check-ignore", *files]
+    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(told.split()) == files

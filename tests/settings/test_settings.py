@@ -24,6 +24,8 @@ def test_every_shipped_recipe_is_valid_says_what_it_is_and_survives_a_round_trip
     settings = read_settings(name)
     assert parsed_settings(tomllib.loads(toml_of(settings)), "again") == settings
     assert len(recipe_summary(shipped_recipes()[name])) > 20
+    # which is there on every device, and need not be measured
+    assert read_settings(name, tiny=True).run.precision == "float32"
 
 
 def test_the_tutorials_recipe_has_the_tutorials_numbers() -> None:
