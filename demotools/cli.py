@@ -48,7 +48,7 @@ _GUESSES = {
 }
 _OPTION_GUESSES = {
     "overwrite": "force replace",
-    "workers": "processes jobs num-workers",
+    "workers": "processes jobs num-workers num-processes",
     "episodes": "num-episodes count",
     "output": "out file",
     "min-len": "min-length",
@@ -57,6 +57,8 @@ _OPTION_GUESSES = {
     "dedupe": "dedup drop-duplicates unique",
     "valid": "fraction",
     "name": "save record",
+    "ended": "end ends outcome result",
+    "solved": "success successful",
 }
 _COMMANDS = {guess: name for name, guesses in _GUESSES.items() for guess in guesses.split()}
 _OPTIONS = {guess: name for name, guesses in _OPTION_GUESSES.items() for guess in guesses.split()}
@@ -180,6 +182,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
 def on_workers(command: Command) -> Command:
     """The options that say which processes do the work; see `check_dask`."""
     workers = click.option(
+        "-m",
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
@@ -213,6 +216,29 @@ def episodes_option(help_text: str, **settings: Any) -> Callable[[Command], Comm
     """`-n`, a number of episodes from 1 on."""
     settings = {"type": click.IntRange(min=1), **settings}
     return click.option("-n", "--episodes", metavar="N", help=help_text, **settings)
+
+
+def ended_option(help_text: str) -> Callable[[Command], Command]:
+    """`--ended`, kinds of end of an episode."""
+    return click.option("--ended", metavar="HOW,...", callback=_ends, help=help_text)
+
+
+def _ends(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    from demotools.store.episodes import ENDS
+
+    alike = {"solved": "success", "failed": "failure", "truncated": "truncation"}
+    names = [] if value is None else [alike.get(it, it) for it in listed(value)]
+    for name in names:
+        if name not in ENDS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(ENDS)}")
+    return None if value is None else tuple(dict.fromkeys(names))
+
+
+def listed(value: str) -> list[str]:
+    """The words of a list such as `pickup,toggle`."""
+    return value.replace(",", " ").split()
 
 
 def split_option(without: str | bool, **settings: Any) -> Callable[[Command], Command]:

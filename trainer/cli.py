@@ -40,7 +40,17 @@ class _RunCommand(click.Command):
         return super().parse_args(ctx, words + args[end:])
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+# as with demotools, what people type who have not read the help
+_WORKERS = ("processes", "jobs", "num-workers", "num-processes")
+
+
+@click.group(
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: "workers" if token in _WORKERS else token,
+    },
+)
 @click.version_option(package_name="demotools", prog_name="trainer")
 def main() -> None:
     """Train networks on BabyAI demonstrations and measure them.

@@ -10,6 +10,7 @@ import click
 from demotools.cli import (
     Shell,
     common,
+    ended_option,
     episodes_option,
     output_option,
     overwrite_file,
@@ -58,6 +59,7 @@ def info_command(shell: Shell, store: str) -> None:
 @click.option(
     "--mission", metavar="TEXT", help="Choose among episodes whose mission has this text."
 )
+@ended_option("Choose among episodes that ended so (success, failure, truncation).")
 @click.option("--longest", is_flag=True, help="Choose the longest episode.")
 @click.option("--random", is_flag=True, help="Choose an episode at random.")
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
@@ -70,6 +72,7 @@ def show_command(
     store: str,
     episode: int | None,
     mission: str | None,
+    ended: tuple[str, ...] | None,
     longest: bool,
     random: bool,
     gif: Path | None,
@@ -99,8 +102,10 @@ def show_command(
     from demotools.output import check_output, write_output
     from demotools.store.reading import open_store
 
-    if episode is not None and (mission is not None or longest or random):
-        raise click.UsageError("--episode cannot be combined with --mission, --longest or --random")
+    if episode is not None and (mission is not None or ended or longest or random):
+        raise click.UsageError(
+            "--episode cannot be combined with --mission, --ended, --longest or --random"
+        )
     if longest and random:
         raise click.UsageError("--longest cannot be combined with --random")
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
@@ -108,7 +113,7 @@ def show_command(
         check_output(file, overwrite=overwrite)
     opened = open_store(shell.store(store))
     number = chosen_episode(
-        opened, episode=episode, mission=mission, longest=longest, random=random
+        opened, episode=episode, mission=mission, ended=ended, longest=longest, random=random
     )
     shown = shown_episode(opened, number)
     for file, draw in wanted:

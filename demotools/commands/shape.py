@@ -11,7 +11,9 @@ from demotools.cli import (
     Shell,
     common,
     confirmed,
+    ended_option,
     episodes_option,
+    listed,
     name_option,
     output_option,
     overwrite_file,
@@ -90,7 +92,7 @@ def _actions(
 ) -> tuple[str, ...] | None:
     from demotools.babyai.cells import ACTIONS
 
-    names = None if value is None else tuple(value.replace(",", " ").split())
+    names = None if value is None else tuple(listed(value))
     for name in names or ():
         if name not in ACTIONS:
             raise click.BadParameter(f"{name!r} is not one of {', '.join(ACTIONS)}")
@@ -115,12 +117,11 @@ def _actions(
     help="Keep episodes with these environment seeds, as in 0-999,5000 or in a file of such lists.",
 )
 @click.option("--level", metavar="LEVEL", help="Keep episodes of this level of a merged store.")
-@click.option(
-    "--solved",
-    is_flag=True,
-    default=None,
-    help="Keep solved episodes, of a recording with --keep-failures.",
+@ended_option(
+    "Of a recording with --keep-failures, keep episodes that ended so (success, failure, "
+    "truncation)."
 )
+@click.option("--solved", is_flag=True, help="The same as --ended success.")
 @click.option(
     "--first", metavar="N", type=click.IntRange(min=1), help="Of these, keep the first N."
 )
@@ -140,7 +141,7 @@ def _actions(
 @overwrite_store
 @common
 def select_command(
-    shell: Shell, store: str, name: str | None, overwrite: bool, **wanted: Any
+    shell: Shell, store: str, name: str | None, overwrite: bool, solved: bool, **wanted: Any
 ) -> None:
     """Make a store of some episodes of another.
 
@@ -157,6 +158,10 @@ def select_command(
         raise click.UsageError("--first cannot be combined with --sample")
     if wanted["seed"] is not None and not wanted["sample"]:
         raise click.UsageError("--seed needs --sample")
+    if solved and wanted["ended"]:
+        raise click.UsageError("--solved cannot be combined with --ended")
+    if solved:
+        wanted["ended"] = ("success",)
     path = shell.store(store)
     new = shell.new_store(name or f"{path.stem}-selected")
     conditions = Conditions(**wanted)

@@ -31,6 +31,7 @@ from demotools.look.terminal import Scene, page_lines, step_through
 from demotools.output import progress_bar
 from demotools.recording.environment import Environment, make_environment
 from demotools.recording.replay import reason_against, replayed_episode
+from demotools.store.episodes import Episode, EpisodeDataset
 from demotools.store.reading import Store
 
 _GIF_TILE, _PNG_TILE = 32, 14
@@ -47,6 +48,7 @@ class Shown:
     note          why there is no room; empty where there is one
     taken         uint8 [T], the actions played, where they may differ from `action`, the expert's
     subgoal       the bot's subgoal at each step, a text; empty where none are known
+    end           how it ended, see `EpisodeDataset.ends`; empty where the store has no rewards
     """
 
     store: str
@@ -60,6 +62,7 @@ class Shown:
     note: str
     taken: NDArray[np.uint8] | None = None
     subgoal: Sequence[str] = ()
+    end: str = ""
 
     @property
     def played(self) -> NDArray[np.uint8]:
@@ -71,7 +74,8 @@ class Shown:
         """Which episode of which store this is."""
         seed = "unknown" if self.seed < 0 else str(self.seed)
         steps = f"{len(self.action)} step{'s' if len(self.action) != 1 else ''}"
-        return f"{self.store}, episode {self.episode}, {steps}, seed {seed}"
+        ended = f", ended by {self.end}" if self.end else ""
+        return f"{self.store}, episode {self.episode}, {steps}, seed {seed}{ended}"
 
     def step_text(self, step: int) -> str:
         """The number of a step, its action, what was done instead, and what for."""
@@ -93,6 +97,7 @@ class Shown:
             "mission": self.mission,
             "seed": None if self.seed < 0 else self.seed,
             "steps": len(self.action),
+            **({"end": self.end} if self.end else {}),
             "actions": [ACTIONS[action] for action in self.action],
             **({} if self.taken is None else {"taken": [ACTIONS[it] for it in self.taken]}),
             **({"subgoals": list(self.subgoal)} if self.subgoal else {}),
@@ -107,12 +112,14 @@ def chosen_episode(
     *,
     episode: int | None = None,
     mission: str | None = None,
+    ended: Sequence[str] | None = None,
     longest: bool = False,
     random: bool = False,
 ) -> int:
     """The number of the episode that a user asks for; the first one where nothing is asked.
 
     mission   only among the episodes whose mission contains this text
+    ended     only among those that ended so, see `EpisodeDataset.ends`
     longest   the longest of them; random: any of them
 
     StoreError  there is no such episode
@@ -126,6 +133,15 @@ def chosen_episode(
             )
         return episode
     candidates = np.arange(store.episodes) if mission is None else _with_mission(store, mission)
+    if ended is not None:
+        ends = EpisodeDataset(store, candidates).ends
+        candidates = candidates[np.isin(ends, ended)]
+        if not len(candidates):
+            raise StoreError(
+                f"none of these episodes ended by {' or '.join(ended)}",
+                path=store.path,
+                fix=f"ask for one of {', '.join(sorted(set(ends.tolist())))}",
+            )
     if longest:
         length = np.diff(store.episode_offset)[candidates]
         return int(candidates[length.argmax()])
@@ -165,6 +181,7 @@ def shown_episode(store: Store, episode: int) -> Shown:
         note=note,
         taken=selected.optional.get("taken"),
         subgoal=[store.attributes.subgoals[code] for code in selected.optional.get("subgoal", [])],
+        end=Episode(store, episode).end if "reward" in store.optional else "",
     )
 
 

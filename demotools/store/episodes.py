@@ -59,6 +59,10 @@ class _Store(Protocol):
     def check_values(self, **columns: NDArray[np.uint8]) -> None: ...
 
 
+ENDS = ("success", "failure", "truncation", "unknown")
+"""How an episode can have ended, see `EpisodeDataset.ends`."""
+
+
 class Episode:
     """One episode of T steps. `episode["actions"]` and `episode["action"]` are `episode.actions`.
 

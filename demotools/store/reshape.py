@@ -23,6 +23,7 @@ from demotools.errors import SettingsError, StoreError, printable_text
 from demotools.output import progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.duplicates import joined_groups, repeats, store_hashes
+from demotools.store.episodes import EpisodeDataset
 from demotools.store.format import MERGED, OPTIONAL, OUTCOMES
 from demotools.store.reading import Episodes, Store, open_store, remapped
 from demotools.store.verify import seed_splits
@@ -255,7 +256,7 @@ def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
             )
     without = _without("reward", [store for store, _rows in chosen])
     for store, rows in chosen if without else ():
-        if not solved(store, rows).all():
+        if not (EpisodeDataset(store, rows).ends == "success").all():
             raise StoreError(
                 f"it has episodes that are not solved, and {without[0].name} no rewards, by which "
                 "they could be told apart",
@@ -274,14 +275,6 @@ def _without(name: str, stores: Sequence[Store]) -> list[Store]:
     """The stores without this optional array, where others have it."""
     without = [store for store in stores if name not in store.optional]
     return without if len(without) < len(stores) else []
-
-
-def solved(store: Store, rows: Rows) -> NDArray[np.bool_]:
-    """Which of these episodes end with a reward over 0: bool [E']; without rewards, all do."""
-    rewards = store.optional.get("reward")
-    if rewards is None:
-        return np.ones(len(rows), np.bool_)
-    return np.asarray(rewards.take(store.episode_offset[rows + 1] - 1) > 0)
 
 
 def _with_arrays(episodes: Episodes, names: Sequence[str]) -> Episodes:
@@ -312,7 +305,7 @@ class Conditions:
     actions            names of actions, each of which the expert takes
     seeds              environment seeds: a list such as `0-999,5000`, or a file of such lists
     level              of a merged store
-    solved             whose last reward is over 0; without rewards, all are
+    ended              kinds of end, one of which is theirs: see `EpisodeDataset.ends`
     first, sample      so many of those that fit: the first, or a random choice
     seed               of that choice
     """
@@ -323,7 +316,7 @@ class Conditions:
     actions: tuple[str, ...] | None = None
     seeds: str | None = None
     level: str | None = None
-    solved: bool | None = None
+    ended: tuple[str, ...] | None = None
     first: int | None = None
     sample: int | None = None
     seed: int | None = None
@@ -360,8 +353,8 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
                 fix=f"name one of {', '.join(store.levels)}",
             )
         rows = rows[store.episode_level[rows] == store.levels.index(wanted.level)]
-    if wanted.solved:
-        rows = rows[solved(store, rows)]
+    if wanted.ended is not None:
+        rows = rows[np.isin(EpisodeDataset(store, rows).ends, wanted.ended)]
     for action in wanted.actions or ():
         rows = rows[_with_action(store, ACTIONS.index(action))[rows]]
     if wanted.sample is not None:

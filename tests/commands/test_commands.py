@@ -148,6 +148,10 @@ GUESSES = {
     "validate GoToLocal --replay -n 5": "verify GoToLocal --replay --episodes 5",
     "report GoToLocal --file page.html": "report GoToLocal --output page.html",
     "upload GoToLocal hf:me/demos": "push GoToLocal hf:me/demos",
+    "convert a.pkl -m 2": "convert a.pkl --workers 2",
+    "select GoToLocal --ended failed": "select GoToLocal --ended failure",
+    "select GoToLocal --outcome solved,truncated": "select GoToLocal --ended success,truncation",
+    "show GoToLocal --ended failed --random": "show GoToLocal --ended failure --random",
     "fetch GoToLocal --check": "fetch GoToLocal --check",
 }
 

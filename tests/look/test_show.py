@@ -93,6 +93,31 @@ def test_episodes_are_chosen_by_mission_by_length_and_at_random(
     assert repr(MISSIONS[0]) in error.value.fix
 
 
+def test_how_an_episode_ended_is_shown_and_asked_for(
+    tmp_path: Path, make_store: Callable[..., Store]
+) -> None:
+    reward, terminated = np.zeros(9, np.float32), np.zeros(9, np.uint8)
+    reward[2], terminated[[2, 4]] = 0.9, 1  # a success, a failure, a truncation
+    episodes = replace(
+        make_episodes([3, 2, 4]), optional={"reward": reward, "terminated": terminated}
+    )
+    store = build_store(tmp_path / "A.zarr", episodes)
+    for number, end in enumerate(("success", "failure", "truncation")):
+        assert chosen_episode(store, ended=[end]) == number
+        shown = shown_episode(store, number)
+        assert shown.title.endswith(f", ended by {end}") and shown.as_json()["end"] == end
+    result = show(store, "--ended", "failed,truncated", "--longest")
+    assert result.exit_code == 0 and "episode 2, 4 steps" in result.output
+    assert "ended by truncation" in result.output
+    with pytest.raises(StoreError, match="none of these episodes ended by failure") as error:
+        chosen_episode(store, mission=MISSIONS[0], ended=["failure"])
+    assert error.value.fix == "ask for one of success"
+    plain = make_store(lengths=[3])  # nothing is known but that it is a demonstration
+    assert "ended" not in shown_episode(plain, 0).title
+    assert "end" not in shown_episode(plain, 0).as_json()
+    assert show(store, "--ended", "lost").exit_code == 2
+
+
 def test_options_that_exclude_each_other_are_wrong_usage(
     make_store: Callable[..., Store],
 ) -> None:

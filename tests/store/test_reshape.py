@@ -346,6 +346,13 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     solved = good(tmp_path / "solved.zarr")
     assert solved.episode_seed.tolist() == [5]
     assert solved.optional["reward"].span(0, solved.steps).max() > 0
+    assert run(tmp_path, "select", "all", "--ended", "success", "-o", "same")["episodes"] == 1
+    assert good(tmp_path / "same.zarr").attributes == solved.attributes
+    rest = run(tmp_path, "select", "all", "--ended", "failed,truncated", "-o", "rest")
+    assert rest["episodes"] == 1
+    assert "success" not in good(tmp_path / "rest.zarr").ends
+    told = refused(tmp_path, "select", "all", "--ended", "unknown", "-o", "none")
+    assert "no such episode" in told
     # a store without rewards holds solved episodes only
     told = refused(tmp_path, "merge", "plain", "all")
     assert "it has episodes that are not solved, and plain no rewards" in told
