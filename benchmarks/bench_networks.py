@@ -31,7 +31,7 @@ from demotools.babyai.vocabulary import WORDS
 from trainer.batch import Batch
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import parameter_count
-from trainer.run.log import keep_memory
+from trainer.run.memory import kept_memory
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 BEGIN = "<!-- written by benchmarks/bench_networks.py: do not edit -->\n"
@@ -139,7 +139,7 @@ def main(
     """Print the table of the networks NAMES, or of all."""
     if threads:
         torch.set_num_threads(threads)
-    keep_memory()
+    click.get_current_context().with_resource(kept_memory())
     with tempfile.TemporaryDirectory() as folder:
         played = LEVELS["GoToLocal"]._replace(T=shape[0], B=shape[1])
         batch = next(batches(played, recorded("GoToLocal", Path(folder))))

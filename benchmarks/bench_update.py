@@ -47,7 +47,7 @@ from trainer.learning.networks.base import memory_of
 from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.small import SmallNetwork
-from trainer.run.log import keep_memory
+from trainer.run.memory import kept_memory
 from trainer.settings.models import OptimizerSettings
 
 MEAN_RUN = 5.3
@@ -291,7 +291,7 @@ def main(
     compiled: bool,
 ) -> None:
     """Print how fast the networks NAMES are updated."""
-    keep_memory()
+    click.get_current_context().with_resource(kept_memory())
     torch.set_num_threads(threads)
     click.echo(f"{platform.machine()}, torch {torch.__version__}, {threads} threads")
     if by_steps:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -28,8 +27,6 @@ from trainer.run.log import (
     RunLog,
     gif_path,
     read_log,
-    resident_mib,
-    return_memory,
 )
 from trainer.settings.models import read_settings, toml_of
 
@@ -422,44 +419,6 @@ def test_a_pipe_or_a_folder_in_place_of_the_log_is_refused_at_once(tmp_path: Pat
     (tmp_path / "b" / FILE_NAME).mkdir(parents=True)
     with pytest.raises(DemotoolsError):
         read_log(tmp_path / "b")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc gives it back itself")
-def test_much_memory_that_is_free_goes_back_to_the_system() -> None:
-    blocks = [bytes(100_000) for _ in range(3000)]
-    held = resident_mib()["resident_mib"]
-    del blocks[:-1]  # the last one keeps the heap from shrinking
-    return_memory()
-    assert resident_mib()["resident_mib"] < held - 200
-
-
-KEEPS = """
-import resource
-import torch
-from trainer.run.log import keep_memory, resident_mib, return_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for size in range(20, 30):
-        torch.zeros(size * 2**18)  # MiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-anew = faults()
-keep_memory()
-faults()
-return_memory()  # it is not much
-assert faults() < anew / 10, anew
-torch.zeros(300 * 2**18)
-held = resident_mib()["resident_mib"]
-return_memory()
-assert resident_mib()["resident_mib"] < held - 200
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps it or not")
-def test_memory_of_large_arrays_is_kept_for_the_next_until_it_is_much() -> None:
-    # in a process of its own: what is set stays so until its end
-    subprocess.run([sys.executable, "-c", KEEPS], check=True, timeout=60)
 
 
 # What these programs do with the calls: MLflow names its runs, and both keep a step twice.

@@ -35,6 +35,7 @@ from trainer.report.plot import Experiment, curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
+from trainer.run.memory import resident_mib
 from trainer.run.session import other_levels, resolved
 from trainer.run.state import new_run, open_stage
 from trainer.settings.models import Settings, read_settings
@@ -153,6 +154,9 @@ def test_a_run_from_python_is_that_of_the_command(
     more: dict[str, Any] = {"data_dir": bot_data, "workers": 1}
     folder = trainer.train(tree, output=tmp_path / "b", say=said.append, **more)
     assert folder == tmp_path / "b"
+    before = resident_mib().get("resident_mib", 0)
+    torch.zeros(300 * 2**18)  # MiB, which the run would have kept
+    assert resident_mib().get("resident_mib", 0) < before + 100
     assert any(line.startswith("trained for") for line in said)
     first, second = weights(folder), weights(finished[0])
     assert all(torch.equal(first[name], second[name]) for name in first)

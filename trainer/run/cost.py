@@ -16,11 +16,11 @@ from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import seed_streams
 from trainer.learning.losses import LossStep, weighted_sum
 from trainer.learning.networks.base import parameter_count
+from trainer.run.memory import enough_memory
 from trainer.run.state import (
     Run,
     StagePlan,
     StoreBatches,
-    enough_memory,
     made_losses,
     passes_of,
     stage_environments,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import mmap
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -295,50 +292,6 @@ def _add_gif(board: SummaryWriter, tag: str, gif: Path, step: int, walltime: flo
     writer.add_summary(summary, step, walltime)
 
 
-def keep_memory() -> None:
-    """Let freed memory stay in this process, up to `return_memory`, where glibc is there.
-
-    It would hand large arrays back at once, and ask for pages anew, each filled with zeros, for the
-    next: a tenth of an update of `maze`.
-    """
-    option = _of_glibc("mallopt")
-    if option is not None:
-        # an older glibc refuses more than 32 MiB for what is not a mapping of its own
-        if not option(_MMAP_THRESHOLD, 1 << 30):
-            option(_MMAP_THRESHOLD, 1 << 25)
-        option(_TRIM_THRESHOLD, 1 << 30)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt, as malloc.h has them."""
-_MOST_FREE = 256 << 20
-
-
-class _Counts(ctypes.Structure):
-    """`struct mallinfo2`; the ninth of the counts is what is free, in bytes."""
-
-    _fields_ = (("counts", ctypes.c_size_t * 10),)
-
-
-def return_memory() -> None:
-    """Give memory that is free inside this process back to the system, where it is much.
-
-    Temporary arrays whose sizes differ from batch to batch leave holes, which glibc keeps: `maze`
-    grew by half a gigabyte in a million steps.
-    """
-    trim, counts = _of_glibc("malloc_trim"), _of_glibc("mallinfo2")
-    if counts is not None:  # since glibc 2.33
-        counts.restype = _Counts
-        if counts().counts[8] < _MOST_FREE:
-            return
-    if trim is not None:
-        trim(0)
-
-
-def _of_glibc(name: str) -> Any:
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-
-
 def appended(stream: FileIO, line: bytes, file: Path) -> None:
     """Append a line to a file, or nothing of it.
 
@@ -358,15 +311,6 @@ def appended(stream: FileIO, line: bytes, file: Path) -> None:
 def evaluation_group(*, sampled: bool) -> Group:
     """The group of a measurement of success, with sampled or with greedy actions."""
     return "evaluation_sampled" if sampled else "evaluation"
-
-
-def resident_mib() -> dict[str, float]:
-    """`resident_mib`: the memory that this process holds now; empty where no system file tells."""
-    status = Path("/proc/self/statm")
-    if not status.is_file():
-        return {}
-    pages = int(status.read_text("ascii").split()[1])
-    return {"resident_mib": pages * mmap.PAGESIZE / 2**20}
 
 
 def read_log(folder: Path, name: str = FILE_NAME) -> list[dict[str, Any]]:

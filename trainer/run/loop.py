@@ -23,7 +23,8 @@ from trainer.batch import Batch
 from trainer.learning.building import clip_gradients
 from trainer.learning.losses import Loss, LossResult, kl_targets, weighted_sum
 from trainer.run.folder import CHECKPOINT_FILE
-from trainer.run.log import Group, Stopwatch, keep_memory, resident_mib, return_memory
+from trainer.run.log import Group, Stopwatch
+from trainer.run.memory import enough_memory, resident_mib, return_memory
 from trainer.run.resume import copied, save, save_best, save_failed, state_of, write_state
 from trainer.run.state import (
     Progress,
@@ -31,7 +32,6 @@ from trainer.run.state import (
     Stage,
     StoreBatches,
     ends_early,
-    enough_memory,
     open_stage,
     rollout_updates,
 )
@@ -43,7 +43,6 @@ from trainer.team import StopRequest
 def run_stages(run: Run, stop: StopRequest) -> None:
     """Train through all stages; save at every interval, at the end, and when asked to stop."""
     progress, run.watch = run.progress, Stopwatch()
-    keep_memory()
     for number in range(progress.stage, len(run.settings.stages)):
         if number > progress.stage:
             progress.next_stage()

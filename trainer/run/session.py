@@ -48,6 +48,7 @@ from trainer.run.initial import (
     take_weights,
 )
 from trainer.run.loop import run_stages
+from trainer.run.memory import kept_memory
 from trainer.run.resume import load_best, restore, resumed_settings
 from trainer.run.state import Run, new_run, open_log, passes_of, stage_plan
 from trainer.run.success import measure
@@ -187,7 +188,7 @@ def train(
 
 def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
     """Train to the end and measure success; raises Stopped where a signal came first."""
-    with open_log(run), stop_request() as stop:
+    with open_log(run), stop_request() as stop, kept_memory():
         if run.team.writes:
             with written_whole(run.folder / SETTINGS_FILE) as stream:
                 stream.write((recipe_note(run.settings) + toml_of(run.settings)).encode())
