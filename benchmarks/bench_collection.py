@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv
 
+from demotools.output import counted
 from demotools.recording.environment import Environment, make_environment
 from trainer.acting.vector import EnvironmentKind, VectorEnvironment, seed_streams
 
@@ -67,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "minigrid", "numpy"))
     print(f"{platform.machine()}, Python {platform.python_version()}, {packages}")
-    print(f"steps/s, {options.processes} processes of ours, median of {ROUNDS} rounds")
+    print(f"steps/s, {counted(options.processes, 'process')} of ours, median of {ROUNDS} rounds")
     for count in options.environments:
         for stock in (False, True):
             compare(options.level, count, options.processes, stock=stock)

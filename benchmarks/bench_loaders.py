@@ -21,6 +21,7 @@ import torch
 from synthetic import synthetic_store
 from torch.utils.data import DataLoader
 
+from demotools.output import counted
 from demotools.store.episodes import pad_episodes
 from trainer.data.dataset import RolloutDataset
 
@@ -58,7 +59,7 @@ def main() -> None:
                 rate(DataLoader(dataset, num_workers=workers, **settings)) for _ in range(rounds)
             ]
             spread = f"{median(rates):8,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-            print(f"{name}, {workers} workers: {spread} batches/s")
+            print(f"{name}, {counted(workers, 'worker')}: {spread} batches/s")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from demotools.babyai.vocabulary import WORDS
+from demotools.output import counted
 from trainer.batch import Batch
 from trainer.learning.building import NETWORKS
 from trainer.learning.networks.base import parameter_count
@@ -65,7 +66,7 @@ class Cost:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[dict[int, int]]:
+def kept_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
     """Bytes of each storage that autograd keeps of what is computed inside, by its address."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, int] = {}
@@ -88,7 +89,7 @@ def measured(name: str, batch: Batch, rounds: int, bfloat16: bool) -> Cost:
     network = NETWORKS[name](VOCABULARY)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     step = ours(bfloat16)
-    with counted(network) as kept:
+    with kept_for_backward(network) as kept:
         step(network, batch)
     times = []
     for number in range(rounds + 1):
@@ -149,8 +150,8 @@ def main(
     ]
     said = (
         f"T x B = {shape[0]} x {shape[1]}, {'bfloat16' if bfloat16 else 'float32'}, "
-        f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, "
-        f"{VOCABULARY} words, processor time, median of {rounds}."
+        f"{counted(torch.get_num_threads(), 'thread')} of {platform.machine()}, "
+        f"torch {torch.__version__}, {VOCABULARY} words, processor time, median of {rounds}."
     )
     text = f"{table(costs)}\n\n{said}\n"
     if not write:

@@ -36,6 +36,8 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from demotools.output import counted
+
 LENGTH = 128
 
 
@@ -55,8 +57,8 @@ class Setting:
 
     def text(self) -> str:
         together = f"{self.team} training together, " if self.team > 1 else ""
-        processes = f"{self.processes} processes" if self.processes else "a process each"
-        return f"{self.name}: {together}{processes}, {self.threads} threads"
+        processes = counted(self.processes, "process") if self.processes else "a process each"
+        return f"{self.name}: {together}{processes}, {counted(self.threads, 'thread')}"
 
 
 OURS, RECURRENT, TORCH_AC = "ours", "RecurrentPPO", "torch-ac"
@@ -214,7 +216,7 @@ def measure(cores: int, options: argparse.Namespace) -> None:
                     bar.update()
                     if number:  # the first one warms up
                         times[contestant.setting].append(elapsed)
-    print(f"\nenv steps/s on {cores} core{'s'[: cores > 1]}, median of {options.rounds} cycles")
+    print(f"\nenv steps/s on {counted(cores, 'core')}, median of {options.rounds} cycles")
     best: dict[str, tuple[float, float]] = {}
     for setting, pairs in times.items():
         clock, worked = zip(*pairs, strict=True)

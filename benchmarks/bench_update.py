@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from demotools.babyai.levels import Symmetry
 from demotools.cli import main as demotools_main
+from demotools.output import counted
 from demotools.store.reading import Store, open_store
 from tests.learning import test_big, test_film, test_small
 from tests.learning.test_networks import WORDS, random_batch
@@ -293,7 +294,7 @@ def main(
     """Print how fast the networks NAMES are updated."""
     click.get_current_context().with_resource(kept_memory())
     torch.set_num_threads(threads)
-    click.echo(f"{platform.machine()}, torch {torch.__version__}, {threads} threads")
+    click.echo(f"{platform.machine()}, torch {torch.__version__}, {counted(threads, 'thread')}")
     if by_steps:
         for name in names or ("small",):
             against_steps(name, shape, rounds, device, Ways(bfloat16, compiled))

@@ -319,6 +319,16 @@ def size_on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, for people.
+
+    >>> counted(1, "episode"), counted(5412, "step"), counted(0, "process")
+    ('1 episode', '5,412 steps', '0 processes')
+    """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def size_text(size_bytes: int) -> str:
     """A size for people, in powers of 1,000.
 

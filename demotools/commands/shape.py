@@ -57,6 +57,7 @@ def shrink_command(
       demotools shrink --episodes 100
       demotools shrink GoToLocal --episodes 10000 --name GoToLocal-10000
     """
+    from demotools.output import counted
     from demotools.store.shrink import shrink_store, shrink_stores
 
     if name is not None and len(stores) != 1:
@@ -81,7 +82,7 @@ def shrink_command(
     lines = [
         f"skipped {result.parent}: {result.skipped}"
         if result.skipped
-        else f"made {result.path}: {result.episodes:,} episodes of {result.parent}"
+        else f"made {result.path}: {counted(result.episodes, 'episode')} of {result.parent}"
         for result in results
     ]
     shell.print(results, *lines)

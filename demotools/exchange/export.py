@@ -34,6 +34,7 @@ from demotools.errors import (
 )
 from demotools.output import (
     check_output,
+    counted,
     progress_bar,
     size_on_disk,
     size_text,
@@ -117,7 +118,7 @@ class Exported:
     def text(self) -> str:
         """What was exported, for a person."""
         path = printable_text(self.path)
-        what = f"{self.episodes:,} episodes, {size_text(self.size_bytes)}"
+        what = f"{counted(self.episodes, 'episode')}, {size_text(self.size_bytes)}"
         if self.last_observations is None:
             return f"exported {path}: {what}{f'; {self.note}' if self.note else ''}"
         counts = ", ".join(f"{number:,} {how}" for how, number in self.last_observations.items())

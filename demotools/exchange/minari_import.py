@@ -41,7 +41,7 @@ from demotools.babyai.levels import (
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
 from demotools.exchange.export import KeptAttributes, minari_module
-from demotools.output import open_regular, progress_bar
+from demotools.output import counted, open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.format import OPTIONAL, OUTCOMES
 from demotools.store.reading import Episodes
@@ -94,7 +94,7 @@ class Imported:
 
     def text(self) -> str:
         """What was imported, for a person."""
-        lines = [f"imported {printable_text(self.path)}: {self.episodes:,} episodes"]
+        lines = [f"imported {printable_text(self.path)}: {counted(self.episodes, 'episode')}"]
         lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
         if "taken" in self.lost:
             lines.append(

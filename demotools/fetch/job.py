@@ -47,7 +47,7 @@ from demotools.fetch.plan import (
     store_name,
 )
 from demotools.fetch.tarball import extract_members
-from demotools.output import acquired_lock, open_regular, read_regular, written_whole
+from demotools.output import acquired_lock, counted, open_regular, read_regular, written_whole
 from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.store.reading import open_store, store_path
 from demotools.store.verify import raise_if_damaged, verify_store
@@ -466,7 +466,7 @@ def _converted(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions
                 fix="name its level and --split, or restore it with `demotools unarchive`",
             )
         unarchive_store(file.path, path, overwrite=options.overwrite, quiet=options.quiet)
-        return f"{path}: {open_store(path).episodes:,} episodes from {file.source}"
+        return f"{path}: {counted(open_store(path).episodes, 'episode')} from {file.source}"
     convert = ConvertOptions(
         level=plan.level, split=plan.split, overwrite=options.overwrite, quiet=options.quiet
     )

@@ -10,7 +10,7 @@ from demotools.babyai.levels import SPLITS, level_names, levels_of_datasets, rea
 from demotools.errors import DemotoolsError, printable_values
 from demotools.fetch.job import read_records
 from demotools.fetch.plan import DOWNLOADS, FetchedRecord
-from demotools.output import size_on_disk, size_text
+from demotools.output import counted, size_on_disk, size_text
 from demotools.store.format import SUFFIX
 from demotools.store.reading import open_store
 
@@ -155,6 +155,6 @@ def _store_text(role: str, store: Mapping[str, Any]) -> str:
     if store["problem"]:
         return f"{role} cannot be opened: {store['problem']}"
     return (
-        f"{role} {store['episodes']:,} episodes, {store['steps']:,} steps, "
+        f"{role} {counted(store['episodes'], 'episode')}, {counted(store['steps'], 'step')}, "
         f"{size_text(store['size_bytes'])} ({store['kind']})"
     )

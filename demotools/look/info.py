@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from demotools.errors import printable_values
-from demotools.output import size_on_disk, size_text
+from demotools.output import counted, size_on_disk, size_text
 from demotools.store.reading import Store, open_store
 
 MEANING = {
@@ -77,11 +77,13 @@ def info_text(info: dict[str, Any]) -> str:
     info = printable_values(info)
     played = info["environment_id"] or ", ".join(info["levels"]) or "no environment today"
     lines = [
-        f"{info['name']}: {info['episodes']:,} episodes, {info['steps']:,} steps, "
-        f"{info['missions']:,} missions of {info['words']} words",
+        f"{info['name']}: {counted(info['episodes'], 'episode')}, "
+        f"{counted(info['steps'], 'step')}, {counted(info['missions'], 'mission')} of "
+        f"{counted(info['words'], 'word')}",
         f"  level       {info['level']} ({played}), {info['split']} split",
         f"  length      mean {info['mean_length']:.2f} steps, longest {info['longest']:,}",
-        f"  disk        {size_text(info['size_bytes'])} in {info['files']} files, {info['path']}",
+        f"  disk        {size_text(info['size_bytes'])} in {counted(info['files'], 'file')}, "
+        f"{info['path']}",
     ]
     if "ends" in info:
         ends = ", ".join(f"{count:,} by {how}" for how, count in info["ends"].items())

@@ -28,7 +28,7 @@ from demotools.look.pictures import (
     wrapped,
 )
 from demotools.look.terminal import Scene, page_lines, step_through
-from demotools.output import progress_bar
+from demotools.output import counted, progress_bar
 from demotools.recording.environment import Environment, make_environment
 from demotools.recording.replay import reason_against, replayed_episode
 from demotools.store.episodes import Episode, EpisodeDataset
@@ -73,7 +73,7 @@ class Shown:
     def title(self) -> str:
         """Which episode of which store this is."""
         seed = "unknown" if self.seed < 0 else str(self.seed)
-        steps = f"{len(self.action)} step{'s' if len(self.action) != 1 else ''}"
+        steps = counted(len(self.action), "step")
         ended = f", ended by {self.end}" if self.end else ""
         return f"{self.store}, episode {self.episode}, {steps}, seed {seed}{ended}"
 

@@ -18,7 +18,7 @@ import numpy as np
 from demotools.babyai.cells import Encoding
 from demotools.babyai.levels import SEEDS, Manifest, level_from_environment_id, read_manifest
 from demotools.errors import PickleError, StoreError, printable_text
-from demotools.output import progress_bar
+from demotools.output import counted, progress_bar
 from demotools.pickles.encoding import (
     DemoFile,
     OnError,
@@ -75,21 +75,21 @@ class Converted:
     def text(self) -> str:
         """What was converted, for a person."""
         lines = [
-            f"converted {printable_text(self.path)}: {self.episodes:,} episodes, "
-            f"{self.steps:,} steps, {self.missions:,} missions"
+            f"converted {printable_text(self.path)}: {counted(self.episodes, 'episode')}, "
+            f"{counted(self.steps, 'step')}, {counted(self.missions, 'mission')}"
         ]
         for file in self.source["files"]:
             lines.append(
                 f"  {printable_text(file['name'])}: object encoding {_PERIODS[file['encoding']]}"
             )
             lines += [
-                f"  left out of {number:,} episodes: {what}"
+                f"  left out of {counted(number, 'episode')}: {what}"
                 for what, number in file["left_out"].items()
             ]
             if file["skipped"]:
                 number, reason = file["skipped"][0]
                 lines.append(
-                    f"  left out {len(file['skipped']):,} episodes, the first, {number}: "
+                    f"  left out {counted(len(file['skipped']), 'episode')}, the first, {number}: "
                     f"{printable_text(reason)}"
                 )
             if file["broken_at"] is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from demotools.babyai.levels import SEEDS, read_manifest
 from demotools.errors import SettingsError, StoreError, printable_text
+from demotools.output import counted
 from demotools.recording.environment import (
     Environment,
     Observation,
@@ -66,8 +67,8 @@ class Played:
         if not self.episodes:
             return "nothing was solved, so no store was made"
         return (
-            f"{printable_text(self.path)}: {self.episodes:,} episodes, {self.solved:,} of them "
-            f"new; {self.left_out:,} were not solved and are not in it"
+            f"{printable_text(self.path)}: {counted(self.episodes, 'episode')}, "
+            f"{self.solved:,} of them new; {self.left_out:,} were not solved and are not in it"
         )
 
 
@@ -103,13 +104,13 @@ def play(
             fix=f"name a seed with {SEEDS['train'].start} <= seed < {SEEDS['train'].stop}",
         )
     solved = left_out = 0
-    note = "" if store is None else f"{store.episodes:,} episodes in {path.name}"
+    note = "" if store is None else f"{counted(store.episodes, 'episode')} in {path.name}"
     for seed in (seed for seed in count(first) if seed not in known):
         episode = _played(environment, seed, player, note)
         if isinstance(episode, Episodes):
             store = add_episode(path, level, episode)
             solved += 1
-            note = f"solved; {store.episodes:,} episodes in {path.name}"
+            note = f"solved; {counted(store.episodes, 'episode')} in {path.name}"
         elif episode == QUIT:
             break
         else:

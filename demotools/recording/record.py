@@ -21,7 +21,7 @@ import numpy as np
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import SEEDS, Split
 from demotools.errors import LevelError, SettingsError, printable_text
-from demotools.output import progress_bar
+from demotools.output import counted, progress_bar
 from demotools.recording.bot import (
     PLAIN,
     REPLANS_AT_MOST,
@@ -124,12 +124,12 @@ class Recorded:
     def text(self) -> str:
         """What was recorded, for a person."""
         lines = [
-            f"recorded {printable_text(self.path)}: {self.episodes:,} episodes, "
+            f"recorded {printable_text(self.path)}: {counted(self.episodes, 'episode')}, "
             f"seeds {self.seeds.start} <= seed < {self.seeds.stop}"
         ]
         for reason, number in self.failures.items():
             became = "not solved" if self.failures_kept else "left out"
-            lines.append(f"  {became} {number:,} seeds: {reason}")
+            lines.append(f"  {became} {counted(number, 'seed')}: {reason}")
         return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
 from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
-from demotools.output import acquired_lock, open_regular, written_whole
+from demotools.output import acquired_lock, counted, open_regular, written_whole
 from demotools.store.format import (
     COPY_BYTES,
     CRC_BYTES,
@@ -283,7 +283,7 @@ class StoreBuilder:
         """Say of the parts of `job`, another one, that they are thrown away, or refuse to."""
         differing = _differences(job, _parsed(self._job)) if job else ""
         how = differing or "it does not say how"
-        finished = f"its {parts} finished part{'s'[: parts > 1]}"
+        finished = f"its {counted(parts, 'finished part')}"
         if self._update:
             raise StoreError(
                 "an unfinished store of this name lies here",

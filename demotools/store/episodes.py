@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import unpacked_cells
 from demotools.errors import SettingsError, StoreError
+from demotools.output import counted
 
 Rows = NDArray[np.int64]
 ARRAYS = ("images", "directions", "actions", "masks")
@@ -154,7 +155,7 @@ class Episode:
         return getattr(self, name)
 
     def __repr__(self) -> str:
-        return f"<episode {self.number} of {self.store.name}: {len(self)} steps>"
+        return f"<episode {self.number} of {self.store.name}: {counted(len(self), 'step')}>"
 
 
 class EpisodeDataset(Sequence[Episode]):
@@ -322,7 +323,7 @@ class EpisodeDataset(Sequence[Episode]):
         return pad_episodes(episodes)
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} episodes of {self.name}>"
+        return f"<{counted(len(self), 'episode')} of {self.name}>"
 
 
 def pad_episodes(

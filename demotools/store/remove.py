@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demotools.errors import StoreError, from_os_error
-from demotools.output import acquired_lock, size_on_disk, size_text
+from demotools.output import acquired_lock, counted, size_on_disk, size_text
 from demotools.store.building import recover, trash_folder
 from demotools.store.format import is_ours, present_folder, read_attributes
 
@@ -28,7 +28,7 @@ class Removal:
 
     def text(self) -> str:
         """What would be lost."""
-        episodes = "damaged" if self.episodes is None else f"{self.episodes:,} episodes"
+        episodes = "damaged" if self.episodes is None else counted(self.episodes, "episode")
         return f"{self.path} ({episodes}, {size_text(self.size_bytes)})"
 
 

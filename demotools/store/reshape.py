@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.levels import seeds_of
 from demotools.errors import SettingsError, StoreError, printable_text
-from demotools.output import progress_bar
+from demotools.output import counted, progress_bar
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.duplicates import joined_groups, repeats, store_hashes
 from demotools.store.episodes import EpisodeDataset
@@ -85,8 +85,8 @@ class Made:
         names = ", ".join(map(printable_text, self.parents[:3]))
         more = f" and {len(self.parents) - 3} others" if len(self.parents) > 3 else ""
         lines = [
-            f"made {printable_text(self.path)}: {self.episodes:,} episodes of {names}{more}, "
-            f"{self.left_out:,} left out"
+            f"made {printable_text(self.path)}: {counted(self.episodes, 'episode')} of "
+            f"{names}{more}, {self.left_out:,} left out"
         ]
         if self.duplicates is not None:
             lines.append(f"  {self.duplicates:,} duplicates: they repeat another step by step")

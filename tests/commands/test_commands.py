@@ -171,6 +171,15 @@ def test_what_somebody_would_guess_works(line: str) -> None:
     assert meaning(line) == meaning(GUESSES[line])
 
 
+def test_the_number_of_processes_of_trainer_is_guessed_alike() -> None:
+    group = dict(command_lines()).get("trainer")
+    if group is None:
+        pytest.skip("a Python without torch")
+    for option in ("-m", "--workers", "--num-workers", "--processes"):
+        told = CliRunner().invoke(group, ["evaluate", "runs/a", option, "2", "--episodes", "0"])
+        assert "Invalid value for '--episodes'" in told.output  # and nothing else
+
+
 JSON_LINES = [
     "generate GoToObj --episodes 2 --workers 1",
     "list",

@@ -45,11 +45,11 @@ def test_stores_are_listed_with_what_they_hold(tmp_path: Path) -> None:
     text = listed(tmp_path)
     line = line_of("GoToLocal", text)
     assert "train 3 episodes, 9 steps," in line
-    assert "valid 1 episodes, 3 steps," in line
-    assert "small 1 episodes, 3 steps," in line
+    assert "valid 1 episode, 3 steps," in line
+    assert "small 1 episode, 3 steps," in line
     mine = line_of("mine", text)
     longer = line_of("a-name-longer-than-any-level", text)
-    assert "valid 1 episodes, 7 steps," in mine
+    assert "valid 1 episode, 7 steps," in mine
     assert mine.index("valid") == longer.index("train") == line.index("train")
 
 
@@ -125,7 +125,7 @@ def test_a_store_that_cannot_be_opened_is_listed_with_the_reason(
     (tmp_path / "mine.zarr").mkdir()
     text = listed(tmp_path)
     assert "train cannot be opened: " in line_of("GoTo", text)
-    assert "train 1 episodes" in line_of("Open", text)
+    assert "train 1 episode" in line_of("Open", text)
     assert "it cannot be opened: " in line_of("mine", text)
     entries = json.loads(listed(tmp_path, "--json"))["levels"]
     assert any(entry["stores"].get("train", {}).get("problem") for entry in entries)

@@ -47,7 +47,7 @@ def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_pa
         actions = expected.action.tolist()
         for step, action in enumerate(actions):
             last = step == len(actions) - 1
-            shown = f"solved; 1 episodes in {name}" if last else f"step {step + 1} of at most"
+            shown = f"solved; 1 episode in {name}" if last else f"step {step + 1} of at most"
             read_until(terminal, shown, KEYS[action])
         read_until(terminal, HELP)
         time.sleep(0.2)

@@ -53,7 +53,7 @@ def test_solved_episodes_are_kept_and_those_of_the_next_sitting_added(tmp_path: 
     assert (played.episodes, played.solved, played.left_out) == (2, 2, 2)
     assert somebody.notes == [
         "",
-        "solved; 1 episodes in GoToLocal-human.zarr",
+        "solved; 1 episode in GoToLocal-human.zarr",
         "given up",
         "not solved; it is not kept",
         "solved; 2 episodes in GoToLocal-human.zarr",

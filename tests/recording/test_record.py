@@ -357,7 +357,7 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     plan = planned_recording("GoToImpUnlock", 9, style=Style(failures=True))
     recorded = generate(plan, path, workers=1, quiet=True)
     assert recorded.failures == {"replan limit": 1}
-    assert "not solved 1 seeds: replan limit" in recorded.text()
+    assert "not solved 1 seed: replan limit" in recorded.text()
     store = open_store(path)
     assert store.episode_seed.tolist() == list(range(9))
     reward = store.optional["reward"].span(0, store.steps)

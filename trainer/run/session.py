@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, SettingsError
-from demotools.output import data_folder, written_whole
+from demotools.output import counted, data_folder, written_whole
 from demotools.recording.bot import can_play
 from demotools.recording.environment import (
     Environment,
@@ -317,9 +317,7 @@ def _new_run(
 def _word_lines(words: Sequence[str]) -> list[str]:
     beyond = [word for word in words if word not in WORDS]
     shown = ", ".join(beyond[:_SHOWN_WORDS]) + (", …" if len(beyond) > _SHOWN_WORDS else "")
-    return (
-        [f"{len(beyond)} word{'s'[: len(beyond) > 1]} beyond BabyAI's: {shown}"] if beyond else []
-    )
+    return [f"{counted(len(beyond), 'word')} beyond BabyAI's: {shown}"] if beyond else []
 
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
