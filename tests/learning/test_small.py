@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.learning.test_networks import WORDS, random_batch
 from trainer.batch import Batch
-from trainer.learning.networks import small
+from trainer.learning.networks import small, steps
 from trainer.learning.networks.base import lstm_by_steps, parameter_count
 from trainer.learning.networks.small import SmallNetwork
 
@@ -56,7 +56,7 @@ def test_single_steps_equal_the_plain_loop(
     missions: int | None, products: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if missions:
-        monkeypatch.setattr(small, "_MOST_MISSIONS", missions)
+        monkeypatch.setattr(steps, "_MOST_MISSIONS", missions)
     if products:
         monkeypatch.setattr(small, "_TABLE_BYTES", products * 49 * 16 * 4)
     torch.manual_seed(0)
@@ -64,14 +64,14 @@ def test_single_steps_equal_the_plain_loop(
     batch = random_batch(80, 4, 7)
     batch["cells"] %= 3
     expected, after = by_steps(network, batch, network.initial_memory(4))
-    steps, memory = network.acting(), network.initial_memory(4)
+    prepared, memory = network.acting(), network.initial_memory(4)
     known = 0
     for time in range(80):
         row, again = torch.unique(batch["mission"][time], return_inverse=True)
         step = {name: values[time : time + 1] for name, values in batch.items()}
         step |= {"mission": again[None], "mission_tokens": batch["mission_tokens"][row]}
-        output = steps(step, memory)
-        memory, known = output.memory, max(known, steps.known_products)
+        output = prepared(step, memory)
+        memory, known = output.memory, max(known, prepared.known_products)
         torch.testing.assert_close(output.logits[0], expected[time], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(memory, after, rtol=1e-5, atol=1e-6)
     assert known == 7 * 3 if missions is products else 0 < known < 7 * 3

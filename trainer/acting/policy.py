@@ -226,15 +226,14 @@ class Tokenizer:
 
     def __init__(self, words: Sequence[str]) -> None:
         self._ids = word_ids(words)
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, NDArray[np.int64]] = {}
 
     def __call__(self, missions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Each mission's row among the distinct ones, int64 [B], and their tokens, int64 [M, L].
 
         CheckpointError  a mission has a word that is not in the vocabulary
         """
-        rows: dict[str, int] = {}
-        numbers = [rows.setdefault(mission, len(rows)) for mission in missions]
+        rows = {mission: row for row, mission in enumerate(dict.fromkeys(missions))}
         known = self._known
         new = [mission for mission in rows if mission not in known]
         if new:
@@ -245,13 +244,14 @@ class Tokenizer:
         tokens = [known[mission] for mission in rows]
         # only empty missions: one column of padding
         table = np.zeros((len(rows), max(1, *map(len, tokens))), dtype=np.int64)
-        for row, ids in zip(table, tokens, strict=True):
-            row[: len(ids)] = ids
-        return torch.tensor(numbers), torch.from_numpy(table)
+        for row, ids in enumerate(tokens):
+            table[row, : len(ids)] = ids
+        return torch.tensor([rows[mission] for mission in missions]), torch.from_numpy(table)
 
-    def _read(self, mission: str) -> list[int]:
+    def _read(self, mission: str) -> NDArray[np.int64]:
         try:
-            return [self._ids[word] for word in mission_words(mission)]
+            ids = [self._ids[word] for word in mission_words(mission)]
+            return np.array(ids, dtype=np.int64)
         except KeyError as error:
             raise CheckpointError(
                 f"the network has never learned the word `{error.args[0]}`",

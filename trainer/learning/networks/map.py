@@ -369,36 +369,35 @@ def _search(
     bit = np.uint64(1) << (maps & 63).astype(np.uint64)
     at = row * down + column * words + (maps >> 6)
     np.bitwise_and.at(unvisited, at, ~bit)
-    new, around = np.zeros((2, 4, edge + size + edge), np.uint64)
+    buffers = np.zeros((2, 4, edge + size + edge), np.uint64)
     steps = (words, down, -words, -down)
     for move, ((x, y), step) in enumerate(zip(_STEP.tolist(), steps, strict=True)):
         to_row, to_column = row + y, column + x
         inside = (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
-        np.bitwise_or.at(new[move], edge + step + at[inside], bit[inside])
-    planes = np.zeros((10, size), np.uint64)
-    moves, reached = planes[6:], np.empty(size, np.uint64)
-    left, right, above, below = (
-        slice(edge - step, edge - step + size) for step in (words, -words, down, -down)
+        np.bitwise_or.at(buffers[0, move], edge + step + at[inside], bit[inside])
+    # of each buffer the cells, and those that each step leads to
+    now, later = (
+        [one[:, edge - step : edge - step + size] for step in (0, *steps)] for one in buffers
     )
+    planes = np.zeros((10, size), np.uint64)
+    levels, moves = np.zeros((_FARTHEST + 1, size), np.uint64), planes[6:]
     for distance in range(1, _FARTHEST):
-        here, there = (one[:, edge : edge + size] for one in (new, around))
-        # with `out`: `a[i] |= b` would copy a[i] onto itself beside
-        np.bitwise_or(here[0], here[1], out=reached)
-        reached |= here[2]
-        reached |= here[3]
+        here, there = now[0], later[0]
+        reached = np.bitwise_or.reduce(here, axis=0, out=levels[distance])
         if not reached.any():
             break
         moves |= here
-        for plane in range(6):
-            if distance >> plane & 1:
-                np.bitwise_or(planes[plane], reached, out=planes[plane])
         here &= open_cells
-        np.bitwise_or(new[:, left], new[:, right], out=there)
-        there |= new[:, above]
-        there |= new[:, below]
-        unvisited &= np.invert(reached, out=reached)
+        # with `out`: `a[i] |= b` would copy a[i] onto itself beside
+        np.bitwise_or(now[1], now[2], out=there)
+        np.bitwise_or(there, now[3], out=there)
+        np.bitwise_or(there, now[4], out=there)
+        unvisited ^= reached
         there &= unvisited
-        new, around = around, new
+        now, later = later, now
+    for plane in range(6):
+        of_bit = levels.reshape(-1, 2, 1 << plane, size)[: (distance >> plane + 1) + 1, 1]
+        np.bitwise_or.reduce(of_bit, axis=(0, 1), out=planes[plane])
     return planes.reshape(10, *box)[:, :, :width]
 
 

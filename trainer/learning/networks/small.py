@@ -23,6 +23,7 @@ from trainer.learning.networks.base import (
     output_of_runs,
     runs_of,
 )
+from trainer.learning.networks.steps import Heads, KnownMissions, LSTMStep
 from trainer.learning.networks.sums import linear_of_rows
 
 
@@ -108,7 +109,7 @@ class SmallNetwork(nn.Module):
         return linear_of_rows(rows, index, self.view.weight.to(rows.dtype))
 
 
-_MOST_MISSIONS, _TABLE_BYTES = 1024, 30 << 20
+_TABLE_BYTES = 30 << 20
 
 
 class SmallSteps:
@@ -121,29 +122,15 @@ class SmallSteps:
     """
 
     def __init__(self, network: SmallNetwork) -> None:
-        def gates(rows: Tensor) -> Tensor:
-            i, f, g, o = rows.detach().chunk(4)
-            return torch.cat([i, f, o, g])
-
-        def layers(number: int) -> tuple[nn.Linear, nn.Linear]:
-            return network.actor[number], network.critic[number]  # type: ignore[return-value]
-
-        self._network, cell, view = network, network.cell, network.view
-        with torch.no_grad():
-            self._gates = gates(torch.cat([cell.weight_ih, cell.weight_hh], dim=1)).t()
-            self._gates_bias = gates(cell.bias_ih + cell.bias_hh)
-            first, last = layers(0), layers(2)
-            self._first = torch.cat([layer.weight for layer in first]).t()
-            self._first_bias = torch.cat([layer.bias for layer in first])
-            self._last = torch.block_diag(  # type: ignore[no-untyped-call]
-                *(layer.weight for layer in last)
-            ).t()
-            self._last_bias = torch.cat([layer.bias for layer in last])
-            self._view_bias = view.bias.detach()
-            embedding = network.codes.embedding_dim
-            # [embedding, positions * features]
-            by_position = view.weight.view(len(view.weight), -1, embedding).permute(2, 1, 0)
-            self._by_position = by_position.flatten(1)
+        self._network, view = network, network.view
+        self._missions = KnownMissions(self._read, self._forget)
+        self._lstm = LSTMStep(network.cell)
+        self._heads = Heads(network.actor, network.critic)
+        self._view_bias = view.bias.detach()
+        embedding = network.codes.embedding_dim
+        # [embedding, positions * features]
+        by_position = view.weight.detach().view(len(view.weight), -1, embedding)
+        self._by_position = by_position.permute(2, 1, 0).flatten(1)
         row = self._by_position.shape[1]
         self._positions = torch.arange(row // view.out_features, dtype=torch.int32)
         self._table = view.weight.new_empty(
@@ -158,8 +145,6 @@ class SmallSteps:
         return self._rows
 
     def _forget(self) -> None:
-        self._known: dict[tuple[int, ...], int] = {}
-        self._film = self._gates.new_empty(0, self._network.film.out_features)
         # by mission and code the first of its positions in the table, -1 where it is not there
         self._place = torch.empty(0, dtype=torch.int32)
         self._rows = 0
@@ -167,35 +152,16 @@ class SmallSteps:
     def __call__(self, batch: Batch, memory: Tensor) -> Output:
         """As the network's own for T = 1, without gradients; it does not give the features."""
         with torch.no_grad():
-            number = self._numbers(batch["mission_tokens"])
-            size = memory.shape[1] // 2
+            number = self._missions(batch["mission_tokens"])
             memory = memory * batch["masks"][0].to(memory.dtype)[:, None]
             seen = self._summed_cells(batch["cells"][0].flatten(1), batch["mission"][0], number)
-            features = seen.add_(self._view_bias).relu_()
-            joined = torch.cat([features, memory[:, :size]], dim=1)
-            gates = torch.addmm(self._gates_bias, joined, self._gates)
-            i, f, o = gates[:, : 3 * size].sigmoid_().chunk(3, dim=1)
-            state = (memory[:, size:] * f).addcmul_(i, gates[:, 3 * size :].tanh_())
-            hidden = state.tanh().mul_(o)
-            inner = torch.addmm(self._first_bias, hidden, self._first).tanh_()
-            said = torch.addmm(self._last_bias, inner, self._last)[None]
-            return Output(said[..., :-1], said[..., -1], torch.cat([hidden, state], dim=1))
+            after = self._lstm(seen.add_(self._view_bias).relu_(), memory)
+            return Output(*self._heads(after.hidden), torch.cat(after, dim=1))
 
-    def _numbers(self, tokens: Tensor) -> Tensor:
-        """Of each of M missions among those that are known: int64 [M]."""
-        missions = [tuple(filter(None, row)) for row in tokens.tolist()]
-        if not self._known.keys() >= set(missions):
-            if len(self._known) + len(missions) > _MOST_MISSIONS:
-                self._forget()
-            known = self._known
-            new = {each: row for row, each in enumerate(missions) if each not in known}
-            network = self._network
-            film = network.film(network.instruction(tokens[list(new.values())]))
-            self._film = torch.cat([self._film, film])
-            unknown = self._place.new_full((len(new) * CELL_CODES,), -1)
-            self._place = torch.cat([self._place, unknown])
-            known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
-        return torch.tensor([self._known[mission] for mission in missions])
+    def _read(self, tokens: Tensor) -> list[Tensor]:
+        unknown = self._place.new_full((len(tokens) * CELL_CODES,), -1)
+        self._place = torch.cat([self._place, unknown])
+        return [self._network.film(self._network.instruction(tokens))]
 
     def _summed_cells(self, cells: Tensor, mission: Tensor, number: Tensor) -> Tensor:
         """As the network's: [B, features].
@@ -209,7 +175,7 @@ class SmallSteps:
         place = self._place.index_select(0, key.flatten())
         if int(place.min()) < 0:
             if not self._multiply(torch.unique(key.flatten()[place < 0])):
-                scale, shift = self._film[number].chunk(2, dim=1)
+                scale, shift = self._missions.values[0][number].chunk(2, dim=1)
                 return self._network._summed_cells(cells, mission, scale, shift)
             place = self._place.index_select(0, key.flatten())
         row = place.view_as(cells) + self._positions
@@ -225,7 +191,7 @@ class SmallSteps:
             self._rows = 0
             return False
         mission, code = keys // CELL_CODES, keys % CELL_CODES
-        scale, shift = self._film[mission].chunk(2, dim=1)
+        scale, shift = self._missions.values[0][mission].chunk(2, dim=1)
         rows = torch.relu(self._network.codes(code) * (1 + scale) + shift)
         after = self._rows + len(keys)
         torch.mm(rows, self._by_position, out=self._table[self._rows : after])
