@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import trainer
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, LevelError
 from demotools.recording.environment import make_environment
 from trainer.acting.policy import NetworkPolicy, Tokenizer
+from trainer.learning.building import build_network
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
@@ -85,6 +89,51 @@ def test_a_policy_acts_outside_inference_mode_after_it_has_acted_inside(checkpoi
         with torch.inference_mode(mode=number % 2 == 0):
             actions = policy.act(step)
         np.testing.assert_array_equal(actions, other.act(step))
+
+
+def step_of(network: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer(network.parameters(), lr=0.01).step()
+
+
+def by_hand(network: nn.Module) -> None:
+    with torch.no_grad():
+        next(iter(network.parameters())).mul_(2)
+
+
+def loaded(network: nn.Module) -> None:
+    network.load_state_dict({name: 2 * one for name, one in network.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # torch counts no changes by its fused optimizers
+        partial(step_of, optimizer=partial(torch.optim.Adam, fused=True)),
+        partial(step_of, optimizer=torch.optim.SGD),
+        by_hand,
+        loaded,
+    ],
+)
+@pytest.mark.parametrize("name", ["small", "maze"])
+def test_a_policy_acts_by_the_weights_of_now_whoever_changed_them(
+    name: str, change: Callable[[nn.Module], None]
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(name, {}, len(WORDS))
+    policy = NetworkPolicy(network, WORDS)
+    policy.reset(2)
+    shown = np.full((2, 7, 7), 18, np.uint8), np.zeros(2, np.uint8), ["go to a box"] * 2
+    begins = np.zeros(2, np.uint8)
+    policy.act(*shown, begins)
+    before = policy.logits
+    change(network)
+    policy.act(*shown, begins)
+    fresh = NetworkPolicy(network, WORDS)
+    fresh.reset(2)
+    fresh.act(*shown, begins)
+    assert torch.equal(policy.logits, fresh.logits) and not torch.equal(policy.logits, before)
 
 
 def test_the_documented_loop_runs(checkpoint: Path) -> None:

@@ -70,7 +70,7 @@ class Collector:
 
         stage_steps      environment steps of the stage so far, everywhere
         """
-        self._policy.weights_changed()
+        self._policy.prepare_anew()
         memory = self._policy.memory
         asked: list[float] = []
         applied: list[float] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from demotools.babyai.cells import ACTIONS
 from demotools.babyai.vocabulary import mission_words, word_ids
 from demotools.errors import CheckpointError
-from trainer.batch import Batch
-from trainer.learning.networks.base import Output, acting, memory_of
+from trainer.learning.networks.base import Output, Step, acting, memory_of
 
 _MOST_KNOWN = 1 << 16
 
@@ -121,7 +120,7 @@ class NetworkPolicy:
 
     def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
         self._model = model
-        self._step: Callable[[Batch, Tensor], Output] | None = None
+        self._step: Step | None = None
         self.tokenised = Tokenizer(words)
         """Of the network's vocabulary."""
         self.sample = sample
@@ -140,16 +139,20 @@ class NetworkPolicy:
 
     def reset(self, count: int) -> None:
         """Forget everything; from now on there are `count` environments."""
-        self.weights_changed()
+        self.prepare_anew()
         self.memory = memory_of(self._model, count)
         self._streams = EpisodeStreams()
 
-    def weights_changed(self) -> None:
-        """Forget what has been computed of the network's weights, up to now."""
+    def prepare_anew(self) -> None:
+        """Begin as a new policy would: so a run that is resumed rounds as one that was not.
+
+        Weights that have changed are noticed without it, unless through `weight.data`, of which
+        torch keeps no count.
+        """
         self._step = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which computes that again."""
+        """For another process, which prepares its steps itself."""
         return {**vars(self), "_step": None}
 
     def keep(self, rows: NDArray[np.int64]) -> None:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from demotools.babyai.cells import ACTIONS
 from trainer.batch import Batch
@@ -207,16 +210,57 @@ def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
     return Output(*output)
 
 
-def acting(network: nn.Module) -> Callable[[Batch, Tensor], Output]:
-    """What gives the output of single steps without gradients, while its weights stay as they are.
+Step = Callable[[Batch, Tensor], Output]
 
-    It is what a network of ours prepares on a CPU by its `acting`, else the network itself.
+
+def acting(network: nn.Module) -> Step:
+    """What gives the output of single steps without gradients.
+
+    It is what a network of ours prepares on a CPU by its `acting`, anew whenever its weights have
+    changed, else the network itself.
     """
     # what a class inherits computes what another network does
-    prepared = _is_ours(network) and vars(type(network)).get("acting")
-    if prepared and all(weight.device.type == "cpu" for weight in network.parameters()):
-        return cast(Callable[[Batch, Tensor], Output], prepared(network))
-    return partial(output_of, network)
+    prepare = _is_ours(network) and vars(type(network)).get("acting")
+    # tensors of inference mode do not tell whether they have changed
+    if not prepare or any(
+        weight.device.type != "cpu" or weight.is_inference() for weight in network.parameters()
+    ):
+        return partial(output_of, network)
+    _mark_steps_of_optimizers()
+    return _Prepared(network, prepare)
+
+
+class _Prepared:
+    """What `prepare` makes of a network, made anew where its weights have changed since."""
+
+    def __init__(self, network: nn.Module, prepare: Callable[[nn.Module], Step]) -> None:
+        self._network, self._prepare = network, prepare
+        self._weights = list(network.parameters())
+        self._versions: list[int] = []
+
+    def __call__(self, batch: Batch, memory: Tensor) -> Output:
+        versions = list(map(_version_of, self._weights))
+        if versions != self._versions:
+            self._step, self._versions = self._prepare(self._network), versions
+        return self._step(batch, memory)
+
+
+_version_of = attrgetter("_version")
+
+
+@cache
+def _mark_steps_of_optimizers() -> None:
+    """From now on a weight's version tells of every optimizer's step.
+
+    torch counts changes of tensors, but for those that its fused optimizers make.
+    """
+
+    def mark(optimizer: torch.optim.Optimizer, _arguments: Any, _options: Any) -> None:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                increment_version(weight)
+
+    register_optimizer_step_post_hook(mark)
 
 
 def memory_of(network: nn.Module, rollouts: int) -> Tensor:

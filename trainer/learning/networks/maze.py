@@ -71,7 +71,6 @@ class MazeNetwork(SmallNetwork):
         self.bag = nn.Linear(channels, features)
         self.told = nn.Linear(features, features)
         self.heads, self.words = heads, words
-        self._read_before: tuple[int, Tensor, Words] | None = None
         if words:
             self.mission = nn.Linear(instruction, features)
             self.asked = nn.Linear(memory, WORD_HEADS * words)
@@ -99,7 +98,7 @@ class MazeNetwork(SmallNetwork):
         found, state = self._looked(batch, memory)
         step, first, code, how = (torch.from_numpy(one).to(memory.device) for one in found)
         tokens = batch["mission_tokens"]
-        read = self._words(tokens)
+        read = self.instruction.read(tokens)
         instruction = read.states.index_select(0, read.final)
         kinds, lying = self._things(step, code, how, batch["mission"].reshape(-1), instruction)
         told = torch.relu(self.bag(summed_products(kinds, lying, first, step)))
@@ -142,20 +141,6 @@ class MazeNetwork(SmallNetwork):
             MapState.unpacked(memory[:, 2 * self.cell.hidden_size :]),
         )
         return things(seen, direction, search=self.search), state.packed()
-
-    def _words(self, tokens: Tensor) -> Words:
-        """What the instruction encoder says at every word.
-
-        Acting asks for the same missions again and again: without gradient they are read once.
-        """
-        version = self.instruction.gru.weight_hh_l0._version
-        before = None if torch.is_grad_enabled() else self._read_before
-        if before is not None and before[0] == version and torch.equal(before[1], tokens):
-            return before[2]
-        read = self.instruction.read(tokens)
-        if not torch.is_grad_enabled():
-            self._read_before = (version, tokens, read)
-        return read
 
     def _things(
         self, step: Tensor, code: Tensor, how: Tensor, mission: Tensor, instruction: Tensor
