@@ -43,6 +43,10 @@ _PLACES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [name for name in globals() if name.startswith("__")] + list(_PLACES)
+
+
 def __getattr__(name: str) -> Any:
     # imported when it is asked for: `demotools --help` waits for neither zarr nor minigrid
     if name in _PLACES:

@@ -322,10 +322,10 @@ def size_on_disk(folder: Path) -> int:
 def counted(number: int, noun: str) -> str:
     """A number of things, for people.
 
-    >>> counted(1, "episode"), counted(5412, "step"), counted(0, "process")
-    ('1 episode', '5,412 steps', '0 processes')
+    >>> counted(1, "episode"), counted(5412, "step"), counted(0, "batch")
+    ('1 episode', '5,412 steps', '0 batches')
     """
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

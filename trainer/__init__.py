@@ -30,6 +30,10 @@ _PLACES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [name for name in globals() if name.startswith("__")] + list(_PLACES)
+
+
 def __getattr__(name: str) -> Any:
     # imported when it is asked for: `trainer --help` does not wait for torch
     if name in _PLACES:

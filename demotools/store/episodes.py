@@ -201,6 +201,7 @@ class EpisodeDataset(Sequence[Episode]):
 
     def __getitems__(self, index: Sequence[int]) -> EpisodeDataset:
         """For PyTorch's DataLoader: the episodes of a batch at once."""
+        _teach_collate()
         return self.select(index)
 
     def select(self, episodes: Iterable[int] | NDArray[Any]) -> EpisodeDataset:
@@ -389,6 +390,14 @@ def spans(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int
     """
     before = np.cumsum(length) - length
     return np.repeat(start - before, length) + np.arange(length.sum())
+
+
+def _teach_collate() -> None:
+    """Let PyTorch's own collate function make batches of episodes: `DataLoader(store, 4)`."""
+    collate = sys.modules.get("torch.utils.data._utils.collate")
+    known = getattr(collate, "default_collate_fn_map", None)
+    if known is not None and Episode not in known:
+        known[Episode] = lambda episodes, *, collate_fn_map=None: pad_episodes(episodes)  # noqa: ARG005
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import ACTIONS, CELL_CODES, VIEW_SIZE, unpacked_cells
 from demotools.babyai.vocabulary import vocabulary_hash
-from demotools.errors import DemotoolsError, SettingsError, StoreError
-from demotools.output import data_folder, open_regular
+from demotools.errors import DemotoolsError, SettingsError, StoreError, printable_text
+from demotools.output import counted, data_folder, open_regular
 from demotools.store.episodes import EpisodeDataset, spans
 from demotools.store.format import (
     CRC_BYTES,
@@ -57,7 +57,7 @@ _ChunkFiles = Mapping[str, list[NDArray[np.uint8]]]
 TEXT_BYTES_AT_MOST = 1 << 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Episodes:
     """Whole episodes in columns: E episodes, S steps.
 
@@ -77,6 +77,10 @@ class Episodes:
     direction: NDArray[np.uint8]
     action: NDArray[np.uint8]
     optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        steps = counted(len(self.action), "step")
+        return f"<{counted(len(self.length), 'episode')} in columns: {steps}>"
 
     @property
     def packed(self) -> bool:
@@ -138,7 +142,7 @@ class Episodes:
 _COLUMNS = ("length", "seed", "view", "direction", "action")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepArray:
     """One step array of a store, mapped chunk file by chunk file, read-only.
 
@@ -148,6 +152,10 @@ class StepArray:
 
     chunks: tuple[NDArray[Any], ...]
     chunk_length: int
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return f"<step array: {self.chunks[0].dtype} [{shape}]>"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,7 +192,7 @@ class StepArray:
         return result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Store(EpisodeDataset):
     """An open demo store, the dataset of all its episodes. All arrays are read-only maps.
 
@@ -221,6 +229,10 @@ class Store(EpisodeDataset):
     optional: Mapping[str, StepArray]
     arrays: Mapping[str, ArrayMetadata]
     _chunk_files: _ChunkFiles
+
+    def __repr__(self) -> str:
+        of = f"{counted(self.episodes, 'episode')}, {counted(self.steps, 'step')}"
+        return printable_text(f"<store {self.name}: {of} of {', '.join(self.levels)}>", 200)
 
     @property
     def store(self) -> Store:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 
 import trainer
 from demotools.babyai.vocabulary import WORDS
-from demotools.errors import CheckpointError, DemotoolsError, LevelError
+from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
 from demotools.recording.environment import make_environment
 from trainer.acting.policy import NetworkPolicy, Tokenizer
 from trainer.learning.building import build_network
@@ -20,6 +22,9 @@ from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 from trainer.settings.models import read_settings, toml_of
+
+ROOT = Path(__file__).parents[2]
+TRAINED = ROOT / "benchmarks" / "weights" / "GoToLocal-1000.pt"
 
 
 @pytest.fixture
@@ -136,16 +141,77 @@ def test_a_policy_acts_by_the_weights_of_now_whoever_changed_them(
     assert torch.equal(policy.logits, fresh.logits) and not torch.equal(policy.logits, before)
 
 
-def test_the_documented_loop_runs(checkpoint: Path) -> None:
-    policy = trainer.load_policy(checkpoint)
+def test_the_documented_loop_plays_every_episode_as_a_policy_fresh_from_its_file_does(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    example = example.replace("build/demo/run/last.pt", str(checkpoint))
+    assert "policy.reset()" in example and "for seed in" in example
+    exec(example, {})
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     environment = make_environment("GoToLocal")
-    observation, _ = environment.reset(seed=1)
-    policy.reset()
-    done = False
+    assert len(shown) > 1
+    for seed, reward in shown:
+        fresh = trainer.load_policy(checkpoint)
+        assert float(reward) == fresh.play(environment, seed=int(seed))
+
+
+def played(policy: trainer.LoadedPolicy, seed: int, *, reset: bool) -> list[int]:
+    """The actions of one episode of GoToLocal."""
+    environment, actions, done = make_environment("GoToLocal"), [], False
+    observation, _ = environment.reset(seed=seed)
+    if reset:
+        policy.reset()
     while not done:
-        observation, _reward, terminated, truncated, _ = environment.step(policy.act(observation))
-        done = terminated or truncated
-    assert environment.unwrapped.step_count <= 64  # type: ignore[attr-defined]
+        actions.append(policy.act(observation))
+        observation, _reward, terminated, truncated, _ = environment.step(actions[-1])
+        done = bool(terminated or truncated)
+    return actions
+
+
+def test_an_episode_with_another_mission_is_noticed_without_a_reset() -> None:
+    policy, told = trainer.load_policy(TRAINED), trainer.load_policy(TRAINED)
+    environment = make_environment("GoToLocal")
+    missions = [environment.reset(seed=seed)[0]["mission"] for seed in range(8)]
+    assert all(one != other for one, other in pairwise(missions))  # else nobody could notice
+    for seed in range(8):
+        assert played(policy, seed, reset=False) == played(told, seed, reset=True)
+
+
+def test_an_episode_with_the_same_mission_is_told_by_first_and_by_play() -> None:
+    environment = make_environment("GoToRedBallGrey")
+    policy, fresh = trainer.load_policy(TRAINED), trainer.load_policy(TRAINED)
+    observation, _ = environment.reset(seed=1)
+    for _ in range(3):
+        policy.act(observation)
+    assert policy.act(observation, first=True) == fresh.act(observation)
+    assert torch.equal(policy._policy.memory, fresh._policy.memory)
+    rewards = [policy.play(environment, seed=seed) for seed in range(5)]
+    again = [trainer.load_policy(TRAINED).play(environment, seed=seed) for seed in range(5)]
+    assert rewards == again
+
+
+def test_what_is_no_observation_is_refused_with_what_one_is(checkpoint: Path) -> None:
+    policy = trainer.load_policy(checkpoint)
+    observation, info = make_environment("GoToLocal").reset(seed=1)
+    for given in (
+        observation["image"],
+        (observation, info),
+        {"image": observation["image"]},
+        observation["mission"],
+        None,
+    ):
+        with pytest.raises(SettingsError, match="this is no observation") as refusal:
+            policy.act(given)  # type: ignore[arg-type]
+        assert "environment.reset()" in refusal.value.fix
+    with pytest.raises(SettingsError, match=r"an array of shape \(7, 7, 3\)"):
+        policy.act(observation["image"])
+
+
+def test_a_policy_shows_itself_in_a_line(checkpoint: Path) -> None:
+    shown = repr(trainer.load_policy(checkpoint))
+    assert re.fullmatch(r"<policy: SmallNetwork, [\d,]+ parameters on cpu>", shown)
 
 
 def test_a_word_that_was_never_learned_is_refused_by_name(checkpoint: Path) -> None:

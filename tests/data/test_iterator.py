@@ -567,3 +567,21 @@ def test_what_was_taken_and_the_subgoals_come_with_a_native_batch(tmp_path: Path
     other = build_store(tmp_path / "Plain.zarr", plain)
     both_stores = ExpertTrajectoryIterator([noisy, other], rollouts=4, rollout_len=20)
     assert not {"taken", "subgoal"} & next(both_stores).keys()
+
+
+def test_a_store_is_named_as_in_the_commands_or_refused_with_what_to_give(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(LENGTHS)
+    monkeypatch.setenv("DEMOTOOLS_DATA", str(store.path.parent))
+    expected = next(ExpertTrajectoryIterator(store, rollouts=2, rollout_len=4))
+    for given_store in ("GoToLocal", store.path, [str(store.path)], Source("GoToLocal")):  # type: ignore[arg-type]
+        rollouts = ExpertTrajectoryIterator(given_store, rollouts=2, rollout_len=4)
+        assert equal(next(rollouts), expected)
+    assert repr(rollouts) == "<rollouts of GoToLocal: 2 rollouts x 4 steps, 1 batch so far>"
+    with pytest.raises(StoreError, match="there is no such"):
+        ExpertTrajectoryIterator("GoToLokal", rollouts=2, rollout_len=4)
+    for wrong in (None, 5, [store, 7], store[0]):
+        with pytest.raises(SettingsError, match="this is no store but") as refusal:
+            ExpertTrajectoryIterator(wrong, rollouts=2, rollout_len=4)  # type: ignore[arg-type]
+        assert "demotools.open" in refusal.value.fix

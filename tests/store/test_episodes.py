@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -220,3 +221,34 @@ def test_a_value_out_of_range_is_found_where_it_is_read(make_store: Callable[...
     episode: Episode = store[0]
     with pytest.raises(StoreError, match="a value of action is 9"):
         _ = episode.actions
+
+
+def test_everything_that_a_notebook_shows_is_a_line(make_store: Callable[..., Store]) -> None:
+    store = make_store(LENGTHS)
+    assert repr(store) == "<store GoToLocal: 8 episodes, 31 steps of GoToLocal>"
+    assert repr(store.action) == "<step array: uint8 [31]>"
+    assert repr(store.take(np.arange(2))) == "<2 episodes in columns: 4 steps>"
+    others = (store[:3], store[0], store.view, store.optional, store.attributes, store.episode_seed)
+    for shown in map(repr, (store, *others)):
+        assert "\n" not in shown
+
+
+@pytest.mark.parametrize("package", ["demotools", "trainer"])
+def test_the_tab_key_finds_what_is_public_and_nothing_else(package: str) -> None:
+    if package == "trainer":
+        pytest.importorskip("torch")
+    module = importlib.import_module(package)
+    found = {name for name in dir(module) if not name.startswith("__")}
+    assert found - {"open"} == set(module.__all__)
+    assert all(hasattr(module, name) for name in found)
+
+
+def test_a_loader_without_a_collate_function_pads_as_pad_episodes_does(
+    make_store: Callable[..., Store],
+) -> None:
+    torch = pytest.importorskip("torch")
+    store = make_store(LENGTHS)
+    (batch,) = torch.utils.data.DataLoader(store[:4], 4)
+    expected = pad_episodes([store[number] for number in range(4)])
+    assert batch.keys() == expected.keys() and batch["mission"] == expected["mission"]
+    assert all(torch.equal(batch[name], expected[name]) for name in batch if name != "mission")

@@ -32,6 +32,9 @@ class RolloutDataset(IterableDataset[Batch]):
         # made here already, so that bad settings are refused before any worker starts
         self._rollouts: ExpertTrajectoryIterator | None = self._made()
 
+    def __repr__(self) -> str:
+        return f"<dataset of {repr(self._opened())[1:]}"
+
     def __iter__(self) -> Iterator[Batch]:
         rollouts = self._opened()
         worker = get_worker_info()

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demotools.errors import CheckpointError, SettingsError
+from demotools.errors import CheckpointError, SettingsError, printable_text
+from demotools.output import counted
 from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
@@ -46,8 +47,8 @@ _CURSORS = ("epoch", "position", "step")
 class ExpertTrajectoryIterator:
     """Batches of T consecutive steps for B parallel rollouts, endless unless `max_steps` is given.
 
-    stores           an open demo store, or a choice of its episodes, or several of them; a
-                     `Source` gives one its proportion
+    stores           an open demo store, its name or path, or a choice of its episodes, or several
+                     of them; a `Source` gives one its proportion
     rollouts         B, over all processes and stores; at most the number of episodes
     rollout_len      T
     seed             any integer; the order is a pure function of it
@@ -156,6 +157,12 @@ class ExpertTrajectoryIterator:
                 for reader in self._readers:
                     reader.follow(batches * self._rollout_len)
                 yield batches, self._writer.on_host(index)
+
+    def __repr__(self) -> str:
+        names = ", ".join(source.store.name for source in self._sources)
+        shape = f"{self._rollouts} rollouts x {self._rollout_len} steps"
+        text = f"<rollouts of {names}: {shape}, {counted(self._batches, 'batch')} so far>"
+        return printable_text(text, 200)
 
     def __iter__(self) -> Self:
         return self

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError
 from demotools.store.episodes import EpisodeDataset
-from demotools.store.reading import Store
+from demotools.store.reading import Store, open_store
 from trainer.data.order import Index
 from trainer.settings.models import Settings, StoreSettings
 
@@ -76,7 +77,7 @@ class Source:
 
 
 Part = EpisodeDataset | Source
-Given = Part | Sequence[Part]
+Given = Part | str | Path | Sequence[Part | str | Path]
 """What `ExpertTrajectoryIterator` takes."""
 
 
@@ -135,16 +136,34 @@ def mixture_lines(sources: Sequence[Source], rollouts: int) -> list[str]:
 def checked_sources(stores: Given) -> tuple[Source, ...]:
     """The sources, checked to go together: one kind of view, one vocabulary.
 
-    SettingsError  no source, no episode, a proportion that is not above 0, different views
+    StoreError     one that is given by its name or path cannot be opened
+    SettingsError  no source, no episode, no store, a proportion that is not above 0, or different
+                   views
     """
-    given = [stores] if isinstance(stores, Part) else list(stores)
-    sources = tuple(item if isinstance(item, Source) else Source(item) for item in given)
+    one = isinstance(stores, Part | str | Path) or not isinstance(stores, Iterable)
+    given: Any = [stores] if one else stores
+    sources = tuple(map(_source, given))
     if not sources:
         raise SettingsError("there is no store to play", path="-", fix="name at least one store")
     for source in sources:
         _check_source(source, sources[0])
     shared_words([source.store for source in sources])
     return sources
+
+
+def _source(given: Any) -> Source:
+    """A source, of whatever the user names a store by."""
+    source = given if isinstance(given, Source) else Source(given)
+    episodes: Any = source.episodes
+    if isinstance(episodes, str | Path):
+        return replace(source, episodes=open_store(episodes))
+    if not isinstance(episodes, EpisodeDataset):
+        raise SettingsError(
+            f"this is no store but {type(episodes).__name__}",
+            path=repr(episodes),
+            fix="give a store's name, its path, or what `demotools.open` gives",
+        )
+    return source
 
 
 def _check_source(source: Source, first: Source) -> None:

@@ -159,10 +159,12 @@ import trainer
 
 policy = trainer.load_policy("hf:{name}")
 environment = demotools.make_environment("{first_level}")
-observation, _ = environment.reset(seed=1)
-policy.reset()
-action = policy.act(observation)
+for seed in range(10):
+    print(seed, policy.play(environment, seed=seed))  # the reward: above 0 for success
 ```
+
+In a loop of your own, call `policy.reset()` after every `environment.reset()`; then
+`policy.act(observation)` is the action.
 
 `pip install 'demotools[train,hf]'` installs what this needs. `trainer watch hf:{name}` shows it
 play, `trainer run RECIPE --init-from hf:{name}` trains on from these weights. The weights are
