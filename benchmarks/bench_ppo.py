@@ -156,14 +156,14 @@ def train(level: str, environments: int, processes: int) -> None:
     from trainer.run.session import resolved
     from trainer.run.state import new_run
     from trainer.settings.models import read_settings
-    from trainer.team import StopRequest, joined_team
+    from trainer.team import StopRequest, Team, joined_team
 
     class Turns(StopRequest):
         """Asked more than once a cycle, whose steps have been counted by then."""
 
         steps = 0
 
-        def __bool__(self) -> bool:
+        def agreed(self, _team: Team) -> bool:
             if run.progress.env_steps > self.steps:
                 self.steps = run.progress.env_steps
                 turn()

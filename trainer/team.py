@@ -56,10 +56,16 @@ class Team:
 
     def any(self, wish: bool) -> bool:
         """Whether it is the wish of any process; the same answer in all."""
+        return self.largest(int(wish)) > 0
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers of all processes."""
         if self.world == 1:
-            return wish
+            return number
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return bool(self.total(torch.tensor(float(wish), device=device)) > 0)
+        largest = torch.tensor(number, device=device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, element by element."""
@@ -140,15 +146,25 @@ STOPPING = [
 class StopRequest:
     """Whether somebody wants the run to end.
 
-    signal   the number of the signal that came, 0 before
+    signal   the number of the signal that came to this process, or to another of the team that
+             they have agreed on; 0 before
+    came     whether one came to this process
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self.raises = False
+        self.came = self.raises = False
 
     def __bool__(self) -> bool:
         return self.signal != 0
+
+    def agreed(self, team: Team) -> bool:
+        """Whether a signal came to any process: the same answer, and number of it, in all.
+
+        A scheduler that takes one process away must not have the others end as if all were done.
+        """
+        self.signal = team.largest(self.signal)
+        return bool(self)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -175,9 +191,9 @@ def stop_request() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if request and number == signal.SIGINT:
+        if request.came and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
+        request.signal, request.came = number, True
         if request.raises:
             raise _Stopping
 

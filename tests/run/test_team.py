@@ -253,11 +253,14 @@ def test_what_processes_cannot_share_is_refused() -> None:
 
 
 def stopping_cross_entropy() -> Loss:
-    """Cross-entropy against the expert, and a wish that the run end at its 21st batch."""
+    """Cross-entropy against the expert, and a wish that the run end at its 21st batch.
+
+    STOP names the ranks that it comes to.
+    """
     loss, calls = ExpertCrossEntropy(), itertools.count()
 
     def stopping(model: Model, batch: Batch, memory: Tensor) -> LossResult:
-        if next(calls) == 20 and os.environ.get("STOP") == "1":
+        if next(calls) == 20 and os.environ.get("RANK", "0") in os.environ.get("STOP", ""):
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(model, batch, memory)
 
@@ -274,15 +277,55 @@ def test_a_cycle_that_another_number_of_processes_ends_has_the_means_of_all_of_i
         *("--set", "losses.expert_ce.type=tests.run.test_team:stopping_cross_entropy"),
     )
     trained(bot_data, tmp_path / "whole", *one_cycle, world=1)
-    monkeypatch.setenv("STOP", "1")
+    monkeypatch.setenv("STOP", "0, 1")
     code = 128 + signal.SIGTERM
     trained(bot_data, tmp_path / "cut", *one_cycle, world=before, code=code)
     assert losses(tmp_path / "cut") == []
-    monkeypatch.setenv("STOP", "0")
+    monkeypatch.setenv("STOP", "")
     trained(bot_data, tmp_path / "cut", *one_cycle, "--resume", world=after)
     whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert len(whole) == len(cut) == 1
     assert abs(whole[0] - cut[0]) <= 1e-5
+
+
+def measured(folder: Path) -> bool:
+    return any(line["group"].startswith("evaluation") for line in read_log(folder))
+
+
+def test_all_processes_stop_where_a_signal_comes_to_one(
+    bot_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STOP", "1")
+    trained(
+        *(bot_data, tmp_path, *BC[:1], *BC[2:], "--set", "on_policy="),
+        *("--set", "evaluation.episodes=2"),
+        *("--set", "losses.expert_ce.type=tests.run.test_team:stopping_cross_entropy"),
+        code=128 + signal.SIGTERM,
+    )
+    assert "stopped; the checkpoint is" in capfd.readouterr().out
+    assert not measured(tmp_path)
+
+
+def stopped_at_its_last_save(data: str, folder: str) -> None:
+    """Train in this process, which is told to stop while its last checkpoint is written."""
+
+    def stop(_folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    settings = (*BC[5::2], "on_policy=", "evaluation.episodes=2", "stages.0.max_demo_steps=320")
+    train("bc_small_cpu", output=folder, overrides=settings, data_dir=data, on_save=stop)
+
+
+def test_a_signal_that_comes_after_the_last_step_stops_all_processes(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    given = f"{str(bot_data)!r}, {str(tmp_path / 'run')!r}"
+    call = f"from tests.run.test_team import *; stopped_at_its_last_save({given})"
+    run_together(["-c", call], 2, 128 + signal.SIGUSR1)
+    assert not measured(tmp_path / "run")
 
 
 def of_unlike_machines(rank: int, data: str, folder: str) -> None:

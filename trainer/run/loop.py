@@ -64,10 +64,10 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                 _report(run, before, whole=whole)
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
                     save_best(run, stage)
-                ending = run.team.any(bool(stop))
+                ending = stop.agreed(run.team)
                 with stop.at_once():  # a measurement may take longer than there is time
                     measure_if_due(run, stage, before, ending=ending)
-                ending = ending or run.team.any(bool(stop))
+                ending = ending or stop.agreed(run.team)
                 # at its end with all that a larger budget would go on from
                 if ending or progress.finished(stage.settings) or _save_is_due(run, before):
                     save(run, stage)
@@ -118,7 +118,7 @@ def _learn_from_demos(run: Run, stage: Stage, demos: StoreBatches, stop: StopReq
     while not (
         progress.cycle_updates == settings.updates
         or (stage.settings.max_demo_steps and progress.finished(stage.settings))
-        or run.team.any(bool(stop))
+        or stop.agreed(run.team)
     ):
         with run.watch.of("data"):
             batch = next(demos)

@@ -197,7 +197,7 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
             done = run.progress
             run.say(f"resumed at {done.demo_steps:,} demo steps, {done.env_steps:,} env steps")
         run_stages(run, stop)
-        if stop:
+        if stop.agreed(run.team):
             raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
         if run.team.writes:
             run.say(f"trained for {duration(60 * run.progress.minutes)}")
