@@ -24,6 +24,7 @@ from trainer.learning.networks.base import Model
 from trainer.report.watch import watched_episodes
 from trainer.run.log import (
     FILE_NAME,
+    Meter,
     RunLog,
     gif_path,
     read_log,
@@ -518,3 +519,21 @@ def test_mlflow_and_trackio_take_every_line_once_under_one_id(
     assert len(lines) == 4 and "evaluation/success" in lines.pop()[1]
     assert [(step, values["train/lr"]) for step, values in lines] == taken
     assert lines[0][1] == {**WHERE, "train/lr": 0.0}
+
+
+def test_the_bar_shows_of_how_many_episodes_success_is_and_nothing_stale() -> None:
+    meter = Meter()
+    meter.add("environment", {"success": 1.0, "episodes": 1})
+    meter.add("onpolicy", {"ppo/loss": 0.5, "bc/accuracy": 0.25})
+    assert meter.shown() == {"loss": "0.500", "accuracy": "0.250", "success": "1.000 of 1 episode"}
+    meter.means()
+    meter.add("environment", {"success": 0.25, "episodes": 4})
+    meter.add("onpolicy", {"ppo/loss": 0.75})
+    meter.means()
+    assert meter.shown() == {"loss": "0.750", "success": "0.400 of 5 episodes"}
+    for _ in range(9):  # the next stage: nothing ends in the rollouts, its loss has another name
+        meter.add("environment", {})
+        meter.means()
+    assert meter.shown() == {"success": "0.250 of 4 episodes"}
+    meter.add("environment", {})
+    assert meter.shown() == {}

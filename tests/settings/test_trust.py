@@ -18,8 +18,14 @@ from demotools.errors import CheckpointError, SettingsError
 from trainer.cli import main
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
-from trainer.settings.models import parsed_settings, read_settings
-from trainer.settings.user_code import foreign_names
+from trainer.settings.models import SETTINGS_FILE, parsed_settings, read_settings
+from trainer.settings.user_code import (
+    find,
+    foreign_names,
+    recipe_note,
+    search_noted_folders,
+    search_recipe_folders,
+)
 
 RECIPE = ("ppo", "--tiny", "-m", "1", "-q", "--set", "run.device=cpu")
 CANARY = "from pathlib import Path\nPath('canary').touch()\n"
@@ -258,6 +264,22 @@ def test_a_module_beside_the_recipe_wins_and_strays_stay_strays(tmp_path: Path) 
     result = console_script(tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "made").exists() and not (tmp_path / "canary-triton").exists()
+
+
+def test_modules_of_the_working_directory_are_found_again_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "own_part.py").write_text("class Net:\n    pass\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    note = recipe_note(read_settings("bc_small_cpu", ["model.type=own_part:Net"]))
+    (tmp_path / "run" / SETTINGS_FILE).write_text(note, "utf-8")
+    monkeypatch.chdir(tmp_path.parent)
+    try:
+        search_noted_folders(Path(tmp_path.name, "run"))
+        find("model.type", "own_part:Net", {})
+    finally:
+        search_recipe_folders([])
 
 
 def test_a_dry_run_imports_nothing_of_a_recipe_and_says_so(

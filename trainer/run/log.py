@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from demotools.errors import DemotoolsError, from_os_error
-from demotools.output import read_regular
+from demotools.output import counted, read_regular
 from trainer.run.tracking import TRACKERS, open_trackers
 from trainer.settings.models import Axis
 from trainer.settings.user_code import FOREIGN, error_text
@@ -40,6 +41,7 @@ _AXES: dict[Group, Axis] = {
     "environment": "env_steps",
 }
 _LARGEST = 1e300
+_SHOWN_ROLLOUTS = 10
 _RANGES = dict.fromkeys(("minutes", "env_steps", "demo_steps"), (0.0, 1e18))
 _EPISODES = {"success": (0.0, 1.0), "episodes": (1.0, 1e18)}
 _EVALUATION = {
@@ -73,14 +75,21 @@ class Stopwatch:
 
 
 class Meter:
-    """Scalars of the present cycle by group, and the latest ones for the bar."""
+    """Scalars of the present cycle by group, and those of the bar: of this cycle or the last.
+
+    Success is of the episodes that ended in the last `_SHOWN_ROLLOUTS` rollouts: one has few.
+    """
 
     def __init__(self) -> None:
         self._values: dict[Group, dict[str, list[float]]] = {}
         self._latest: dict[str, float] = {}
+        self._ended: deque[tuple[float, float]] = deque(maxlen=_SHOWN_ROLLOUTS)
 
     def add(self, group: Group, scalars: Mapping[str, float]) -> None:
         """Note one value of each scalar."""
+        if group == "environment":
+            count = scalars.get("episodes", 0.0)
+            self._ended.append((count, count * scalars.get("success", 0.0)))
         of_group = self._values.setdefault(group, {})
         for name, value in scalars.items():
             of_group.setdefault(name, []).append(value)
@@ -89,6 +98,9 @@ class Meter:
     def means(self) -> dict[Group, dict[str, float]]:
         """The means since the last call, by group; then begins anew."""
         values, self._values = self._values, {}
+        # what this cycle did not measure (a loss of the stage before) is not of today
+        of_cycle = {name.rpartition("/")[2] for of_group in values.values() for name in of_group}
+        self._latest = {name: one for name, one in self._latest.items() if name in of_cycle}
         return {
             group: {name: sum(many) / len(many) for name, many in of_group.items()}
             for group, of_group in values.items()
@@ -108,8 +120,12 @@ class Meter:
 
     def shown(self) -> dict[str, str]:
         """What the bar shows."""
-        names = ("loss", "accuracy", "success")
-        return {name: f"{self._latest[name]:.3f}" for name in names if name in self._latest}
+        names = ("loss", "accuracy")
+        shown = {name: f"{self._latest[name]:.3f}" for name in names if name in self._latest}
+        episodes, successes = (sum(one[part] for one in self._ended) for part in (0, 1))
+        if episodes:
+            shown["success"] = f"{successes / episodes:.3f} of {counted(int(episodes), 'episode')}"
+        return shown
 
 
 def one_meter(states: Sequence[MeterState]) -> MeterState:

@@ -228,9 +228,13 @@ def search_recipe_folders(folders: list[str]) -> None:
     _recipe_folders[:] = folders
 
 
+def _users_folders() -> list[str]:
+    return [*_recipe_folders, str(Path.cwd())]
+
+
 def recipe_note(settings: Settings) -> str:
-    """Comments for a run's settings.toml: where modules beside the recipe lie that it names."""
-    folders = recipe_folders() if foreign_names(settings) else []
+    """Comments for a run's settings.toml: where the modules that it names were looked for."""
+    folders = dict.fromkeys(_users_folders()) if foreign_names(settings) else ()
     return "".join(f"{_NOTE}{folder}\n" for folder in folders if folder.isprintable())
 
 
@@ -277,7 +281,7 @@ def users_folders_first() -> Iterator[None]:
     Only inside: a file that lies there by chance must not stand in for a library's own module.
     """
     before = list(sys.path)
-    sys.path[:0] = [*_recipe_folders, str(Path.cwd())]
+    sys.path[:0] = _users_folders()
     importlib.invalidate_caches()
     try:
         yield
