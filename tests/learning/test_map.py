@@ -170,6 +170,28 @@ def test_distances_and_first_moves_are_those_of_a_plain_search() -> None:
     assert blocked > 0
 
 
+def test_the_things_of_a_few_steps_are_those_of_a_batch() -> None:
+    played = (play("BossLevel", 78_000 + seed, 40, 0.1) for seed in range(6))
+    episodes = [episode for episode in played if len(episode["cells"]) == 40][:3]
+    cells, direction = (
+        np.stack([episode[name] for episode in episodes], axis=1) for name in ("cells", "direction")
+    )
+    begins = np.repeat(np.arange(40)[:, None] == 0, 3, axis=1)
+    state = MapState.unpacked(torch.zeros(3, MapState.size()))
+    seen, _ = explored(cells, direction, ~begins, state)
+    whole = things(seen, direction)
+    through = 0.0
+    for time in range(0, 40, 3):
+        some = slice(time, time + 3)
+        part = {name: getattr(seen, name)[some] for name in ("number", "faced", "place", "first")}
+        few = things(seen._replace(**part), direction[some])
+        same = (whole.step >= 3 * time) & (whole.step < 3 * (time + 3))
+        np.testing.assert_array_equal(few.code, whole.code[same])
+        np.testing.assert_array_equal(few.how, whole.how[:, same])
+        through += few.how[len(maps._NEAR) + 9].sum()
+    assert through > 0
+
+
 def plain_routes(free: NDArray[np.bool_], x: int, y: int) -> NDArray[np.uint8]:
     """Distance and first moves of one map, [2, 24, 24]: cell after cell, up to a distance of 62."""
     result = np.zeros((2, 24, 24), np.uint8)

@@ -555,8 +555,12 @@ def _ways(
     by_size = np.argsort(np.bitwise_count(rows[0]).sum(0)[number[at]], kind="stable")
     at, search = at[by_size], np.argsort(by_size)[search]
     number, column, row = number[at], column[at], row[at]
-    free, unseen, blockers = (by_map(one[:, number]) for one in rows)
-    ways = routes(free, unseen, column, row)
+    free, unseen, blockers = (one[:, number] for one in rows)
+    passable = np.concatenate([free, free | blockers], axis=1)
+    # few maps fill no word: both searches at once
+    both = 2 * len(number) <= 64
+    of = np.tile(np.arange(len(number)), 1 + both)
+    ways = routes(by_map(passable[:, : len(of)]), by_map(unseen[:, of]), column[of], row[of])
     of_thing = search[step]
     distance, moves = ways.to(of_thing, *target)
     here = (target[0] == column[of_thing]) & (target[1] == row[of_thing])
@@ -564,15 +568,20 @@ def _ways(
     distance[first], moves[first] = ways.distance[search], ways.first[search]
     # where there is none: through things that can be moved
     without = np.flatnonzero(distance == _FARTHEST)
-    blocked = np.zeros(len(number), bool)
+    blocked = np.zeros(len(of), bool)
     blocked[of_thing[without]] = True
-    blocked &= ways.reach(blockers)
+    blocked &= ways.reach(by_map(blockers[:, of]))
     through = np.zeros(len(step), bool)
     if blocked.any():
-        free, unseen = (by_map(one[:, number[blocked]]) for one in (rows[0] | rows[2], rows[1]))
-        again = routes(free, unseen, column[blocked], row[blocked])
+        again, second = ways, np.arange(len(number)) + len(number)
+        if not both:
+            on = np.flatnonzero(blocked)
+            again = routes(
+                by_map(passable[:, second[on]]), by_map(unseen[:, on]), column[on], row[on]
+            )
+            second = np.cumsum(blocked) - 1
         without = without[blocked[of_thing[without]]]
-        of_thing = (np.cumsum(blocked) - 1)[of_thing[without]]
+        of_thing = second[of_thing[without]]
         longer, towards = again.to(of_thing, target[0][without], target[1][without])
         longer[longer == 0] = _FARTHEST
         unseen_cell = first[step[without]] == without
