@@ -10,12 +10,13 @@ make_environment   the environment of a level; `gymnasium.make("demotools/GoToLo
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import sys
 
-from demotools.recording.registration import register_levels
-
+# Whatever is imported here, Ctrl-C would find without anybody to answer it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from demotools.recording.environment import make_environment
     from demotools.store.episodes import EpisodeDataset, pad_episodes
     from demotools.store.reading import Store, list_stores, open_store
@@ -50,9 +51,30 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     # imported when it is asked for: `demotools --help` waits for neither zarr nor minigrid
     if name in _PLACES:
+        from importlib import import_module
+
         place = import_module(_PLACES[name])
         return place.open_store if name == "open" else getattr(place, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_levels()
+class _AfterGymnasium:
+    """Has the levels registered as soon as gymnasium's registry is loaded: nobody waits for it."""
+
+    registry = "gymnasium.envs.registration"
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        if name != self.registry:
+            return None
+        sys.meta_path.remove(self)
+        from demotools.recording.registration import registering_spec
+
+        return registering_spec(name)
+
+
+if hasattr(sys.modules.get(_AfterGymnasium.registry), "register"):
+    from demotools.recording.registration import register_levels
+
+    register_levels(sys.modules[_AfterGymnasium.registry])
+else:
+    sys.meta_path.insert(0, _AfterGymnasium())

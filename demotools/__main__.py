@@ -1,10 +1,18 @@
 """`demotools`, and `python -m demotools`: Ctrl-C is answered from the first moment on."""
 
-from functools import partial
+import sys
 
-from demotools.errors import run_program
 
-run = partial(run_program, "demotools")
+def run(name: str = "demotools") -> None:
+    """The command line of a package, whose imports take long enough to be interrupted in."""
+    try:
+        from demotools.errors import run_program
+
+        run_program(name)
+    except KeyboardInterrupt:  # before there was anybody else to answer it
+        sys.stderr.write("\ninterrupted\n")
+        raise SystemExit(130) from None
+
 
 if __name__ == "__main__":
     run()

@@ -192,7 +192,8 @@ def acquired_lock(path: Path) -> filelock.BaseFileLock:
             Path(lock.lock_file).touch()
             raise StoreError("another process is making this", path=path, fix=fix) from error
     except OSError as error:
-        raise from_os_error(error, path) from error
+        # the user named `path`, not the file with which the folder was tried
+        raise from_os_error(OSError(error.errno, error.strerror), path) from error
     return lock
 
 

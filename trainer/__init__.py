@@ -8,12 +8,11 @@ train                      a run: settings in, its folder out
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from demotools.errors import optional_package
-
+# Whatever is imported here, Ctrl-C would find without anybody to answer it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from trainer.data.iterator import ExpertTrajectoryIterator
     from trainer.data.sources import Source
     from trainer.run.loading import LoadedPolicy, load_policy
@@ -37,6 +36,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     # imported when it is asked for: `trainer --help` does not wait for torch
     if name in _PLACES:
+        from importlib import import_module
+
+        from demotools.errors import optional_package
+
         optional_package("torch", "train")
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
 """`trainer`, and `python -m trainer` as torchrun calls it; Ctrl-C is heard at once."""
 
-from functools import partial
+from demotools.__main__ import run as run_named
 
-from demotools.errors import run_program
 
-run = partial(run_program, "trainer")
+def run() -> None:
+    """The command line."""
+    run_named("trainer")
+
 
 if __name__ == "__main__":
     run()

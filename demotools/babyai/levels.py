@@ -255,6 +255,25 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
     raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
 
 
+def guessed_manifest(level: str, source: Path | str, read_off: str) -> Manifest:
+    """The manifest of a level that the user has not named, but `read_off` says.
+
+    source         what the user has named
+    ManifestError  there is no such level: the source is named, not a level that nobody gave
+    """
+    try:
+        return read_manifest(level)
+    except ManifestError as error:
+        if error.path != level:
+            raise
+        near = difflib.get_close_matches(level, all_level_names(), n=1, cutoff=0.7)
+        raise ManifestError(
+            f"the level cannot be read off {read_off}",
+            path=source,
+            fix=f"add --level, as in --level {near[0] if near else 'GoToLocal'}",
+        ) from error
+
+
 def manifest_text(level: str, extra: Path | None = None) -> str:
     """The manifest of a level as TOML: its file, or what its family says of it.
 

@@ -35,6 +35,7 @@ from demotools.babyai.levels import (
     SEEDS,
     Manifest,
     Split,
+    guessed_manifest,
     level_from_environment_id,
     read_manifest,
 )
@@ -180,14 +181,15 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
         dataset = minari.MinariDataset(folder)
         spec = dataset.env_spec
     ours = metadata.ours
-    level = (
-        level or (ours and ours.one_level(name)) or (spec and level_from_environment_id(spec.id))
-    )
-    if level is None:
+    said = (ours and ours.one_level(name)) or (spec and level_from_environment_id(spec.id))
+    if not (level or said):
         raise SettingsError("the dataset does not say its level", path=name, fix="add --level")
     with _reading(folder):
         _refuse_other_spaces(dataset, name)
-    level = read_manifest(level).level
+    if level is None:
+        level = guessed_manifest(str(said), name, f"the dataset's environment {said}").level
+    else:
+        level = read_manifest(level).level
     return Dataset(dataset, folder, metadata, level, split or (ours.split if ours else "train"))
 
 

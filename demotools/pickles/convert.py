@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from demotools.babyai.cells import Encoding
-from demotools.babyai.levels import SEEDS, Manifest, level_from_environment_id, read_manifest
+from demotools.babyai.levels import (
+    SEEDS,
+    Manifest,
+    guessed_manifest,
+    level_from_environment_id,
+    read_manifest,
+)
 from demotools.errors import PickleError, StoreError, printable_text
 from demotools.output import counted, progress_bar
 from demotools.pickles.encoding import (
@@ -123,7 +129,10 @@ def convert_files(
     """
     paths = in_shard_order(files)
     level, split = _level_and_split(paths, options)
-    manifest = read_manifest(level)
+    if options.level is None:
+        manifest = guessed_manifest(level, paths[0], "the file's name")
+    else:
+        manifest = read_manifest(level)
     name = options.name or (manifest.level if split == "train" else f"{manifest.level}-{split}")
     store = new_store_path(name, folder)
     with unpacked(paths, store, salvage=options.salvage) as contents:

@@ -2,21 +2,18 @@
 
 Gymnasium looks for no packages: whoever is imported registers its environments, as minigrid does.
 `import demotools` must not load gymnasium, which reading stores does without, and most programs
-import it only afterwards; so where it is not loaded yet, the levels are registered when it is.
+import it only afterwards; so where it is not loaded yet, `demotools/__init__.py` asks for this room
+when it is.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 NAMESPACE = "demotools"
-_REGISTRY = "gymnasium.envs.registration"
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +27,8 @@ def environment_name(level: str) -> str:
     return f"{NAMESPACE}/{level}-v0"
 
 
-def register_levels() -> None:
-    """Register every level with gymnasium, now where it is loaded, else when it is."""
-    registry = sys.modules.get(_REGISTRY)
-    if registry is None or not hasattr(registry, "register"):
-        if not any(isinstance(finder, _AfterGymnasium) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _AfterGymnasium())
-        return
-    _register(registry)
-
-
-def _register(registry: ModuleType) -> None:
+def register_levels(registry: ModuleType) -> None:
+    """Register every level with gymnasium, whose loaded registry this is."""
     from demotools.babyai.levels import all_level_names
     from demotools.errors import DemotoolsError
 
@@ -61,26 +49,15 @@ def _register(registry: ModuleType) -> None:
             )
 
 
-class _AfterGymnasium(MetaPathFinder):
-    """Registers the levels as soon as gymnasium's registry has been loaded."""
+def registering_spec(name: str) -> ModuleSpec | None:
+    """The spec of gymnasium's registry, whose loader registers the levels at its end."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.loader is not None:
+        execute = spec.loader.exec_module
 
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> ModuleSpec | None:
-        """The spec of the registry, whose loader registers the levels at its end."""
-        if fullname != _REGISTRY:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            register_levels(module)
 
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+    return spec

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demotools.errors import StoreError, from_os_error
+from demotools.errors import DemotoolsError, StoreError, from_os_error
 from demotools.output import acquired_lock, counted, size_on_disk, size_text
 from demotools.store.building import recover, trash_folder
 from demotools.store.format import is_ours, present_folder, read_attributes
+
+_FIX = "make its folder writable, then run this again"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,13 @@ def remove_store(removal: Removal) -> None:
     StoreError  another process is making it, or not all of it can be removed
     """
     path = removal.path
-    lock = acquired_lock(path)
+    try:
+        lock = acquired_lock(path)
+    except StoreError:
+        raise
+    except DemotoolsError as error:
+        error.fix = _FIX
+        raise
     trash = trash_folder(path)
     try:
         recover(path)
@@ -89,7 +97,9 @@ def remove_store(removal: Removal) -> None:
             ) from error
         shutil.rmtree(trash)
     except OSError as error:
-        raise from_os_error(error, path) from error
+        refusal = from_os_error(error, path)
+        refusal.fix = _FIX
+        raise refusal from error
     finally:
         lock.release()
 

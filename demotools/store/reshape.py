@@ -117,9 +117,9 @@ def make_store(plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> N
             )
     if not plan.size:
         raise StoreError(
-            "there is no such episode",
+            "no episode is left for the new store",
             path=stores[0].path,
-            fix="ask for less: see `demotools info`",
+            fix="choose more: `demotools info` shows what there is",
         )
     about = _about(plan)
     names = _optional_arrays(plan.episodes)
@@ -334,8 +334,48 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
     """The numbers of the episodes that fit, in ascending order.
 
     SettingsError  the expression, the seeds or the level cannot be
-    StoreError     fewer are left than are to be sampled
+    StoreError     none fits, or fewer than are to be sampled
     """
+    rows = _fitting(store, wanted)
+    if not len(rows):
+        raise _nothing_fits(store, wanted)
+    if wanted.sample is not None:
+        if wanted.sample > len(rows):
+            raise StoreError(
+                f"{len(rows):,} episodes fit, {wanted.sample:,} were asked for",
+                path=store.path,
+                fix=f"ask for at most --sample {len(rows)}",
+            )
+        rows = rows[sampled(len(rows), wanted.sample, wanted.seed or 0)]
+    return rows[: wanted.first]
+
+
+def _nothing_fits(store: Store, wanted: Conditions) -> StoreError:
+    """Says which condition no episode meets, or that none meets all of them."""
+    for name, value in wanted.as_json().items():
+        if name in ("first", "sample", "seed") or len(_fitting(store, Conditions(**{name: value}))):
+            continue
+        if name == "mission":
+            some = ", ".join(map(repr, next(store.text_chunks())[:3]))
+            missions = f"{store.attributes.missions:,} missions, such as {some}"
+            what, fix = f"no mission matches {value!r}", f"match one of its {missions}"
+        else:
+            shown = ",".join(value) if isinstance(value, list) else value
+            what = f"no episode fits --{name.replace('_', '-')} {shown}"
+            length, seed = store.lengths, store.seeds
+            fix = (
+                f"its episodes have {length.min()} to {length.max()} steps and seeds from "
+                f"{seed.min()} to {seed.max()}: see `demotools info` and `demotools report`"
+            )
+        return StoreError(what, path=store.path, fix=fix)
+    return StoreError(
+        "each condition fits some episodes, but all of them fit none",
+        path=store.path,
+        fix="leave one out, or widen it",
+    )
+
+
+def _fitting(store: Store, wanted: Conditions) -> Rows:
     # a store of its own, which is gone with all the missions that it unpacks
     found = remapped(store).filter(
         mission=wanted.mission,
@@ -357,15 +397,7 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
         rows = rows[np.isin(EpisodeDataset(store, rows).ends, wanted.ended)]
     for action in wanted.actions or ():
         rows = rows[_with_action(store, ACTIONS.index(action))[rows]]
-    if wanted.sample is not None:
-        if wanted.sample > len(rows):
-            raise StoreError(
-                f"{len(rows):,} episodes fit, {wanted.sample:,} were asked for",
-                path=store.path,
-                fix=f"ask for at most --sample {len(rows)}",
-            )
-        rows = rows[sampled(len(rows), wanted.sample, wanted.seed or 0)]
-    return rows[: wanted.first]
+    return rows
 
 
 def _with_action(store: Store, action: int) -> NDArray[np.bool_]:

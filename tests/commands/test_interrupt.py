@@ -83,3 +83,28 @@ def test_ctrl_c_ends_every_process_without_a_traceback(
     code, errors = interrupted(tmp_path, arguments, started, wait)
     assert "Traceback" not in errors, errors
     assert code == 130, errors
+
+
+@pytest.mark.parametrize("program", ["demotools", "trainer"])
+@pytest.mark.parametrize("module", ["demotools.errors", "click"])
+def test_ctrl_c_during_the_imports_is_answered_as_later(
+    tmp_path: Path, program: str, module: str
+) -> None:
+    # Python runs this file at its start, and this hook before anything is imported
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def interrupt(event, arguments):\n"
+        f"    if event == 'import' and arguments[0] == {module!r}:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(interrupt)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")

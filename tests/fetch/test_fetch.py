@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
 import json
-import os
 import random
 import re
 import signal
@@ -36,6 +34,7 @@ from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
 from demotools.pickles.writer import write_pickle
 from demotools.store.reading import open_store
+from tests.conftest import without_root
 from tests.drive_server import PERMISSION, QUOTA, QUOTA_JSON, DriveServer, Served
 
 TRAIN = "BabyAI-GoToLocal-v0.pkl"
@@ -797,19 +796,6 @@ def test_a_disk_that_fills_up_is_said_and_the_rest_can_be_resumed(
     assert visible(folder) == set()
     assert from_url(fetch, server).exit_code == 0
     assert server.sent[-1].start == 1000
-
-
-@contextlib.contextmanager
-def without_root() -> Iterator[None]:
-    """As nobody, where the tests run as root, for whom every folder can be written."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_a_data_folder_that_cannot_be_written_is_said() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,19 @@ def test_an_unknown_level_is_refused_with_the_nearest_names(tmp_path: Path) -> N
     path.write_bytes(pickled([GOOD]))
     with pytest.raises(ManifestError, match="GoToLocal"):
         convert_one(path, tmp_path / "data")
+
+
+@pytest.mark.parametrize("content", [b"", b"cos\nsystem\n."])
+def test_a_level_that_nobody_named_is_not_said_to_be_unknown(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match="cannot be read off the file's name") as refused:
+        convert_one(path, tmp_path / "data")
+    assert (refused.value.path, refused.value.fix[:11]) == (str(path), "add --level")
+    with pytest.raises(ManifestError, match="there is no such level"):
+        convert_one(path, tmp_path / "data", replace(QUIET, level="evil"))
 
 
 def test_an_existing_store_is_kept_without_overwrite(tmp_path: Path) -> None:

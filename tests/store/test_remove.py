@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from demotools.errors import DemotoolsError, StoreError
 from demotools.output import acquired_lock
 from demotools.store.reading import Store
 from demotools.store.remove import planned_removals, remove_store
+from tests.conftest import build_store, make_episodes, without_root
 from tests.store.test_store import edit_attributes, flip_a_byte
 
 
@@ -136,3 +139,21 @@ def test_a_store_that_another_process_makes_is_not_removed(
     finally:
         lock.release()
     assert store.path.is_dir()
+
+
+@pytest.mark.parametrize("command", ["generate", "remove"])
+def test_a_folder_that_cannot_be_written_is_said_of_the_store_that_was_named(command: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = build_store(Path(folder) / "Open.zarr", make_episodes([3]), level="Open").path
+        options = ["--yes"] if command == "remove" else ["-n", "1", "--overwrite", "-m", "1"]
+        arguments = [command, "Open", "--data-dir", folder, *options]
+        for name in ("commands.get", "commands.shape", "recording.record", "store.remove"):
+            importlib.import_module(f"demotools.{name}")  # what nobody may not read
+        Path(folder).chmod(0o555)
+        with without_root():
+            done = CliRunner().invoke(main, arguments)
+        Path(folder).chmod(0o755)
+        assert done.exit_code == 1 and "error: permission denied" in done.stderr
+        assert f"where: {store}\n" in done.stderr
+        assert ("--data-dir" in done.stderr) == (command == "generate")
+        assert store.is_dir()

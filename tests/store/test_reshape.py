@@ -122,7 +122,10 @@ def test_a_sample_is_what_shrink_takes(parent: Store) -> None:
 def test_what_cannot_be_selected_is_said(parent: Store) -> None:
     folder = parent.path.parent
     for options, found in [
-        (["--mission", "purple"], "there is no such episode"),
+        (["--mission", "zebra"], "no mission matches 'zebra'"),
+        (["--mission", "zebra", "--sample", "3"], "next: match one of its 3 missions, such as"),
+        (["--min-len", "900"], "no episode fits --min-len 900"),
+        (["--seeds", "5-9", "--min-len", "900"], "steps and seeds from"),
         (["--mission", "("], "is not a regular expression"),
         (["--seeds", "1:5"], "this is no list of seeds"),
         (["--level", "GoTo"], "no episode of the level GoTo"),
@@ -352,7 +355,7 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     assert rest["episodes"] == 1
     assert "success" not in good(tmp_path / "rest.zarr").ends
     told = refused(tmp_path, "select", "all", "--ended", "unknown", "-o", "none")
-    assert "no such episode" in told
+    assert "no episode fits --ended unknown" in told
     # a store without rewards holds solved episodes only
     told = refused(tmp_path, "merge", "plain", "all")
     assert "it has episodes that are not solved, and plain no rewards" in told
