@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,11 +24,13 @@ from minigrid.core.roomgrid import Room, RoomGrid
 from minigrid.core.world_object import WorldObj
 from minigrid.envs.babyai.core.roomgrid_level import RejectSampling, RoomGridLevel
 from minigrid.envs.babyai.core.verifier import ObjDesc
+from minigrid.minigrid_env import MiniGridEnv
 
 T = TypeVar("T")
 
 _WORDS_AT_ONCE = 64
 _HALF = 1 << 32
+_MANY_TRIES = 1_000
 
 
 class Draws:
@@ -270,6 +273,36 @@ class FastRoomGrid(RoomGrid):
             obj.init_pos = pos
             obj.cur_pos = pos
         return pos
+
+    def place_agent(self, i: int | None = None, j: int | None = None, rand_dir: bool = True) -> Any:  # type: ignore[override]
+        """As minigrid's, which looks for ever where whoever stands in the room faces a thing.
+
+        RecursionError   that is so; minigrid lays the level out anew then
+        """
+        i = self._drawn(0, self.num_cols) if i is None else i
+        j = self._drawn(0, self.num_rows) if j is None else j
+        room = self.room_grid[j][i]
+        for tries in count(1):
+            MiniGridEnv.place_agent(self, room.top, room.size, rand_dir, 1000)  # type: ignore[no-untyped-call]
+            if self._is_clear(self.front_pos):
+                break
+            if tries == _MANY_TRIES and not self._has_place(room, rand_dir):
+                raise RecursionError("whoever stands in this room faces a thing")
+        return self.agent_pos
+
+    def _is_clear(self, pos: Iterable[Any]) -> bool:
+        thing = self.grid.get(*(int(one) for one in pos))
+        return thing is None or thing.type == "wall"
+
+    def _has_place(self, room: Room, any_direction: bool) -> bool:
+        (left, upper), (width, height) = room.top, room.size
+        ahead = DIR_TO_VEC if any_direction else DIR_TO_VEC[self.agent_dir : self.agent_dir + 1]
+        return any(
+            self.grid.get(column, row) is None
+            and any(self._is_clear((column + right, row + down)) for right, down in ahead)
+            for column in range(left + 1, left + width - 1)
+            for row in range(upper + 1, upper + height - 1)
+        )
 
     def connect_all(self, door_colors: Any = COLOR_NAMES, max_itrs: int = 5000) -> list[Any]:
         """As minigrid's, which finds out after every draw which rooms can be reached."""
