@@ -288,7 +288,7 @@ def test_a_schedule_counts_what_it_is_told_to_count(run: Callable[..., Any]) -> 
         (f"{LAMBDA}, every_demo_steps=0", "demo_steps must be a number of steps"),
         (f"{LAMBDA}, every_demo_steps=5, every_env_steps=5", "not both"),
         ("type='linear', demo_steps=5, env_steps=5", "not both"),
-        ("type='linear', every_demo_steps=5", "unknown key `every_demo_steps`"),
+        ("type='linear', every_demo_steps=5", "unknown key `optimizer.schedule.every_demo_steps`"),
         (LAMBDA.replace("test_held:halved", "test_held:none"), "the lr_lambda cannot be imported"),
     ],
 )

@@ -149,6 +149,7 @@ def test_filters_choose_by_mission_length_and_seed(data: Path) -> None:
     tree = tomllib.loads(toml_of(read_settings("bc_small_cpu")))
     chosen = {"name": "GoToObj", "mission": "red|grey", "min_length": 3, "max_length": 4}
     tree["stages"][0]["off_policy"]["store"] = [{**chosen, "min_seed": 9, "max_seed": 36}]
+    tree["stages"][0]["off_policy"]["rollouts"] = 1
     store = open_store(data / "GoToObj.zarr")
     [[source]] = stage_sources(parsed_settings(tree, "-"), {"GoToObj": store})
     wanted = [

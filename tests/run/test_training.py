@@ -234,6 +234,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_overwrite_and_kept(
 def test_wrong_input_is_refused_before_anything_is_written(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
+    rows = "stages.0.off_policy.rollouts"
     for arguments, what in (
         (["nothing.toml"], "there is no such recipe"),
         (["bc_small_cpu", "--set", "run.levl=x"], "unknown key `run.levl`"),
@@ -244,7 +245,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
         (["bc_small_cpu", "--set", "stages.0.losses=['expert']"], "did you mean expert_ce"),
         (["bc_small_cpu", "--set", "run.level=GoToNowhere"], "there is no such level"),
         (["bc_small_cpu", "--set", "run.level=PutNext"], "cannot be played"),
-        (["bc_small_cpu", "--set", "stages.0.off_policy.rollouts=61"], "61 rollouts"),
+        (["bc_small_cpu", "--set", f"{rows}=61"], f"give --set {rows}=60, or"),
         (["bc_small_cpu", "--set", "run.device=cuda"], "this torch finds no GPU"),
         (["bc_small_cpu", *NO_WANDB], "Weights & Biases is not installed"),
     ):

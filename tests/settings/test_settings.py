@@ -98,6 +98,23 @@ def test_an_override_sets_one_key(
         (["run.name.first=1"], "nothing to set inside", "--dry-run"),
         (["lr"], "not of the form KEY=VALUE", "--set"),
         (["run.save_every_env_steps=1"], "not both", ""),
+        (["lr=1e-3"], "unknown key `lr`", "did you mean optimizer.lr?"),
+        (["memory=64"], "unknown key `memory`", "did you mean model.memory?"),
+        (["optimizer.learning_rate=1e-3"], "unknown key `optimizer.learning_rate`", "mean lr?"),
+        (["on_policy.num_steps=8"], "unknown key `on_policy.num_steps`", "mean rollout_len? (docs"),
+        (["num_train_processes=8"], "unknown key", "mean on_policy.environments? (docs"),
+        (["stages.0.teacher_forcing={start=1, end=0, steps=9}"], "2 settings", "mean from? (docs"),
+        (["losses.expert_ce.type=imitation"], "no loss of the name `imitation`", "expert_cross"),
+        (["losses.expert_ce.type=PPO"], "no loss of the name `PPO`", "did you mean ppo?"),
+        (["losses.x={type='ppo', clip_param=0.1}"], "`losses.x.clip_param`", "did you mean clip?"),
+        (["optimizer.type=Adam"], "`optimizer.type`: there is no optimizer", "did you mean adam?"),
+        (["optimizer.schedule.type=LinearDecay"], "no schedule of the name", "mean linear?"),
+        (["model.type=maze2"], "no network of the name `maze2`", "did you mean maze?"),
+        (["optimizer={type='adam'}"], "at `optimizer.lr`: it is missing", "correct that key"),
+        (["stages.0.losses='ppo'"], "it must be names of losses, as in", "correct that key"),
+        (["losses=3"], "it must be a section", "correct that key"),
+        (["evaluation.sample='no'"], "it must be true or false, or it must be 'both'", ""),
+        (["run.seed=-1", "lr=2"], "2 settings are wrong", "did you mean optimizer.lr?"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused_by_name(overrides: list[str], what: str, fix: str) -> None:
@@ -105,6 +122,29 @@ def test_wrong_settings_are_refused_by_name(overrides: list[str], what: str, fix
         read_settings(RECIPE, overrides)
     assert what in refusal.value.what + refusal.value.fix
     assert fix in refusal.value.fix
+    assert f"--set {overrides[0].partition('=')[0]}" in refusal.value.path
+    assert "whole file" not in refusal.value.what and "Input should" not in refusal.value.what
+
+
+def test_a_wrong_key_of_the_file_is_said_to_be_there_and_one_of_tiny_to_be_there(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.toml"
+    text = shipped_recipes()[RECIPE].read_text("utf-8")
+    path.write_text(text.replace("[tiny]", '[tiny]\n"run.seeds" = 3'), "utf-8")
+    with pytest.raises(SettingsError, match=r"unknown key `run\.seeds`") as refusal:
+        read_settings(str(path), tiny=True)
+    assert refusal.value.path == f"{path}, in the section [tiny]"
+    path.write_text(text.replace("[run]", "[run]\nseeds = 3"), "utf-8")
+    with pytest.raises(SettingsError) as refusal:
+        read_settings(str(path), ["run.level=GoToObj"])
+    assert refusal.value.path == str(path)
+
+
+def test_tiny_leaves_a_network_of_the_users_its_own_sizes() -> None:
+    recipe = "bc_1000_demos"
+    assert read_settings(recipe, tiny=True).model.options["features"] == 16
+    assert read_settings(recipe, ["model.type=mine:Net"], tiny=True).model.options == {}
 
 
 def test_tiny_is_refused_where_the_recipe_has_no_such_section(tmp_path: Path) -> None:

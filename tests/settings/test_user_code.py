@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from demotools.errors import SettingsError
 from trainer.cli import main
+from trainer.learning.building import LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, build_schedule
+from trainer.settings.built_in import KEYS
+from trainer.settings.models import SUBGOALS, Named
 
 PARTS = """
 import sys
@@ -241,3 +248,24 @@ def test_a_part_that_fails_raises_its_own_error(
 def test_a_part_may_lie_inside_a_class(attempt: Callable[..., Result]) -> None:
     result = attempt("losses.ppo={type='PARTS:Deep.ppo', clip=0.2}")
     assert result.exit_code == 0, result.output
+
+
+def test_what_is_known_of_our_parts_without_torch_is_what_they_are() -> None:
+    assert KEYS["network"].keys() == {"auto", *NETWORKS}
+    assert KEYS["schedule"].keys() == set(SCHEDULES)
+    assert KEYS["loss"].keys() == LOSSES.keys()
+    assert KEYS["optimizer"].keys() == OPTIMIZERS.keys()
+
+    def keys(maker: Callable[..., object], given: int) -> set[str]:
+        return set(list(inspect.signature(maker).parameters)[given:])
+
+    for name, loss in LOSSES.items():
+        assert keys(loss, 2 if name == SUBGOALS else 0) == set(KEYS["loss"][name] or ())
+    for name, optimizer in OPTIMIZERS.items():  # an older torch may have fewer
+        assert keys(optimizer, 1) <= set(KEYS["optimizer"][name] or ())
+    weights = torch.optim.SGD([torch.zeros(1)])
+    for name in SCHEDULES:
+        with pytest.raises(SettingsError) as refused:
+            build_schedule(Named.model_validate({"type": name, "x": 1}), weights, {"updates": 9})
+        listed = re.findall(r"\w+", refused.value.fix.partition("there are ")[2])
+        assert set(listed) == set(KEYS["schedule"][name] or ())

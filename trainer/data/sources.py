@@ -88,15 +88,21 @@ StageSources = Sequence[Sequence[Source]]
 def stage_sources(settings: Settings, stores: Mapping[str, Store]) -> StageSources:
     """What the stages choose from these stores, by name.
 
-    SettingsError  no episode fits a filter, or its expression cannot be parsed
+    SettingsError  no episode fits a filter, its expression cannot be parsed, or there are not
+                   enough episodes for the stage's rollouts
     """
-    return [
-        [
+    stages = []
+    for number, stage in enumerate(settings.stages):
+        shown = stage.off_policy
+        played = [
             Source(_chosen(one, stores[one.name]), one.proportion)
-            for one in (stage.off_policy.store if stage.off_policy else ())
+            for one in (shown.store if shown else ())
         ]
-        for stage in settings.stages
-    ]
+        if played and shown and shown.iterator is None:
+            key = f"--set stages.{number}.off_policy.rollouts"
+            rollouts_of_sources(played, shown.rollouts, key)
+        stages.append(played)
+    return stages
 
 
 def _chosen(settings: StoreSettings, store: Store) -> EpisodeDataset:
@@ -209,8 +215,12 @@ def shared_subgoals(stores: Sequence[Store]) -> tuple[str, ...]:
     return tables.pop() if len(tables) == 1 else ()
 
 
-def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
+def rollouts_of_sources(
+    sources: Sequence[Source], rollouts: int, key: str = "rollouts"
+) -> list[int]:
     """How many of the rollouts play each source: in proportion, rounded by largest remainder.
+
+    key   by which the user gives `rollouts`
 
     SettingsError  a source would get none, or more rollouts than it has episodes
     """
@@ -224,12 +234,14 @@ def rollouts_of_sources(sources: Sequence[Source], rollouts: int) -> list[int]:
             raise SettingsError(
                 f"{rollouts} rollouts are too few for {len(sources)} stores in these proportions",
                 path=source.store.path,
-                fix="choose more rollouts, or a larger proportion for this store",
+                fix=f"choose more with {key}, or a larger proportion for this store",
             )
         if count > source.count:
             raise SettingsError(
                 f"{count} rollouts are more than the {source.count} episodes to play",
                 path=source.store.path,
-                fix=f"choose at most {source.count} rollouts for this store, or a larger store",
+                fix=f"give {key}={source.count}, or a larger store"
+                if len(sources) == 1
+                else f"choose fewer with {key}, or a smaller proportion for this store",
             )
     return [int(count) for count in counts]

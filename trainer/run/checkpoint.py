@@ -25,6 +25,7 @@ from trainer.learning.building import NETWORKS, build_network
 from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED, no_checkpoint
 from trainer.run.published import WEIGHTS_FILE, downloaded_policy, policy_content
 from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
+from trainer.settings.refusals import in_our_words
 from trainer.settings.user_code import check_trusted, search_noted_folders
 
 FORMAT = 1
@@ -275,7 +276,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the whole file"
-        raise _not_a_checkpoint(file, f"{problem['msg']} at `{place}`") from error
+        raise _not_a_checkpoint(file, f"{in_our_words(problem)} at `{place}`") from error
     except (SettingsError, ValueError, RecursionError) as error:
         what = error.what if isinstance(error, SettingsError) else _first_line(error)
         raise _not_a_checkpoint(file, f"its settings: {what}") from error

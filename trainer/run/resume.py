@@ -28,6 +28,7 @@ from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
 from trainer.run.log import MeterState, one_meter
 from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, differing_keys, setting_leaves, toml_of
+from trainer.settings.refusals import in_our_words
 
 _log = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
             raise ValueError(f"it is at stage {training.progress['stage']}, which there is not")
     except ValidationError as error:
         problem = error.errors()[0]
-        raise _damaged(checkpoint, f"{problem['msg']} at {problem['loc']}") from error
+        raise _damaged(checkpoint, f"{in_our_words(problem)} at {problem['loc']}") from error
     except ValueError as error:
         raise _damaged(checkpoint, str(error)) from error
     return training

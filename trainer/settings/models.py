@@ -6,13 +6,12 @@ arguments that it is built with (`trainer.settings.user_code`).
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import tomli_w
 from pydantic import (
@@ -33,6 +32,8 @@ from demotools.babyai.levels import MOST_EPISODES, Symmetry
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import SettingsError
 from demotools.output import read_regular
+from trainer.settings.built_in import part_problems
+from trainer.settings.refusals import nearest, pydantic_problems, refusal
 
 _MOST_STEPS_AT_ONCE = 2**24
 
@@ -257,9 +258,9 @@ class OnPolicySettings(_Frozen):
 
 def _weights(value: object) -> object:
     """A list of names is each with weight 1."""
-    if not isinstance(value, list):
+    if isinstance(value, dict):
         return value
-    if not all(isinstance(name, str) for name in value):
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError('it must be names of losses, as in `["ppo"]` or `{ppo = 1.0}`')
     return dict.fromkeys(value, 1.0)
 
@@ -445,7 +446,7 @@ class Settings(_Frozen):
                 if name not in self.losses:
                     raise ValueError(
                         f"stages.{number} uses the loss `{name}`, which is not defined"
-                        f"{_nearest(name, self.losses, 'the losses are')}"
+                        f"{nearest(name, self.losses, 'the losses are')}"
                     )
             tracks = stage.early_stopping and stage.early_stopping.success
             needs = stage.losses or stage.max_env_steps or stage.teacher_forcing or tracks
@@ -507,37 +508,42 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
             path=path,
             fix='add one, as in `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
         )
+    overrides, given = list(overrides), dict[str, str]()
+    others = any(re.match(r"\s*model\.type\s*=.*:", text) for text in overrides)
     for key, value in small.items() if tiny else ():
+        if others and key.startswith("model."):
+            continue  # the sizes of the recipe's own network
         set_key(tree, key, value)
+        given[key] = f"{path}, in the section [tiny]"
     for text in overrides:
-        override(tree, text)
-    return parsed_settings(tree, path)
+        given[override(tree, text)] = f"--set {text}"
+    settings = parsed_settings(tree, path, given)
+    if problems := list(part_problems(_parts(settings))):
+        raise refusal(problems, path, given)
+    return settings
 
 
-def parsed_settings(tree: dict[str, Any], path: Path | str) -> Settings:
-    """Settings of parsed TOML; SettingsError names the key and, where unknown, the nearest."""
+def parsed_settings(
+    tree: dict[str, Any], path: Path | str, given: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings of parsed TOML; SettingsError names all wrong keys and, where unknown, the nearest.
+
+    given   where keys come from that are not from the file at `path`
+    """
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        problems = error.errors()
-        # a key that is misspelt may be missing too
-        unknown = (one for one in problems if one["type"] == "extra_forbidden")
-        problem = next(unknown, problems[0])
-        location = [str(part) for part in problem["loc"]]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            known = _keys_beside(location)
-            raise SettingsError(
-                f"unknown key `{key}`",
-                path=path,
-                fix=f"remove it{_nearest(location[-1], known, 'the keys there are')}",
-            ) from error
-        what = problem["msg"].removeprefix("Value error, ")
-        raise SettingsError(
-            f"the settings are wrong at `{key or 'the whole file'}`: {what}",
-            path=path,
-            fix="correct that key in the file, or with --set",
-        ) from error
+        problems = pydantic_problems(error, tree, _keys_beside, _all_keys())
+        raise refusal(problems, path, given or {}) from error
+
+
+def _parts(settings: Settings) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """All that has a `type`, with the keys beside it, by the setting that names it."""
+    optimizer = settings.optimizer
+    named = {"model": settings.model, "optimizer": optimizer}
+    named |= {"optimizer.schedule": optimizer.schedule}
+    named |= {f"losses.{name}": loss for name, loss in settings.losses.items()}
+    return {f"{key}.type": (part.type, part.options) for key, part in named.items()}
 
 
 def toml_of(settings: Settings) -> str:
@@ -572,7 +578,7 @@ def recipe_path(recipe: str) -> Path:
         "there is no such recipe",
         path=recipe,
         fix=f"give a path, or a name that `trainer recipes` lists"
-        f"{_nearest(name, shipped, 'they are')}",
+        f"{nearest(name, shipped, 'they are')}",
     )
 
 
@@ -584,6 +590,20 @@ def _keys_beside(location: Sequence[str]) -> list[str]:
             below = next(iter(_models(fields[part].annotation)), None)
             fields = fields if below is None else _fields(below)
     return list(fields)
+
+
+def _all_keys() -> list[str]:
+    """Those of all sections, and what a network of ours may be given."""
+    sizes = ("embedding", "features", "memory", "instruction", "channels")
+    return [*_keys_below(Settings), *(f"model.{name}" for name in sizes)]
+
+
+def _keys_below(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for key, field in _fields(section).items():
+        yield f"{prefix}{key}"
+        item = "0." if get_origin(field.annotation) is tuple else ""
+        for below in _models(field.annotation):
+            yield from _keys_below(below, f"{prefix}{key}.{item}")
 
 
 def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -598,14 +618,6 @@ def _models(annotation: Any) -> Iterable[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
-
-
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; {otherwise} {', '.join(names)}" if names else ""
 
 
 def toml_tree(content: bytes | str, path: Path | str) -> dict[str, Any]:
@@ -644,8 +656,8 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
-def override(tree: dict[str, Any], text: str) -> None:
-    """Set in `tree` what `a.b=value` says; SettingsError where it is not of that form."""
+def override(tree: dict[str, Any], text: str) -> str:
+    """Set in `tree` what `a.b=value` says, the key; SettingsError where it is not of that form."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise SettingsError(
@@ -654,6 +666,7 @@ def override(tree: dict[str, Any], text: str) -> None:
             fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
         )
     set_key(tree, key, _toml_value(text, value) if value else None)
+    return key
 
 
 def set_key(tree: dict[str, Any], key: str, value: object) -> None:

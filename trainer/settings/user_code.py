@@ -9,7 +9,6 @@ the user says that they trust it.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -22,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
 from demotools.output import read_regular
+from trainer.settings.built_in import kind_of
 from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, setting_leaves
+from trainer.settings.refusals import unknown_key, unknown_type
 
 if TYPE_CHECKING:
     from demotools.recording.environment import Environment
@@ -37,14 +38,6 @@ _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRScheduler"}
 _NOTE = "# its modules lie in: "
 _recipe_folders: list[str] = []
-
-
-_KINDS = {
-    "model.type": "network",
-    "optimizer.type": "optimizer",
-    "optimizer.schedule.type": "schedule",
-    "on_policy.environment": "environment",
-}
 
 
 def build(
@@ -64,15 +57,16 @@ def build(
 
     SettingsError  nothing of that name, an option that it does not take or refuses, another class
     """
-    maker, kind = find(key, name, ours), _kind(key)
+    maker, kind = find(key, name, ours), kind_of(key)
     with accepted_settings(key, name):
         parameters = inspect.signature(maker).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         given = list(parameters)[len(arguments) :]
         strange = [option for option in options if option not in given and not anything]
         if strange:
-            near = difflib.get_close_matches(strange[0], given, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(given) or 'none'}"
+            hint = unknown_key([strange[0]], given).fix if given else "it takes none: remove it"
+            if is_users(name):
+                hint += " (a recipe's section [tiny] may have set it)"
             raise SettingsError(f"unknown key `{strange[0]}`", path=f"{kind} {name}", fix=hint)
         made = maker(*arguments, **options)
     if isinstance(made, wanted) if wanted else callable(made):
@@ -95,14 +89,12 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
     """What makes the thing that the setting `key` names; SettingsError where there is none."""
     if name in ours:
         return ours[name]
-    kind = _kind(key)
+    kind = kind_of(key)
     if ":" not in name:
-        near = difflib.get_close_matches(name, ours, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(ours)}"
         raise SettingsError(
             f"there is no {kind} of the name `{name}`",
             path=f"{key} = {name!r}",
-            fix=f"{f'{hint}; ' if ours else ''}your own is named as `package.module:Name`",
+            fix=unknown_type(name, ours),
         )
     if not is_importable(name):
         raise SettingsError(
@@ -132,7 +124,7 @@ def users_code(key: str, name: str) -> Iterator[None]:
     except DemotoolsError:
         raise
     except (Exception, SystemExit) as error:
-        if not _is_users(name):
+        if not is_users(name):
             raise
         note = f"raised by code of your own, which the setting {key} = {name!r} names"
         if isinstance(error, SystemExit):  # it would end the program as if all were well
@@ -165,25 +157,20 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
     except DemotoolsError:
         raise
     except Exception as error:
-        if _is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
+        if is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
             raise
         # a ValueError says it in words, of other errors the class is half of what they say
         why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise SettingsError(
-            f"the {_kind(key)} refuses its settings: {why}",
+            f"the {kind_of(key)} refuses its settings: {why}",
             path=f"{key} = {name!r}",
             fix="correct the keys beside its type, or name another",
         ) from error
 
 
-def _is_users(name: str) -> bool:
+def is_users(name: str) -> bool:
+    """Whether a `type` names code that is neither ours nor torch's."""
     return ":" in name and torch_class(name) is None
-
-
-def _kind(key: str) -> str:
-    if key.endswith(".iterator.type"):
-        return "iterator"
-    return _KINDS.get(key, "loss" if key.startswith("losses.") else key.rpartition(".")[2])
 
 
 def named_in(key: str, value: Any) -> Any:
@@ -267,7 +254,7 @@ def _imported(key: str, name: str) -> Any:
         if not missing and found is None:
             raise  # the module is there: this is its own failure
         raise SettingsError(
-            f"the {_kind(key)} cannot be imported: {error}",
+            f"the {kind_of(key)} cannot be imported: {error}",
             path=f"{key} = {name!r}",
             fix="install the package, put the module beside the recipe, or correct the name",
         ) from error
