@@ -18,8 +18,8 @@ _MOST_MISSIONS = 1024
 class KnownMissions:
     """Whatever follows from missions, each of which is read once.
 
-    read     of tokens [M, L] tensors [M, ...]; those of fewer dimensions than 3 are as they are for
-             all missions, others [M, L, ...] may be as long as any mission
+    read     of tokens [M, L] tensors [M, ...]; of longer missions they may be longer, and those of
+             shorter ones then end in zeros
     forget   is called when the numbers that missions had are given to others
     """
 
