@@ -515,7 +515,9 @@ def plot(
     """
     from demotools.output import check_output
     from trainer.report.plot import plot_runs
+    from trainer.run.folder import check_suffix
 
+    check_suffix(output, ".png")
     check_output(output, overwrite=overwrite)
     path = plot_runs(folders, output, against, overwrite=overwrite)
     if not quiet:
@@ -565,9 +567,11 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
-    from trainer.run.folder import refuse_missing
+    from trainer.run.folder import check_suffix, refuse_missing
 
     refuse_missing(checkpoint)
+    if gif:
+        check_suffix(gif, ".gif")
     _load_torch()
     from demotools.babyai.levels import EVALUATION_SEED
     from demotools.look.terminal import is_interactive, is_plain
@@ -743,8 +747,10 @@ def report(
     """
     from demotools.output import check_output, write_output
     from trainer.report.page import run_report
+    from trainer.run.folder import check_suffix
 
     if not as_json:
+        check_suffix(output, ".html", ".htm")
         check_output(output, overwrite=overwrite)
     found = run_report(folders, against)
     if as_json:

@@ -43,6 +43,7 @@ def run_log(
     ]
 
 
+LONG = "BabyAIGoToLocalBC1000,max_demo_steps=60000,rollouts=100"
 CLONED = run_log("expert_ce", demos=2_000_000, agreement=True)
 REINFORCED = run_log("ppo", envs=50_000)
 
@@ -99,11 +100,38 @@ def test_a_run_that_was_measured_often_has_a_legend_no_wider_than_the_picture() 
         for group in ("evaluation", "evaluation_sampled")
         for episodes in (4, 18, 24, 30, 1000)
     ]
-    figure = curves([Experiment("often", [[*CLONED, *measured]])])
-    (legend,) = figure.legends
-    assert "4 to 1,000 episodes" in legend.get_texts()[1].get_text()
-    figure.draw_without_rendering()
-    assert 0 < legend.get_window_extent().x0 < legend.get_window_extent().x1 < figure.bbox.x1
+    for names in (["often"], [LONG], [LONG, f"{LONG},seed=2", "short"], ["W" * 250]):
+        shown = [Experiment(name, [[*CLONED, *measured]]) for name in names]
+        figure = curves(shown)
+        (legend,) = figure.legends
+        assert "4 to 1,000 episodes" in legend.get_texts()[len(names)].get_text()
+        figure.draw_without_rendering()
+        assert 0 < legend.get_window_extent().x0 < legend.get_window_extent().x1 < figure.bbox.x1
+
+
+def test_a_single_measurement_stands_on_an_axis_from_the_beginning_of_the_run() -> None:
+    figure = curves([Experiment("begun", [CLONED[:1]])])
+    assert figure.axes[0].get_xlim() == pytest.approx((0, 1.1 * 200))
+    assert curves([Experiment("two", [CLONED[:2]])]).axes[0].get_xlim()[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ending", "right"),
+    [
+        (["plot", "-o", "c2.xyz"], ".xyz", "c2.png"),
+        (["watch", "--gif", "a.mp4"], ".mp4", "a.gif"),
+        (["report", "-o", "runs.pdf"], ".pdf", "runs.html"),
+    ],
+)
+def test_a_name_of_another_kind_of_file_is_refused(
+    arguments: list[str], ending: str, right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(FILE_NAME).write_text("", "utf-8")
+    result = CliRunner().invoke(main, [arguments[0], ".", *arguments[1:]])
+    assert result.exit_code == 1
+    assert f"this name ends in {ending}" in result.output and f"name it {right}" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "\udcff", "$x$", "$\\frac", "a$b"])

@@ -45,7 +45,8 @@ _LABELS: dict[AgainstWhat, str] = {
     "minutes": "training time",
 }
 _WIDTH_INCHES, _PANELS_INCHES, _LEGEND_INCHES, _DOTS_PER_INCH = 8.0, 6.2, 0.22, 100
-_LEGEND_COLUMNS, _LONG_NAME, _WIDEST_PAIR = 3, 30, 112  # of letters, beside each other
+_LEGEND_COLUMNS, _LINE, _GAP = 3, 2.8, 2.0  # in letters' heights: beside a label, and columns
+_LONGEST_LABEL, _DRAWN = 120, 1.06  # on dots letters are wider, W by a twentieth
 _WINDOW = 9
 _FEW = 20
 """Curves of fewer points show each of them."""
@@ -181,6 +182,9 @@ def curves(shown: Sequence[Experiment], against: AgainstWhat | None = None) -> F
         for border in _stage_borders(placed[0]):
             for panel in panels:
                 panel.axvline(border, color=colour, linewidth=0.8, linestyle=(0, (1, 3)))
+    places = {line[axis] / scale for lines in runs for line in lines}
+    if len(places) == 1 and (place := places.pop()) > 0:
+        panels[0].set_xlim(0, 1.1 * place)  # the first measurement, from the beginning of the run
     panels[0].set_ylabel("success\n[% of episodes]")
     panels[1].set_ylabel("agreement with\nexpert [% of steps]")
     panels[2].set_ylabel(f"loss{_loss_unit(runs)}")
@@ -317,16 +321,37 @@ def _add_legend(
         border = Line2D([], [], color=_GREY, linewidth=0.8, linestyle=(0, (1, 3)))
         border.set_label("a stage ends")
         entries.append(border)
-    *_, second, longest = 0, *sorted(len(str(entry.get_label())) for entry in entries)
-    columns = _LEGEND_COLUMNS - (longest > _LONG_NAME) - (second + longest > _WIDEST_PAIR)
+    widths = {
+        columns: _legend_inches([str(entry.get_label()) for entry in entries], columns)
+        for columns in range(1, _LEGEND_COLUMNS + 1)
+    }
+    columns = max((n for n, inches in widths.items() if inches <= _WIDTH_INCHES), default=1)
     rows = -(-len(entries) // columns)
-    figure.set_size_inches(_WIDTH_INCHES, _PANELS_INCHES + rows * _LEGEND_INCHES)
+    figure.set_size_inches(
+        max(_WIDTH_INCHES, widths[columns]), _PANELS_INCHES + rows * _LEGEND_INCHES
+    )
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _legend_inches(labels: Sequence[str], columns: int) -> float:
+    """The width of a legend of so many columns, with a margin."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size="small")
+    widths = [text_to_path.get_text_width_height_descent(one, font, False)[0] for one in labels]
+    beside = sum(max(part, default=0) for part in map(list, np.array_split(widths, columns)))
+    letters = columns * _LINE + (columns - 1) * _GAP + 2 * _GAP
+    return float(_DRAWN * beside + letters * font.get_size_in_points()) / 72
 
 
 def _plain(name: str) -> str:
     """A name as a label: a dollar would begin a formula, and no font has what does not print."""
-    return printable_text(name).replace("$", r"\$")
+    shown = printable_text(name)
+    if len(shown) > _LONGEST_LABEL:  # the middle says least
+        half = _LONGEST_LABEL // 2
+        shown = f"{shown[: half - 1]}…{shown[-half:]}"
+    return shown.replace("$", r"\$")
 
 
 def _unit(axis: AgainstWhat, values: Sequence[float]) -> tuple[float, str]:

@@ -155,6 +155,20 @@ def refuse_missing(checkpoint: Path | None) -> None:
         raise no_checkpoint(checkpoint)
 
 
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """SettingsError where the name of an output says that it is of another kind than it will be.
+
+    suffixes   of its kind, the usual one first
+    """
+    if path.suffix and path.suffix.lower() not in suffixes:
+        kind = suffixes[0].removeprefix(".").upper()
+        raise SettingsError(
+            f"what is written is {kind}, and this name ends in {path.suffix}",
+            path=path,
+            fix=f"name it {path.with_suffix(suffixes[0]).name}",
+        )
+
+
 def left_by_a_run(folder: Path) -> list[Path]:
     """What a run has written into a folder."""
     return [path for name in FILES for path in folder.glob(name)]
