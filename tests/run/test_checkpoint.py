@@ -112,7 +112,36 @@ def test_a_flipped_byte_of_the_weights_is_noticed(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert_refused(evaluated(path), "damaged: BadZipFile: the checksum of ")
+    assert_refused(evaluated(path), "damaged: the checksum of ")
+
+
+@pytest.mark.parametrize(
+    ("kept", "what"), [(0.5, "its end is missing, as of a download"), (0, "it is empty")]
+)
+def test_half_a_download_is_said_to_be_that(folder: Path, kept: float, what: str) -> None:
+    content = (folder / FILE_NAME).read_bytes()
+    (folder / FILE_NAME).write_bytes(content[: int(kept * len(content))])
+    result = evaluated(folder)
+    assert_refused(result, f"or it is damaged: {what}")
+    assert "BadZipFile" not in result.output
+
+
+class Commanding:
+    """Runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch canary",)
+
+
+def test_a_checkpoint_that_would_run_code_is_said_to_be_unsafe_in_our_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    path = rewritten(folder, lambda content: content["training"].update(more=Commanding()))
+    result = evaluated(path)
+    assert_refused(result, f"it names {os.name}.system, which could run code; nothing was run")
+    assert "do not load this file with anything else" in result.output
+    assert "will likely succeed" not in result.output and not Path("canary").exists()
 
 
 def test_wherever_a_checkpoint_is_damaged_it_is_refused_or_read_whole(folder: Path) -> None:

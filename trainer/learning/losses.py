@@ -368,7 +368,11 @@ class UsersLoss:
         with users_code(self._key, self._name):
             result = self.made(model, batch, memory)
             if not isinstance(result, LossResult):
-                raise TypeError(f"the loss gives {type(result).__name__}, not a LossResult")
+                raise ValueError(f"it gives {type(result).__name__}, not a LossResult")
+            for what in ("loss", "memory"):
+                if not isinstance(getattr(result, what), Tensor):
+                    given = type(getattr(result, what)).__name__
+                    raise ValueError(f"the {what} of its result is {given}, not a tensor")
             if result.loss.dim():
                 raise ValueError(f"the loss is {tuple(result.loss.shape)}, not one number")
             if torch.is_grad_enabled() and not result.loss.requires_grad:
@@ -379,7 +383,7 @@ class UsersLoss:
                 if isinstance(value, Tensor) and value.numel() != 1:
                     raise ValueError(f"the scalar `{name}` is {tuple(value.shape)}, not one number")
                 if not isinstance(value, Tensor | SupportsFloat):
-                    raise TypeError(f"the scalar `{name}` is {type(value).__name__}, not a number")
+                    raise ValueError(f"the scalar `{name}` is {type(value).__name__}, no number")
         return result
 
 

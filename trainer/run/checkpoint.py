@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -298,21 +300,47 @@ def _content(file: Path) -> Any:
 
 
 def _stored(stream: IO[bytes], file: Path) -> Any:
+    if not zipfile.is_zipfile(stream):
+        stream.seek(0)
+        begun = stream.read(4) == b"PK\3\4"
+        why = (
+            "its end is missing, as of a download that was cut off"
+            if begun
+            else "it begins as none does"
+        )
+        raise _not_a_checkpoint(file, why if stream.tell() else "it is empty")
     try:
         with zipfile.ZipFile(stream) as archive:
             # torch compresses nothing: what announces more than the file holds is not its work
             announced = sum(member.file_size for member in archive.infolist())
             if announced > stream.seek(0, os.SEEK_END):
-                raise zipfile.BadZipFile(f"it announces {announced:,} bytes, more than it has")
+                why = f"it announces {announced:,} bytes, more than it has"
+                raise _not_a_checkpoint(file, why)
             damaged = archive.testzip()
         if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+            raise _not_a_checkpoint(file, f"the checksum of {damaged} is wrong")
         stream.seek(0)
         return torch.load(stream, map_location="cpu", weights_only=True)
     # what zipfile and torch's unpickler raise on damaged files is no closed list: KeyError,
     # struct.error, zlib.error, NotImplementedError, AssertionError, ...
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise _unsafe(file, error) from error
     except Exception as error:
         raise _not_a_checkpoint(file, _first_line(error)) from error
+
+
+def _unsafe(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    """What torch's unpickler refused; torch itself advises to load it without looking."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f"it names {named[1]}" if named else "it holds more than tensors and settings"
+    return CheckpointError(
+        f"this is not a checkpoint of the trainer: {what}, which could run code; nothing was run",
+        path=file,
+        fix="do not load this file with anything else, not with torch.load(weights_only=False) "
+        "either; get one that `trainer run` wrote, from somebody you trust",
+    )
 
 
 def _not_a_checkpoint(file: Path, why: str) -> CheckpointError:

@@ -7,9 +7,11 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
@@ -27,7 +29,7 @@ from trainer.run.state import (
     stage_plan,
 )
 from trainer.settings.models import StageSettings
-from trainer.settings.user_code import naming_users_code
+from trainer.settings.user_code import naming_users_code, users_code
 from trainer.team import processors_each
 
 SLOW_SECONDS = 30 * 60
@@ -77,6 +79,7 @@ def expected_cost(run: Run) -> Cost:
     """
     # a copy: processes that train together watch every backward pass of the network's own weights
     run = replace(run, network=copy.deepcopy(run.network))
+    run.network.register_forward_hook(partial(_check_output, run.settings.model.type))
     # others, so that the run's own stay as they are
     run.by_name = made_losses(run.settings, run.network, run.stores)
     settings, model = run.settings, run.network
@@ -99,6 +102,19 @@ def expected_cost(run: Run) -> Cost:
         memory_bytes=_peak_bytes(),
         disk_bytes=2 * 3 * 4 * parameters + 2**20,  # a checkpoint and its successor, and the log
     )
+
+
+def _check_output(name: str, _network: nn.Module, _given: object, output: object) -> None:
+    """SettingsError where a network of the user's gives another kind of thing than ours do."""
+    parts = output if isinstance(output, tuple | list) else ()
+    if not (3 <= len(parts) <= 4 and all(isinstance(one, Tensor) for one in parts[:3])):
+        kinds = ", ".join(type(one).__name__ for one in parts)
+        shown = f"a {type(output).__name__} of {kinds}" if parts else type(output).__name__
+        with users_code("model.type", name):
+            raise ValueError(
+                f"it gives {shown}, not (logits, values, memory): three tensors, and what gives "
+                "the features, or None, if it likes"
+            )
 
 
 def _peak_bytes() -> int | None:

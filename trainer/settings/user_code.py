@@ -117,6 +117,8 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
 def users_code(key: str, name: str) -> Iterator[None]:
     """Where code of the user's raises inside, a note says which setting named it.
 
+    A check of ours that finds it wrong, or a call that it does not take, becomes a SettingsError.
+
     key, name   the setting, and what it names
     """
     try:
@@ -126,6 +128,12 @@ def users_code(key: str, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if not is_users(name):
             raise
+        if _is_check(error):
+            raise SettingsError(
+                f"the {kind_of(key)} is not as it must be: {_said(error)}",
+                path=f"{key} = {name!r}{_file_of(name)}",
+                fix="correct it; docs/own_parts.md says what it is given, and what it gives",
+            ) from error
         note = f"raised by code of your own, which the setting {key} = {name!r} names"
         if isinstance(error, SystemExit):  # it would end the program as if all were well
             failure = RuntimeError(f"this code ended the program: exit({error.code!r})")
@@ -134,6 +142,25 @@ def users_code(key: str, name: str) -> Iterator[None]:
         if note not in getattr(error, "__notes__", []):
             error.add_note(note)
         raise
+
+
+def _is_check(error: BaseException) -> bool:
+    """Whether no line of the user's, or of a library, was under way when this was raised."""
+    ours = str(Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, TypeError | ValueError | AttributeError) and all(
+        frame.filename.startswith(ours) for frame in frames
+    )
+
+
+def _said(error: BaseException) -> str:
+    # a ValueError says it in words, of other errors the class is half of what they say
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+
+
+def _file_of(name: str) -> str:
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    return f" in {file}" if file else ""
 
 
 @contextmanager
@@ -159,10 +186,8 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
     except Exception as error:
         if is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
             raise
-        # a ValueError says it in words, of other errors the class is half of what they say
-        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise SettingsError(
-            f"the {kind_of(key)} refuses its settings: {why}",
+            f"the {kind_of(key)} refuses its settings: {_said(error)}",
             path=f"{key} = {name!r}",
             fix="correct the keys beside its type, or name another",
         ) from error
