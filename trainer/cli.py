@@ -374,9 +374,10 @@ def evaluate(
         raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
-    from trainer.run.folder import refuse_missing
+    from trainer.run.folder import refuse_level, refuse_missing
 
     refuse_missing(checkpoint)
+    refuse_level(level, checkpoint)
     _load_torch()
     from trainer.run.success import measured_success
 
@@ -567,9 +568,10 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
-    from trainer.run.folder import check_suffix, refuse_missing
+    from trainer.run.folder import check_suffix, refuse_level, refuse_missing
 
     refuse_missing(checkpoint)
+    refuse_level(level, checkpoint)
     if gif:
         check_suffix(gif, ".gif")
     _load_torch()
@@ -651,6 +653,10 @@ def export(
     """
     if half and kind != "weights":
         raise click.UsageError("--half needs --to weights")
+    from trainer.run.folder import refuse_level, refuse_missing
+
+    refuse_missing(checkpoint)
+    refuse_level(level, checkpoint)
     _load_torch()
     from trainer.run.export import export_policy
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from demotools.cli import main as generated
@@ -62,6 +63,8 @@ def run_that_lies_there() -> None:
         ("run bc_1000_demos", "there is no such demo store"),
         ("evaluate nosuch", "there is no checkpoint"),
         ("watch nosuch.pt", "there is no checkpoint"),
+        ("export nosuch.pt --to onnx", "there is no checkpoint"),
+        ("evaluate --policy bot --level Nope", "there is no such level"),
     ],
 )
 def test_what_cannot_begin_is_refused_before_torch_is_loaded(command: str, what: str) -> None:
@@ -69,6 +72,27 @@ def test_what_cannot_begin_is_refused_before_torch_is_loaded(command: str, what:
     result = typed(*command.split())
     assert result.exit_code == 1
     assert what in result.stderr
+
+
+@pytest.mark.parametrize("checkpoint", ["folder", "weights.pt"])
+@pytest.mark.parametrize("command", ["evaluate", "watch", "export --to onnx"])
+def test_a_level_that_there_is_not_is_refused_before_torch_is_loaded(
+    command: str, checkpoint: str
+) -> None:
+    def written(*overrides: str) -> None:
+        settings = toml_of(read_settings("ppo", overrides))
+        Path("folder").mkdir(exist_ok=True)
+        Path("folder/last.pt").touch()
+        Path("folder/settings.toml").write_text(settings, "utf-8")
+        torch.save({"settings": settings, "model": torch.zeros(3)}, "weights.pt")
+
+    written()
+    arguments = [*command.split(), checkpoint, "--level"]
+    assert "there is no such level" in typed(*arguments, "Nope").stderr
+    assert "cannot be played" in typed(*arguments, "PutNext").stderr
+    assert "torch is not installed" in typed(*arguments, "GoToObj").stderr
+    written("on_policy.environment=mine:make")  # it may know a level of this name
+    assert "torch is not installed" in typed(*arguments, "Nope").stderr
 
 
 def test_where_several_seeds_were_trained_their_runs_are_named() -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,17 +18,18 @@ from pathlib import Path
 from demotools.babyai.levels import listed_seeds
 from demotools.errors import (
     CheckpointError,
+    DemotoolsError,
     SettingsError,
     StoreError,
     from_os_error,
     printable_text,
 )
 from demotools.exchange.hub import on_hub
-from demotools.output import acquired_lock
+from demotools.output import acquired_lock, open_regular
 from trainer.run.log import BOARD_FOLDER, CURVE_FILE, EVALUATIONS_FILE, GIFS_FOLDER
 from trainer.run.log import FILE_NAME as LOG_FILE
 from trainer.run.tracking import ID_FILES, TRACKERS
-from trainer.settings.models import SETTINGS_FILE, Settings, read_settings
+from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, read_settings
 
 CHECKPOINT_FILE = "last.pt"
 BEST = "best.pt"
@@ -48,6 +50,7 @@ HARMLESS = (
 )
 """How the settings begin on which no weight depends."""
 _LONGEST_NAME = 120
+_MOST_SETTINGS_BYTES = 2**22
 
 
 def run_folder(
@@ -153,6 +156,34 @@ def refuse_missing(checkpoint: Path | None) -> None:
     """CheckpointError, before torch is loaded, where nothing has this name here, nor on the hub."""
     if checkpoint and not checkpoint.exists() and not on_hub(checkpoint):
         raise no_checkpoint(checkpoint)
+
+
+def refuse_level(level: str | None, checkpoint: Path | None) -> None:
+    """ManifestError or LevelError, before torch is loaded, where no such level can be played.
+
+    checkpoint   if environments of somebody's belong to it, they know other levels
+    """
+    if level is None or (checkpoint is not None and _environment_of(checkpoint) != LEVELS):
+        return
+    from trainer.acting.vector import check_playable  # it loads minigrid
+
+    check_playable(level)
+
+
+def _environment_of(checkpoint: Path) -> str | None:
+    """What makes the environments of a checkpoint's run; None: unknown before it is loaded."""
+    try:
+        if checkpoint.is_dir():
+            return read_settings(str(checkpoint / SETTINGS_FILE)).environment
+        with open_regular(checkpoint) as stream, zipfile.ZipFile(stream) as archive:
+            (name,) = (one for one in archive.namelist() if one.endswith("/data.pkl"))
+            with archive.open(name) as member:
+                text = member.read(_MOST_SETTINGS_BYTES)
+    except (DemotoolsError, OSError, ValueError, zipfile.BadZipFile):
+        return None
+    # the settings are a text in the pickle, and say it where there are environments
+    named = re.search(rb'\nenvironment = "([^"\n]*)"', text)
+    return named[1].decode("utf-8", "replace") if named else LEVELS
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:
