@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ import click
 from demotools.errors import exit_with_message, optional_package
 from demotools.output import data_folder, log_to_stderr
 
+_PATIENCE_SECONDS = 2.0
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -76,11 +78,15 @@ def _load_torch() -> None:
         optional_package("torch", "train")
         return
     gc.disable()
+    notice = threading.Timer(_PATIENCE_SECONDS, click.echo, ["loading torch"], {"err": True})
+    if sys.stderr.isatty() and not click.get_current_context().params.get("quiet"):
+        notice.start()
     try:
         optional_package("torch", "train")
         gc.freeze()
     finally:
         gc.enable()
+        notice.cancel()
 
 
 def _checkpoint(*, required: bool = True) -> Callable[[Command], Command]:

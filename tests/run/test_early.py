@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from demotools.cli import main as generated
+from tests.terminal import in_terminal
 from trainer.cli import main
 from trainer.run.folder import no_checkpoint, run_folder
 from trainer.settings.models import read_settings, toml_of
@@ -187,3 +188,18 @@ def test_neither_training_nor_evaluation_loads_torchs_compiler_nor_looks_for_gar
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+@pytest.mark.parametrize("option", ["", "-q"])
+def test_a_terminal_is_told_when_torch_takes_long_to_load(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("torch.py").write_text("import time\ntime.sleep(1)\nraise ImportError\n", "utf-8")
+    program = "import trainer.cli as cli\ncli._PATIENCE_SECONDS = 0.0\ncli.main()\n"
+    Path("impatient.py").write_text(program, "utf-8")
+    Path("w.pt").touch()
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with in_terminal("impatient", "evaluate", "w.pt", *option.split()) as (process, terminal):
+        assert process.wait(60) == 1
+        said = os.read(terminal, 65536)
+    assert said.startswith(b"error: " if option else b"loading torch\r\n")

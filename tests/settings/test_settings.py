@@ -115,6 +115,7 @@ def test_an_override_sets_one_key(
         (["losses=3"], "it must be a section", "correct that key"),
         (["evaluation.sample='no'"], "it must be true or false, or it must be 'both'", ""),
         (["run.seed=-1", "lr=2"], "2 settings are wrong", "did you mean optimizer.lr?"),
+        (["lr=2", "optimizer.type=Adam"], "2 settings are wrong", "did you mean adam?"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused_by_name(overrides: list[str], what: str, fix: str) -> None:

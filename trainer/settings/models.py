@@ -517,33 +517,50 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
         given[key] = f"{path}, in the section [tiny]"
     for text in overrides:
         given[override(tree, text)] = f"--set {text}"
-    settings = parsed_settings(tree, path, given)
-    if problems := list(part_problems(_parts(settings))):
-        raise refusal(problems, path, given)
-    return settings
+    return parsed_settings(tree, path, given, parts=True)
 
 
 def parsed_settings(
-    tree: dict[str, Any], path: Path | str, given: Mapping[str, str] | None = None
+    tree: dict[str, Any],
+    path: Path | str,
+    given: Mapping[str, str] | None = None,
+    *,
+    parts: bool = False,
 ) -> Settings:
     """Settings of parsed TOML; SettingsError names all wrong keys and, where unknown, the nearest.
 
     given   where keys come from that are not from the file at `path`
+    parts   whether names of built-in parts, and the keys beside them, are checked too
     """
+    settings, problems = None, []
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
         problems = pydantic_problems(error, tree, _keys_beside, _all_keys())
-        raise refusal(problems, path, given or {}) from error
+    problems += part_problems(_parts(tree)) if parts else []
+    if settings is None or problems:
+        raise refusal(problems, path, given or {})
+    return settings
 
 
-def _parts(settings: Settings) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def _parts(tree: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """All that has a `type`, with the keys beside it, by the setting that names it."""
-    optimizer = settings.optimizer
-    named = {"model": settings.model, "optimizer": optimizer}
-    named |= {"optimizer.schedule": optimizer.schedule}
-    named |= {f"losses.{name}": loss for name, loss in settings.losses.items()}
-    return {f"{key}.type": (part.type, part.options) for key, part in named.items()}
+    losses, optimizer = tree.get("losses"), tree.get("optimizer")
+    named = {"model": tree.get("model"), "optimizer": optimizer}
+    if isinstance(optimizer, dict):
+        named["optimizer"] = {"type": OptimizerSettings.model_fields["type"].default, **optimizer}
+        named["optimizer.schedule"] = optimizer.get("schedule")
+    if isinstance(losses, dict):
+        named |= {f"losses.{name}": loss for name, loss in losses.items()}
+    of_ours = {"optimizer": OptimizerSettings.model_fields.keys()}
+    return {
+        f"{key}.type": (
+            part["type"],
+            {name: one for name, one in part.items() if name not in of_ours.get(key, ("type",))},
+        )
+        for key, part in named.items()
+        if isinstance(part, dict) and isinstance(part.get("type"), str)
+    }
 
 
 def toml_of(settings: Settings) -> str:
