@@ -130,8 +130,13 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
     return DemotoolsError(what, path=str(where), fix=fix)
 
 
+def installing(extra: str) -> str:
+    """How to install what an extra adds: demotools is on no index."""
+    return f"in your checkout of demotools, run pip install -c constraints.txt '.[{extra}]'"
+
+
 def optional_package(name: str, extra: str) -> Any:
-    """The package `name`, which the extra `demotools[EXTRA]` installs.
+    """The package `name`, which the extra EXTRA installs.
 
     DemotoolsError  it, or something that it needs, is not installed
     """
@@ -141,7 +146,7 @@ def optional_package(name: str, extra: str) -> Any:
         raise DemotoolsError(
             f"the package {error.name or name} is not installed",
             path=name,
-            fix=f"install it: pip install 'demotools[{extra}]'",
+            fix=installing(extra),
         ) from error
 
 

@@ -86,7 +86,7 @@ def test_without_the_extra_a_command_names_it(
     result = CliRunner().invoke(trainer.cli.main, command.split())
     assert result.exit_code == 1
     assert "is not installed" in result.stderr
-    assert "pip install 'demotools[train]'" in result.stderr
+    assert "pip install -c constraints.txt '.[train]'" in result.stderr
 
 
 def test_without_the_extra_python_names_it_too(monkeypatch: pytest.MonkeyPatch) -> None:

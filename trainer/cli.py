@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from demotools.errors import exit_with_message, optional_package
-from demotools.output import data_folder, log_to_stderr
+from demotools.output import counted, data_folder, log_to_stderr
 
 _PATIENCE_SECONDS = 2.0
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -478,7 +478,9 @@ def validate(recipe: str, overrides: tuple[str, ...], tiny: bool, quiet: bool) -
 
     settings = read_settings(recipe, overrides, tiny=tiny)
     if not quiet:
-        click.echo(f"{recipe} is valid: {settings.run.name}, stages {len(settings.stages)}")
+        click.echo(
+            f"{recipe} is valid: {settings.run.name}, {counted(len(settings.stages), 'stage')}"
+        )
 
 
 @main.command()
@@ -771,7 +773,8 @@ def report(
     write_output(output, found.html.encode(), overwrite=overwrite)
     if not quiet:
         click.echo(
-            f"made {output}: runs {len(found.runs)}, differing settings {len(found.differing)}"
+            f"made {output}: {counted(len(found.runs), 'run')}, "
+            f"{counted(len(found.differing), 'differing setting')}"
         )
 
 

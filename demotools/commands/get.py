@@ -141,7 +141,7 @@ def fetch_command(
 
 @click.command("generate")
 @click.argument("level")
-@episodes_option("Record N solved episodes.", type=int, show_default="all, with --seeds")
+@episodes_option("Record N solved episodes.", show_default="all, with --seeds")
 @split_option(True, default="train")
 @click.option(
     "--seed",

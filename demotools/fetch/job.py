@@ -58,6 +58,7 @@ _RECORDS = TypeAdapter(dict[str, FetchedRecord])
 
 # who refused, and why
 Refusal = tuple[str, RefusedError]
+_Failure = tuple[str, DemotoolsError]
 
 
 def fetch_plans(
@@ -100,7 +101,7 @@ def fetch_levels(
 
     FetchError, PickleError, StoreError   as the first failure was; the others are named with it
     """
-    failures: list[DemotoolsError] = []
+    failures: list[_Failure] = []
     refused: dict[str, list[Refusal]] = {}
     downloads = folder / DOWNLOADS
     with contextlib.ExitStack() as locks:
@@ -108,7 +109,7 @@ def fetch_levels(
             locks.enter_context(_level_lock(folder, level))
         rest = []
         for plan in fetch_plans(levels, splits, folder, options):
-            with _failing_into(failures, downloads / plan.name):
+            with _failing_into(failures, plan.store, downloads / plan.name):
                 if plan.action != "download":
                     yield _without_network(plan, folder, options)
                 elif done := _from_sources(plan, _first(plan, options), folder, options, refused):
@@ -117,17 +118,17 @@ def fetch_levels(
                     rest.append(plan)
         for name in dict.fromkeys(name for plan in rest for name in _archives(plan)):
             missing = {pattern: p for p in rest if (pattern := _archives(p).get(name))}
-            with _failing_into(failures, downloads):
+            with _failing_into(failures, f"the archive {name}", downloads):
                 members = _from_archive(name, missing, downloads, options, refused)
                 for plan, file in members:
                     rest.remove(plan)
-                    with _failing_into(failures, downloads / plan.name):
+                    with _failing_into(failures, plan.store, downloads / plan.name):
                         done = _finished(plan, file, folder, options)
                         yield done + _taken(plan, f"archive {name}", options, refused)
                 continue
             rest = [plan for plan in rest if plan not in missing.values()]
         for plan in rest:
-            with _failing_into(failures, downloads / plan.name):
+            with _failing_into(failures, plan.store, downloads / plan.name):
                 done = _from_sources(plan, _last(plan), folder, options, refused)
                 if done is None:
                     raise _nobody_gave(plan, downloads, refused[plan.store])
@@ -137,14 +138,14 @@ def fetch_levels(
 
 
 @contextlib.contextmanager
-def _failing_into(failures: list[DemotoolsError], path: Path) -> Iterator[None]:
-    """Keep a failure for later: the other files are tried first."""
+def _failing_into(failures: list[_Failure], of: str, path: Path) -> Iterator[None]:
+    """Keep a failure, and what failed, for later: the other files are tried first."""
     try:
         yield
     except DemotoolsError as error:
-        failures.append(error)
+        failures.append((of, error))
     except OSError as error:
-        failures.append(from_os_error(error, path))
+        failures.append((of, from_os_error(error, path)))
 
 
 def read_records(folder: Path) -> dict[str, FetchedRecord]:
@@ -474,16 +475,21 @@ def _converted(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions
     return convert_files([file.path], folder, convert, origin).text()
 
 
-def _joined(failures: Sequence[DemotoolsError]) -> DemotoolsError:
-    if len(failures) == 1:
-        return failures[0]
-    whats = list(dict.fromkeys(error.what for error in failures))
-    fixes = list(dict.fromkeys(error.fix for error in failures))
+def _joined(failures: Sequence[_Failure]) -> DemotoolsError:
+    """One failure of several, each with the name of what failed."""
+    errors = [error for _of, error in failures]
+    if len(errors) == 1:
+        return errors[0]
+    whats = list(dict.fromkeys(error.what for error in errors))
+    fixes = list(dict.fromkeys(error.fix for error in errors))
     if len(whats) == 1:  # one cause, such as no network: one way out of it, for each level
         what, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
     else:
-        what, fix = f"{len(failures)} files failed: {_few(whats, '; ')}", _few(fixes, " | ")
-    return FetchError(what, path=_few([error.path for error in failures], ", "), fix=fix)
+        told = [f"{of}: {error.what}" for of, error in failures]
+        what = f"{len(failures)} downloads failed. {_few(told, '; ')}"
+        ways = {fix: [of for of, error in failures if error.fix == fix] for fix in fixes}
+        fix = _few([f"for {', '.join(names)}: {way}" for way, names in ways.items()], "; ")
+    return FetchError(what, path=_few([error.path for error in errors], ", "), fix=fix)
 
 
 def _few(texts: Sequence[str], between: str) -> str:

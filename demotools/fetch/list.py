@@ -63,16 +63,25 @@ def _levels_of_datasets() -> list[str]:
 
 
 def listing_text(found: Mapping[str, Any]) -> str:
-    """The same as lines of text, one for each level and each other store; then what more."""
+    """The same as lines of text: one for each level that is here and each other store; then what
+    else there is.
+    """
     found = printable_values(found)
     lines = [f"stores in {found['folder']}, {size_text(found['size_bytes'])} with downloads"]
     if found["problem"]:
         lines.append(f"problem: {found['problem']}")
-    rows = [(entry["level"], "; ".join(_level_texts(entry))) for entry in found["levels"]]
+    rows: list[tuple[str, str]] = []
+    absent: dict[str, list[str]] = {}
+    for entry in found["levels"]:
+        if texts := _level_texts(entry):
+            rows.append((entry["level"], "; ".join(texts)))
+        else:
+            absent.setdefault(_places_text(entry), []).append(entry["level"])
     for store in found["others"]:
         rows.append((Path(store["path"]).stem, _store_text(store["split"] or "it", store)))
-    width = max(len(name) for name, _ in rows)
-    lines += [f"  {name:<{width}}  {text}" for name, text in rows]
+    width = max((len(name) for name, _ in rows), default=0)
+    lines += [f"  {name:<{width}}  {text}" for name, text in rows] or ["  none yet"]
+    lines += [f"{places}: {', '.join(names)}" for places, names in absent.items()]
     if more := found["more_levels"]:
         lines.append(f"{len(more)} more levels can be fetched from data sets: {', '.join(more)}")
     return "\n".join([*lines, _NEXT])
@@ -139,16 +148,18 @@ def _level_texts(entry: Mapping[str, Any]) -> list[str]:
     for name, size in entry["downloads"].items():
         state = "unfinished download" if name.endswith(".part") else "download"
         texts.append(f"{state} {size_text(size)}")
+    if entry["problem"]:
+        texts.append(f"problem: {entry['problem']}")
+    return texts if entry["stores"] or not texts else ["no store", *texts]
+
+
+def _places_text(entry: Mapping[str, Any]) -> str:
     places = dict.fromkeys(
         _PLACES.get(name := source.split()[0], f"the data set {name}")
         for sources in entry["sources"].values()
         for source in sources
     )
-    if entry["problem"]:
-        texts.append(f"problem: {entry['problem']}")
-    elif places:
-        texts.append(f"from {' or '.join(places)}")
-    return texts if entry["stores"] else ["no store", *texts]
+    return f"can be fetched from {' or '.join(places)}" if places else "not published"
 
 
 def _store_text(role: str, store: Mapping[str, Any]) -> str:

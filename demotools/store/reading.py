@@ -430,7 +430,8 @@ def new_store_path(name: str, folder: Path) -> Path:
         raise SettingsError(
             "this cannot be the name of a store",
             path=f"--name {name!r}",
-            fix="use letters, digits, '-', '_' and '.'; --data-dir chooses the folder",
+            fix="begin with a letter, a digit or '_'; use besides only '-', '.', '+' and spaces; "
+            "--data-dir chooses the folder",
         )
     return folder / (plain + SUFFIX)
 

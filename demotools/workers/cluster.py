@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demotools.errors import DemotoolsError, from_os_error
+from demotools.errors import DemotoolsError, from_os_error, installing
 
 _CONNECT_SECONDS = 10
 # What a scheduler holds for each thread; and for workers that join later.
@@ -94,7 +94,7 @@ def _client(address: str) -> Iterator[Any]:
         from distributed.scheduler import KilledWorker
     except ImportError as error:
         raise DemotoolsError(
-            "Dask is not installed", path="distributed", fix="pip install 'demotools[cluster]'"
+            "Dask is not installed", path="distributed", fix=installing("cluster")
         ) from error
     if not re.fullmatch(r"(tcp|tls)://[^/]+:\d+", address):
         what = "this is not the address of a Dask scheduler"

@@ -20,6 +20,7 @@ from demotools.cli import main as demotools_main
 from trainer.cli import main as trainer_main
 from trainer.settings.models import Settings, shipped_recipes
 
+ROOT = Path(__file__).parents[2]
 PROGRAMS: dict[str, click.Command] = {"demotools": demotools_main, "trainer": trainer_main}
 FOREIGN_OPTIONS = {"--nproc-per-node", "--port", "--nworkers", "--nthreads"}  # torchrun, dask
 
@@ -100,6 +101,13 @@ def wrong_command(text: str) -> str:
     known = options_of(command)
     unknown = [word for word in words if re.match("--?[a-z]", word) and word not in known]
     return f"`{text}`: no option {unknown[0]}" if unknown else ""
+
+
+def test_no_message_installs_from_an_index_that_has_no_demotools() -> None:
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    said = [*ALL, *((page.name, page.read_text("utf-8")) for page in pages)]
+    wrong = [where for where, text in said if re.search(r"install\S* '?\"?demotools", text)]
+    assert [where for where in wrong if where != "log.md"] == []
 
 
 def test_every_command_that_a_message_names_exists() -> None:

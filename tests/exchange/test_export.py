@@ -389,7 +389,7 @@ def test_without_minari_the_command_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "h5py", None)  # what Python does for a missing package
     result = CliRunner().invoke(main, ["export", str(recorded.path), "--to", "minari"])
     assert result.exit_code == 1
-    assert "pip install 'demotools[minari]'" in result.stderr
+    assert "pip install -c constraints.txt '.[minari]'" in result.stderr
 
 
 @pytest.mark.parametrize("dataset_id", ["GoToLocal", "../up-v0", "babyai/a.b-v0"])

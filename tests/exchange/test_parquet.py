@@ -359,7 +359,7 @@ def test_without_pyarrow_the_extra_is_named(
     for command in (["import", tmp_path / "jat.parquet"], ["export", bot.path, "--to", "parquet"]):
         done = run(*command, "--data-dir", tmp_path)
         assert done.exit_code == 1
-        assert "pip install 'demotools[hf]'" in done.stderr
+        assert "pip install -c constraints.txt '.[hf]'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_without_a_package_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     for way in (["--source", "jat"], []):  # alone, and when all others have refused
-        refused(fetch("GoToLocal", *way), package, "install it: pip install 'demotools[hf]'")
+        refused(fetch("GoToLocal", *way), package, "run pip install -c constraints.txt '.[hf]'")
     assert hub.asked == []
 
 

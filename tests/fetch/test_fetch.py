@@ -34,7 +34,7 @@ from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
 from demotools.pickles.writer import write_pickle
 from demotools.store.reading import open_store
-from tests.conftest import without_root
+from tests.conftest import build_store, make_episodes, without_root
 from tests.drive_server import PERMISSION, QUOTA, QUOTA_JSON, DriveServer, Served
 
 TRAIN = "BabyAI-GoToLocal-v0.pkl"
@@ -381,7 +381,9 @@ def test_without_the_hubs_package_the_extra_is_named(
     fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused(fetch("GoToLocal", "--from", "hf:me/demos/a.pkl"), "pip install 'demotools[hf]'")
+    refused(
+        fetch("GoToLocal", "--from", "hf:me/demos/a.pkl"), "pip install -c constraints.txt '.[hf]'"
+    )
     assert visible(folder) == set()
 
 
@@ -697,6 +699,21 @@ def test_without_a_connection_it_gives_up_after_one_retry_in_plain_words(
     loud = fetch("GoToLocal", "--from", url, "--retries", "9")
     assert f"{TRAIN}: waiting 0 s, try 2 of 2: no connection ({why})\n" in loud.stderr
     assert loud.stderr.count("waiting") == 1
+
+
+def test_two_different_failures_say_what_each_is_of(
+    fetch: Fetch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_store(folder / "GoTo.zarr", make_episodes([3]), level="GoTo")  # not one that was fetched
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    told = refused(fetch("GoTo", "--source", "jat", "--split", "all"))
+    what, _where, fix = told.splitlines()
+    assert re.fullmatch(
+        "error: 2 downloads failed. GoTo: .*; GoTo-valid: .*huggingface_hub.* is not installed",
+        what,
+    )
+    assert re.fullmatch("  next:  for GoTo: .*--overwrite.*; for GoTo-valid: .*pip install .*", fix)
+    assert " | " not in fix
 
 
 @pytest.mark.usefixtures("server")

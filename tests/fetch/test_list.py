@@ -23,14 +23,14 @@ def line_of(level: str, text: str) -> str:
     return line
 
 
-def test_every_level_has_one_line_with_its_sources(tmp_path: Path) -> None:
+def test_what_is_not_here_is_named_once_by_where_it_can_be_had(tmp_path: Path) -> None:
     text = listed(tmp_path / "nothing")
-    assert len(text.splitlines()) == 22
+    assert len(text.splitlines()) == 8 and text.splitlines()[1] == "  none yet"
     more = "22 more levels can be fetched from data sets: ActionObjDoor, BlockedUnlockPickup, "
     assert text.splitlines()[-2].startswith(more)
-    said = line_of("GoToObj", text).split(maxsplit=1)
-    assert said == ["GoToObj", "no store; from the archive of all levels or the JAT data set"]
-    assert "no store; from Google Drive or the archive of all" in line_of("GoToLocal", text)
+    line = "can be fetched from Google Drive or the archive of all levels or the JAT data set: "
+    assert f"{line}BossLevel, GoTo, GoToLocal\n" in text
+    assert text.count("GoToObjMaze") == 1
     for command in ("`demotools fetch LEVEL`", "`demotools generate LEVEL --episodes 1000`"):
         assert command in text.splitlines()[-1]
     assert not (tmp_path / "nothing").exists()
@@ -43,6 +43,9 @@ def test_stores_are_listed_with_what_they_hold(tmp_path: Path) -> None:
     build_store(tmp_path / "mine.zarr", make_episodes([7]), split="valid")
     build_store(tmp_path / "a-name-longer-than-any-level.zarr", make_episodes([7]))
     text = listed(tmp_path)
+    assert [line.split()[0] for line in text.splitlines()[1:4]] == [
+        *("GoToLocal", "a-name-longer-than-any-level", "mine")
+    ]
     line = line_of("GoToLocal", text)
     assert "train 3 episodes, 9 steps," in line
     assert "valid 1 episode, 3 steps," in line
@@ -64,7 +67,7 @@ def test_every_kind_of_source_has_a_name_for_people(
     )
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))
     said = "from a web address or Hugging Face or Google Drive or the archive of all levels"
-    assert line_of("Mine", listed(tmp_path)).endswith(said)
+    assert f"can be fetched {said}: Mine\n" in listed(tmp_path)
 
 
 def test_json_says_the_same_for_machines(tmp_path: Path) -> None:

@@ -116,6 +116,12 @@ def test_no_episodes_are_refused(episodes: int) -> None:
         planned_recording("GoToLocal", episodes)
 
 
+@pytest.mark.parametrize("command", ["generate Open", "shrink Open", "play Open"])
+def test_no_episodes_are_wrong_usage_of_every_command(command: str) -> None:
+    done = CliRunner().invoke(main, [*command.split(), "-n", "0"])
+    assert done.exit_code == 2 and "0 is not in the range x>=1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("split", "seed"),
     [("train", -1), ("train", 10**9 - 5), ("valid", 0), ("valid", 2 * 10**9 - 5)],

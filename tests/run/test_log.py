@@ -489,7 +489,7 @@ def test_mlflow_and_trackio_take_every_line_once_under_one_id(
         without.setitem(sys.modules, "mlflow", None)
         with pytest.raises(SettingsError, match="MLflow is not installed") as missing:
             RunLog(tmp_path, projects=projects)
-        assert "pip install 'demotools[mlflow]'" in missing.value.fix
+        assert "pip install -c constraints.txt '.[mlflow]'" in missing.value.fix
     for name, text in (("mlflow", MLFLOW), ("trackio", TRACKIO)):
         (tmp_path / f"{name}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)

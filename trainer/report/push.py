@@ -166,9 +166,10 @@ for seed in range(10):
 In a loop of your own, call `policy.reset()` after every `environment.reset()`; then
 `policy.act(observation)` is the action.
 
-`pip install 'demotools[train,hf]'` installs what this needs. `trainer watch hf:{name}` shows it
-play, `trainer run RECIPE --init-from hf:{name}` trains on from these weights. The weights are
-safetensors, settings and vocabulary are TOML and JSON: nothing in them is run.
+In a checkout of demotools, `pip install -c constraints.txt '.[train,hf]'` installs what this needs.
+`trainer watch hf:{name}` shows it play, `trainer run RECIPE --init-from hf:{name}` trains on from
+these weights. The weights are safetensors, settings and vocabulary are TOML and JSON: nothing in
+them is run.
 
 ## How it was trained
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from demotools.errors import DemotoolsError, SettingsError
+from demotools.errors import DemotoolsError, SettingsError, installing
 from demotools.output import written_whole
 from trainer.settings.models import setting_leaves
 from trainer.settings.user_code import FOREIGN, error_text
@@ -158,7 +158,7 @@ def tracking_package(key: str) -> Any:
         raise SettingsError(
             f"{TRACKERS[key]} is not installed",
             path=f"run.{key}",
-            fix=f"pip install 'demotools[{key}]', or remove the setting",
+            fix=f"{installing(key)}, or remove the setting",
         ) from error
 
 
