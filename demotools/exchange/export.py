@@ -255,7 +255,7 @@ def _refuse_malformed(dataset_id: str) -> None:
         raise SettingsError(
             f"{dataset_id!r} is not the id of a Minari dataset",
             path="--id",
-            fix="spell it as in babyai/GoToLocal-v0",
+            fix="give --id, spelled as in babyai/GoToLocal-v0: without spaces",
         ) from error
 
 

@@ -44,7 +44,7 @@ from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreErr
 from demotools.exchange.export import KeptAttributes, minari_module
 from demotools.output import counted, open_regular, progress_bar
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
-from demotools.store.format import OPTIONAL, OUTCOMES
+from demotools.store.format import OPTIONAL, OUTCOMES, is_ours
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
@@ -162,6 +162,7 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     StoreError      it is damaged, of another version of Minari, or its observations or actions are
                     not those of minigrid
     """
+    _refuse_other_things(Path(name))
     minari = minari_module()
     folder = _dataset_folder(minari, name)
     metadata = _read_metadata(folder / _METADATA)
@@ -191,6 +192,23 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     else:
         level = read_manifest(level).level
     return Dataset(dataset, folder, metadata, level, split or (ours.split if ours else "train"))
+
+
+def _refuse_other_things(path: Path) -> None:
+    """FetchError where this is something else of the user's: it is told what reads it."""
+    if path.is_file():
+        raise FetchError(
+            "this is a file, and a Minari dataset is a folder",
+            path=path,
+            fix="name a dataset, its folder or a parquet file; `demotools convert` reads pickles, "
+            "`demotools unarchive` archives",
+        )
+    if is_ours(path):
+        raise FetchError(
+            "this is a demo store already: there is nothing to import",
+            path=path,
+            fix="name it where a command asks for a STORE",
+        )
 
 
 def _dataset_folder(minari: Any, name: str) -> Path:

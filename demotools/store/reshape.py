@@ -89,11 +89,12 @@ class Made:
             f"{names}{more}, {self.left_out:,} left out"
         ]
         if self.duplicates is not None:
-            lines.append(f"  {self.duplicates:,} duplicates: they repeat another step by step")
-        if self.repeated_seeds is not None:
             lines.append(
-                f"  {self.repeated_seeds:,} episodes have the seed of another of their level"
+                f"  {counted(self.duplicates, 'duplicate')}, which repeat another step by step"
             )
+        if self.repeated_seeds is not None:
+            again = counted(self.repeated_seeds, "episode")
+            lines.append(f"  {again} with the seed of another of their level")
         if self.no_rewards is not None:
             lines.append(f"  no rewards: {printable_text(self.no_rewards)} has none")
         if self.no_terminations is not None:

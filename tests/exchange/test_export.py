@@ -635,3 +635,28 @@ def test_two_exports_to_one_pickle_leave_one_whole_file(recorded: Store, tmp_pat
     assert file.read_bytes() == written.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.pkl*")) == ["demos.pkl", "other.pkl"]
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["GoToLocal.pkl", "GoToLocal.zarr.zip", "notes.md"])
+def test_a_file_that_is_no_dataset_is_told_what_reads_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    result = CliRunner().invoke(main, ["import", str(tmp_path / name)])
+    assert (
+        result.exit_code == 1
+        and "this is a file, and a Minari dataset is a folder" in result.stderr
+    )
+    assert "`demotools convert` reads pickles" in result.stderr
+
+
+def test_a_store_is_not_imported_but_used(make_store: Callable[..., Store]) -> None:
+    store = make_store([3])
+    result = CliRunner().invoke(main, ["import", str(store.path), "-o", "copy"])
+    assert result.exit_code == 1 and "this is a demo store already" in result.stderr
+
+
+def test_an_id_made_of_a_name_that_minari_cannot_have_asks_for_an_id(
+    make_store: Callable[..., Store],
+) -> None:
+    store = make_store([3], name="über all")
+    result = CliRunner().invoke(main, ["export", str(store.path), "--to", "minari"])
+    assert result.exit_code == 1 and "next:  give --id, spelled as in" in result.stderr
