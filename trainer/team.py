@@ -163,8 +163,10 @@ class StopRequest:
 
         A scheduler that takes one process away must not have the others end as if all were done.
         """
-        self.signal = team.largest(self.signal)
-        return bool(self)
+        number = team.largest(self.signal)
+        if number:  # else one that came meanwhile is for the next time that they agree
+            self.signal = number
+        return number != 0
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -36,7 +36,14 @@ from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
 from trainer.run.session import train
-from trainer.team import ALONE, Team, joined_team, limit_threads, processors_each
+from trainer.team import (
+    ALONE,
+    Team,
+    joined_team,
+    limit_threads,
+    processors_each,
+    stop_request,
+)
 
 UPDATES = 50
 BC = (
@@ -286,6 +293,21 @@ def test_a_cycle_that_another_number_of_processes_ends_has_the_means_of_all_of_i
     whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert len(whole) == len(cut) == 1
     assert abs(whole[0] - cut[0]) <= 1e-5
+
+
+class Slow(Team):
+    """To agree takes it so long that a signal comes meanwhile."""
+
+    def largest(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost() -> None:
+    with stop_request() as stop:
+        assert not stop.agreed(Slow())
+        assert stop.agreed(ALONE)
+        assert stop.signal == signal.SIGTERM
 
 
 def measured(folder: Path) -> bool:
