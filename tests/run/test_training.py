@@ -35,7 +35,6 @@ from trainer.report.plot import Experiment, curves, run_lines
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.cost import expected_cost
 from trainer.run.log import read_log
-from trainer.run.memory import resident_mib
 from trainer.run.session import other_levels, resolved
 from trainer.run.state import new_run, open_stage
 from trainer.settings.models import Settings, read_settings
@@ -146,6 +145,30 @@ def test_a_dry_run_prints_a_file_that_gives_the_same_weights_and_writes_nothing(
     assert (again / "settings.toml").read_text() == (folder / "settings.toml").read_text()
 
 
+LEAVES_NO_MEMORY = """
+import sys, tomllib
+from pathlib import Path
+import torch
+import trainer
+from trainer.run.memory import resident_mib
+settings, data_dir, output = sys.argv[1:]
+tree = tomllib.loads(Path(settings).read_text("utf-8"))
+trainer.train(tree, output=output, data_dir=data_dir, workers=1, quiet=True)
+before = resident_mib().get("resident_mib", 0)
+torch.zeros(300 * 2**18)  # MiB, which the run would have kept
+assert resident_mib().get("resident_mib", 0) < before + 100
+"""
+
+
+def test_a_run_from_python_leaves_memory_as_it_was(
+    finished: tuple[Path, str], bot_data: Path, tmp_path: Path
+) -> None:
+    # in a process of its own: others have left free memory, from which the array would come
+    command = [sys.executable, "-c", LEAVES_NO_MEMORY]
+    arguments = [finished[0] / "settings.toml", bot_data, tmp_path / "b"]
+    subprocess.run([*command, *map(str, arguments)], check=True, timeout=300)
+
+
 def test_a_run_from_python_is_that_of_the_command(
     finished: tuple[Path, str], bot_data: Path, tmp_path: Path
 ) -> None:
@@ -154,9 +177,6 @@ def test_a_run_from_python_is_that_of_the_command(
     more: dict[str, Any] = {"data_dir": bot_data, "workers": 1}
     folder = trainer.train(tree, output=tmp_path / "b", say=said.append, **more)
     assert folder == tmp_path / "b"
-    before = resident_mib().get("resident_mib", 0)
-    torch.zeros(300 * 2**18)  # MiB, which the run would have kept
-    assert resident_mib().get("resident_mib", 0) < before + 100
     assert any(line.startswith("trained for") for line in said)
     first, second = weights(folder), weights(finished[0])
     assert all(torch.equal(first[name], second[name]) for name in first)
