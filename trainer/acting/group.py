@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demotools.babyai.cells import VIEW_SIZE
-from demotools.errors import DemotoolsError
+from demotools.errors import DemotoolsError, SettingsError
 from demotools.recording.batch import Batch, can_be_batched
 from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import Environment, FastView, seen_as
@@ -179,15 +179,17 @@ class Group:
         try:
             with users_code("environment", self._kind.make):
                 yield
-        except DemotoolsError:
-            raise
         except Exception as error:
             seed = self._shown["seed"][number]
-            error.add_note(
+            note = (
                 f"at `{call}` in the episode of seed {seed} of "
                 f"`{self._kind.level_of(self.span.start + number)}`: the same seed and actions "
                 "show it again"
             )
+            if isinstance(error, SettingsError):  # what it gave is not as it must be
+                error.fix += f"; it was {note}"
+            elif not isinstance(error, DemotoolsError):
+                error.add_note(note)
             raise
 
     def _ask_expert(self, number: int, taken: int | None) -> None:
