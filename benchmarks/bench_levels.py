@@ -64,7 +64,7 @@ def measured(level: str, episodes: int) -> Result:
 
 
 def table(results: list[Result]) -> str:
-    head = "| level | solved | mean steps | longest | steps/s | left out, of the episodes played |"
+    head = "| level | solved | mean steps | longest | steps/s | failures, by reason |"
     line = "| --- | ---: | ---: | ---: | ---: | --- |"
     return "\n".join([head, line, *(result.row() for result in results)])
 
