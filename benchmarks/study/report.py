@@ -98,12 +98,7 @@ def readme_with_results(records: list[Record]) -> str:
     head = ["level", "demonstrations", "recipe", "success on unseen episodes", "seeds"]
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     return (
-        before
-        + BEGIN
-        + table([*head, "minutes of one core"], rows)
-        + "\n"
-        + END
-        + rest.partition(END)[2]
+        before + BEGIN + table([*head, "CPU minutes"], rows) + "\n" + END + rest.partition(END)[2]
     )
 
 
@@ -159,26 +154,27 @@ def of_part(records: list[Record], *parts: str) -> list[Record]:
     return [one for one in records if one["part"] in parts]
 
 
-HEADER = f"""# What is learnt from how many demonstrations
+HEADER = f"""# Results: success by number of demonstrations
 
-Written by `python benchmarks/study report` from `{RESULTS.name}`; not edited by hand.
+Generated from `{RESULTS.name}` by `python benchmarks/study report`; do not edit by hand.
 
 ```console
 $ python benchmarks/study run        # hours: the runs that are not noted yet
 $ python benchmarks/study report     # docs/pictures/demonstrations.png, docs/pictures/seconds.png
 ```
 
-**Success** is a reward within the level's step limit, with the most probable actions, on 1,000
-episodes whose seeds no store may use. The brackets are Wilson's 95% interval, over all training
-seeds together. **Seed** is that of training: weights, order, augmentation. Demonstrations are the
-bot's.
+**Success** is a reward above 0 within the level's step limit, measured with greedy actions on 1,000
+episodes whose seeds no store may use. Brackets show Wilson's 95% interval over the episodes of all
+training seeds; *worst* is the success of the worst seed. **Seeds** counts the training seeds, which
+determine initial weights, data order and augmentation. **Steps shown** counts a step each time it
+is trained on. All demonstrations are the bot's.
 
-Nothing was chosen on these episodes: rates, sizes and budgets were settled by the cross-entropy on
-the `valid` store and by success on the seeds from 1,500,000,000 on. Every run that was made is
-here; what was tried before, and did not help: docs/log.md.
+Nothing was tuned on these episodes: learning rates, sizes and budgets were chosen by the
+cross-entropy on the `valid` store and by success on seeds from 1,500,000,000 upwards. Every run of
+this study is listed; docs/log.md records earlier attempts and what did not help.
 
-**Minutes** are of training alone (no evaluation, no start of the interpreter), where the run had
-the machine to itself; processor minutes include the start of the interpreter.
+**Seconds**, in the last table, are of training alone (without evaluation and interpreter start-up)
+on an otherwise idle machine; **CPU minutes** include interpreter start-up.
 """
 
 
@@ -218,7 +214,7 @@ def millions(records: list[Record]) -> str:
 def processor_minutes(records: list[Record]) -> str:
     """The median of a group of runs, of those where it was noted."""
     noted = [one["processor_seconds"] for one in records if one["processor_seconds"] is not None]
-    return f"{statistics.median(noted) / 60:.1f}" if noted else "not noted"
+    return f"{statistics.median(noted) / 60:.1f}" if noted else "not recorded"
 
 
 def table(head: list[str], rows: Iterable[str]) -> str:
@@ -249,11 +245,11 @@ def levels_section(records: list[Record]) -> str:
     head = ["level", "demonstrations", "recipe", "network", "success, mean", "worst", "seeds"]
     head.append("one for all")
     return (
-        "## The levels\n\n*One for all* is a single network, `maze`, "
-        "that began with the weights of BossLevel's and learned a mixture of all 18. The published "
-        "figures are from 1,000,000 demonstrations; except BossLevel's, which are in the abstract "
-        "of arXiv 2007.12770, they are quoted at second hand.\n\n"
-        + table([*head, "published 1.0", "1.1", "steps shown", "processor minutes"], rows)
+        "## The levels\n\n*One for all* is a single `maze` network, initialised with the weights "
+        "trained on BossLevel and then trained on a mixture of all 18 levels. The published "
+        "figures, of BabyAI 1.0 and 1.1, are from 1,000,000 demonstrations. BossLevel's are in the "
+        "abstract of arXiv 2007.12770; the others are quoted from secondary sources.\n\n"
+        + table([*head, "published 1.0", "1.1", "steps shown", "CPU minutes"], rows)
         + f"\n\n{gpu_on_paper()}\n"
     )
 
@@ -267,7 +263,7 @@ def recipes_section(records: list[Record]) -> str:
         for (level, network, demos), runs in sorted(groups.items())
     ]
     head = ["level", "recipe", "network", "demonstrations", "success, mean", "worst", "seeds"]
-    head += ["steps shown", "processor minutes"]
+    head += ["steps shown", "CPU minutes"]
     return "## Few demonstrations\n\n" + table(head, rows) + "\n"
 
 
@@ -280,10 +276,10 @@ def demonstrations_section(records: list[Record]) -> str:
         rows.append(f"{demos:,} | {'no' if plain else 'yes'} | {success(runs)} | {ce:.3f}")
     head = ["demonstrations", "augmented", "success, mean", "worst", "seeds"]
     return (
-        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml` with `small` in "
-        "bfloat16, "
-        f"{millions(records)} steps shown whatever their number, all three symmetries or none. The "
-        "stores are nested: a smaller one is a part of a larger one.\n\n"
+        "## GoToLocal, success against demonstrations\n\n`bc_1000_demos.toml` with the network "
+        f"`small` in bfloat16: {millions(records)} steps shown at every number of "
+        "demonstrations, with all three symmetries or without augmentation. The stores are nested: "
+        "each smaller one is part of the larger ones.\n\n"
         "![Success against the number of demonstrations](../docs/pictures/demonstrations.png)\n\n"
         + table([*head, "cross-entropy, valid"], rows)
         + "\n"
@@ -315,8 +311,9 @@ def minutes_section(records: list[Record]) -> str:
         rows.append(f"{precision} | {steps / 1e6:.2f} M | {spread} | {success(runs)}")
     head = ["precision", "steps shown", "seconds, median", "success, mean", "worst", "seeds"]
     return (
-        "## GoToLocal, success against time\n\n`bc_fast.toml`, two cores, one run at a time; what "
-        "each run had learnt on its way, its rate not yet at its end.\n\n"
+        "## GoToLocal, success against time\n\n`bc_fast.toml` on two cores, one run at a time. All "
+        "rows but the last of each precision are intermediate checkpoints, taken before the "
+        "learning rate had decayed to its final value.\n\n"
         "![Success against seconds](../docs/pictures/seconds.png)\n\n" + table(head, rows) + "\n"
     )
 
@@ -345,11 +342,11 @@ def gpu_on_paper() -> str:
     operations = operations_per_step(network)
     hours = steps * operations / (GPU_TERAFLOPS * 1e12) / 3600
     return (
-        f"For a GPU: `bc_bosslevel_gpu.toml`, which has not been run. Its network takes "
+        f"The recipe for a GPU, `bc_bosslevel_gpu.toml`, has not been run. Its network takes "
         f"{operations / 1e6:.0f} million floating-point operations a step, forward and backward "
-        f"(counted by torch), so its {steps / 1e9:.1f} billion steps take {hours:.0f} hours where "
-        f"{GPU_TERAFLOPS} TFLOP/s are sustained, a few percent of what today's cards promise in "
-        "bfloat16. [networks.md](../docs/networks.md) has its steps/s on a CPU."
+        f"(counted by torch), so its {steps / 1e9:.1f} billion steps take {hours:.0f} hours at a "
+        f"sustained {GPU_TERAFLOPS} TFLOP/s, a few percent of the bfloat16 peak of current GPUs. "
+        "[networks.md](../docs/networks.md) has its steps/s on a CPU."
     )
 
 
