@@ -68,6 +68,38 @@ def test_a_dataset_travels_to_another_process_and_goes_on_there(make_store: Make
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("given", [{}, {"batch_size": 4}, {"batch_size": 4, "num_workers": 1}])
+def test_a_data_loader_that_would_stack_whole_batches_is_refused(
+    make_store: MakeStore, given: dict[str, Any]
+) -> None:
+    dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
+    # from a worker torch tells every error of more than one part as a RuntimeError with its text
+    with pytest.raises((SettingsError, RuntimeError), match="give it batch_size=None"):
+        next(iter(DataLoader(dataset, **given)))
+    assert next(iter(DataLoader(dataset, batch_size=None)))["cells"].shape == (3, 4, 7, 7)
+
+
+def test_workers_that_stay_refuse_a_second_iteration_which_would_lose_batches(
+    make_store: MakeStore,
+) -> None:
+    dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="batches ahead, which a second iteration would leave"):
+        next(iter(loader))
+
+
+def test_new_workers_warn_that_they_give_the_same_batches_again(make_store: MakeStore) -> None:
+    dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS, max_steps=12)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1)
+    assert len(list(loader)) == 1
+    # which tests take for an error, as all warnings
+    with pytest.raises(UserWarning, match="give the batches of the first again"):
+        list(loader)
+    dataset.load_state_dict(dataset.state_dict())
+    assert len(list(loader)) == 1
+
+
 def test_a_dataset_refuses_bad_settings_before_any_worker_starts(make_store: MakeStore) -> None:
     with pytest.raises(SettingsError):
         RolloutDataset(make_store(lengths=[2, 2]), rollouts=3, rollout_len=3)

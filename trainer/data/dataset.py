@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
+from demotools.errors import SettingsError
 from trainer.batch import Batch
 from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.data.sources import Given
+
+
+class _Rollouts(dict[str, torch.Tensor]):
+    """A batch, which no data loader stacks with others."""
+
+
+def _refuse_to_stack(batches: Sequence[_Rollouts], **_others: object) -> NoReturn:
+    raise SettingsError(
+        "the batches of rollouts are whole already, and this data loader stacks them",
+        path=f"DataLoader(…, batch_size={len(batches)})",
+        fix="give it batch_size=None, and the RolloutDataset its rollouts and rollout_len",
+    )
 
 
 class RolloutDataset(IterableDataset[Batch]):
@@ -20,7 +36,10 @@ class RolloutDataset(IterableDataset[Batch]):
 
     With workers the loader gives the same batches in the same order as without: of W workers,
     number w makes batches w, w + W, ... and only counts the others. Stores travel to the workers
-    by path. Every iteration goes on where the last one in this process stopped.
+    by path. Every iteration goes on where the last one in this process stopped; new workers begin
+    where this process stands, and a second time this is warned of.
+
+    SettingsError  a loader with a batch size; a second iteration in workers that stay
     """
 
     def __init__(self, stores: Given, **settings: Any) -> None:
@@ -29,6 +48,9 @@ class RolloutDataset(IterableDataset[Batch]):
         self._settings = settings
         self._resumed: dict[str, Any] | None = None
         self._first_batch = 0
+        self._begun: int | None = None
+        # shared with the workers, which alone are told that an iteration begins
+        self._iterations = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         # made here already, so that bad settings are refused before any worker starts
         self._rollouts: ExpertTrajectoryIterator | None = self._made()
 
@@ -36,13 +58,40 @@ class RolloutDataset(IterableDataset[Batch]):
         return f"<dataset of {repr(self._opened())[1:]}"
 
     def __iter__(self) -> Iterator[Batch]:
+        # the process that iterates is also the one that would stack
+        default_collate_fn_map[_Rollouts] = _refuse_to_stack
         rollouts = self._opened()
         worker = get_worker_info()
         if worker is not None:
             begin = (self._resumed or {}).get("first_batch", rollouts.batches)
             rollouts.take_turns(begin + worker.id, worker.num_workers)
             self._first_batch = begin
-        return rollouts
+        return self._batches(rollouts, None if worker is None else worker.id)
+
+    def _batches(self, rollouts: ExpertTrajectoryIterator, worker: int | None) -> Iterator[Batch]:
+        """What is left of the stream, or for a worker of its share."""
+        if worker is not None:
+            self._count_iteration(worker, rollouts.batches)
+        yield from map(_Rollouts, rollouts)
+
+    def _count_iteration(self, worker: int, batches: int) -> None:
+        """An iteration begins in a worker that stands after so many batches."""
+        if self._begun not in (None, batches):
+            raise SettingsError(
+                "workers that stay have made batches ahead, which a second iteration would leave "
+                "out",
+                path="DataLoader(…, persistent_workers=True)",
+                fix="iterate once, or without workers, which is the fastest",
+            )
+        if self._begun is None and worker == 0:
+            self._iterations += 1
+            if self._iterations > 1:
+                warnings.warn(
+                    "the workers of a second iteration give the batches of the first again; "
+                    "without workers it goes on, and load_state_dict says where to",
+                    stacklevel=4,
+                )
+        self._begun = batches
 
     def __len__(self) -> int:
         """Batches until `max_steps`; TypeError where the stream is endless."""
@@ -68,10 +117,12 @@ class RolloutDataset(IterableDataset[Batch]):
         """Go on where `state` was taken; see ExpertTrajectoryIterator.load_state."""
         self._opened().load_state(state)
         self._resumed = state
+        self._begun = None
+        self._iterations.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
         # open files and threads stay behind; the other process makes its own
-        return {**self.__dict__, "_rollouts": None, "_resumed": self.state_dict()}
+        return {**self.__dict__, "_rollouts": None, "_begun": None, "_resumed": self.state_dict()}
 
     def _opened(self) -> ExpertTrajectoryIterator:
         if self._rollouts is None:
