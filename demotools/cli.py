@@ -166,10 +166,10 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
         "folder",
         type=click.Path(file_okay=False, path_type=Path),
         show_default="$DEMOTOOLS_DATA, or the user's data folder",
-        help="Keep the stores in this folder.",
+        help="Folder of the stores.",
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs to read.")
-    @click.option("-q", "--quiet", is_flag=True, help="Print no progress bar, no summary.")
+    @click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print no progress bar and no summary.")
     @functools.wraps(command)
     def with_shell(folder: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from demotools.output import data_folder
@@ -187,7 +187,7 @@ def on_workers(command: Command) -> Command:
         type=click.IntRange(min=1),
         metavar="N",
         show_default="one per processor",
-        help="Run N worker processes; they change no result.",
+        help="Use N worker processes; any N gives the same result.",
     )
     dask = click.option(
         "--dask",

@@ -122,15 +122,13 @@ def _trust(holder: str = "the checkpoint") -> Callable[[Command], Command]:
     return click.option("--trust", is_flag=True, help=help_text)
 
 
-_quiet = click.option(
-    "--quiet", "-q", is_flag=True, help="Show no progress bar and print no summary."
-)
+_quiet = click.option("--quiet", "-q", is_flag=True, help="Print no progress bar and no summary.")
 _data_dir = click.option(
     "--data-dir",
     "data",
     type=click.Path(file_okay=False, path_type=Path),
     callback=lambda _ctx, _param, value: data_folder(value),
-    help="Read the stores in this folder [default: $DEMOTOOLS_DATA, else the user's data folder].",
+    help="Folder of the stores [default: $DEMOTOOLS_DATA, else the user's data folder].",
 )
 _workers = click.option(
     "-m",
@@ -138,7 +136,7 @@ _workers = click.option(
     metavar="N",
     type=click.IntRange(min=1),
     show_default="one per processor",
-    help="Play in at most N processes; this changes no result.",
+    help="Run environments in at most N processes; any N gives the same result.",
 )
 _folders = click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR..."
@@ -147,7 +145,7 @@ _against = click.option(
     "-x",
     "--against",
     type=click.Choice(["demo_steps", "env_steps", "minutes"]),
-    help="Draw the curves against this [default: the steps that all runs took].",
+    help="X axis of the curves [default: the steps that all runs took].",
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 _level = click.option("--level", help="Play this level [default: the one it was trained on].")
@@ -155,14 +153,14 @@ _sample = click.option(
     "--sample",
     "--stochastic",
     is_flag=True,
-    help="Draw actions from the policy's probabilities [default: take the most probable].",
+    help="Sample actions from the policy [default: take the most probable].",
 )
 _device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="cpu",
     show_default=True,
-    help="Run the network here.",
+    help="Device that runs the network.",
 )
 _set = click.option(
     "--set",
@@ -172,15 +170,15 @@ _set = click.option(
     help="Override a setting, as in stages.0.max_demo_steps=1000; an empty VALUE removes the key.",
 )
 _tiny = click.option(
-    "--tiny", is_flag=True, help="Train for seconds only, with the recipe's own [tiny] overrides."
+    "--tiny", is_flag=True, help="Apply the recipe's [tiny] overrides, for a run of seconds."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs to read.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON.")
 
 
 @main.command(cls=_RunCommand)
 @click.argument("recipe")
 @_output(
-    "Write the run to this folder [default: runs/NAME, and what --set changes].", file_okay=False
+    "Write the run to this folder [default: runs/NAME plus what --set changes].", file_okay=False
 )
 @_set
 @click.option(
@@ -192,32 +190,32 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pr
 @click.option(
     "--init-from",
     metavar="CHECKPOINT|RUN",
-    help="Begin with the weights of this checkpoint, run's folder, or hf:OWNER/NAME.",
+    help="Start from the weights of this checkpoint, run folder, or hf:OWNER/NAME.",
 )
 @click.option(
     "--resume",
     type=click.Choice(["always", "auto"]),
     metavar="[=auto]",
-    help="Resume from the checkpoint in the output folder; with =auto, begin where there is none.",
+    help="Resume from the checkpoint in the output folder; =auto starts anew if there is none.",
 )
 @click.option(
     "--force-settings",
     is_flag=True,
-    help="Resume although settings have changed that do not affect the weights.",
+    help="Resume even if settings that do not affect the weights have changed.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the run in the same folder.")
-@_trust("the settings.toml of a run")
+@click.option("--overwrite", is_flag=True, help="Replace an existing run in the output folder.")
+@_trust("a run's settings.toml")
 @click.option(
     "--seeds",
     metavar="SEEDS",
-    help="Train once with each of these seeds, as in 1-5 or 1,3,7, into DIRECTORY/seed-N.",
+    help="Train once per seed (1-5 or 1,3,7, for example), each in DIRECTORY/seed-N.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="Log this much to stderr; where that is no terminal, info is a line a minute.",
+    help="Level of the log on stderr; outside a terminal, info prints a line a minute.",
 )
 @_workers
 @_data_dir
@@ -239,13 +237,13 @@ def run(
     data: Path,
     quiet: bool,
 ) -> None:
-    """Train by a recipe.
+    """Train a network from a recipe.
 
-    RECIPE is a TOML file, or the name of one that ships (`trainer recipes`).
+    RECIPE is a TOML file, or the name of a built-in recipe (`trainer recipes`).
 
-    The folder gets the resolved settings.toml, last.pt, log.jsonl, tensorboard/ and the
-    learning curve curve.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the checkpoint before
-    leaving. A recipe may name code of your own; --dry-run imports none of it.
+    The output folder receives settings.toml (fully resolved), the checkpoint last.pt, log.jsonl,
+    tensorboard/ and the learning curve, curve.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the
+    checkpoint before exiting. A recipe may name your own code; --dry-run does not import it.
 
     \b
     Example:
@@ -254,7 +252,7 @@ def run(
       trainer run bc_small_cpu.toml --seeds 1-5
     """
     if resume and overwrite:
-        raise click.UsageError("--resume goes on with a run, --overwrite replaces it: give one")
+        raise click.UsageError("--resume continues a run, --overwrite replaces it: give only one")
     log_to_stderr(log_level)
     from trainer.run.folder import refuse_early, seed_runs
 
@@ -314,7 +312,7 @@ def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:
     if _writes():
         again = [word for word in sys.argv[1:] if word != "--overwrite"]
         again += [] if resume else ["--resume"]
-        _say(f"stopped; the checkpoint is {checkpoint}; this goes on from it:")
+        _say(f"stopped; the checkpoint is {checkpoint}; to continue from it:")
         _say(f"  {shlex.join(['trainer', *again])}")
 
 
@@ -325,20 +323,20 @@ def _writes() -> bool:
 
 @main.command()
 @_checkpoint(required=False)
-@_episodes(1000, "Play so many unseen episodes.")
+@_episodes(1000, "Number of unseen episodes to play.")
 @click.option(
     "--seeds",
     metavar="SEEDS",
-    help="Play these environment seeds instead, as in 1000-1511 or 1,2,7-9.",
+    help="Play these environment seeds instead, such as 1000-1511 or 1,2,7-9.",
 )
 @_sample
 @click.option(
     "--policy",
     type=click.Choice(["bot", "random"]),
-    help="Play a reference policy instead, on the same level.",
+    help="Play this reference policy instead, on the same level.",
 )
 @_level
-@_output("Write every episode to this file, a JSON object a line.", dir_okay=False)
+@_output("Write every episode to this file, one JSON object per line.", dir_okay=False)
 @_overwrite
 @_device
 @_trust()
@@ -362,11 +360,11 @@ def evaluate(
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
 
-    CHECKPOINT is a file, hf:OWNER/NAME, or a run's folder; the folder's evaluations.jsonl gets the
-    result.
+    CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME. The result is also added to the run's
+    evaluations.jsonl.
 
-    Success is a reward above 0 within the level's step limit, on the environment seeds from
-    2,000,000,000 on, which no store uses.
+    An episode is a success if its reward is above 0 within the level's step limit. The environment
+    seeds start at 2,000,000,000, a range that no store uses.
 
     \b
     Example:
@@ -413,7 +411,7 @@ def evaluate(
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
-    """List the recipes that ship, or copy one to edit.
+    """List the built-in recipes, or copy one to edit.
 
     \b
     Example:
@@ -426,7 +424,7 @@ def recipes(ctx: click.Context) -> None:
 
 @recipes.command(name="list")
 def list_recipes() -> None:
-    """List the recipes that ship.
+    """List the built-in recipes.
 
     \b
     Example:
@@ -441,7 +439,7 @@ def list_recipes() -> None:
 @_overwrite
 @_quiet
 def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
-    """Copy the recipe NAME here to edit, with the schema for editors.
+    """Copy the recipe NAME to edit it, with the schema for editors.
 
     \b
     Example:
@@ -457,7 +455,7 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
     if not target.with_name(SCHEMA_FILE).exists():
         write_output(target.with_name(SCHEMA_FILE), schema_text().encode(), overwrite=False)
     if not quiet:
-        click.echo(f"made {target}; train by it with `trainer run {target}`")
+        click.echo(f"made {target}; train with `trainer run {target}`")
 
 
 @main.command()
@@ -468,7 +466,7 @@ def copy(name: str, output: Path | None, overwrite: bool, quiet: bool) -> None:
 def validate(recipe: str, overrides: tuple[str, ...], tiny: bool, quiet: bool) -> None:
     """Check the keys and values of a recipe.
 
-    It needs neither torch nor a store; what is missing of these, `trainer run --dry-run` says.
+    This needs neither torch nor a store; `trainer run --dry-run` reports if one of them is missing.
 
     \b
     Example:
@@ -484,13 +482,13 @@ def validate(recipe: str, overrides: tuple[str, ...], tiny: bool, quiet: bool) -
 
 
 @main.command()
-@_output("Write it to this file [default: print it].", dir_okay=False)
+@_output("Write the schema to this file [default: print it].", dir_okay=False)
 @_overwrite
 @_quiet
 def schema(output: Path | None, overwrite: bool, quiet: bool) -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    An editor finds it by the line `#:schema ./recipe.schema.json` at the top of a recipe.
+    The line `#:schema ./recipe.schema.json` at the top of a recipe points editors to it.
 
     \b
     Example:
@@ -535,18 +533,18 @@ def plot(
 
 @main.command()
 @_checkpoint()
-@_episodes(4, "Watch so many episodes.")
+@_episodes(4, "Number of episodes to watch.")
 @_sample
-@click.option("--worst", is_flag=True, help="Watch those that went worst, of at least a hundred.")
+@click.option("--worst", is_flag=True, help="Watch the worst of at least a hundred episodes.")
 @_level
 @_trust()
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="Begin with this environment seed [default: the first of the evaluation].",
+    help="First environment seed [default: the first of the evaluation].",
 )
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
-@click.option("--ansi", is_flag=True, help="Print all steps, in colour.")
+@click.option("--ansi", is_flag=True, help="Print all steps in colour.")
 @_overwrite
 @_json
 @_quiet
@@ -569,7 +567,7 @@ def watch(
     CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME.
 
     Each picture shows what the policy sees, the room, the mission, and the probability of each
-    action. In a terminal, step with the arrow keys; elsewhere all steps are printed.
+    action. In a terminal, step with the arrow keys; otherwise all steps are printed.
 
     \b
     Example:
@@ -624,14 +622,14 @@ def watch(
     "kind",
     type=click.Choice(["onnx", "torch", "weights"]),
     required=True,
-    help="A graph for ONNX runtimes or for torch alone, or the weights as a small checkpoint.",
+    help="Export a graph for ONNX runtimes or plain torch, or the weights as a small checkpoint.",
 )
 @_output(
-    "Write the policy to this file [default: policy.onnx, .torchscript or .pt beside it].",
+    "Write the policy to this file [default: policy.onnx, .torchscript or .pt next to it].",
     dir_okay=False,
 )
-@click.option("--half", is_flag=True, help="Keep the weights in 16 bits each; with --to weights.")
-@click.option("--level", help="Compare a graph on this level [default: the one it was trained on].")
+@click.option("--half", is_flag=True, help="With --to weights: store them in 16 bits.")
+@click.option("--level", help="Level to check a graph on [default: the one it was trained on].")
 @_trust()
 @_overwrite
 @_json
@@ -651,8 +649,8 @@ def export(
 
     CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME.
 
-    A graph takes one step of any number of environments. It is written only after it has played
-    1,000 steps beside the network and agreed with it to within 1e-5. ONNX needs the extra `onnx`.
+    A graph computes one step for any number of environments. It is written only if its outputs
+    match the network's to within 1e-5 over 1,000 steps. ONNX needs the extra `onnx`.
 
     \b
     Example:
@@ -684,10 +682,10 @@ def export(
 @main.command()
 @_checkpoint()
 @click.argument("place", metavar="hf:OWNER/NAME")
-@_episodes(1000, "Measure the success for the card on so many unseen episodes.")
-@click.option("--private", is_flag=True, help="Make the model private, if it is new.")
-@click.option("--license", "licence", metavar="ID", help="State this licence in the card.")
-@click.option("--dry-run", is_flag=True, help="Make everything, and send nothing.")
+@_episodes(1000, "Number of unseen episodes to measure the card's success rate on.")
+@click.option("--private", is_flag=True, help="Make a new model private.")
+@click.option("--license", "licence", metavar="ID", help="Licence to state in the card.")
+@click.option("--dry-run", is_flag=True, help="Prepare everything, but upload nothing.")
 @_trust()
 @_json
 @_workers
@@ -708,9 +706,9 @@ def push(
 
     CHECKPOINT is a file or a run's folder.
 
-    Sends the weights (safetensors), settings, vocabulary, success, animation, learning curve and a
-    model card. Needs the extra `hf`, and a token from `hf auth login` or $HF_TOKEN. Wherever a
-    checkpoint is named, hf:OWNER/NAME then names this policy.
+    Uploads the weights (safetensors), settings, vocabulary, success rate, an animation, the
+    learning curve and a model card. Needs the extra `hf`, and a token from `hf auth login` or
+    $HF_TOKEN. Other commands then accept hf:OWNER/NAME as a checkpoint.
 
     \b
     Example:
@@ -737,7 +735,7 @@ def push(
 @main.command()
 @_folders
 @_against
-@_output("Write the page to this file.", Path("runs.html"), dir_okay=False)
+@_output("Write the report to this file.", Path("runs.html"), dir_okay=False)
 @_overwrite
 @_json
 @_quiet
@@ -749,11 +747,10 @@ def report(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write an HTML page about one or several runs.
+    """Write an HTML report about one or more runs.
 
-    It shows curves, success, cost and settings side by side.
-
-    With --json, the figures are printed and no file is written.
+    It shows curves, success, cost and settings side by side. With --json, the figures are printed
+    and no report is written.
 
     \b
     Example:
@@ -796,7 +793,7 @@ def _say(line: str) -> None:
     """Print a line; where its reader has gone (`| head`), the run goes on and the rest is lost."""
     for stream, text in (
         (sys.stdout, line),
-        (sys.stderr, "nobody reads the output; the run goes on"),
+        (sys.stderr, "nobody reads the output; the run continues"),
     ):
         try:
             click.echo(text, file=stream)

@@ -45,23 +45,23 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     "origin",
     metavar="FILE|URL",
     callback=_place,
-    help="Take the file from here: a path, an address, hf:OWNER/NAME/PATH@REVISION.",
+    help="Use this file instead: a path, a URL, or hf:OWNER/NAME/PATH@REVISION.",
 )
 @click.option(
     "--source",
     metavar="drive|archive|jat|...",
     show_default="all, in the manifest's order",
-    help="Ask only this source of the manifest.",
+    help="Use only this source of the manifest.",
 )
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
-@click.option("--check", is_flag=True, help="Check every byte of stores and downloads that exist.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--check", is_flag=True, help="Check every byte of existing stores and downloads.")
 @click.option(
     "--convert/--no-convert",
     default=True,
     show_default=True,
     help="Convert the download into a store.",
 )
-@click.option("--keep-pickle", is_flag=True, help="Keep the download after its conversion.")
+@click.option("--keep-pickle", is_flag=True, help="Keep the download after conversion.")
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -69,7 +69,7 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     type=click.FloatRange(0.1, 3600),
     default=30.0,
     show_default=True,
-    help="Give up after SECONDS without data.",
+    help="Abandon an attempt after SECONDS without data.",
 )
 @click.option(
     "--retries",
@@ -77,13 +77,13 @@ def _place(_context: click.Context, _option: click.Parameter, value: str | None)
     type=click.IntRange(min=0),
     default=5,
     show_default=True,
-    help="Give up after N retries in a row that bring no new data.",
+    help="Give up after N retries in a row without new data.",
 )
 @click.option(
     "--manifests",
     type=click.Path(exists=True, file_okay=False),
     show_default="$DEMOTOOLS_MANIFESTS",
-    help="Folder of further manifests (docs/fetch.md).",
+    help="Folder of additional manifests (docs/fetch.md).",
 )
 @overwrite_store
 @common
@@ -97,9 +97,9 @@ def fetch_command(
 ) -> None:
     """Download published demonstrations, check and convert them.
 
-    LEVEL is the name of a level, or `all`. Its sources are asked in the order of its manifest.
-    Stores and downloads that exist are kept; a download that was interrupted resumes where it
-    stopped. --json prints what is to be done.
+    LEVEL is the name of a level, or `all`. Its sources are tried in the order of its manifest.
+    Existing stores and downloads are kept; an interrupted download resumes where it stopped.
+    --json prints the plan.
 
     \b
     Example:
@@ -124,7 +124,7 @@ def fetch_command(
     splits = tuple(each for each in SPLITS if chosen in (each, "all"))
     if options.origin is not None and options.source is not None:
         raise click.UsageError(
-            "--source is one of the manifest's sources, --from is instead of them"
+            "--source picks one of the manifest's sources, --from replaces them: give only one"
         )
     if options.origin is not None and (len(names), len(splits)) != (1, 1):
         raise click.UsageError("--from takes one level and one split")
@@ -152,7 +152,7 @@ def fetch_command(
 @click.option(
     "--seeds",
     metavar="LIST|FILE",
-    help="Play these environment seeds only, as in 0-999,5000 or in a file of such lists.",
+    help="Play only these environment seeds: a list such as 0-999,5000 or a file of such lists.",
 )
 @click.option(
     "--noise",
@@ -160,8 +160,8 @@ def fetch_command(
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Begin random actions with probability P at each step; `taken` holds what was done, "
-    "`action` what the bot advised.",
+    help="Start random actions with probability P at each step; `taken` stores the actions taken, "
+    "`action` the bot's advice.",
 )
 @click.option(
     "--burst",
@@ -176,7 +176,7 @@ def fetch_command(
 @click.option(
     "--keep-failures",
     is_flag=True,
-    help="Store unsolved episodes, too, and every step's `reward` and `terminated`.",
+    help="Store unsolved episodes too, with `reward` and `terminated` at each step.",
 )
 @on_workers
 @name_option("LEVEL or LEVEL-valid")
@@ -200,9 +200,9 @@ def generate_command(
 ) -> None:
     """Record the expert bot playing a level.
 
-    The store holds the first episodes that the bot solves, in the order of their seeds. The same
-    options give the same store, bit for bit, with any number of workers. A recording that was
-    interrupted resumes where it stopped.
+    The store holds the first episodes that the bot solves, in seed order. The same options give the
+    same store, bit for bit, with any number of workers. An interrupted recording resumes where it
+    stopped.
 
     \b
     Example:
@@ -256,10 +256,10 @@ def play_command(
     window: bool,
     name: str | None,
 ) -> None:
-    """Play a level yourself, and keep what you solve.
+    """Play a level yourself, and store the episodes that you solve.
 
-    The arrow keys turn and walk; p picks up, d drops, the space bar opens doors; n gives up an
-    episode, q ends. Each solved episode is added to your store at once.
+    The arrow keys turn and move; p picks up, d drops, the space bar opens doors; n skips the
+    episode, q quits. Each solved episode is saved immediately.
 
     \b
     Example:
@@ -288,15 +288,14 @@ def play_command(
     type=click.Choice(["auto", "2018-08-28", "2018-11-16", "2019-01-08", "image"]),
     default="auto",
     show_default=True,
-    help="Object encoding of the views, by the day it was introduced; `image` keeps them as they "
-    "are.",
+    help="Object encoding of the views, named after its first day; `image` keeps them unchanged.",
 )
 @click.option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="Refuse a file with a malformed episode, or skip such episodes.",
+    help="Refuse a file that has a malformed episode, or skip such episodes.",
 )
 @click.option("--salvage", is_flag=True, help="Convert the intact part of a truncated file.")
 @on_workers
@@ -310,9 +309,9 @@ def convert_command(
 ) -> None:
     """Convert legacy demo pickles into a store.
 
-    Several files are the shards of one store, in the order given. Nothing in the files is executed.
-    The object encoding is inferred from the data, and translated into today's. A conversion that
-    was interrupted resumes where it stopped.
+    Several files become one store, in the order of the shard numbers in their names. Nothing in
+    the files is executed. The object encoding is inferred from the data and translated to today's.
+    An interrupted conversion resumes where it stopped.
 
     \b
     Example:
@@ -332,7 +331,7 @@ def convert_command(
     "--from",
     "kind",
     type=click.Choice(["minari", "parquet"]),
-    show_default="found from DATASET",
+    show_default="detected",
     help="Format of DATASET.",
 )
 @click.option("--level", show_default="from the dataset", help="Level of the demonstrations.")
@@ -351,10 +350,10 @@ def import_command(
 ) -> None:
     """Import a Minari dataset, or parquet files, as a store.
 
-    DATASET is the id of a Minari dataset on this machine, or its folder; or a parquet file in the
-    schema of the JAT data set, or a folder of such files. Successful episodes are kept, the others
-    are counted. What `demotools export` has written comes back bit for bit, but for the optional
-    arrays, and from parquet for the seeds. For legacy pickles, use `demotools convert`.
+    DATASET is the id or folder of a Minari dataset on this machine, or a parquet file in the schema
+    of the JAT data set, or a folder of such files. What `demotools export` wrote comes back bit for
+    bit, with the exceptions listed in docs/exchange.md. Of other datasets, only the successful
+    episodes are imported. For legacy pickles, use `demotools convert`.
 
     \b
     Example:

@@ -57,13 +57,15 @@ def info_command(shell: Shell, store: str) -> None:
     "--episode", metavar="N", type=int, show_default="the first", help="Number of the episode."
 )
 @click.option(
-    "--mission", metavar="TEXT", help="Choose among episodes whose mission has this text."
+    "--mission", metavar="TEXT", help="Choose among episodes whose mission contains TEXT."
 )
-@ended_option("Choose among episodes that ended so (success, failure, truncation).")
+@ended_option("Choose among episodes that ended this way (success, failure, truncation).")
 @click.option("--longest", is_flag=True, help="Choose the longest episode.")
 @click.option("--random", is_flag=True, help="Choose an episode at random.")
 @click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
-@click.option("--png", type=click.Path(path_type=Path), help="Write all steps to this picture.")
+@click.option(
+    "--png", type=click.Path(path_type=Path), help="Write a picture of all steps to this file."
+)
 @click.option("--ansi", is_flag=True, help="Print all steps in colour.")
 @overwrite_file
 @common
@@ -80,10 +82,10 @@ def show_command(
     ansi: bool,
     overwrite: bool,
 ) -> None:
-    """Show an episode: what the agent saw, with the whole room.
+    """Show an episode: what the agent saw, and the whole room.
 
-    The room comes from replaying the episode from its seed; it is shown only if every step agrees
-    with the store. In a terminal, step with the arrow keys; elsewhere all steps are printed.
+    The room comes from replaying the episode from its seed; it is shown only if every step matches
+    the store. In a terminal, step with the arrow keys; otherwise all steps are printed.
 
     \b
     Example:
@@ -132,12 +134,12 @@ def show_command(
 
 @click.command("report")
 @stores_argument
-@output_option("Write the page to this file.", "report.html", dir_okay=False)
+@output_option("Write the report to this file.", "report.html", dir_okay=False)
 @click.option(
     "--instruction-len",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Count the missions that a network which reads N tokens would see truncated.",
+    help="Count the missions that a network reading N tokens would truncate.",
 )
 @overwrite_file
 @common
@@ -148,12 +150,12 @@ def report_command(
     instruction_len: int | None,
     overwrite: bool,
 ) -> None:
-    """Write an HTML page about one or several stores.
+    """Write an HTML report about one or more stores.
 
     It shows figures, pictures and findings: duplicate episodes and seeds within a store or between
-    stores (train and valid, say), missions outside the grammar or truncated, unbalanced actions;
-    and what every two stores have in common: attributes, missions, episodes. With --json, figures
-    and findings are printed and no page is written.
+    stores (such as train and valid), missions outside the grammar or truncated, unbalanced actions,
+    and the attributes, missions and episodes that stores have in common. With --json, figures and
+    findings are printed and no report is written.
 
     \b
     Example:
@@ -181,15 +183,15 @@ def report_command(
 
 @click.command("verify")
 @click.argument("store")
-@click.option("--replay", is_flag=True, help="Replay episodes in the environment, too.")
-@episodes_option("With --replay: replay at most N episodes, evenly spread.", show_default="1000")
+@click.option("--replay", is_flag=True, help="Also replay episodes in the environment.")
+@episodes_option("With --replay: replay at most N episodes, evenly spaced.", show_default="1000")
 @common
 def verify_command(shell: Shell, store: str, replay: bool, episodes: int | None) -> None:
     """Check a store for damage: every byte and every array.
 
-    --replay plays the stored actions again in the environment, and compares every view, direction
-    and mission, and the reward. Episodes without a known seed, or recorded with another version of
-    the environment, are reported as such.
+    --replay replays the stored actions in the environment and compares every view, direction and
+    mission, and the reward. Episodes without a known seed, or recorded with another version of the
+    environment, are reported as such.
 
     \b
     Example:

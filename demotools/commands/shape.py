@@ -36,7 +36,7 @@ _random_seed = click.option(
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
 @episodes_option("Keep N episodes of each store.", required=True)
 @_random_seed
-@name_option("STORE-small", "Name of the one small copy.")
+@name_option("STORE-small", "Name of the copy of a single STORE.")
 @overwrite_store
 @common
 def shrink_command(
@@ -49,8 +49,8 @@ def shrink_command(
 ) -> None:
     """Make small copies of stores, named STORE-small.
 
-    Without STORE, of every full training store. The same seed chooses the same episodes, and a
-    smaller copy is part of a larger one.
+    Without STORE, copies every full training store. The same seed chooses the same episodes, and a
+    larger copy contains every smaller one.
 
     \b
     Example:
@@ -102,7 +102,7 @@ def _actions(
 
 @click.command("select")
 @click.argument("store")
-@click.option("--mission", metavar="REGEX", help="Keep episodes in whose mission REGEX is found.")
+@click.option("--mission", metavar="REGEX", help="Keep episodes whose mission contains REGEX.")
 @click.option("--min-len", metavar="N", type=int, help="Keep episodes of at least N steps.")
 @click.option("--max-len", metavar="N", type=int, help="Keep episodes of at most N steps.")
 @click.option(
@@ -115,22 +115,22 @@ def _actions(
 @click.option(
     "--seeds",
     metavar="LIST|FILE",
-    help="Keep episodes with these environment seeds, as in 0-999,5000 or in a file of such lists.",
+    help="Keep episodes with these environment seeds: a list such as 0-999,5000 or a file of them.",
 )
-@click.option("--level", metavar="LEVEL", help="Keep episodes of this level of a merged store.")
+@click.option("--level", metavar="LEVEL", help="Keep episodes of this level, in a merged store.")
 @ended_option(
-    "Of a recording with --keep-failures, keep episodes that ended so (success, failure, "
-    "truncation)."
+    "Keep episodes that ended this way (success, failure, truncation), in a recording with "
+    "--keep-failures."
 )
 @click.option("--solved", is_flag=True, help="The same as --ended success.")
 @click.option(
-    "--first", metavar="N", type=click.IntRange(min=1), help="Of these, keep the first N."
+    "--first", metavar="N", type=click.IntRange(min=1), help="Keep the first N matching episodes."
 )
 @click.option(
     "--sample",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Of these, keep N at random.",
+    help="Keep N matching episodes at random.",
 )
 @click.option(
     "--seed",
@@ -144,9 +144,9 @@ def _actions(
 def select_command(
     shell: Shell, store: str, name: str | None, overwrite: bool, solved: bool, **wanted: Any
 ) -> None:
-    """Make a store of some episodes of another.
+    """Copy the episodes that match conditions into a new store.
 
-    Episodes that fit all conditions are copied bit for bit, in their order.
+    Episodes that match all conditions are copied bit for bit, in their original order.
 
     \b
     Example:
@@ -174,7 +174,7 @@ def select_command(
 @stores_argument
 @split_option("that of the stores")
 @click.option(
-    "--dedupe", is_flag=True, help="Leave out episodes that repeat another one step by step."
+    "--dedupe", is_flag=True, help="Drop episodes that repeat an earlier one step by step."
 )
 @name_option(True, default="merged")
 @overwrite_store
@@ -187,10 +187,10 @@ def merge_command(
     name: str,
     overwrite: bool,
 ) -> None:
-    """Make one store of the episodes of several.
+    """Merge several stores into a new one.
 
-    The new store has one vocabulary, knows the level of each episode, and keeps where each store
-    came from. Duplicates, and seeds that occur in more than one store, are counted.
+    The new store has one vocabulary, and records the level of each episode and the origin of each
+    store. Duplicates, and seeds that occur more than once, are counted.
 
     \b
     Example:
@@ -219,7 +219,7 @@ def merge_command(
     type=click.FloatRange(min=0, min_open=True),
     default=0.05,
     show_default=True,
-    help="Hold out this share of the episodes; from 1 on, so many of them.",
+    help="Hold out this share of the episodes or, if it is 1 or more, this number of them.",
 )
 @_random_seed
 @name_option("STORE", "Name the new stores NAME-train and NAME-valid.")
@@ -230,7 +230,7 @@ def split_command(
 ) -> None:
     """Split a store into a training and a validation store.
 
-    Duplicates, and episodes of the same environment seed, stay on one side, so nothing leaks.
+    Duplicates, and episodes with the same environment seed, stay on one side, so nothing leaks.
 
     \b
     Example:
@@ -248,14 +248,14 @@ def split_command(
 
 @click.command("archive")
 @click.argument("store")
-@output_option("Write the archive to this file.", "STORE.zarr.zip beside the store")
+@output_option("Write the archive to this file.", "STORE.zarr.zip next to the store")
 @overwrite_file
 @common
 def archive_command(shell: Shell, store: str, output: Path | None, overwrite: bool) -> None:
     """Pack a store into one zip file, STORE.zarr.zip.
 
-    Any unzip unpacks it, and plain zarr reads it as it is. `demotools unarchive` restores the store
-    bit for bit.
+    Any unzip program unpacks it, and plain zarr reads it directly. `demotools unarchive` restores
+    the store bit for bit.
 
     \b
     Example:
@@ -295,7 +295,7 @@ def unarchive_command(shell: Shell, file: Path, name: str | None, overwrite: boo
 def remove_command(shell: Shell, stores: tuple[str, ...], yes: bool) -> None:
     """Remove stores, after asking.
 
-    What is not a demo store is left alone.
+    Anything that is not a demo store is left alone.
 
     \b
     Example:

@@ -11,7 +11,6 @@ from demotools.cli import (
     common,
     output_option,
     overwrite_file,
-    overwrite_store,
     say,
     stores_argument,
 )
@@ -37,17 +36,17 @@ _SUFFIXES = {".pkl": "pickle", ".parquet": "parquet", ".jsonl": "jsonl"}
     type=click.Choice(sorted({*_KINDS, *_MINARI_FORMATS})),
     metavar="hdf5|arrow|parquet",
     show_default="hdf5",
-    help="How Minari stores a dataset.",
+    help="Storage format of the Minari dataset.",
 )
 @output_option(
     "File to write (`-` prints jsonl), or folder of Minari datasets.",
-    "beside the store; Minari's own folder",
+    "next to the store; Minari's own folder",
     allow_dash=True,
 )
 @click.option(
     "--id", "dataset_id", show_default="babyai/STORE-v0", help="Id of the Minari dataset."
 )
-@overwrite_store
+@click.option("--overwrite", is_flag=True, help="Replace an existing file or dataset.")
 @common
 def export_command(
     shell: Shell,
@@ -58,11 +57,11 @@ def export_command(
     dataset_id: str | None,
     overwrite: bool,
 ) -> None:
-    """Export a store to a file or dataset of other programs.
+    """Export a store for other programs.
 
-    The pickle is one that babyai's own loader reads. The parquet file has the schema of the JAT
-    data set, and is read by `datasets.load_dataset`. The jsonl file has an episode a line, all of
-    it text: mission, what each view shows, actions (docs/exchange.md).
+    The pickle is for babyai's own loader. The parquet file has the schema of the JAT data set and
+    is for `datasets.load_dataset`. The jsonl file has one episode per line, as text: the mission, a
+    description of each view, and the actions (docs/exchange.md).
 
     \b
     Example:
@@ -119,9 +118,9 @@ def _export_kind(target: str | None, file_format: str | None, output: Path | Non
 def card_command(
     shell: Shell, stores: tuple[str, ...], output: Path | None, overwrite: bool
 ) -> None:
-    """Write the dataset card of a store, or of several, for the Hugging Face hub.
+    """Write a Hugging Face dataset card for one or more stores.
 
-    A card is Markdown with the header that the hub reads.
+    The card is Markdown with the header that the hub reads.
 
     \b
     Example:
@@ -141,16 +140,16 @@ def card_command(
 @click.command("push")
 @click.argument("stores", nargs=-1, metavar="STORE...")
 @click.argument("place", metavar="hf:OWNER/NAME")
-@click.option("--all", "every", is_flag=True, help="Publish every store of the data folder.")
-@click.option("--private", is_flag=True, help="Make the dataset private, if it is new.")
-@click.option("--replace-card", is_flag=True, help="Replace the card that the dataset has.")
+@click.option("--all", "every", is_flag=True, help="Publish every store in the data folder.")
+@click.option("--private", is_flag=True, help="Make a new dataset private.")
+@click.option("--replace-card", is_flag=True, help="Replace an existing card.")
 @click.option(
     "--manifests",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write the levels' manifests to this folder, with these stores as first sources.",
+    help="Write the levels' manifests to this folder, with the published stores as first sources.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
-@overwrite_file
+@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and stop.")
+@click.option("--overwrite", is_flag=True, help="With --manifests: replace existing files.")
 @common
 def push_command(
     shell: Shell,
@@ -165,10 +164,10 @@ def push_command(
 ) -> None:
     """Publish stores on the Hugging Face hub.
 
-    Sends each store's archive, and one card of all where the dataset has none. Needs the extra
-    `hf`, and a token from `hf auth login` or $HF_TOKEN. `demotools fetch LEVEL --from
-    hf:OWNER/NAME/STORE.zarr.zip` gets a store back, and so does `demotools fetch --manifests DIR
-    LEVEL` with the manifests that --manifests wrote.
+    Uploads each store's archive, and a card for all of them if the dataset has none. Needs the
+    extra `hf`, and a token from `hf auth login` or $HF_TOKEN. To get a store back, use
+    `demotools fetch LEVEL --from hf:OWNER/NAME/STORE.zarr.zip`, or `demotools fetch LEVEL
+    --manifests DIR` with the manifests that --manifests wrote.
 
     \b
     Example:

@@ -431,7 +431,7 @@ def test_a_run_whose_reader_has_gone_goes_on_to_its_end(bot_data: Path, tmp_path
         process.stdout.close()  # as `| head` does
         told = process.stderr.read()
     assert process.returncode == 0, told
-    assert "nobody reads the output; the run goes on" in told
+    assert "nobody reads the output; the run continues" in told
     assert of_group(tmp_path / "a", "evaluation")
     assert (tmp_path / "a/curve.png").is_file()
 
