@@ -239,7 +239,7 @@ def run(
 ) -> None:
     """Train a network from a recipe.
 
-    RECIPE is a TOML file, or the name of a built-in recipe (`trainer recipes`).
+    RECIPE is a TOML file, or the name of an included recipe (`trainer recipes`).
 
     The output folder receives settings.toml (fully resolved), the checkpoint last.pt, log.jsonl,
     tensorboard/ and the learning curve, curve.png. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save the
@@ -411,7 +411,7 @@ def evaluate(
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:
-    """List the built-in recipes, or copy one to edit.
+    """List the included recipes, or copy one to edit.
 
     \b
     Example:
@@ -424,7 +424,7 @@ def recipes(ctx: click.Context) -> None:
 
 @recipes.command(name="list")
 def list_recipes() -> None:
-    """List the built-in recipes.
+    """List the included recipes.
 
     \b
     Example:
