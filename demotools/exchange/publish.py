@@ -1,6 +1,6 @@
 """Publish stores on the Hugging Face hub: their archives, and one dataset card.
 
-A dataset card: Markdown under the metadata header that the Hugging Face hub reads.
+A card is Markdown (`card.md`, a template) under the metadata header that the hub reads.
 
 Source of the header's keys and of the licence identifiers: the hub's documentation of dataset
 cards. JSON is a part of YAML, so the header's values are written as JSON.
@@ -20,7 +20,8 @@ from demotools.errors import printable_values
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archive_store
 from demotools.exchange.hub import CARD, Repository, repository_of
 from demotools.look.info import flat_texts, store_info
-from demotools.output import check_output, size_text, working_folder, write_output
+from demotools.look.report import rendered_page
+from demotools.output import check_output, working_folder, write_output
 from demotools.store.reading import open_store
 
 
@@ -124,167 +125,31 @@ def _with_source(manifest: str, pushed: PushedStore) -> str:
 # Licences of stores that the hub knows, in lower case; others are "other", with their text.
 _LICENCES = {"BSD-3-Clause", "BSD-2-Clause", "MIT", "Apache-2.0", "CC-BY-4.0", "CC0-1.0"}
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-_EXAMPLE = """\
-```python
-import zarr
-
-store = zarr.storage.ZipStore({quoted_archive}, mode="r")
-group = zarr.open_group(store, mode="r")
-first, last = group["episode_offset"][:2]
-mission = int(group["episode_mission"][0])
-print(group["mission_text"][mission], group["action"][first:last])
-```"""
-_CARD_TEXT = """\
----
-{header}
----
-
-# {name}
-
-Expert demonstrations of the BabyAI level {level} (environment: {environment}), {split} split: \
-{episodes:,} episodes of {mean_length:.2f} steps on average, {longest:,} at most, {steps:,} steps \
-in all; {missions:,} distinct missions.
-
-At each step, the agent sees 7 x 7 cells before it and is told a mission in a small English-like \
-language; the expert's action is stored beside it.
-
-## Use
-
-`{archive}` is a Zarr v3 store in a zip file, which plain zarr reads:
-
-{example}
-
-`demotools unarchive {archive}` restores the folder of memory-mapped chunk files ({size}).
-
-## Arrays
-
-| array | dtype | shape | meaning |
-| --- | --- | --- | --- |
-{rows}
-
-## Where it came from
-
-{provenance}
-- made by: {created_by}
-- schema: babyai-demos, version {schema_version}
-- fingerprint: `{fingerprint}`
-
-## Licence and citation
-
-{licence}
-
-{citation}
-"""
-
-
-_CARD_OF_SEVERAL = """\
----
-{header}
----
-
-# BabyAI demonstrations
-
-Expert demonstrations of {levels} BabyAI levels: {episodes:,} episodes, {steps:,} steps in all. At
-each step, the agent sees 7 x 7 cells before it and is told a mission in a small English-like
-language; the expert's action is stored beside it.
-
-| archive | level | split | episodes | mean length | steps | missions | size |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{stores}
-
-## Use
-
-Each archive is a Zarr v3 store in a zip file, which plain zarr reads:
-
-{example}
-
-`demotools fetch LEVEL --from hf:OWNER/NAME/STORE.zarr.zip` restores the folder of memory-mapped
-chunk files.
-
-## Arrays
-
-| array | dtype | meaning |
-| --- | --- | --- |
-{rows}
-
-## Where they came from
-
-{provenance}
-
-## Licence and citation
-
-{licence}
-
-{citation}
-"""
+_TITLE = "BabyAI demonstrations"
 
 
 def stores_card(paths: Sequence[Path]) -> str:
-    """The card of several stores, or `store_card` of a single one.
+    """The card of a store, or of several.
 
     StoreError  see `open_store`
     """
-    if len(paths) == 1:
-        return store_card(paths[0])
     infos = [printable_values(store_info(path)) for path in paths]
+    one = infos[0] if len(infos) == 1 else None
+    title = f"BabyAI {one['level']} demonstrations ({one['name']})" if one else _TITLE
     licences = sorted({info["licence"] for info in infos})
-    arrays = {each["name"]: each for info in infos for each in info["arrays"]}
-    episodes = sum(info["episodes"] for info in infos)
-    provenance = []
-    for info in infos:
-        provenance += [f"**{info['name']}** (fingerprint `{info['fingerprint']}`)", ""]
-        provenance += [*_origin(info), ""]
-    return _CARD_OF_SEVERAL.format(
-        header=_header("BabyAI demonstrations", licences, episodes),
-        levels=len({info["level"] for info in infos}),
-        episodes=episodes,
-        steps=sum(info["steps"] for info in infos),
-        stores="\n".join(
-            f"| {info['name']}{ARCHIVE_SUFFIX} | {info['level']} | {info['split']} "
-            f"| {info['episodes']:,} | {info['mean_length']:.2f} | {info['steps']:,} "
-            f"| {info['missions']:,} | {size_text(info['size_bytes'])} |"
-            for info in infos
-        ),
-        example=_example(infos[0]["name"] + ARCHIVE_SUFFIX),
-        rows="\n".join(
-            f"| {name} | {each['dtype']} | {each['meaning']} |"
-            for name, each in sorted(arrays.items())
-        ),
-        provenance="\n".join(provenance).rstrip("\n"),
-        licence="\n\n".join(licences),
-        citation="\n\n".join(sorted({info["citation"] for info in infos})),
+    arrays = {array["name"]: array for info in infos for array in info["arrays"]}
+    text = rendered_page(
+        "card.md",
+        header=_header(title, licences, sum(info["episodes"] for info in infos)),
+        one=one,
+        infos=infos,
+        suffix=ARCHIVE_SUFFIX,
+        first_archive=json.dumps(infos[0]["name"] + ARCHIVE_SUFFIX),
+        arrays=[arrays[name] for name in sorted(arrays)],
+        origin=_origin,
+        licences=licences,
     )
-
-
-def store_card(path: Path) -> str:
-    """The card of a store.
-
-    StoreError  see `open_store`
-    """
-    info = printable_values(store_info(path))
-    archive = info["name"] + ARCHIVE_SUFFIX
-    title = f"BabyAI {info['level']} demonstrations ({info['name']})"
-    rows = (
-        f"| {each['name']} | {each['dtype']} | {' x '.join(map(str, each['shape']))} "
-        f"| {each['meaning']} |"
-        for each in info["arrays"]
-    )
-    return _CARD_TEXT.format(
-        **info,
-        header=_header(title, [info["licence"]], info["episodes"]),
-        environment=info["environment_id"]
-        or ", ".join(info["levels"])
-        or "none in today's minigrid",
-        archive=archive,
-        example=_example(archive),
-        size=size_text(info["size_bytes"]),
-        rows="\n".join(rows),
-        provenance="\n".join(_origin(info)),
-    )
-
-
-def _example(archive: str) -> str:
-    return _EXAMPLE.format(quoted_archive=json.dumps(archive))
+    return text + "\n"
 
 
 def _header(title: str, licences: Sequence[str], episodes: int) -> str:
@@ -309,9 +174,9 @@ def _header(title: str, licences: Sequence[str], episodes: int) -> str:
 
 def _origin(info: dict[str, Any]) -> list[str]:
     """Where a store came from, a line a fact."""
-    origin = [("- ", text) for text in flat_texts(info["source"])]
-    origin += [("- parent's ", text) for text in flat_texts(info["parent"] or {})]
-    return [mark + " ".join(str(text).split()) for mark, text in origin]
+    texts = flat_texts(info["source"])
+    texts += [f"parent's {text}" for text in flat_texts(info["parent"] or {})]
+    return [" ".join(text.split()) for text in texts]
 
 
 def size_category(episodes: int) -> str:

@@ -538,12 +538,12 @@ def _share(part: int, whole: int) -> str:
 
 
 def rendered_page(template: str, package: str = "demotools", **values: object) -> str:
-    """The HTML of a template that lies in `package` and extends `page.html`."""
+    """The text of a template that lies in `package`; what goes into HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
             [jinja2.PackageLoader(name, ".") for name in dict.fromkeys((package, "demotools"))]
         ),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(("html",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

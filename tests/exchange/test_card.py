@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from demotools.cli import main
 from demotools.errors import printable_text
 from demotools.exchange.archive import archive_store
-from demotools.exchange.publish import store_card
+from demotools.exchange.publish import stores_card
 from demotools.store.reading import Store
 from tests.store.test_store import edit_attributes
 
@@ -31,7 +31,7 @@ def header(text: str) -> dict[str, Any]:
 def test_the_header_holds_what_the_hub_reads(make_store: Callable[..., Store]) -> None:
     store = make_store(lengths=[3, 2, 4])
     edit_attributes(store.path, lambda a: a.update(licence="BSD-3-Clause (BabyAI)"))
-    found = header(store_card(store.path))
+    found = header(stores_card([store.path]))
     assert found["license"] == "bsd-3-clause"
     assert found["size_categories"] == ["n<1K"]
     assert found["language"] == ["en"]
@@ -45,7 +45,7 @@ def test_a_licence_that_the_hub_does_not_know_is_other_with_its_text(
     store = make_store(lengths=[3])
     strange = 'ask: "the authors" # please'
     edit_attributes(store.path, lambda a: a.update(licence=strange))
-    found = header(store_card(store.path))
+    found = header(stores_card([store.path]))
     assert (found["license"], found["license_name"]) == ("other", strange)
 
 
@@ -61,7 +61,7 @@ def test_a_licence_that_only_begins_like_a_known_one_is_other(
 ) -> None:
     store = make_store(lengths=[3])
     edit_attributes(store.path, lambda a: a.update(licence=licence))
-    assert header(store_card(store.path))["license"] == "other"
+    assert header(stores_card([store.path]))["license"] == "other"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_strange_characters_in_a_text_break_no_card(
     store = make_store(lengths=[3])
     texts = dict.fromkeys(("level", "licence", "citation", "created_by"), strange)
     edit_attributes(store.path, lambda a: a.update(texts, source={strange: strange}))
-    text = store_card(store.path)
+    text = stores_card([store.path])
     shown = printable_text(strange)
     assert f"BabyAI {shown} demonstrations" in header(text)["pretty_name"]
     assert header(text)["license_name"] == shown
@@ -86,7 +86,7 @@ def test_licence_citation_source_and_arrays_stand_in_the_text(
 ) -> None:
     store = make_store(lengths=[3, 2, 4])
     edit_attributes(store.path, lambda a: a.update(citation="Somebody, 2018"))
-    text = store_card(store.path)
+    text = stores_card([store.path])
     assert text.endswith("## Licence and citation\n\nnone\n\nSomebody, 2018\n")
     assert "- kind: test" in text
     assert "| cells | uint8 | 9 x 7 x 7 | egocentric view, one byte a cell |" in text
@@ -100,7 +100,7 @@ def test_the_code_on_the_card_runs_on_the_archive(
     store = make_store(lengths=[3, 2, 4])
     archive_store(store.path, quiet=True)
     monkeypatch.chdir(store.path.parent)
-    code = re.search(r"```python\n(.*?)```", store_card(store.path), re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", stores_card([store.path]), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {}
     exec(code[1], names)
@@ -115,11 +115,11 @@ def test_the_command_prints_the_card_or_writes_it_and_does_not_replace_a_file_un
 ) -> None:
     store = make_store(lengths=[3])
     printed = CliRunner().invoke(main, ["card", str(store.path)])
-    assert printed.output == store_card(store.path)
+    assert printed.output == stores_card([store.path])
     file = tmp_path / "README.md"
     file.write_text("mine")
     refused = CliRunner().invoke(main, ["card", str(store.path), "-o", str(file)])
     assert (refused.exit_code, file.read_text()) == (1, "mine")
     written = CliRunner().invoke(main, ["card", str(store.path), "-o", str(file), "--overwrite"])
     assert written.exit_code == 0
-    assert file.read_text() == store_card(store.path)
+    assert file.read_text() == stores_card([store.path])

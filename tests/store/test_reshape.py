@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from demotools.cli import main
 from demotools.errors import StoreError
 from demotools.exchange.export import export_pickle
-from demotools.exchange.publish import store_card
+from demotools.exchange.publish import stores_card
 from demotools.look.info import info_text, store_info
 from demotools.look.report import store_findings
 from demotools.look.statistics import store_statistics
@@ -161,7 +161,7 @@ def test_a_merge_holds_the_episodes_of_all_with_their_levels_and_where_they_came
     assert store.episode_level.tolist() == [0] * 4 + [1] * 4
     assert store.attributes.environment_id is None
     assert "mixed (GoToLocal, GoTo)" in info_text(store_info(store.path))
-    assert "(environment: GoToLocal, GoTo)" in store_card(store.path)
+    assert "(environment: GoToLocal, GoTo)" in stores_card([store.path])
     entries = store.attributes.merged_from
     assert [entry["fingerprint"] for entry in entries] == [
         one.attributes.fingerprint for one in two_levels
