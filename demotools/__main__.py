@@ -6,9 +6,12 @@ import sys
 def run(name: str = "demotools") -> None:
     """The command line of a package, whose imports take long enough to be interrupted in."""
     try:
-        from demotools.errors import run_program
+        from importlib import import_module
 
-        run_program(name)
+        from demotools.errors import exit_with_message
+
+        with exit_with_message():
+            import_module(f"{name}.cli").main(prog_name=name)
     except KeyboardInterrupt:  # before there was anybody else to answer it
         sys.stderr.write("\ninterrupted\n")
         raise SystemExit(130) from None

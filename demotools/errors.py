@@ -16,7 +16,6 @@ Raised at the first line that knows all three parts; only the command lines turn
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import os
 import sys
@@ -148,12 +147,6 @@ def optional_package(name: str, extra: str) -> Any:
             path=name,
             fix=installing(extra),
         ) from error
-
-
-def run_program(name: str) -> None:
-    """The command line of a package, whose imports take long enough to be interrupted in."""
-    with exit_with_message():
-        importlib.import_module(f"{name}.cli").main(prog_name=name)
 
 
 @contextmanager

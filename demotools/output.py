@@ -139,7 +139,7 @@ def check_room(folder: Path, size_bytes: float) -> None:
         )
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """A regular file open for reading; a pipe or a device, which may never answer, is refused.
 
     DemotoolsError  missing, not readable, or no regular file
@@ -159,13 +159,16 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(number, "rb")
 
 
-def read_regular(path: Path) -> bytes:
+def read_regular(path: Path, at_most: int | None = None) -> bytes:
     """The content of a regular file.
 
-    DemotoolsError  see `open_regular`
+    DemotoolsError  see `open_regular`; or it has more than `at_most` bytes
     """
     with open_regular(path) as stream:
-        return stream.read()
+        content = stream.read(-1 if at_most is None else at_most + 1)
+    if at_most is not None and len(content) > at_most:
+        raise DemotoolsError("the file is far too long", path=path, fix="name another file")
+    return content
 
 
 def acquired_lock(path: Path) -> filelock.BaseFileLock:

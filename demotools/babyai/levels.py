@@ -348,6 +348,15 @@ def level_from_environment_id(name: str) -> str:
     return re.sub(r"^BabyAI-|-v\d+$", "", name)
 
 
+def store_name(level: str, split: str) -> str:
+    """The name of the store that a split of a level becomes.
+
+    >>> store_name("GoToLocal", "train"), store_name("GoToLocal", "valid")
+    ('GoToLocal', 'GoToLocal-valid')
+    """
+    return level if split == "train" else f"{level}-{split}"
+
+
 def _families(extra: Path | None) -> list[_Families]:
     paths = [folder / _FAMILIES for folder in manifest_folders(extra)]
     return [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]

@@ -209,7 +209,7 @@ def generate_command(
       demotools generate GoToLocal --episodes 1000
       demotools generate BossLevel --episodes 1000 --noise 0.01 --subgoals
     """
-    from demotools.babyai.levels import seeds_of
+    from demotools.babyai.levels import seeds_of, store_name
     from demotools.recording.bot import Style
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
@@ -229,7 +229,7 @@ def generate_command(
         style=style,
         seeds=None if seeds is None else seeds_of(seeds),
     )
-    path = shell.new_store(name or recording.store_name)
+    path = shell.new_store(name or store_name(recording.level, split))
     check_dask(dask, workers)
     recorded = record(
         recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=shell.quiet
@@ -360,17 +360,16 @@ def import_command(
       demotools import babyai/GoToLocal-v0 --name GoToLocal-copy
       demotools import GoToLocal.parquet
     """
+    from demotools.babyai.levels import store_name
     from demotools.exchange.minari_import import import_minari, opened_dataset
     from demotools.exchange.parquet import SUFFIX, import_parquet, opened_parquet
 
     place = Path(dataset)
     is_parquet = dataset.endswith(SUFFIX) or any(place.glob(f"*{SUFFIX}"))
     if (kind or ("parquet" if is_parquet else "minari")) == "parquet":
-        files = opened_parquet(place, level=level, split=split)
-        path = shell.new_store(name or files.store_name)
-        imported = import_parquet(files, path, overwrite=overwrite, quiet=shell.quiet)
+        opened: Any = opened_parquet(place, level=level, split=split)
+        make: Any = import_parquet
     else:
-        opened = opened_dataset(dataset, level=level, split=split)
-        path = shell.new_store(name or opened.store_name)
-        imported = import_minari(opened, path, overwrite=overwrite, quiet=shell.quiet)
-    shell.print_result(imported)
+        opened, make = opened_dataset(dataset, level=level, split=split), import_minari
+    path = shell.new_store(name or store_name(opened.level, opened.split))
+    shell.print_result(make(opened, path, overwrite=overwrite, quiet=shell.quiet))

@@ -149,27 +149,22 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _episode(store: Store, number: int) -> dict[str, object]:
-    start, stop = store.bounds(number)
-    view, direction, action = (
-        getattr(store, name).span(start, stop) for name in ("view", "direction", "action")
-    )
-    store.check_values(view=view, direction=direction, action=action)
-    taken = store.optional["taken"].span(start, stop) if "taken" in store.optional else None
-    seed = int(store.episode_seed[number])
+    episode = store[number]
     steps: list[dict[str, str]] = [
         {
             "direction": DIRECTIONS[facing],
             "view": described_view(cells.tobytes()),
             "action": ACTIONS[chosen],
         }
-        for cells, facing, chosen in zip(view, direction, action, strict=True)
+        for cells, facing, chosen in zip(
+            episode.cells, episode.directions, episode.actions, strict=True
+        )
     ]
-    if taken is not None:
-        store.check_values(action=taken)
-        for step, number_taken in zip(steps, taken, strict=True):
-            step["taken"] = ACTIONS[number_taken]
+    if "taken" in store.optional:
+        for step, taken in zip(steps, episode.taken, strict=True):
+            step["taken"] = ACTIONS[taken]
     return {
-        "mission": store.mission_text[store.episode_mission[number]],
-        "seed": seed if seed >= 0 else None,
+        "mission": episode.mission,
+        "seed": episode.seed if episode.seed >= 0 else None,
         "steps": steps,
     }

@@ -42,7 +42,7 @@ from demotools.babyai.levels import (
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
 from demotools.exchange.export import KeptAttributes, minari_module
-from demotools.output import counted, open_regular, progress_bar
+from demotools.output import counted, open_regular, progress_bar, read_regular
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
 from demotools.store.format import OPTIONAL, OUTCOMES, is_ours
 from demotools.store.reading import Episodes
@@ -122,11 +122,6 @@ class Dataset:
     metadata: _Metadata
     level: str
     split: Split
-
-    @property
-    def store_name(self) -> str:
-        """What the store is called where nobody says otherwise."""
-        return self.level if self.split == "train" else f"{self.level}-{self.split}"
 
     @property
     def outcomes(self) -> list[str]:
@@ -247,12 +242,8 @@ def _dataset_folder(minari: Any, name: str) -> Path:
 
 
 def _read_metadata(file: Path) -> _Metadata:
-    with open_regular(file) as stream:
-        content = stream.read(_METADATA_BYTES + 1)
-    if len(content) > _METADATA_BYTES:
-        raise _broken("the dataset's metadata are too large", file)
     try:
-        return _Metadata.model_validate_json(content)
+        return _Metadata.model_validate_json(read_regular(file, _METADATA_BYTES))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "its top level"

@@ -100,11 +100,6 @@ class ParquetFiles:
     ours: KeptAttributes | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def store_name(self) -> str:
-        """What the store is called where nobody says otherwise."""
-        return self.level if self.split == "train" else f"{self.level}-{self.split}"
-
 
 def pyarrow_package() -> Any:
     """The package `pyarrow`, with `parquet` and `compute`, which it does not import by itself.
@@ -118,11 +113,8 @@ def pyarrow_package() -> Any:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a regular file."""
-    digest = hashlib.sha256()
     with open_regular(path) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def shard_of(name: str) -> tuple[Split, int, int] | None:

@@ -28,6 +28,7 @@ from demotools.babyai.levels import (
     Split,
     read_archive,
     read_manifest,
+    store_name,
 )
 from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
@@ -44,7 +45,6 @@ from demotools.fetch.plan import (
     Found,
     Plan,
     decided,
-    store_name,
 )
 from demotools.fetch.tarball import extract_members
 from demotools.output import acquired_lock, counted, open_regular, read_regular, written_whole

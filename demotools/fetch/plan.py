@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from demotools.babyai.levels import PublishedFile, Source, Split
+from demotools.babyai.levels import PublishedFile, Source, Split, store_name
 from demotools.exchange.archive import ARCHIVE_SUFFIX
 from demotools.fetch.places import Place
 
@@ -113,15 +113,6 @@ class Plan:
         lines = [f"{self.store} ({self.name}): {self.action}, {self.reason}"]
         lines += [f"  from {source}" for source in self.sources if self.action == "download"]
         return "\n".join(lines)
-
-
-def store_name(level: str, split: Split) -> str:
-    """The name of the store that a split of a level becomes.
-
-    >>> store_name("GoToLocal", "train"), store_name("GoToLocal", "valid")
-    ('GoToLocal', 'GoToLocal-valid')
-    """
-    return level if split == "train" else f"{level}-{split}"
 
 
 def decided(

@@ -22,6 +22,7 @@ from demotools.babyai.levels import (
     guessed_manifest,
     level_from_environment_id,
     read_manifest,
+    store_name,
 )
 from demotools.errors import PickleError, StoreError, printable_text
 from demotools.output import counted, progress_bar
@@ -133,8 +134,7 @@ def convert_files(
         manifest = guessed_manifest(level, paths[0], "the file's name")
     else:
         manifest = read_manifest(level)
-    name = options.name or (manifest.level if split == "train" else f"{manifest.level}-{split}")
-    store = new_store_path(name, folder)
+    store = new_store_path(options.name or store_name(manifest.level, split), folder)
     with unpacked(paths, store, salvage=options.salvage) as contents:
         described = [
             described_file(

@@ -73,11 +73,6 @@ class Recording:
         return min(max(self.episodes // _PARTS, _LEAST_SEEDS), _MOST_SEEDS)
 
     @property
-    def store_name(self) -> str:
-        """What the store is called where nobody says otherwise."""
-        return self.level if self.split == "train" else f"{self.level}-{self.split}"
-
-    @property
     def parts(self) -> range | None:
         """The parts that there are; None where there is no last one."""
         count = sum(stop - start for start, stop in self.spans)

@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
 from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
-from demotools.output import acquired_lock, counted, open_regular, written_whole
+from demotools.output import acquired_lock, counted, open_regular, read_regular, written_whole
 from demotools.store.format import (
     COPY_BYTES,
     CRC_BYTES,
@@ -441,12 +441,10 @@ _JOB_BYTES, _VALUE_LETTERS, _DIFFERENCES_LETTERS = 2**20, 40, 400
 
 
 def _content(file: Path, at_most: int) -> bytes:
-    """The first bytes of a file; none where it cannot be read."""
-    try:
-        with open_regular(file) as stream:
-            return stream.read(at_most)
-    except DemotoolsError:
-        return b""
+    """The content of a file; nothing where it cannot be read."""
+    with suppress(DemotoolsError):
+        return read_regular(file, at_most)
+    return b""
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

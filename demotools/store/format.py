@@ -25,7 +25,7 @@ from pydantic_core import from_json
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import all_level_names
 from demotools.errors import DemotoolsError, StoreError
-from demotools.output import open_regular
+from demotools.output import open_regular, read_regular
 
 SCHEMA = "babyai-demos"
 SCHEMA_VERSION = 1
@@ -230,7 +230,7 @@ def present_folder(path: Path) -> Path:
 def is_ours(path: Path) -> bool:
     """Whether a folder says that it is a demo store, finished or not, damaged or not."""
     try:
-        attributes = from_json(read_json_bytes(path / "zarr.json"))["attributes"]
+        attributes = from_json(read_regular(path / "zarr.json", JSON_BYTES_AT_MOST))["attributes"]
         return bool(attributes["schema"] == SCHEMA)
     except (DemotoolsError, ValueError, LookupError, TypeError):
         return False
@@ -250,7 +250,7 @@ def group_json(folder: Path, path: Path) -> bytes:
     if not folder.exists():
         raise missing_store(path)
     try:
-        return read_json_bytes(folder / "zarr.json")
+        return read_regular(folder / "zarr.json", JSON_BYTES_AT_MOST)
     except DemotoolsError as error:
         raise _not_ours(path, f": its zarr.json cannot be read ({error.what})") from error
 
@@ -358,22 +358,10 @@ def expected_entries(path: Path) -> tuple[set[str], set[str]]:
     return folders - {"."}, files
 
 
-def read_json_bytes(file: Path) -> bytes:
-    """The content of a zarr.json.
-
-    DemotoolsError  it is missing, no regular file, or far too long
-    """
-    with open_regular(file) as stream:
-        content = stream.read(JSON_BYTES_AT_MOST + 1)
-    if len(content) > JSON_BYTES_AT_MOST:
-        raise DemotoolsError("the file is far too long", path=file, fix="name another store")
-    return content
-
-
 def array_json(path: Path, array: str) -> bytes:
     """The zarr.json of an array; StoreError where it cannot be read."""
     try:
-        return read_json_bytes(path / array / "zarr.json")
+        return read_regular(path / array / "zarr.json", JSON_BYTES_AT_MOST)
     except DemotoolsError as error:
         raise damaged(path, f"{array}/zarr.json cannot be read: {error.what}") from error
 

@@ -203,7 +203,7 @@ def _entry(store: Store) -> dict[str, Any]:
     about = store.attributes
     kept = ("level", "environment_id", "split", "licence", "citation", "source", "parent")
     return {
-        "name": store_name(store),
+        "name": _name_of(store),
         "fingerprint": about.fingerprint,
         "episodes": store.episodes,
         **{name: getattr(about, name) for name in kept},
@@ -218,7 +218,7 @@ def parent_of(store: Store, **choice: Any) -> dict[str, Any]:
     """
     before = store.attributes.parent
     return {
-        "name": store_name(store),
+        "name": _name_of(store),
         "fingerprint": store.attributes.fingerprint,
         "episodes": store.episodes,
         **choice,
@@ -226,7 +226,7 @@ def parent_of(store: Store, **choice: Any) -> dict[str, Any]:
     }
 
 
-def store_name(store: Store) -> str:
+def _name_of(store: Store) -> str:
     """Its name as an attribute; the name of a folder may be no text."""
     return os.fsencode(store.name).decode("utf-8", "replace")
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demotools.errors import DemotoolsError, from_os_error, installing
+from demotools.errors import DemotoolsError, from_os_error, optional_package
 
 _CONNECT_SECONDS = 10
 # What a scheduler holds for each thread; and for workers that join later.
@@ -88,14 +88,7 @@ def _move(made: Future[tuple[Path, Any]], folder: Path, moved: Future[Any]) -> N
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
-    try:
-        from distributed import Client
-        from distributed.comm.core import CommClosedError
-        from distributed.scheduler import KilledWorker
-    except ImportError as error:
-        raise DemotoolsError(
-            "Dask is not installed", path="distributed", fix=installing("cluster")
-        ) from error
+    distributed = optional_package("distributed", "cluster")
     if not re.fullmatch(r"(tcp|tls)://[^/]+:\d+", address):
         what = "this is not the address of a Dask scheduler"
         raise DemotoolsError(what, path=address, fix="spell it tcp://HOST:8786")
@@ -104,24 +97,20 @@ def _client(address: str) -> Iterator[Any]:
     # it tells of a lost scheduler at length, and so do the errors below
     log.setLevel(logging.CRITICAL)
     try:
-        client: Any = Client(  # type: ignore[no-untyped-call]
-            address, timeout=_CONNECT_SECONDS, set_as_default=False
-        )
-    except OSError as error:
-        log.setLevel(level)
-        raise DemotoolsError(
-            "no Dask scheduler of this version answers", path=address, fix=_START
-        ) from error
-    try:
+        try:
+            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except OSError as error:
+            what = "no Dask scheduler of this version answers"
+            raise DemotoolsError(what, path=address, fix=_START) from error
         with client:
             yield client
-    except KilledWorker as error:
+    except distributed.scheduler.KilledWorker as error:
         raise DemotoolsError(
             f"the same part ended several workers: {error}",
             path=address,
             fix="look at the workers' own output; out of memory, start fewer on each machine",
         ) from error
-    except (CancelledError, CommClosedError) as error:
+    except (CancelledError, distributed.comm.CommClosedError) as error:
         raise DemotoolsError(
             "the Dask scheduler went away",
             path=address,

@@ -208,7 +208,7 @@ def test_shards_are_joined_in_their_order_and_the_test_split_is_valid(
         name = f"test-{shard:05d}-of-00012-00ff.parquet"
         write_rows(folder / name, rows[shard * 5 : shard * 5 + 5])
     files = opened_parquet(folder)
-    assert (files.level, files.split, files.store_name) == ("GoToLocal", "valid", "GoToLocal-valid")
+    assert (files.level, files.split) == ("GoToLocal", "valid")
     assert len(files.paths) == 12
     store, _ = imported(folder)
     assert store.attributes.split == "valid"
