@@ -305,7 +305,7 @@ def test_what_an_environment_raises_is_shown_with_its_traceback_seed_and_action(
 def test_what_an_environment_gives_in_another_shape_is_told_with_its_seed(processes: int) -> None:
     kind = EnvironmentKind("GoToLocal", make="tests.acting.test_vector:make_wide")
     with (
-        pytest.raises(SettingsError, match=r"not as it must be: .* shape \(9,9,3\)") as caught,
+        pytest.raises(SettingsError, match=r"the environment fails: .* shape \(9,9,3\)") as caught,
         VectorEnvironment(kind, 2, processes=processes) as vector,
     ):
         vector.reset(seed_streams(range(20, 100), 2))

@@ -15,11 +15,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import trainer
 from demotools.errors import SettingsError
 from trainer.cli import main
 from trainer.learning.building import LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, build_schedule
 from trainer.settings.built_in import KEYS
-from trainer.settings.models import SUBGOALS, Named
+from trainer.settings.models import LEVELS, SUBGOALS, Named
+from trainer.settings.user_code import users_code
 
 PARTS = """
 import sys
@@ -207,7 +209,7 @@ def test_a_name_that_names_nothing_is_refused(attempt: Callable[..., Result], na
         ("on_policy.environment=PARTS:number", "the environment is not callable but int"),
         ("on_policy.environment=PARTS:environment_of_none", "the environment is NoneType"),
         ("on_policy.environment=PARTS:environment_of_five", "the environment is int"),
-        ("losses.ppo={type='PARTS:empty_loss'}", "it gives NoneType, not a LossResult"),
+        ("losses.ppo={type='PARTS:empty_loss'}", "as it must be: it gives NoneType, not a Loss"),
         ("losses.ppo={type='PARTS:number_loss'}", "the loss of its result is float, not a"),
         ("losses.ppo={type='PARTS:wide_loss'}", "not one number"),
         ("losses.ppo={type='PARTS:constant_loss'}", "the loss has no gradient"),
@@ -215,7 +217,7 @@ def test_a_name_that_names_nothing_is_refused(attempt: Callable[..., Result], na
         ("model={type='PARTS:loss_of_none'}", "takes 0 positional arguments"),
         ("model={type='PARTS:Nameless'}", "not (4, size)"),
         ("model={type='PARTS:Bare'}", "it gives Tensor, not (logits, values, memory)"),
-        ("on_policy.environment=PARTS:of_two", "missing 1 required positional"),
+        ("on_policy.environment=PARTS:of_two", "using the environment fails: TypeError: "),
     ],
 )
 def test_a_part_of_another_kind_than_its_setting_wants_is_refused(
@@ -223,7 +225,8 @@ def test_a_part_of_another_kind_than_its_setting_wants_is_refused(
 ) -> None:
     result = attempt(override)
     assert_refused(result, what, "parts_")
-    if "is not as it must be" in result.output:
+    assert ("mistake of ours" in result.output) == ("fails: " in result.output)
+    if "is not as it must be" in result.output or "fails: " in result.output:
         assert re.search(r"where: .* in .*parts_\d+\.py\n", result.output)
 
 
@@ -251,6 +254,47 @@ def test_a_part_that_fails_raises_its_own_error(
     quote = '"' if "backward" in override else "'"
     name = "builtins:dict" if "builtins" in override else "parts_"
     assert_raised(attempt(override), kind, what, f"{key} = {quote}{name}")
+
+
+OURS = Path(trainer.__file__).parent
+LOOP = f"{OURS}/run/loop.py"
+
+
+def told(code: str, file: str, name: str = "json:loads") -> Exception:
+    """What becomes of an error in this code of this file, where a setting names `name`."""
+    block = users_code("model.type", name)
+    block.__enter__()
+    try:
+        exec(compile(code, file, "exec"))
+    except (AttributeError, ArithmeticError, ValueError) as error:
+        # without the line above
+        raised = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    try:
+        block.__exit__(type(raised), raised, raised.__traceback__)
+    except SettingsError as error:
+        return error
+    return raised
+
+
+def test_a_mistake_that_may_be_the_trainers_is_told_as_such_with_its_line() -> None:
+    slip = told("\nNone.step", LOOP)
+    assert isinstance(slip, SettingsError)
+    assert slip.what.endswith("no attribute 'step' (trainer/run/loop.py, line 2)")
+    assert slip.fix.endswith("where it is as that says, this is a mistake of ours: report it")
+    other = told("\n1 / 0", LOOP)
+    assert other.__notes__ == [
+        "raised in trainer/run/loop.py, line 2, while it used code of your own, which the setting "
+        "model.type = 'json:loads' names"
+    ]
+
+
+def test_code_in_a_folder_named_like_ours_is_the_users() -> None:
+    theirs = told("raise ValueError('mine')", f"{OURS}_of_mine/part.py")
+    assert type(theirs) is ValueError and theirs.__notes__[0].startswith("raised by code of your")
+
+
+def test_code_of_ours_that_is_named_in_full_is_not_called_the_users() -> None:
+    assert not hasattr(told("1 / 0", LOOP, LEVELS), "__notes__")
 
 
 def test_a_part_may_lie_inside_a_class(attempt: Callable[..., Result]) -> None:

@@ -36,6 +36,7 @@ GYMNASIUM = "gymnasium:make"
 """What makes any environment that gymnasium knows, by its id."""
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRScheduler"}
+_PACKAGES = {Path(__file__).parents[1], Path(inspect.getfile(DemotoolsError)).parent}
 _NOTE = "# its modules lie in: "
 _recipe_folders: list[str] = []
 
@@ -117,7 +118,8 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
 def users_code(key: str, name: str) -> Iterator[None]:
     """Where code of the user's raises inside, a note says which setting named it.
 
-    A check of ours that finds it wrong, or a call that it does not take, becomes a SettingsError.
+    A check of ours that finds it wrong, or a call that it does not take, becomes a SettingsError;
+    where that may as well be a mistake of ours, it says so, with the line.
 
     key, name   the setting, and what it names
     """
@@ -128,13 +130,12 @@ def users_code(key: str, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if not is_users(name):
             raise
-        if _is_check(error):
-            raise SettingsError(
-                f"the {kind_of(key)} is not as it must be: {_said(error)}",
-                path=f"{key} = {name!r}{_file_of(name)}",
-                fix="correct it; docs/own_parts.md says what it is given, and what it gives",
-            ) from error
+        line = _last_line(error)
         note = f"raised by code of your own, which the setting {key} = {name!r} names"
+        if line is not None:
+            if isinstance(error, TypeError | ValueError | AttributeError):
+                raise _not_as_it_must_be(key, name, error, line) from error
+            note = f"raised in {_place(line)}, while it used {note.removeprefix('raised by ')}"
         if isinstance(error, SystemExit):  # it would end the program as if all were well
             failure = RuntimeError(f"this code ended the program: exit({error.code!r})")
             failure.add_note(note)
@@ -144,13 +145,35 @@ def users_code(key: str, name: str) -> Iterator[None]:
         raise
 
 
-def _is_check(error: BaseException) -> bool:
-    """Whether no line of the user's, or of a library, was under way when this was raised."""
-    ours = str(Path(__file__).parents[1])
+def _last_line(error: BaseException) -> traceback.FrameSummary | None:
+    """Where this was raised, if no line of the user's, or of a library, was under way."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError | ValueError | AttributeError) and all(
-        frame.filename.startswith(ours) for frame in frames
-    )
+    ours = all(_PACKAGES.intersection(Path(frame.filename).parents) for frame in frames)
+    return frames[-1] if ours and frames else None
+
+
+def _not_as_it_must_be(
+    key: str, name: str, error: Exception, line: traceback.FrameSummary
+) -> SettingsError:
+    kind = kind_of(key)
+    what = f"the {kind} is not as it must be: {error}"
+    fix = "correct it; docs/own_parts.md says what it is given, and what it gives"
+    if not (line.line or "").startswith("raise "):  # no check: our own mistake looks like this too
+        what = f"using the {kind} fails: {_said(error)} ({_place(line)})"
+        fix += "; where it is as that says, this is a mistake of ours: report it"
+    return SettingsError(what, path=f"{key} = {name!r}{_file_of(name)}", fix=fix)
+
+
+def _place(line: traceback.FrameSummary) -> str:
+    """A line of ours.
+
+    >>> import traceback
+    >>> _place(traceback.FrameSummary(f"{Path(__file__).parents[1]}/run/loop.py", 7, "step"))
+    'trainer/run/loop.py, line 7'
+    """
+    file = Path(line.filename)
+    package = next(one for one in file.parents if one in _PACKAGES)
+    return f"{package.name}/{file.relative_to(package).as_posix()}, line {line.lineno}"
 
 
 def _said(error: BaseException) -> str:
@@ -195,7 +218,8 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
 
 def is_users(name: str) -> bool:
     """Whether a `type` names code that is neither ours nor torch's."""
-    return ":" in name and torch_class(name) is None
+    ours = name.startswith(tuple(f"{package.name}." for package in _PACKAGES))
+    return ":" in name and not ours and torch_class(name) is None
 
 
 def named_in(key: str, value: Any) -> Any:
@@ -306,7 +330,7 @@ def error_text(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":").replace("\n", " ")
     frames = traceback.extract_tb(error.__traceback__)
     file = Path(frames[-1].filename) if frames else Path(__file__)
-    if Path(__file__).parents[1] in file.parents or isinstance(error, SyntaxError | ImportError):
+    if _PACKAGES.intersection(file.parents) or isinstance(error, SyntaxError | ImportError):
         return text  # our own call, or the text says where
     return f"{text} ({file.name}, line {frames[-1].lineno})"
 
