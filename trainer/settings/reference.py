@@ -64,7 +64,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "stages.N.early_stopping.patience": ("cycles", "the stage stops after this many cycles without a lower loss on `hold_out`"),
     "stages.N.early_stopping.hold_out": ("", "store on which `patience` measures the loss"),
     "stages.N.early_stopping.hold_out_steps": ("demo steps", "number of steps of `hold_out` to use, always the same ones; unset: all"),
-    "stages.N.off_policy.store": ("", "name or path of a store, or a list of names and tables; `auto`: the level's store, or its small twin if there is no GPU"),
+    "stages.N.off_policy.store": ("", "name or path of a store, or a list of names and tables; `auto`: the level's store, or its small copy (`demotools shrink`) if there is no GPU"),
     "stages.N.off_policy.store.N.name": ("", "name or path of the store"),
     "stages.N.off_policy.store.N.proportion": ("", "share of the rollouts, relative to the other stores"),
     "stages.N.off_policy.store.N.mission": ("", "use only episodes whose mission contains this regular expression"),
