@@ -151,7 +151,7 @@ def kept() -> dict[str, list[dict[str, object]]]:
 def page_with_figures(page: str) -> str:
     """The page with the figures that are kept in the place of those it has."""
     rows = [
-        "| attack | what must hold | tried | held | seconds |",
+        "| attack | promise | trials | held | seconds |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in kept()["attacks"]:

@@ -11,7 +11,7 @@ import torch
 from tests.attack import world
 from tests.attack.campaign import Arena, attack, digest, ended, kill, litter, started, typed
 
-SAME = "killed at any moment and run again, it ends with the same bytes as undisturbed"
+SAME = "killed at any moment and run again, it writes the same bytes as without the kill"
 
 
 def killed_jobs(arena: Arena, command: Callable[[Path], tuple[object, ...]], made: str) -> None:
@@ -98,7 +98,10 @@ def kill_unarchive(arena: Arena) -> None:
     )
 
 
-@attack("kill an overwrite", "a reader finds the old store or the new one, never none or a mix")
+@attack(
+    "kill an overwrite",
+    "a reader finds the old store or the new one, never neither and never a mixture",
+)
 def kill_overwrite(arena: Arena) -> None:
     data = arena.folder / "data"
     parent = world.store(data, 400)

@@ -22,7 +22,7 @@ from tests.attack.tampered import DEEP, sampled
 from tests.hostile import HOSTILE
 
 
-@attack("hostile pickles", "nothing that a pickle names is run, and it is said what it wanted")
+@attack("hostile pickles", "nothing that a pickle names is executed, and the error shows the name")
 def hostile_pickles(arena: Arena) -> None:
     for name, (content, _word) in HOSTILE.items():
         folder = arena.folder / str(arena.tried)
@@ -90,7 +90,7 @@ def hostile_checkpoints(arena: Arena) -> None:
             arena.note(f"{command[0]}, {key} = {name}", "it was run" if ran else answer.problem)
 
 
-@attack("special files", "a pipe, a device or a folder in place of a file is refused at once")
+@attack("special files", "a pipe, device or folder in place of a file is refused immediately")
 def special_files(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 60)
@@ -130,7 +130,7 @@ def special_files(arena: Arena) -> None:
                 return
 
 
-@attack("special outputs", "an output at a pipe or a device leaves the pipe or device alone")
+@attack("special outputs", "if the output path is a pipe or device, it is left untouched")
 def special_outputs(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 60)
@@ -171,7 +171,9 @@ FORGED = (
 )
 
 
-@attack("forged lines", "no foreign text moves the cursor, starts a line or colours a terminal")
+@attack(
+    "forged lines", "text from files cannot move the terminal's cursor, start a line or set colours"
+)
 def forged_lines(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 5)
@@ -261,7 +263,9 @@ def odd_answers(body: bytes) -> dict[str, bytes]:
     return answers
 
 
-@attack("odd servers", "whatever a server says, a download is whole and checked, or refused")
+@attack(
+    "odd servers", "whatever the server sends, the download is complete and verified, or refused"
+)
 def odd_servers(arena: Arena) -> None:
     source = arena.folder / "source"
     world.store(source, 10)

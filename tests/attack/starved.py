@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.attack import world
 from tests.attack.campaign import Arena, attack, digest, ended, litter, started
 
-ROOM = "no room at any phase: a refusal in three parts, what was there intact"
+ROOM = "out of space in any phase: a three-part error, and existing files stay intact"
 AS_ANYBODY = (
     *("setpriv", "--bounding-set=-dac_override,-dac_read_search"),
     "--inh-caps=-dac_override,-dac_read_search",
@@ -152,7 +152,10 @@ def quota(arena: Arena) -> None:
             arena.note(f"{name} with files of {limit:,} bytes", problem)
 
 
-@attack("permissions", "a folder or file without permission is named, and nothing else changes")
+@attack(
+    "permissions",
+    "the error names the file or folder that lacks permission, and nothing else changes",
+)
 def permissions(arena: Arena) -> None:
     before = () if os.geteuid() else AS_ANYBODY
     if before and shutil.which(before[0]) is None:

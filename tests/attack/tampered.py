@@ -69,7 +69,7 @@ def sampled(arena: Arena, choices: list[Any]) -> Iterator[Any]:
         yield choice
 
 
-@attack("metadata bits", "verify finds every single bit that is changed in any zarr.json")
+@attack("metadata bits", "verify detects every single flipped bit in any zarr.json")
 def metadata_bits(arena: Arena) -> None:
     store = world.store(arena.folder / "data", 5)
     files = sorted(store.rglob("zarr.json"))
@@ -88,7 +88,7 @@ def metadata_bits(arena: Arena) -> None:
         arena.note(f"bit {bit} of byte {place} of {file.relative_to(store)}", problem)
 
 
-@attack("metadata values", "a strange value in any zarr.json is refused in three parts")
+@attack("metadata values", "an invalid value in any zarr.json is refused with a three-part error")
 def metadata_values(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 5)
@@ -117,7 +117,7 @@ def metadata_values(arena: Arena) -> None:
         arena.note(f"{word}, {where}", answer.problem)
 
 
-@attack("store bytes", "verify finds every changed, added, missing or cut file of a store")
+@attack("store bytes", "verify detects every changed, added, missing or truncated file of a store")
 def store_bytes(arena: Arena) -> None:
     store = world.store(arena.folder / "data", 5)
     files = sorted(path for path in store.rglob("*") if path.is_file())
@@ -147,7 +147,7 @@ def store_bytes(arena: Arena) -> None:
         arena.note(f"{act} {file.relative_to(store)}", problem)
 
 
-@attack("archive bytes", "unarchive refuses a changed archive, or restores the very same store")
+@attack("archive bytes", "unarchive refuses a changed archive, or restores exactly the same store")
 def archive_bytes(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 5)
@@ -170,7 +170,7 @@ def archive_bytes(arena: Arena) -> None:
         arena.note(f"bit {bit} of byte {place}", problem)
 
 
-@attack("parts of a job", "a changed part of an interrupted job is found and made again")
+@attack("parts of a job", "a changed part of an interrupted job is detected and rebuilt")
 def parts_of_a_job(arena: Arena) -> None:
     source = arena.folder / "source"
     world.store(source, 30)
@@ -207,7 +207,7 @@ def _die_at_a_rename() -> None:
     Path.rename = lambda *_: os._exit(9)  # type: ignore[method-assign]
 
 
-@attack("checkpoint bytes", "a changed checkpoint is refused, or its policy is the very same")
+@attack("checkpoint bytes", "a changed checkpoint is refused, or holds exactly the same policy")
 def checkpoint_bytes(arena: Arena) -> None:
     data = arena.folder / "data"
     world.store(data, 60)
@@ -231,7 +231,7 @@ def _evaluated(checkpoint: Path) -> str:
     return answer.text
 
 
-@attack("checkpoint values", "a strange value anywhere in a checkpoint is refused in three parts")
+@attack("checkpoint values", "an invalid value in a checkpoint is refused with a three-part error")
 def checkpoint_values(arena: Arena) -> None:
     data = arena.folder / "data"
     world.store(data, 60)
@@ -279,7 +279,7 @@ def _with(content: Any, name: str, tensor: torch.Tensor | None) -> Any:
     return {**content, "model": model if tensor is None else {**model, name: tensor}}
 
 
-@attack("logs", "plot and report take a log as it is, or refuse it in three parts")
+@attack("logs", "plot and report read a damaged log, or refuse it with a three-part error")
 def logs(arena: Arena) -> None:
     data = arena.folder / "data"
     world.store(data, 60)
@@ -309,7 +309,9 @@ def logs(arena: Arena) -> None:
     log.write_bytes(before)
 
 
-@attack("Minari", "a tampered Minari dataset is refused in three parts, or its store is sound")
+@attack(
+    "Minari", "a tampered Minari dataset is refused with a three-part error, or its store is valid"
+)
 def minari(arena: Arena) -> None:
     data = arena.folder / "data"
     store = world.store(data, 6)
@@ -351,7 +353,10 @@ def _imported(arena: Arena, folder: Path) -> str:
     return verified.problem or (f"verify refuses: {verified.text[-200:]}" if verified.code else "")
 
 
-@attack("pickle bytes", "a changed pickle is refused, or its store is sound or found out")
+@attack(
+    "pickle bytes",
+    "a changed pickle is refused, or its store is valid, or verify detects the change",
+)
 def pickle_bytes(arena: Arena) -> None:
     source = arena.folder / "source"
     world.store(source, 12)
