@@ -47,7 +47,7 @@ def test_the_recipes_say_what_they_reached(report: Any) -> None:
     }
     for path, text in texts.items():
         assert path.read_text("utf-8") == text
-        assert re.search(r"^# Reached: (9\d|100)\.\d% of 1,000 unseen episodes", text, re.M)
+        assert re.search(r"^# Success: (9\d|100)\.\d% of 1,000 unseen episodes", text, re.M)
 
 
 def test_the_recipe_for_a_gpu_says_what_it_costs(report: Any) -> None:
@@ -102,7 +102,7 @@ def test_the_recipe_of_bosslevel_says_what_all_its_demonstrations_gave(report: A
         [record(**boss), record(**boss, run="y", demos=20_000, successes=500)]
     )
     (text,) = texts.values()
-    assert "# Reached: 99.0% of 1,000 unseen episodes" in text
+    assert "# Success: 99.0% of 1,000 unseen episodes" in text
 
 
 def test_what_a_run_had_reached_on_its_way_is_in_no_table_but_that_of_its_curve(
@@ -118,7 +118,7 @@ def test_what_a_run_had_reached_on_its_way_is_in_no_table_but_that_of_its_curve(
     texts = report.recipes_with_results(
         [record(part="minutes", demo_steps=1, successes=500), record(part="minutes")]
     )
-    assert "# Reached: 99.0% of 1,000" in next(iter(texts.values()))
+    assert "# Success: 99.0% of 1,000" in next(iter(texts.values()))
 
 
 def test_precisions_are_told_apart(report: Any) -> None:

@@ -45,7 +45,7 @@ BEGIN = "<!-- written by benchmarks/study: do not edit -->\n"
 END = "<!-- end of what benchmarks/study writes -->\n"
 GPU_TERAFLOPS = 20
 FEW = 1_000
-REACHED = re.compile(r"^# Reached:.*$", re.MULTILINE)
+SUCCESS = re.compile(r"^# Success:.*$", re.MULTILINE)
 _INCHES, _DOTS_PER_INCH = (8.0, 4.5), 100
 Record = dict[str, Any]
 
@@ -134,7 +134,7 @@ def recipes_with_results(records: list[Record]) -> dict[Path, str]:
     for name, runs in reached.items():
         if runs:
             path = recipe_path(name)
-            texts[path] = REACHED.sub(line_of(runs), path.read_text("utf-8"))
+            texts[path] = SUCCESS.sub(line_of(runs), path.read_text("utf-8"))
     return texts
 
 
@@ -146,7 +146,7 @@ def line_of(runs: list[Record]) -> str:
     seconds = 60 * statistics.median(one["minutes"] for one in runs)
     time = f" after {seconds:.0f} s on two cores" if alone else ""
     seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds, worst {worst:.1%}"
-    return f"# Reached: {mean:.1%} of {runs[0]['episodes']:,} unseen episodes{time}; {seeds}."
+    return f"# Success: {mean:.1%} of {runs[0]['episodes']:,} unseen episodes{time}; {seeds}."
 
 
 def of_part(records: list[Record], *parts: str) -> list[Record]:
