@@ -1,4 +1,4 @@
-"""What is learnt from how many demonstrations, in how many minutes: benchmarks/results.md.
+"""Success by number of demonstrations and by training time: benchmarks/results.md.
 
 python benchmarks/study list                        # every run, and whether it is done
 python benchmarks/study run --only 'levels/*' -j 2  # make what is not done yet
@@ -26,7 +26,7 @@ from demotools.errors import SettingsError
 
 @click.group()
 def main() -> None:
-    """What is learnt from how many demonstrations, in how many minutes."""
+    """Measure success by number of demonstrations and by training time."""
 
 
 @main.command("list")
