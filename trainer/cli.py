@@ -345,18 +345,14 @@ def _writes() -> bool:
 @_quiet
 def evaluate(
     checkpoint: Path | None,
-    episodes: int,
-    seeds: str | None,
-    sample: bool,
     policy: str | None,
     level: str | None,
+    seeds: str | None,
     output: Path | None,
     overwrite: bool,
-    device: Any,
-    trust: bool,
     as_json: bool,
-    workers: int | None,
     quiet: bool,
+    **played: Any,
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
 
@@ -374,7 +370,7 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
-    if sample and policy is not None:
+    if played["sample"] and policy is not None:
         raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
@@ -391,13 +387,9 @@ def evaluate(
         checkpoint,
         policy,
         level,
-        episodes,
         seeds=None if seeds is None else listed_seeds(seeds),
-        sample=sample,
-        device=device,
-        workers=workers,
-        trust=trust,
         quiet=quiet,
+        **played,
     )
     if output is not None:
         lines = [json.dumps(outcome.as_json()) + "\n" for outcome in result.outcomes]
@@ -419,7 +411,7 @@ def recipes(ctx: click.Context) -> None:
       trainer recipes copy bc_small_cpu.toml
     """
     if ctx.invoked_subcommand is None:
-        _list_recipes()
+        ctx.invoke(list_recipes)
 
 
 @recipes.command(name="list")
@@ -430,7 +422,12 @@ def list_recipes() -> None:
     Example:
       trainer recipes list
     """
-    _list_recipes()
+    from trainer.settings.models import recipe_summary, shipped_recipes
+
+    shipped = shipped_recipes()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        click.echo(f"{name:{width}}  {recipe_summary(path)}")
 
 
 @recipes.command()
@@ -550,17 +547,14 @@ def plot(
 @_quiet
 def watch(
     checkpoint: Path,
-    episodes: int,
-    sample: bool,
-    worst: bool,
     level: str | None,
-    trust: bool,
     seed: int | None,
     gif: Path | None,
     ansi: bool,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **played: Any,
 ) -> None:
     """Watch a policy play unseen episodes.
 
@@ -590,16 +584,7 @@ def watch(
     if gif:
         check_output(gif, overwrite=overwrite)
     first = EVALUATION_SEED if seed is None else seed
-    watched = watched_episodes(
-        checkpoint,
-        level=level,
-        episodes=episodes,
-        first_seed=first,
-        sample=sample,
-        worst=worst,
-        trust=trust,
-        quiet=quiet,
-    )
+    watched = watched_episodes(checkpoint, level=level, first_seed=first, quiet=quiet, **played)
     if gif:
         write_output(gif, watched_gif(watched, quiet=quiet), overwrite=overwrite)
         if not quiet and not as_json:
@@ -635,15 +620,7 @@ def watch(
 @_json
 @_quiet
 def export(
-    checkpoint: Path,
-    kind: Any,
-    output: Path | None,
-    half: bool,
-    level: str | None,
-    trust: bool,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
+    checkpoint: Path, kind: Any, level: str | None, as_json: bool, quiet: bool, **written: Any
 ) -> None:
     """Export a policy to a file that needs no trainer.
 
@@ -657,7 +634,7 @@ def export(
       trainer export runs/BabyAIGoToLocalBCSmall --to onnx
       trainer export runs/BabyAIGoToLocalBCSmall --to weights --half -o GoToLocal.pt
     """
-    if half and kind != "weights":
+    if written["half"] and kind != "weights":
         raise click.UsageError("--half needs --to weights")
     from trainer.run.folder import refuse_level, refuse_missing
 
@@ -666,16 +643,7 @@ def export(
     _load_torch()
     from trainer.run.export import export_policy
 
-    exported = export_policy(
-        checkpoint,
-        kind,
-        output,
-        level=level,
-        half=half,
-        overwrite=overwrite,
-        trust=trust,
-        quiet=quiet,
-    )
+    exported = export_policy(checkpoint, kind, level=level, quiet=quiet, **written)
     _print(exported, as_json=as_json, quiet=quiet)
 
 
@@ -690,18 +658,7 @@ def export(
 @_json
 @_workers
 @_quiet
-def push(
-    checkpoint: Path,
-    place: str,
-    episodes: int,
-    private: bool,
-    licence: str | None,
-    dry_run: bool,
-    trust: bool,
-    as_json: bool,
-    workers: int | None,
-    quiet: bool,
-) -> None:
+def push(checkpoint: Path, place: str, as_json: bool, quiet: bool, **published: Any) -> None:
     """Publish a policy on the Hugging Face hub.
 
     CHECKPOINT is a file or a run's folder.
@@ -718,17 +675,7 @@ def push(
     _load_torch()
     from trainer.report.push import push_policy
 
-    pushed = push_policy(
-        checkpoint,
-        place,
-        episodes=episodes,
-        workers=workers,
-        private=private,
-        licence=licence,
-        dry_run=dry_run,
-        trust=trust,
-        quiet=quiet,
-    )
+    pushed = push_policy(checkpoint, place, quiet=quiet, **published)
     _print(pushed, as_json=as_json, quiet=quiet)
 
 
@@ -800,12 +747,3 @@ def _say(line: str) -> None:
             return
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _list_recipes() -> None:
-    from trainer.settings.models import recipe_summary, shipped_recipes
-
-    shipped = shipped_recipes()
-    width = max(map(len, shipped), default=0)
-    for name, path in shipped.items():
-        click.echo(f"{name:{width}}  {recipe_summary(path)}")
