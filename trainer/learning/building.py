@@ -46,7 +46,7 @@ from trainer.learning.networks.big import BigNetwork
 from trainer.learning.networks.film import FilmNetwork
 from trainer.learning.networks.maze import MazeNetwork
 from trainer.learning.networks.small import SmallNetwork
-from trainer.settings.models import SUBGOALS, Device, Named, OptimizerSettings, Settings
+from trainer.settings.models import SUBGOALS, Device, Named, OptimizerSettings
 from trainer.settings.user_code import accepted_settings, build, named_in, torch_class
 
 _TRIED_STEPS = 1000
@@ -394,19 +394,11 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 """The losses that `type` names."""
 
 
-def build_losses(
-    settings: Settings,
-    names: Iterable[str],
-    head_sizes: Callable[[str], tuple[int, int]] | None = None,
-) -> dict[str, Loss]:
-    """The losses of these names; SettingsError where a type does not exist.
+def build_loss(name: str, named: Named, *sizes: int) -> Loss:
+    """The loss of the section `losses.NAME`; SettingsError where its type does not exist.
 
-    head_sizes   what a head of the loss of a name takes and gives; None: none of them has one
+    sizes   of what a head of it takes and gives; none where it has no head
     """
-    losses: dict[str, Loss] = {}
-    for name in names:
-        named, key = settings.losses[name], f"losses.{name}.type"
-        sizes = head_sizes(name) if head_sizes and named.type == SUBGOALS else ()
-        loss = build(key, named.type, named.options, LOSSES, *sizes)
-        losses[name] = loss if named.type in LOSSES else UsersLoss(key, named.type, loss)
-    return losses
+    key = f"losses.{name}.type"
+    loss = build(key, named.type, named.options, LOSSES, *sizes)
+    return loss if named.type in LOSSES else UsersLoss(key, named.type, loss)

@@ -35,7 +35,7 @@ def handed_on(settings: Settings) -> str:
 
     Where they lie on this machine is of no use elsewhere, and nobody's business.
     """
-    tree = settings.model_dump(exclude_none=True, mode="json", by_alias=True)
+    tree = settings.tree()
     begun = settings.run.init_from
     if begun is not None and not on_hub(begun):
         path = PurePath(begun)

@@ -308,9 +308,8 @@ def resumed_settings(
     tree = tomllib.loads(checkpoint.settings)
     begun = tree["run"].get("init_from")
     if settings.run.init_from is None and begun is not None:
-        run = settings.run.model_copy(update={"init_from": begun})  # it is where the run comes from
-        settings = settings.model_copy(update={"run": run})
-    before, now = setting_leaves(tree), setting_leaves(tomllib.loads(toml_of(settings)))
+        settings = settings.with_run(init_from=begun)  # it is where the run comes from
+    before, now = setting_leaves(tree), setting_leaves(settings.tree())
     lines, grown = _growth(checkpoint, settings)
     changed = [key for key in differing_keys(before, now) if not key.startswith(grown)]
     grave = [key for key in changed if not key.startswith(HARMLESS)]

@@ -25,11 +25,9 @@ from trainer.data.sources import StageSources, mixture_lines, shared_words, stag
 from trainer.learning.building import (
     NETWORKS,
     available_device,
-    build_losses,
     build_network,
     faster_precision,
 )
-from trainer.learning.losses import needs_expert
 from trainer.learning.networks.base import parameter_count
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.cost import duration, expected_cost
@@ -59,13 +57,12 @@ from trainer.settings.models import (
     SETTINGS_FILE,
     Device,
     LevelSettings,
+    ModelSettings,
     Settings,
-    StageSettings,
     StoreSettings,
     parsed_settings,
     read_settings,
     recipe_path,
-    settings_of_level,
     toml_of,
 )
 from trainer.settings.user_code import (
@@ -160,7 +157,7 @@ def train(
     begun = read_checkpoint(folder, trust=True) if resume and has_checkpoint(folder) else None
     initial = _initial(asked) if begun is None else None
     if begun is not None and asked.run.precision == "auto":
-        asked = _with_run(asked, precision=begun.parsed().run.precision)
+        asked = asked.with_run(precision=begun.parsed().run.precision)
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
     with joined_team(chosen.run.device) as team:
         if quiet or not team.writes:
@@ -170,16 +167,12 @@ def train(
         # to start processes takes longer than all that is tiny
         workers = 1 if tiny and workers is None else workers
         run = _new_run(chosen, folder, data, workers, team, begun or initial, quiet=quiet, say=say)
-        chosen, run.on_save = run.settings, on_save
-        lines += _remarks(chosen, run.stores, run.sources)  # refusals come before anything is tried
-        lines += _word_lines(run.words)
-        if initial is not None:
-            lines.append(take_weights(run, initial))
-        lines += [*expected_cost(run).lines(str(settings)), f"folder: {folder}"]
+        run.on_save = on_save
+        lines += [*_prepared(run, initial, str(settings)), f"folder: {folder}"]
         with _claimed(run, resume=resume, overwrite=overwrite) as checkpoint:
             if checkpoint is not None:
-                run.settings, more = resumed_settings(checkpoint, chosen, forced=force_settings)
-                lines += more
+                more = resumed_settings(checkpoint, run.settings, forced=force_settings)
+                run.settings, lines = more[0], lines + more[1]
             for line in lines:
                 say(line)
             _trained(run, checkpoint)
@@ -229,11 +222,7 @@ def dry_run(
     else:
         run = _new_run(settings, Path(), data, workers, ALONE, initial)
         settings = run.settings
-        lines += _remarks(settings, run.stores, run.sources)
-        lines += _word_lines(run.words)
-        if initial is not None:
-            lines.append(take_weights(run, initial))
-        lines += expected_cost(run).lines(recipe)
+        lines += _prepared(run, initial, recipe)
     return "".join(f"# {line}\n" for line in lines) + toml_of(settings)
 
 
@@ -262,10 +251,7 @@ def _asked_for(
         if trust:
             search_noted_folders(path.parent)
     name = str(init_from) if init_from is not None else settings.run.init_from
-    if name is None:
-        return settings
-    run = settings.run.model_copy(update={"init_from": initial_place(name)})
-    return settings.model_copy(update={"run": run})
+    return settings if name is None else settings.with_run(init_from=initial_place(name))
 
 
 def _initial(settings: Settings) -> Checkpoint | None:
@@ -286,18 +272,22 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    new = list(settings.model.words or ())
-    if settings.on_policy is not None or settings.evaluation is not None:
-        for level in settings.run.level_names:
-            of_level = settings_of_level(settings, level)
-            environment = _checked_environment(of_level, team)
-            with users_code("on_policy.environment", settings.environment):
-                settings = _fitted(settings, environment, level)
-                if settings.evaluation is not None and settings.evaluation.gifs:
-                    check_named(settings.model.actions, level)
-                if settings.model.words is None and not _is_babyai(of_level):
-                    new += environment_words(environment)
-            environment.close()
+    new, without_expert = list(settings.model.words or ()), []
+    if settings.on_policy is not None:
+        team.share(settings.on_policy.environments, "on_policy.environments")
+    is_played = settings.on_policy is not None or settings.evaluation is not None
+    for level in settings.run.level_names if is_played else ():
+        if settings.environment == LEVELS:
+            check_playable(level)
+        environment = made_environment(settings.environment, level)
+        with users_code("on_policy.environment", settings.environment):
+            settings = _fitted(settings, environment, level)
+            if settings.evaluation is not None and settings.evaluation.gifs:
+                check_named(settings.model.actions, level)
+            if settings.model.words is None and not _is_babyai(settings, level):
+                new += environment_words(environment)
+        without_expert += [] if can_play(environment) else [level]
+        environment.close()
     for key in settings.run.projects():
         tracking_package(key)
     stores = open_stores(settings, data)
@@ -306,18 +296,34 @@ def _new_run(
     if known is not None:
         words = longest_words(words, known)
     words += tuple(word for word in dict.fromkeys(new) if word not in words)
-    return new_run(
+    run = new_run(
         *(settings, stores, words, folder, team),
         workers=workers or processors_each(),
         quiet=quiet,
         say=say,
     )
+    for number, stage in enumerate(settings.stages):
+        if without_expert and (what := run.asks_expert(stage)):
+            raise SettingsError(
+                f"{what} needs an expert, and there is none for {without_expert[0]}: the bot "
+                "plays BabyAI's levels, a search finds goals, things and doors in minigrid's",
+                path=f"stages.{number}",
+                fix="remove it, or name another level",
+            )
+    return run
 
 
-def _word_lines(words: Sequence[str]) -> list[str]:
-    beyond = [word for word in words if word not in WORDS]
-    shown = ", ".join(beyond[:_SHOWN_WORDS]) + (", …" if len(beyond) > _SHOWN_WORDS else "")
-    return [f"{counted(len(beyond), 'word')} beyond BabyAI's: {shown}"] if beyond else []
+def _prepared(run: Run, initial: Checkpoint | None, recipe: str) -> list[str]:
+    """Give a new run its first weights, and work out its cost; what there is to say of it."""
+    # refusals come before anything is tried
+    lines = _remarks(run.settings, run.stores, run.sources)
+    beyond = [word for word in run.words if word not in WORDS]
+    if beyond:
+        shown = ", ".join(beyond[:_SHOWN_WORDS]) + (", …" if len(beyond) > _SHOWN_WORDS else "")
+        lines.append(f"{counted(len(beyond), 'word')} beyond BabyAI's: {shown}")
+    if initial is not None:
+        lines.append(take_weights(run, initial))
+    return lines + expected_cost(run).lines(recipe)
 
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
@@ -365,25 +371,28 @@ def _fitted(settings: Settings, environment: Environment, level: str) -> Setting
         wanted["view"] = list(view)
     if actions != model.actions:
         wanted["actions"] = actions
-    maker = find("model.type", model.type, NETWORKS)
-    for key, value in wanted.items():
-        shown = " x ".join(map(str, value)) if key == "view" else str(value)
-        if key in model.options:
-            raise SettingsError(
-                f"the network is built for model.{key} = {model.options[key]}, but {level} has "
-                f"{shown}",
-                path=f"model.{key}",
-                fix="remove it: it is taken from the environment",
-            )
-        if not takes(maker, key):
-            kind = "views of 7 x 7 cells" if key == "view" else "7 actions"
-            raise SettingsError(
-                f"the network `{model.type}` takes {kind}, but {level} has {shown}",
-                path=f"model.type = {model.type!r}",
-                fix="use `small` or `film`, which take others, or one of your own that has a "
-                f"parameter `{key}`",
-            )
+    for key in wanted:
+        _check_takes(model, key, wanted[key], level)
     return settings.model_copy(update={"model": model.model_copy(update=wanted)})
+
+
+def _check_takes(model: ModelSettings, key: str, value: Any, level: str) -> None:
+    """SettingsError where a network cannot be built for a level's `view` or `actions`."""
+    shown = " x ".join(map(str, value)) if key == "view" else str(value)
+    if key in model.options:
+        raise SettingsError(
+            f"the network is built for model.{key} = {model.options[key]}, but {level} has {shown}",
+            path=f"model.{key}",
+            fix="remove it: it is taken from the environment",
+        )
+    if not takes(find("model.type", model.type, NETWORKS), key):
+        kind = "views of 7 x 7 cells" if key == "view" else "7 actions"
+        raise SettingsError(
+            f"the network `{model.type}` takes {kind}, but {level} has {shown}",
+            path=f"model.type = {model.type!r}",
+            fix="use `small` or `film`, which take others, or one of your own that has a "
+            f"parameter `{key}`",
+        )
 
 
 def _check_views(settings: Settings, stores: Mapping[str, Store]) -> None:
@@ -401,32 +410,10 @@ def _check_views(settings: Settings, stores: Mapping[str, Store]) -> None:
             )
 
 
-def _is_babyai(settings: Settings) -> bool:
-    """Whether the level is one of BabyAI's, whose words all networks have."""
-    if settings.environment != LEVELS or ":" in settings.run.level:
-        return False
-    return level_environment_id(settings.run.level).startswith("BabyAI-")
-
-
-def _checked_environment(settings: Settings, team: Team) -> Environment:
-    """One of the run's environments; the team divides them, an expert is there if asked for."""
-    maker = settings.environment
-    if settings.on_policy is not None:
-        team.share(settings.on_policy.environments, "on_policy.environments")
-    if maker == LEVELS:
-        check_playable(settings.run.level)
-    environment = made_environment(maker, settings.run.level)
-    for number, stage in enumerate(settings.stages):
-        advised = any(map(needs_expert, build_losses(settings, stage.losses).values()))
-        if (advised or stage.teacher_forcing) and not can_play(environment):
-            what = "cross-entropy against the expert" if advised else "teacher forcing"
-            raise SettingsError(
-                f"{what} needs an expert, and there is none for {settings.run.level}: the bot "
-                "plays BabyAI's levels, a search finds goals, things and doors in minigrid's",
-                path=f"stages.{number}",
-                fix="remove it, or name another level",
-            )
-    return environment
+def _is_babyai(settings: Settings, level: str) -> bool:
+    """Whether a level is one of BabyAI's, whose words all networks have."""
+    ours = settings.environment == LEVELS and ":" not in level
+    return ours and level_environment_id(level).startswith("BabyAI-")
 
 
 def _checkpoint_to_resume(folder: Path) -> Checkpoint:
@@ -484,7 +471,10 @@ def resolved(
     known    whose network `auto` stands for; None: by the device
     trust    whether code that this network is made of is run
     """
-    device, reasons = _device(settings.run.device)
+    device, reasons = available_device(settings.run.device, "run.device"), []
+    if settings.run.device == "auto":
+        found = "a" if device == "cuda" else "no"
+        reasons.append(f"device: {device}, because torch finds {found} GPU")
     model = settings.model
     if model.type == "auto" and known is not None:
         model, reason = network_of(known, trust=trust)
@@ -494,24 +484,42 @@ def resolved(
         kind, what = _NETWORKS[device]
         model = model.model_copy(update={"type": kind})
         reasons.append(f"network: {kind}, {what} (device: {device})")
-    stages, said = [], set()
+    stages = []
     for stage in settings.stages:
-        stage, reason = _with_store(stage, settings.run.levels, folder, device)
-        stages.append(stage)
-        if reason and reason not in said:
-            reasons.append(reason)
-            said.add(reason)
+        played = stage.off_policy
+        if played is not None and played.store == AUTO_STORE:
+            stores: tuple[StoreSettings, ...] = ()  # an iterator of the user's has its own
+            if played.iterator is None:
+                stores, reason = _stores_of(settings.run.levels, folder, device)
+                reasons.append(reason)
+            played = played.model_copy(update={"store": stores})
+        stages.append(stage.model_copy(update={"off_policy": played}))
     precision = settings.run.precision
     if precision == "auto":
         precision, reason = faster_precision(device)
         reasons.append(reason)
-    settings = _with_run(settings, device=device, precision=precision)
-    return settings.model_copy(update={"model": model, "stages": tuple(stages)}), reasons
+    settings = settings.with_run(device=device, precision=precision)
+    settings = settings.model_copy(update={"model": model, "stages": tuple(stages)})
+    return settings, list(dict.fromkeys(reasons))
 
 
-def _with_run(settings: Settings, **changed: str) -> Settings:
-    """The settings with other values of the section `run`."""
-    return settings.model_copy(update={"run": settings.run.model_copy(update=changed)})
+def _stores_of(
+    levels: Sequence[LevelSettings], folder: Path, device: Device
+) -> tuple[tuple[StoreSettings, ...], str]:
+    """What `auto` stands for as a stage's store: those of the run's levels; and why."""
+    stores, reasons = [], []
+    for level in levels:
+        small = f"{level.name}-small"
+        name, why = level.name, f"the full one, because there is no {small}"
+        if device == "cuda":
+            why = "the full one, because there is a GPU"
+        elif store_path(small, folder).exists():
+            name = small
+            why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
+            why += "takes the full one"
+        stores.append(StoreSettings(name=name, proportion=level.proportion))
+        reasons.append(f"store: {name}, {why}")
+    return tuple(stores), "; ".join(reasons)
 
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
@@ -534,35 +542,3 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
         for name, store in stores.items()
         if not {*store.levels, store.attributes.environment_id} & set(levels)
     ]
-
-
-def _device(wanted: Device) -> tuple[Device, list[str]]:
-    found = available_device(wanted, "run.device")
-    if wanted != "auto":
-        return found, []
-    why = "torch finds a GPU" if found == "cuda" else "torch finds no GPU"
-    return found, [f"device: {found}, because {why}"]
-
-
-def _with_store(
-    stage: StageSettings, levels: Sequence[LevelSettings], folder: Path, device: Device
-) -> tuple[StageSettings, str]:
-    if stage.off_policy is None or stage.off_policy.store != AUTO_STORE:
-        return stage, ""
-    if stage.off_policy.iterator is not None:
-        without = stage.off_policy.model_copy(update={"store": ()})
-        return stage.model_copy(update={"off_policy": without}), ""
-    stores, reasons = [], []
-    for level in levels:
-        small = f"{level.name}-small"
-        name, why = level.name, f"the full one, because there is no {small}"
-        if device == "cuda":
-            why = "the full one, because there is a GPU"
-        elif store_path(small, folder).exists():
-            name = small
-            why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
-            why += "takes the full one"
-        stores.append(StoreSettings(name=name, proportion=level.proportion))
-        reasons.append(f"store: {name}, {why}")
-    off_policy = stage.off_policy.model_copy(update={"store": tuple(stores)})
-    return stage.model_copy(update={"off_policy": off_policy}), "; ".join(reasons)

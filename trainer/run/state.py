@@ -33,7 +33,7 @@ from trainer.learning.building import (
     Schedule,
     Unit,
     WeightAverage,
-    build_losses,
+    build_loss,
     build_network,
     build_optimizer,
     build_schedule,
@@ -52,7 +52,7 @@ from trainer.learning.losses import (
 from trainer.learning.networks.base import memory_of, output_of
 from trainer.run.checkpoint import fitting
 from trainer.run.log import Meter, RunLog, Stopwatch
-from trainer.settings.models import OnPolicySettings, Settings, StageSettings
+from trainer.settings.models import SUBGOALS, OnPolicySettings, Settings, StageSettings
 from trainer.team import ALONE, Team
 
 
@@ -169,6 +169,12 @@ class Run:
         """The losses of these names."""
         return {name: self.by_name[name] for name in names}
 
+    def asks_expert(self, stage: StageSettings) -> str:
+        """What in a stage's rollouts asks an expert; empty where nothing does."""
+        if any(map(needs_expert, self.of_names(stage.losses).values())):
+            return "cross-entropy against the expert"
+        return "teacher forcing" if stage.teacher_forcing is not None else ""
+
 
 def new_run(
     settings: Settings,
@@ -243,17 +249,17 @@ def made_losses(
 
     SettingsError  one of subgoals is used with a store that has none, or a network without features
     """
-
-    def head_sizes(name: str) -> tuple[int, int]:
-        return feature_size(network, settings), len(subgoals_of(settings, name, stores))
-
     names = dict.fromkeys(name for stage in settings.stages for name in stage.loss_names)
     losses: dict[str, Loss] = {}
     for name in names:
         # weights of its own, whatever other losses draw, and the run's own stream left alone
         with torch.random.fork_rng():
             torch.manual_seed(settings.run.seed + zlib.crc32(name.encode()))
-            losses |= build_losses(settings, [name], head_sizes)
+            named, sizes = settings.losses[name], tuple[int, ...]()
+            if named.type == SUBGOALS:
+                texts = subgoals_of(settings, name, stores)
+                sizes = feature_size(network, settings), len(texts)
+            losses[name] = build_loss(name, named, *sizes)
     for held in held_by(losses).values():
         if isinstance(held, nn.Module):
             held.to(settings.run.device)
@@ -341,7 +347,7 @@ def open_log(run: Run) -> Iterator[None]:
         # a kind of steps that every cycle takes
         axis="demo_steps" if all(stage.off_policy for stage in settings.stages) else "env_steps",
         projects=settings.run.projects(),
-        config=settings.model_dump(exclude_none=True, mode="json", by_alias=True),
+        config=settings.tree(),
         say=run.say,
     ) as run.log:
         yield
@@ -604,11 +610,10 @@ def stage_environments(
     """The environments of a stage that have these numbers, of those of all processes."""
     on_policy = run.settings.on_policy
     assert on_policy is not None
-    advised = any(map(needs_expert, run.of_names(stage.losses).values()))
     kind = EnvironmentKind(
         dealt_levels(run.settings.run.levels, on_policy.environments)[numbers.start : numbers.stop],
         on_policy.environment,
-        expert=advised or stage.teacher_forcing is not None,
+        expert=bool(run.asks_expert(stage)),
         view=run.settings.model.view,
     )
     return VectorEnvironment(kind, len(numbers), processes=processes)

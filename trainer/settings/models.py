@@ -428,6 +428,14 @@ class Settings(_Frozen):
         """What makes the environments."""
         return self.on_policy.environment if self.on_policy is not None else LEVELS
 
+    def tree(self) -> dict[str, Any]:
+        """All that is set, as TOML has it."""
+        return self.model_dump(exclude_none=True, mode="json", by_alias=True)
+
+    def with_run(self, **changed: Any) -> Self:
+        """The same with other values in the section `run`."""
+        return self.model_copy(update={"run": self.run.model_copy(update=changed)})
+
     def store_names(self) -> list[str]:
         """The stores that the stages play, and those that they watch, each once."""
         names = []
@@ -479,12 +487,6 @@ class Settings(_Frozen):
                     f"the loss `{name}` of type {SUBGOALS} learns from stores: it belongs into "
                     f"{key}.off_policy.losses"
                 )
-
-
-def settings_of_level(settings: Settings, level: str) -> Settings:
-    """The settings of a run on one of its levels alone."""
-    run = settings.run.model_copy(update={"levels": (LevelSettings(name=level),)})
-    return settings.model_copy(update={"run": run})
 
 
 def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = False) -> Settings:
@@ -565,7 +567,7 @@ def _parts(tree: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
 
 def toml_of(settings: Settings) -> str:
     """The settings as a TOML file that runs again as it is."""
-    return tomli_w.dumps(settings.model_dump(exclude_none=True, mode="json", by_alias=True))
+    return tomli_w.dumps(settings.tree())
 
 
 def shipped_recipes() -> dict[str, Path]:

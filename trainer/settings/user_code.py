@@ -401,7 +401,7 @@ _MINIGRID_LEVEL = re.compile(r"(BabyAI|MiniGrid)-[A-Za-z0-9-]+-v[0-9]+")
 
 def foreign_names(settings: Settings) -> list[str]:
     """The settings that name code which is neither ours nor torch's, as `key = "module:Name"`."""
-    tree = settings.model_dump(exclude_none=True, mode="json", by_alias=True)
+    tree = settings.tree()
     registered = [level for level in settings.run.level_names if ":" in level]
     return [f'run.level = "{level}"' for level in registered] + [
         f'{key} = "{name}"'
