@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +69,6 @@ class EnvironmentKind:
         return self.level if isinstance(self.level, str) else self.level[number]
 
 
-class _Levels(Protocol):
-    """Environments by their numbers, as `demotools.recording.batch.Batch` has them."""
-
-    direction: NDArray[np.int64]
-
-    def reset(self, number: int, seed: int) -> str: ...
-    def views(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]: ...
-    def step(
-        self, rows: NDArray[np.int64], actions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]: ...
-
-
 def steps_as_batch(
     environments: Sequence[Environment], kind: EnvironmentKind
 ) -> TypeGuard[Sequence[FastView]]:
@@ -103,7 +91,7 @@ class Group:
         self._environments: list[Environment] = [
             made_environment(kind.make, kind.level_of(number)) for number in span
         ]
-        self._levels: _Levels
+        self._levels: Batch | _OneByOne
         if steps_as_batch(self._environments, kind):
             self._levels = Batch(self._environments)
         else:

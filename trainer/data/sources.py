@@ -93,11 +93,10 @@ def stage_sources(settings: Settings, stores: Mapping[str, Store]) -> StageSourc
     """
     stages = []
     for number, stage in enumerate(settings.stages):
-        shown = stage.off_policy
-        played = [
-            Source(_chosen(one, stores[one.name]), one.proportion)
-            for one in (shown.store if shown else ())
-        ]
+        shown, played = stage.off_policy, list[Source]()
+        for one in shown.store if shown else ():
+            store = stores[one.name]
+            played.append(Source(_chosen(one, store) if one.filters else store, one.proportion))
         if played and shown and shown.iterator is None:
             key = f"--set stages.{number}.off_policy.rollouts"
             rollouts_of_sources(played, shown.rollouts, key)
@@ -106,8 +105,6 @@ def stage_sources(settings: Settings, stores: Mapping[str, Store]) -> StageSourc
 
 
 def _chosen(settings: StoreSettings, store: Store) -> EpisodeDataset:
-    if not settings.filters:
-        return store
     seeds = store.seeds
     fits = np.ones(len(seeds), dtype=np.bool_)
     if settings.min_seed is not None:

@@ -176,15 +176,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise SettingsError(
             "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
         )
-    content = read_regular(file)
-    try:
-        tree = toml_tree(content.decode("utf-8"), file)
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"the settings of this run are not valid TOML: {error}",
-            path=file,
-            fix="correct the file, or leave out this run",
-        ) from error
+    tree = toml_tree(read_regular(file), file)
     parsed_settings(tree, file)
     return setting_leaves(tree)
 

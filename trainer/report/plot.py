@@ -252,8 +252,8 @@ def _equal(letters: Sequence[str]) -> bool:
 def _experiment_of(folder: Path) -> object:
     """What distinguishes its runs from others; a folder without readable settings is its own."""
     try:
-        tree = toml_tree(read_regular(folder / SETTINGS_FILE).decode("utf-8"), folder)
-    except (DemotoolsError, UnicodeDecodeError):
+        tree = toml_tree(read_regular(folder / SETTINGS_FILE), folder)
+    except DemotoolsError:
         return folder
     return experiment_key(setting_leaves(tree))
 

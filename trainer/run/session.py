@@ -272,22 +272,18 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    new, without_expert = list(settings.model.words or ()), []
+    new, environments = list(settings.model.words or ()), dict[str, Environment]()
     if settings.on_policy is not None:
         team.share(settings.on_policy.environments, "on_policy.environments")
     is_played = settings.on_policy is not None or settings.evaluation is not None
     for level in settings.run.level_names if is_played else ():
         if settings.environment == LEVELS:
             check_playable(level)
-        environment = made_environment(settings.environment, level)
+        environments[level] = environment = made_environment(settings.environment, level)
         with users_code("on_policy.environment", settings.environment):
             settings = _fitted(settings, environment, level)
-            if settings.evaluation is not None and settings.evaluation.gifs:
-                check_named(settings.model.actions, level)
             if settings.model.words is None and not _is_babyai(settings, level):
                 new += environment_words(environment)
-        without_expert += [] if can_play(environment) else [level]
-        environment.close()
     for key in settings.run.projects():
         tracking_package(key)
     stores = open_stores(settings, data)
@@ -303,14 +299,23 @@ def _new_run(
         say=say,
     )
     for number, stage in enumerate(settings.stages):
-        if without_expert and (what := run.asks_expert(stage)):
+        if what := run.asks_expert(stage):
+            _check_experts(environments, what, f"stages.{number}")
+    for environment in environments.values():
+        environment.close()
+    return run
+
+
+def _check_experts(environments: Mapping[str, Environment], what: str, key: str) -> None:
+    """SettingsError where there is no expert for one of the levels, which `what` asks."""
+    for level, environment in environments.items():
+        if not can_play(environment):
             raise SettingsError(
-                f"{what} needs an expert, and there is none for {without_expert[0]}: the bot "
-                "plays BabyAI's levels, a search finds goals, things and doors in minigrid's",
-                path=f"stages.{number}",
+                f"{what} needs an expert, and there is none for {level}: the bot plays BabyAI's "
+                "levels, a search finds goals, things and doors in minigrid's",
+                path=key,
                 fix="remove it, or name another level",
             )
-    return run
 
 
 def _prepared(run: Run, initial: Checkpoint | None, recipe: str) -> list[str]:
@@ -363,6 +368,7 @@ def _fitted(settings: Settings, environment: Environment, level: str) -> Setting
     """The settings with a network for what the environment shows and how many actions it takes.
 
     SettingsError  the network does not say that it takes them, or is built for others
+    LevelError     its actions have no names, and episodes are to be drawn
     """
     model = settings.model
     view, actions = view_and_actions(environment, level)
@@ -373,6 +379,8 @@ def _fitted(settings: Settings, environment: Environment, level: str) -> Setting
         wanted["actions"] = actions
     for key in wanted:
         _check_takes(model, key, wanted[key], level)
+    if settings.evaluation is not None and settings.evaluation.gifs:
+        check_named(actions, level)
     return settings.model_copy(update={"model": model.model_copy(update=wanted)})
 
 

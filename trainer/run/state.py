@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from demotools.babyai.levels import Symmetry
 from demotools.errors import SettingsError
 from demotools.output import progress_bar
 from demotools.store.reading import Store
@@ -52,7 +53,7 @@ from trainer.learning.losses import (
 from trainer.learning.networks.base import memory_of, output_of
 from trainer.run.checkpoint import fitting
 from trainer.run.log import Meter, RunLog, Stopwatch
-from trainer.settings.models import SUBGOALS, OnPolicySettings, Settings, StageSettings
+from trainer.settings.models import SUBGOALS, Named, OnPolicySettings, Settings, StageSettings
 from trainer.team import ALONE, Team
 
 
@@ -372,53 +373,33 @@ class StoreBatches:
         self.settings = stage.off_policy
         self.losses = run.of_names(self.settings.losses)
         share = run.team.share(self.settings.rollouts, "off_policy.rollouts")
-        seed = run.settings.run.seed
+        self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
+        self._device = torch.device(run.settings.run.device)
         number = run.settings.stages.index(stage)  # equal stages play the same
         self._iterator: ExpertTrajectoryIterator | OwnIterator
+        self._augmenter: Augmenter | None = None
+        # the iterator, where it and the augmenter run ahead of the batches that were given
+        self._ahead: ExpertTrajectoryIterator | None = None
         if self.settings.iterator is not None:
-            self._iterator = OwnIterator(
-                self.settings.iterator,
-                f"stages.{number}.off_policy.iterator.type",
-                stores=[source.store for source in run.sources[number]],
-                words=run.words,
-                rollouts=len(share),
-                rollout_len=self.settings.rollout_len,
-                seed=seed,
-                rank=run.team.rank,
-                world=run.team.world,
-                quiet=run.quiet,
-            )
+            self._iterator = _own_iterator(run, number, self.settings.iterator, len(share))
         else:
             self._iterator = ExpertTrajectoryIterator(
                 run.sources[number],
                 rollouts=self.settings.rollouts,
                 rollout_len=self.settings.rollout_len,
-                seed=seed,
+                seed=run.settings.run.seed,
                 layout="native",
                 rank=run.team.rank,
                 world=run.team.world,
                 # symmetries are applied on the CPU
-                device="cpu" if self.settings.augment else run.settings.run.device,
+                device="cpu" if self.settings.augment else self._device,
                 shuffle=self.settings.shuffle,
             )
-        self._augmenter: Augmenter | None = None
-        if self.settings.augment:
-            self._augmenter = Augmenter(
-                self.settings.augment,
-                run.words,
-                rollouts=len(share),
-                seed=seed,
-                first_rollout=share.start,
-                subgoals=shared_subgoals([source.store for source in run.sources[number]]),
-            )
-        self.memory = dict.fromkeys(self.losses, memory_of(run.network, len(share)))
-        self._device = torch.device(run.settings.run.device)
-        is_gpu = self._device.type == "cuda"
-        self._pinned = is_gpu and self._augmenter is not None
-        # the iterator, where it and the augmenter run ahead of the batches that were given
-        self._ahead: ExpertTrajectoryIterator | None = None
-        if self._augmenter is not None and isinstance(self._iterator, ExpertTrajectoryIterator):
-            self._ahead = self._iterator if prefetch or (prefetch is None and is_gpu) else None
+            if self.settings.augment:
+                self._augmenter = _augmenter(run, number, self.settings.augment, share)
+                is_ahead = self._device.type == "cuda" if prefetch is None else prefetch
+                self._ahead = self._iterator if is_ahead else None
+        self._pinned = self._device.type == "cuda" and self._augmenter is not None
         self._thread = ThreadPoolExecutor(1, "augmented")  # it starts with its first batch
         self._prepared: deque[Future[tuple[Batch, dict[str, Any]]]] = deque()
         self._given = 0
@@ -484,6 +465,36 @@ class StoreBatches:
         for name, memory in memories.items():
             known = (one for one in self.memory.values() if torch.equal(one, memory))
             self.memory[name] = next(known, memory.detach())
+
+
+def _own_iterator(run: Run, number: int, settings: Named, rollouts: int) -> OwnIterator:
+    """The user's iterator of a stage, for so many rollouts of this process."""
+    off_policy = run.settings.stages[number].off_policy
+    assert off_policy is not None
+    return OwnIterator(
+        settings,
+        f"stages.{number}.off_policy.iterator.type",
+        stores=[source.store for source in run.sources[number]],
+        words=run.words,
+        rollouts=rollouts,
+        rollout_len=off_policy.rollout_len,
+        seed=run.settings.run.seed,
+        rank=run.team.rank,
+        world=run.team.world,
+        quiet=run.quiet,
+    )
+
+
+def _augmenter(run: Run, number: int, symmetries: Sequence[Symmetry], share: range) -> Augmenter:
+    """What applies a stage's symmetries to this process's share of the rollouts."""
+    return Augmenter(
+        symmetries,
+        run.words,
+        rollouts=len(share),
+        seed=run.settings.run.seed,
+        first_rollout=share.start,
+        subgoals=shared_subgoals([source.store for source in run.sources[number]]),
+    )
 
 
 class HoldOut:

@@ -12,6 +12,7 @@ _KINDS = {
     "optimizer.type": "optimizer",
     "optimizer.schedule.type": "schedule",
     "on_policy.environment": "environment",
+    "run.level": "module of the level",
 }
 _OF_ALL = ("lr", "weight_decay", "maximize", "foreach", "differentiable", "fused")
 _OF_ADAM = (*_OF_ALL, "betas", "eps", "amsgrad", "capturable", "decoupled_weight_decay")

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
@@ -289,25 +290,33 @@ def search_noted_folders(run: Path) -> None:
 
 def _imported(key: str, name: str) -> Any:
     """What `package.module:Name` names; SettingsError where there is no such module or name."""
-    module, _, attributes = name.partition(":")
-    found: Any = None
+    found: Any = _module(key, name)
+    try:
+        for attribute in name.partition(":")[2].split("."):
+            found = getattr(found, attribute)
+    except AttributeError as error:
+        raise _not_there(key, name, error) from error
+    return found
+
+
+def _module(key: str, name: str) -> ModuleType:
+    """The module in `package.module:Name`; SettingsError where there is none."""
+    module = name.partition(":")[0]
     try:
         with users_code(key, name), users_folders_first():
-            found = importlib.import_module(module)
-        for attribute in attributes.split("."):
-            found = getattr(found, attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
-            f"{error.name}."
-        )
-        if not missing and found is None:
-            raise  # the module is there: this is its own failure
-        raise SettingsError(
-            f"the {kind_of(key)} cannot be imported: {error}",
-            path=f"{key} = {name!r}",
-            fix="install the package, put the module beside the recipe, or correct the name",
-        ) from error
-    return found
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            raise _not_there(key, name, error) from error
+        raise  # the module is there, and lacks another one
+
+
+def _not_there(key: str, name: str, error: Exception) -> SettingsError:
+    return SettingsError(
+        f"the {kind_of(key)} cannot be imported: {error}",
+        path=f"{key} = {name!r}",
+        fix="install the package, put the module beside the recipe, or correct the name",
+    )
 
 
 @contextmanager
@@ -353,7 +362,8 @@ def made_environment(make: str, level: str) -> Environment:
     ours: dict[str, Callable[[str], object]] = {LEVELS: make_environment, GYMNASIUM: gymnasium.make}
     maker = find(key, make, ours)
     if ":" in level and make in ours:
-        level = _registered(level)
+        _module("run.level", level)  # which registers what gymnasium then knows
+        level = level.partition(":")[2]
     try:
         with users_code(key, make):
             environment = maker(level)
@@ -370,26 +380,6 @@ def made_environment(make: str, level: str) -> Environment:
         path=f"{key} = {make!r}",
         fix="correct what it returns",
     )
-
-
-def _registered(level: str) -> str:
-    """The id in a level such as `package.module:Id-v0`, which importing that module registers.
-
-    SettingsError  there is no such module
-    """
-    module, _, name = level.partition(":")
-    try:
-        with users_code("run.level", level), users_folders_first():
-            importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise SettingsError(
-            f"the module of the level cannot be imported: {error}",
-            path=f"run.level = {level!r}",
-            fix="install the package, put the module beside the recipe, or correct the name",
-        ) from error
-    return name
 
 
 # Every other text that could be imported counts as a name of code, also in settings yet to come.
