@@ -124,6 +124,10 @@ def coloured(level):
     return RGBImgPartialObsWrapper(EmptyEnv(size=5, max_steps=9), tile_size=4)
 
 
+def mixed(level):
+    return EmptyEnv(size=5, max_steps=9, agent_view_size=9 if level == "wide" else 7)
+
+
 def bare(level):
     return gymnasium.make("CartPole-v1")
 """
@@ -189,6 +193,10 @@ def test_images_go_to_a_network_that_says_that_it_takes_them(run: Callable[..., 
         (
             ["on_policy.environment=odd:wide", "model.view=[7, 7]"],
             "the network is built for model.view = [7, 7], but GoToObj has 9 x 9",
+        ),
+        (
+            ["on_policy.environment=odd:mixed", 'run.level=["narrow", "wide"]'],
+            "narrow has views of 7 x 7 and 7 actions, wide views of 9 x 9 and 7 actions",
         ),
     ],
 )

@@ -272,16 +272,10 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    new, environments = list(settings.model.words or ()), dict[str, Environment]()
-    if settings.on_policy is not None:
-        team.share(settings.on_policy.environments, "on_policy.environments")
-    is_played = settings.on_policy is not None or settings.evaluation is not None
-    for level in settings.run.level_names if is_played else ():
-        if settings.environment == LEVELS:
-            check_playable(level)
-        environments[level] = environment = made_environment(settings.environment, level)
-        with users_code("on_policy.environment", settings.environment):
-            settings = _fitted(settings, environment, level)
+    new, environments = list(settings.model.words or ()), _environments(settings, team)
+    with users_code("on_policy.environment", settings.environment):
+        settings = _fitted(settings, environments)
+        for level, environment in environments.items():
             if settings.model.words is None and not _is_babyai(settings, level):
                 new += environment_words(environment)
     for key in settings.run.projects():
@@ -304,6 +298,19 @@ def _new_run(
     for environment in environments.values():
         environment.close()
     return run
+
+
+def _environments(settings: Settings, team: Team) -> dict[str, Environment]:
+    """One of each level that is played, in training or to measure success."""
+    if settings.on_policy is not None:
+        team.share(settings.on_policy.environments, "on_policy.environments")
+    elif settings.evaluation is None:
+        return {}
+    for level in settings.run.level_names if settings.environment == LEVELS else ():
+        check_playable(level)
+    return {
+        level: made_environment(settings.environment, level) for level in settings.run.level_names
+    }
 
 
 def _check_experts(environments: Mapping[str, Environment], what: str, key: str) -> None:
@@ -364,24 +371,37 @@ def _planned(
     return lines
 
 
-def _fitted(settings: Settings, environment: Environment, level: str) -> Settings:
-    """The settings with a network for what the environment shows and how many actions it takes.
+def _fitted(settings: Settings, environments: Mapping[str, Environment]) -> Settings:
+    """The settings with a network for what the levels show and how many actions they take.
 
-    SettingsError  the network does not say that it takes them, or is built for others
+    SettingsError  the network does not say that it takes them, or is built for others; or the
+                   levels differ in them
     LevelError     its actions have no names, and episodes are to be drawn
     """
-    model = settings.model
-    view, actions = view_and_actions(environment, level)
-    wanted: dict[str, Any] = {}
-    if view != model.view:
-        wanted["view"] = list(view)
-    if actions != model.actions:
-        wanted["actions"] = actions
-    for key in wanted:
-        _check_takes(model, key, wanted[key], level)
-    if settings.evaluation is not None and settings.evaluation.gifs:
-        check_named(actions, level)
+    model, wanted = settings.model, dict[str, Any]()
+    kinds = {level: view_and_actions(one, level) for level, one in environments.items()}
+    for level, (view, actions) in list(kinds.items())[:1]:
+        if view != model.view:
+            wanted["view"] = list(view)
+        if actions != model.actions:
+            wanted["actions"] = actions
+        for key in wanted:
+            _check_takes(model, key, wanted[key], level)
+        if settings.evaluation is not None and settings.evaluation.gifs:
+            check_named(actions, level)
+        for other in kinds:
+            if kinds[other] != kinds[level]:
+                raise SettingsError(
+                    "one network cannot play all of these levels: "
+                    f"{level} has {_kind_text(*kinds[level])}, {other} {_kind_text(*kinds[other])}",
+                    path="run.level",
+                    fix="train on those that are alike, or wrap the others",
+                )
     return settings.model_copy(update={"model": model.model_copy(update=wanted)})
+
+
+def _kind_text(view: tuple[int, ...], actions: int) -> str:
+    return f"views of {' x '.join(map(str, view))} and {actions} actions"
 
 
 def _check_takes(model: ModelSettings, key: str, value: Any, level: str) -> None:
