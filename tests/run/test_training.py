@@ -223,6 +223,17 @@ def test_the_plan_leaves_out_what_is_absent_and_the_bar_ends_at_what_it_says(
             assert stage.bar.total == total
 
 
+def test_the_cost_is_measured_in_the_precision_of_the_run(bot_data: Path, tmp_path: Path) -> None:
+    changed = [*BARE[1:4:2], "run.precision=bfloat16", "on_policy="]
+    settings, _ = resolved(read_settings("bc_small_cpu", changed), bot_data)
+    store = {"GoToLocal": open_store(bot_data / "GoToLocal.zarr")}
+    run = new_run(settings, store, WORDS, tmp_path)
+    seen: list[bool] = []
+    run.network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    expected_cost(run)
+    assert seen and all(seen)
+
+
 def test_the_small_store_is_taken_without_a_gpu_and_a_long_run_names_a_faster_recipe(
     bot_data: Path, run: Callable[..., Result]
 ) -> None:

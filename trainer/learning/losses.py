@@ -60,6 +60,10 @@ class LossStep:
         self.network = network
         self._bfloat16 = bfloat16
 
+    def on(self, network: nn.Module) -> LossStep:
+        """The same with another network."""
+        return LossStep(network, bfloat16=self._bfloat16)
+
     def __call__(
         self, losses: Mapping[str, Loss], batch: Batch, memories: Mapping[str, Tensor]
     ) -> dict[str, LossResult]:

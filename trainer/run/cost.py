@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.acting.collect import Collector
 from trainer.acting.policy import NetworkPolicy
 from trainer.acting.vector import seed_streams
-from trainer.learning.losses import LossStep, weighted_sum
+from trainer.learning.losses import weighted_sum
 from trainer.learning.networks.base import parameter_count
 from trainer.run.memory import enough_memory
 from trainer.run.state import (
@@ -82,6 +82,7 @@ def expected_cost(run: Run) -> Cost:
     run.network.register_forward_hook(partial(_check_output, run.settings.model.type))
     # others, so that the run's own stay as they are
     run.by_name = made_losses(run.settings, run.network, run.stores)
+    run.losses = run.losses.on(run.network)
     settings, model = run.settings, run.network
     plans = tuple(stage_plan(stage, settings.on_policy) for stage in settings.stages)
     seconds, passes = 0.0, []
@@ -140,11 +141,11 @@ def duration(seconds: float) -> str:
 
 def _update_seconds(run: Run, stage: StageSettings) -> float:
     """The faster of a few updates without their last step, which changes the weights."""
-    step, times = LossStep(run.network), []
+    times = []
     with closing(StoreBatches(run, stage)) as batches:
         for _ in range(_MEASURED_UPDATES):
             start = time.perf_counter()
-            results = step(batches.losses, next(batches), batches.memory)
+            results = run.losses(batches.losses, next(batches), batches.memory)
             weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
             run.network.zero_grad()
             batches.memory = {name: result.memory for name, result in results.items()}
@@ -174,9 +175,7 @@ def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     if losses:
         rollout = rollout.with_advantages(0.99, 1.0, normalise=True)
         start = time.perf_counter()
-        results = LossStep(run.network)(
-            losses, rollout.batch, dict.fromkeys(losses, rollout.memory)
-        )
+        results = run.losses(losses, rollout.batch, dict.fromkeys(losses, rollout.memory))
         weighted_sum(results, stage.losses).backward()  # type: ignore[no-untyped-call]
         run.network.zero_grad()
         learning = stage.repeats * (time.perf_counter() - start)
