@@ -171,7 +171,7 @@ is trained on. All demonstrations are the bot's.
 
 Nothing was tuned on these episodes: learning rates, sizes and budgets were chosen by the
 cross-entropy on the `valid` store and by success on seeds from 1,500,000,000 upwards. Every run of
-this study is listed; docs/log.md records earlier attempts and what did not help.
+this study is listed; [log.md](../docs/log.md) records earlier attempts and what did not help.
 
 **Seconds**, in the last table, are of training alone (without evaluation and interpreter start-up)
 on an otherwise idle machine; **CPU minutes** include interpreter start-up.
