@@ -19,11 +19,14 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def printable_text(text: object, at_most: int | None = 4096) -> str:
@@ -109,6 +112,53 @@ class SettingsError(DemotoolsError):
 
 class CheckpointError(DemotoolsError):
     """A checkpoint that is missing, damaged, or of another network or vocabulary."""
+
+
+MISSING = "it is missing"
+_RULES = {
+    "missing": MISSING,
+    "extra_forbidden": "there is no such key",
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
+        "it must be a whole number",
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    "finite_number": "it must be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    "string_type": "it must be a text",
+    **dict.fromkeys(
+        ("dict_type", "model_type", "model_attributes_type"),
+        "it must be a section, or a table as in `{{key = value}}`",
+    ),
+    **dict.fromkeys(("list_type", "tuple_type"), "it must be a list"),
+    "greater_than": "it must be above {gt:g}",
+    "greater_than_equal": "it must be at least {ge:g}",
+    "less_than": "it must be below {lt:,}",
+    "less_than_equal": "it must be at most {le:,}",
+    "literal_error": "it must be {expected}",
+    **dict.fromkeys(("too_short", "string_too_short"), "it must not be empty"),
+    "string_pattern_mismatch": "it must match `{pattern}`",
+    "json_invalid": "it is not JSON: {error}",
+}
+"""What pydantic found, by its own names."""
+
+
+def in_our_words(problem: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says.
+
+    >>> in_our_words({"type": "greater_than", "ctx": {"gt": 0}, "msg": "Input should be…"})
+    'it must be above 0'
+    """
+    rule = _RULES.get(problem["type"])
+    if rule is not None:
+        return rule.format(**problem.get("ctx", {}))
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Where the first thing stands that pydantic found wrong, as `a.b`, and what it is."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, problem["loc"])) or "its top level", in_our_words(problem)
 
 
 def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from demotools.errors import ManifestError, SettingsError, from_os_error
+from demotools.errors import ManifestError, SettingsError, first_problem, from_os_error
 from demotools.output import read_regular
 
 MANIFESTS_VARIABLE = "DEMOTOOLS_MANIFESTS"
@@ -415,10 +415,9 @@ def _parsed(path: Path, validate: Callable[[Any], Parsed]) -> Parsed:
     except OSError as error:
         raise from_os_error(error, path) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "its top level"
+        key, what = first_problem(error)
         raise ManifestError(
-            f"the manifest is wrong at `{key}`: {first['msg']}", path=path, fix="correct that key"
+            f"the manifest is wrong at `{key}`: {what}", path=path, fix="correct that key"
         ) from error
 
 

@@ -40,7 +40,14 @@ from demotools.babyai.levels import (
     read_manifest,
 )
 from demotools.babyai.vocabulary import mission_words
-from demotools.errors import DemotoolsError, FetchError, SettingsError, StoreError, printable_text
+from demotools.errors import (
+    DemotoolsError,
+    FetchError,
+    SettingsError,
+    StoreError,
+    first_problem,
+    printable_text,
+)
 from demotools.exchange.export import KeptAttributes, minari_module
 from demotools.output import counted, open_regular, progress_bar, read_regular
 from demotools.store.building import StoreBuilder, read_lengths, read_notes, read_part, write_part
@@ -245,10 +252,8 @@ def _read_metadata(file: Path) -> _Metadata:
     try:
         return _Metadata.model_validate_json(read_regular(file, _METADATA_BYTES))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "its top level"
-        what = f"the dataset's metadata are damaged at {place}: {first['msg'].lower()}"
-        raise _broken(what, file) from error
+        place, what = first_problem(error)
+        raise _broken(f"the dataset's metadata are damaged at {place}: {what}", file) from error
 
 
 def _broken(what: str, path: Path | str, fix: str = _BROKEN) -> StoreError:

@@ -30,7 +30,14 @@ from demotools.babyai.levels import (
     read_manifest,
     store_name,
 )
-from demotools.errors import DemotoolsError, FetchError, PickleError, StoreError, from_os_error
+from demotools.errors import (
+    DemotoolsError,
+    FetchError,
+    PickleError,
+    StoreError,
+    first_problem,
+    from_os_error,
+)
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archived_attributes, unarchive_store
 from demotools.exchange.parquet import ParquetFiles, import_parquet
 from demotools.fetch.dataset import download_shards
@@ -159,9 +166,12 @@ def read_records(folder: Path) -> dict[str, FetchedRecord]:
     try:
         with open_regular(path) as stream:
             return _RECORDS.validate_python(tomllib.load(stream))
-    except (ValueError, ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        what = str(error)
+        if isinstance(error, ValidationError):
+            what = "at {}: {}".format(*first_problem(error))
         raise FetchError(
-            f"the records of earlier fetches cannot be read: {str(error).splitlines()[0]}",
+            f"the records of earlier fetches cannot be read: {what}",
             path=path,
             fix="correct the file, or remove it: then later fetches are checked against nothing",
         ) from error

@@ -24,7 +24,7 @@ from pydantic_core import from_json
 
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.babyai.levels import all_level_names
-from demotools.errors import DemotoolsError, StoreError
+from demotools.errors import DemotoolsError, StoreError, first_problem
 from demotools.output import open_regular, read_regular
 
 SCHEMA = "babyai-demos"
@@ -288,8 +288,8 @@ def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
     try:
         return StoreAttributes.model_validate(attributes)
     except ValidationError as error:
-        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise damaged(path, f"its attributes are wrong at {keys}") from error
+        place, what = first_problem(error)
+        raise damaged(path, f"its attributes are wrong at {place}: {what}") from error
 
 
 def check_lengths(
@@ -384,11 +384,8 @@ def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
     try:
         metadata = ArrayMetadata.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "its top level"
-        raise damaged(
-            path, f"{array}/zarr.json is wrong at {place}: {first['msg'].lower()}"
-        ) from error
+        place, what = first_problem(error)
+        raise damaged(path, f"{array}/zarr.json is wrong at {place}: {what}") from error
     if wrong := _difference(array, metadata):
         raise damaged(path, f"{array}/zarr.json describes no array of a demo store: {wrong}")
     return metadata

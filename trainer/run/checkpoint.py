@@ -20,14 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from demotools.errors import CheckpointError, SettingsError, from_os_error
+from demotools.errors import CheckpointError, SettingsError, first_problem, from_os_error
 from demotools.exchange.hub import on_hub
 from demotools.output import open_regular, written_whole
 from trainer.learning.building import NETWORKS, build_network
 from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED, no_checkpoint
 from trainer.run.published import WEIGHTS_FILE, downloaded_policy, policy_content
 from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
-from trainer.settings.refusals import in_our_words
 from trainer.settings.user_code import check_trusted, search_noted_folders
 
 FORMAT = 1
@@ -276,9 +275,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         content = _Content.model_validate(raw)
         settings = parsed_settings(toml_tree(content.settings, file), file)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the whole file"
-        raise _not_a_checkpoint(file, f"{in_our_words(problem)} at `{place}`") from error
+        place, what = first_problem(error)
+        raise _not_a_checkpoint(file, f"at `{place}`: {what}") from error
     except (SettingsError, ValueError, RecursionError) as error:
         what = error.what if isinstance(error, SettingsError) else _first_line(error)
         raise _not_a_checkpoint(file, f"its settings: {what}") from error

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from demotools.errors import CheckpointError
+from demotools.errors import CheckpointError, first_problem
 from trainer.learning.building import spans_run
 from trainer.learning.losses import held_by, loss_states, loss_weights
 from trainer.run.checkpoint import (
@@ -28,7 +28,6 @@ from trainer.run.folder import BEST, CHECKPOINT_FILE, FAILED, HARMLESS
 from trainer.run.log import MeterState, one_meter
 from trainer.run.state import Progress, Run, Stage, latest
 from trainer.settings.models import Settings, differing_keys, setting_leaves, toml_of
-from trainer.settings.refusals import in_our_words
 
 _log = logging.getLogger(__name__)
 
@@ -278,8 +277,8 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
         if training.progress["stage"] >= len(run.settings.stages):
             raise ValueError(f"it is at stage {training.progress['stage']}, which there is not")
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise _damaged(checkpoint, f"{in_our_words(problem)} at {problem['loc']}") from error
+        place, what = first_problem(error)
+        raise _damaged(checkpoint, f"at `{place}`: {what}") from error
     except ValueError as error:
         raise _damaged(checkpoint, str(error)) from error
     return training

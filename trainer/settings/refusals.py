@@ -9,34 +9,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from demotools.errors import SettingsError
+from demotools.errors import MISSING, SettingsError, in_our_words
 
 _PAGE = "docs/coming_from_allenact.md"
 _SHOWN = 6
-
-_RULES = {
-    "missing": "it is missing",
-    **dict.fromkeys(
-        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"),
-        "it must be a whole number",
-    ),
-    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
-    "finite_number": "it must be a finite number",
-    "bool_type": "it must be true or false",
-    "string_type": "it must be a text",
-    **dict.fromkeys(
-        ("dict_type", "model_type", "model_attributes_type"),
-        "it must be a section, or a table as in `{{key = value}}`",
-    ),
-    **dict.fromkeys(("list_type", "tuple_type"), "it must be a list"),
-    "greater_than": "it must be above {gt:g}",
-    "greater_than_equal": "it must be at least {ge:g}",
-    "less_than": "it must be below {lt:,}",
-    "less_than_equal": "it must be at most {le:,}",
-    "literal_error": "it must be {expected}",
-    **dict.fromkeys(("too_short", "string_too_short"), "it must not be empty"),
-}
-"""What pydantic found, by its own names."""
 
 _OF_ALLENACT = {
     "num_train_processes": "on_policy.environments",
@@ -115,22 +91,10 @@ def pydantic_problems(
             key, ", or ".join(dict.fromkeys(whats)), "correct that key" if key else "correct it"
         )
         for key, whats in wrong.items()
-        if not (whats == [_RULES["missing"]] and key.rpartition(".")[0] in sections)
+        if not (whats == [MISSING] and key.rpartition(".")[0] in sections)
         # without its wrong items a list may be too short
         and not any(other.startswith(f"{key}.") for other in inside)
     ]
-
-
-def in_our_words(problem: Mapping[str, Any]) -> str:
-    """What one of pydantic's errors says.
-
-    >>> in_our_words({"type": "greater_than", "ctx": {"gt": 0}, "msg": "Input should be…"})
-    'it must be above 0'
-    """
-    rule = _RULES.get(problem["type"])
-    if rule is not None:
-        return rule.format(**problem.get("ctx", {}))
-    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _parts_of_tree(location: Sequence[object], tree: Any, *, missing: bool) -> list[str]:
