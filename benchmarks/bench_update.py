@@ -37,8 +37,13 @@ from demotools.babyai.levels import Symmetry
 from demotools.cli import main as demotools_main
 from demotools.output import counted
 from demotools.store.reading import Store, open_store
-from tests.learning import test_big, test_film, test_small
-from tests.learning.test_networks import WORDS, random_batch
+from tests.learning.definitions import (
+    WORDS,
+    big_by_steps,
+    film_by_steps,
+    random_batch,
+    small_by_steps,
+)
 from trainer.batch import Batch
 from trainer.data.augment import Augmenter
 from trainer.data.iterator import ExpertTrajectoryIterator
@@ -79,12 +84,12 @@ def ours(bfloat16: bool) -> Step:
 def plainly(network: nn.Module, batch: Batch) -> Tensor:
     rollouts = batch["masks"].shape[1]
     if isinstance(network, BigNetwork):
-        logits = test_big.by_steps(network, batch, network.initial_memory(rollouts))[0]
+        logits = big_by_steps(network, batch, network.initial_memory(rollouts))[0]
     elif isinstance(network, FilmNetwork):
-        logits = test_film.by_steps(network, batch, network.initial_memory(rollouts))[0]
+        logits = film_by_steps(network, batch, network.initial_memory(rollouts))[0]
     else:
         assert isinstance(network, SmallNetwork)
-        logits = test_small.by_steps(network, batch, network.initial_memory(rollouts))[0]
+        logits = small_by_steps(network, batch, network.initial_memory(rollouts))[0]
     return nn.functional.cross_entropy(
         logits.flatten(0, 1), batch["expert_action"].long().flatten()
     )

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from demotools.store.reading import open_store
-from tests.learning.test_networks import LITTLE, WORDS, asked, random_batch
+from tests.learning.definitions import WORDS, random_batch
+from tests.learning.test_networks import LITTLE, asked
 from tests.run.test_device import new
 from tests.stand_in import StandIn, stand_in_device
 from trainer.batch import Batch

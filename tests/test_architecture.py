@@ -165,3 +165,19 @@ def test_examples_import_public_names_only(page: Path) -> None:
     allowed = {("trainer.learning.losses", "LossResult")}
     allowed |= {(package, name) for package in PACKAGES for name in public_names(package)}
     assert set(imported) <= allowed
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda it: it.name
+)
+def test_a_benchmark_needs_no_pytest(file: Path) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}.{name.name}" for name in node.names} | {str(node.module)}
+    assert not any(name.split(".")[0] == "pytest" for name in imported)
+    for name in imported:
+        of_tests = ROOT / f"{name.replace('.', '/')}.py"
+        assert not of_tests.exists() or "import pytest" not in of_tests.read_text("utf-8"), name

@@ -4,33 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.learning.test_networks import WORDS, random_batch
-from trainer.batch import Batch
+from tests.learning.definitions import WORDS, big_by_steps, random_batch
 from trainer.learning.building import build_network
 from trainer.learning.networks.base import parameter_count
-from trainer.learning.networks.big import BigNetwork, present_words
-
-
-def by_steps(network: BigNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, values and memory of the network step by step, with masks: its definition."""
-    hidden, state = memory.detach().chunk(2, dim=1)
-    logits, values = [], []
-    for cells, mission, mask in zip(batch["cells"], batch["mission"], batch["masks"], strict=True):
-        tokens = batch["mission_tokens"][mission]
-        hidden, state = hidden * mask[:, None], state * mask[:, None]
-        words = network.words(tokens)
-        query = network.query(torch.cat([hidden, state], dim=1))
-        score = (words * query[:, None]).sum(2).masked_fill(~present_words(tokens), -torch.inf)
-        instruction = (words * score.softmax(1)[..., None]).sum(1)
-        view = network.seen(cells)
-        for block in network.blocks:
-            view = block(view, instruction)
-        hidden, state = network.cell(view.amax((2, 3)), (hidden, state))
-        logits.append(network.actor(hidden))
-        values.append(network.critic(hidden).squeeze(1))
-    return torch.stack(logits), torch.stack(values), torch.cat([hidden, state], dim=1).detach()
+from trainer.learning.networks.big import BigNetwork
 
 
 def little(*, endpool: bool = False) -> BigNetwork:
@@ -46,7 +24,7 @@ def test_the_big_network_equals_the_loop_over_steps_in_two_batches(*, endpool: b
     for number in range(2):
         batch = random_batch(7, 4, 3, seed=number)
         output = network(batch, memory)
-        logits, values, expected_memory = by_steps(reference, batch, expected_memory)
+        logits, values, expected_memory = big_by_steps(reference, batch, expected_memory)
         memory = output.memory
         torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(output.values, values, rtol=1e-5, atol=1e-5)

@@ -8,8 +8,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from demotools.errors import SettingsError
+from tests.learning.definitions import WORDS, random_batch
 from tests.learning.test_film import little
-from tests.learning.test_networks import LITTLE, WORDS, random_batch
+from tests.learning.test_networks import LITTLE
 from trainer.learning.building import build_network, compile_network
 
 

@@ -2,37 +2,22 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from demotools.errors import SettingsError
+from tests.learning.definitions import WORDS, random_batch
 from trainer.batch import Batch
 from trainer.learning.building import build_network
 from trainer.learning.losses import ExpertCrossEntropy, LossStep
 from trainer.learning.networks.base import Model, Output, acting, parameter_count
 
-WORDS = 20
 LITTLE: dict[str, dict[str, object]] = {
     "small": {"embedding": 8, "features": 16, "memory": 24, "instruction": 16},
     "film": {"channels": 16, "memory": 24, "instruction": 16},
     "big": {"channels": 8, "memory": 24, "instruction": 16},
 }
-
-
-def random_batch(T: int, B: int, missions: int, seed: int = 0) -> Batch:
-    random = np.random.default_rng(seed)
-    tokens = random.integers(1, WORDS + 1, (missions, 5))
-    tokens[0, 3:] = 0
-    return {
-        "cells": torch.from_numpy(random.integers(0, 198, (T, B, 7, 7), dtype=np.uint8)),
-        "direction": torch.zeros(T, B, dtype=torch.uint8),
-        "masks": torch.from_numpy((random.random((T, B)) > 0.3).astype(np.uint8)),
-        "mission": torch.from_numpy(random.integers(0, missions, (T, B))),
-        "mission_tokens": torch.from_numpy(tokens),
-        "expert_action": torch.from_numpy(random.integers(0, 7, (T, B), dtype=np.uint8)),
-    }
 
 
 @pytest.fixture(params=LITTLE, ids=str)

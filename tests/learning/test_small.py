@@ -4,26 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.learning.test_networks import WORDS, random_batch
-from trainer.batch import Batch
+from tests.learning.definitions import WORDS, random_batch, small_by_steps
 from trainer.learning.networks import small, steps
-from trainer.learning.networks.base import lstm_by_steps, parameter_count
+from trainer.learning.networks.base import parameter_count
 from trainer.learning.networks.small import SmallNetwork
-
-
-def by_steps(network: SmallNetwork, batch: Batch, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """The network as its docstring says it: every step on its own, nothing shared or sorted."""
-    features = []
-    for cells, missions in zip(batch["cells"], batch["mission"], strict=True):
-        instruction = network.instruction(batch["mission_tokens"][missions])
-        scale, shift = network.film(instruction).chunk(2, dim=1)
-        embedded = network.codes(cells.flatten(1).long())
-        seen = torch.relu(embedded * (1 + scale[:, None]) + shift[:, None])
-        features.append(torch.relu(network.view(seen.flatten(1))))
-    hidden, after = lstm_by_steps(network.cell, torch.stack(features), batch["masks"], memory)
-    return network.actor(hidden), after
 
 
 # many missions take the plain product, few the table: see SmallNetwork._summed_cells
@@ -39,7 +24,7 @@ def test_the_small_network_equals_the_plain_loop_over_two_batches(
         batch = random_batch(6, 4, missions, seed=number)
         batch["cells"] %= codes
         output = network(batch, memory)
-        logits, expected_memory = by_steps(reference, batch, expected_memory)
+        logits, expected_memory = small_by_steps(reference, batch, expected_memory)
         memory = output.memory
         torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(memory, expected_memory, rtol=1e-5, atol=1e-5)
@@ -63,7 +48,7 @@ def test_single_steps_equal_the_plain_loop(
     network = SmallNetwork(WORDS, embedding=8, features=16, memory=24, instruction=8)
     batch = random_batch(80, 4, 7)
     batch["cells"] %= 3
-    expected, after = by_steps(network, batch, network.initial_memory(4))
+    expected, after = small_by_steps(network, batch, network.initial_memory(4))
     prepared, memory = network.acting(), network.initial_memory(4)
     known = 0
     for time in range(80):
