@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,11 +76,7 @@ class DemotoolsError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive the default pickling between processes
-        return _rebuild, (type(self), self.what, self.path, self.fix)
-
-
-def _rebuild(kind: type[DemotoolsError], what: str, path: str, fix: str) -> DemotoolsError:
-    return kind(what, path=path, fix=fix)
+        return partial(type(self), path=self.path, fix=self.fix), (self.what,)
 
 
 class FetchError(DemotoolsError):

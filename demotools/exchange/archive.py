@@ -23,12 +23,13 @@ from demotools.store.format import (
     SUFFIX,
     StoreAttributes,
     checked_chunks,
+    damaged,
     expected_entries,
     parsed_attributes,
     parsed_metadata,
     present_folder,
 )
-from demotools.store.reading import TEXT_BYTES_AT_MOST, open_store
+from demotools.store.reading import TEXT_BYTES_AT_MOST, open_store, reopened
 
 ARCHIVE_SUFFIX = ".zarr.zip"
 # Measured (docs/log.md): level 9 takes twelve times as long for an eighth less.
@@ -63,20 +64,11 @@ def archive_store(
         folder = present_folder(path)
         for _size_bytes, problem in checked_chunks(folder):
             if problem:
-                raise StoreError(
-                    f"the store is damaged: {problem}",
-                    path=path,
-                    fix="run the command that makes it again with --overwrite",
-                )
+                raise damaged(path, problem)
         with written_whole(final) as stream:
             _write_members(stream, folder, quiet=quiet)
             store.check_unchanged()
-            if open_store(path).attributes.fingerprint != store.attributes.fingerprint:
-                raise StoreError(
-                    "the store was replaced by another while it was read",
-                    path=path,
-                    fix="run the command again when nothing writes to it",
-                )
+            reopened(path, store.attributes.fingerprint)
     return final
 
 

@@ -32,7 +32,7 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
     name = "episodes played again in the environment"
     if reason := reason_against(store):
         return Check(name, (), f"not played: {reason}", skipped=True)
-    environments = _environments(store)
+    environments, _ = _environments(store)
     playable = np.isin(store.episode_level, list(environments))
     chosen = evenly_spread(np.flatnonzero((store.episode_seed >= 0) & playable), episodes)
     # what no replay shows: advice that was not followed, and what it was for
@@ -83,24 +83,22 @@ def reason_against(store: Store) -> str:
         return "the store is from an old pickle, whose seeds and environment are not known"
     if not (store.episode_seed >= 0).any():
         return "no seed of an episode is known"
-    return "" if _environments(store) else _reason_against_level(store.levels[0])
+    environments, reason = _environments(store)
+    return "" if environments else reason
 
 
-def _environments(store: Store) -> dict[int, Environment]:
-    """The environments of the levels that can be played, by their places in `store.levels`."""
-    return {
-        number: make_environment(level)
-        for number, level in enumerate(store.levels)
-        if not _reason_against_level(level)
-    }
+def _environments(store: Store) -> tuple[dict[int, Environment], str]:
+    """The environments of the levels that can be played, by their places in `store.levels`.
 
-
-def _reason_against_level(level: str) -> str:
-    try:
-        make_environment(level)
-    except (LevelError, ManifestError) as error:
-        return error.what
-    return ""
+    Also returns why the first of the other levels cannot be played.
+    """
+    found, reason = {}, ""
+    for number, level in enumerate(store.levels):
+        try:
+            found[number] = make_environment(level)
+        except (LevelError, ManifestError) as error:
+            reason = reason or error.what
+    return found, reason
 
 
 def said_of_sources(store: Store, key: str) -> set[Any]:
