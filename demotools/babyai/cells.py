@@ -46,22 +46,15 @@ class Encoding(StrEnum):
     """Since 2019-01-08: one door object with three states."""
 
 
-_OLD_OBJECTS = {
-    Encoding.FIRST: (
-        *("empty", "wall", "floor", "door", "locked_door"),
-        *("key", "ball", "box", "goal", "lava"),
-    ),
-    Encoding.SECOND: (
-        *("unseen", "empty", "wall", "floor", "door", "locked_door"),
-        *("key", "ball", "box", "goal", "lava"),
-    ),
-}
-
-_LAST_OF_TABLE = np.tile(
-    np.array([len(OBJECTS) - 1, len(COLOURS) - 1, len(STATES) - 1], np.uint8),
-    VIEW_SIZE * VIEW_SIZE * 16,
+# Of the second encoding; the first has no `unseen`.
+_OLD_OBJECTS = (
+    *("unseen", "empty", "wall", "floor", "door", "locked_door"),
+    *("key", "ball", "box", "goal", "lava"),
 )
 
+LAST_VALUES = np.array([len(OBJECTS) - 1, len(COLOURS) - 1, len(STATES) - 1], np.uint8)
+"""The largest (object, colour, state) that there is: uint8 [3]."""
+_LAST_OF_TABLE = np.tile(LAST_VALUES, VIEW_SIZE * VIEW_SIZE * 16)
 
 _CODES = np.arange(256, dtype=np.uint8)
 UNPACKING_TABLE: NDArray[np.uint8] = np.stack([_CODES // 18, _CODES % 18 // 3, _CODES % 3], axis=1)
@@ -150,7 +143,7 @@ def recoding_table(encoding: Encoding) -> NDArray[np.uint8]:
     if encoding is Encoding.TODAY:
         codes = np.arange(CELL_CODES, dtype=np.uint8)
         return codes.reshape(table.shape)
-    for number, name in enumerate(_OLD_OBJECTS[encoding]):
+    for number, name in enumerate(_OLD_OBJECTS[encoding is Encoding.FIRST :]):
         for colour in range(len(COLOURS)):
             if name in ("door", "locked_door"):
                 shut = LOCKED if name == "locked_door" else CLOSED
@@ -204,7 +197,7 @@ def recoded_cells(images: NDArray[np.uint8], encoding: Encoding) -> NDArray[np.u
         recoded = bytearray(cells.tobytes().translate(table.tobytes()))
         cells = np.frombuffer(recoded, np.uint8).reshape(cells.shape)
     if not _inside_tables(images):
-        cells[(images > _LAST_OF_TABLE[:3]).any(axis=-1)] = 255
+        cells[(images > LAST_VALUES).any(axis=-1)] = 255
     if encoding is Encoding.FIRST:
         cells[~visible(SIGHT_ENDS[cells]) & (cells != 255)] = UNSEEN
     return cells

@@ -32,9 +32,7 @@ from pydantic import ValidationError
 
 from demotools.babyai.cells import (
     ACTIONS,
-    COLOURS,
-    OBJECTS,
-    STATES,
+    LAST_VALUES,
     VIEW_SIZE,
     Encoding,
     fits_cells,
@@ -76,7 +74,6 @@ _BLOCK_BYTES = 1 << 20
 _SHARD = re.compile(r"(train|test|valid|validation)-(\d+)-of-(\d+).*\.parquet")
 # in place of the number of a mission
 _NO_TEXT, _FOREIGN = -1, -2
-_LAST = np.array([len(OBJECTS) - 1, len(COLOURS) - 1, len(STATES) - 1], np.uint8)
 FAILURE = "a failure: its last reward is not over 0"
 _SPLITS: dict[str, Split] = {"test": "valid", "validation": "valid"}
 _BROKEN = "get the file again"
@@ -376,8 +373,8 @@ class _Reader:
         direction = np.ascontiguousarray(numbers[:, 0])
         outside = np.zeros(len(view), bool) if wide is None else wide.reshape(-1, _NUMBERS).any(1)
         if not fits_cells(view):
-            outside |= (view > _LAST).reshape(len(view), -1).any(1)
-            view = np.minimum(view, _LAST)
+            outside |= (view > LAST_VALUES).reshape(len(view), -1).any(1)
+            view = np.minimum(view, LAST_VALUES)
         outside |= direction > 3
         cells = packed_cells(view)
         strange_action = (actions < 0) | (actions >= len(ACTIONS))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from demotools.babyai.cells import COLOURS, OBJECTS, STATES, UNPACKING_TABLE, UNSEEN, packed_cells
+from demotools.babyai.cells import UNPACKING_TABLE, UNSEEN, fits_cells, packed_cells
 
 Picture = NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
@@ -24,14 +24,13 @@ BACKGROUND = (24, 24, 27)
 TEXT = (228, 228, 231)
 _TROUGH, _PLAIN, _MARKED = (39, 39, 42), (82, 82, 91), (59, 130, 246)
 _UP = 3
-_CHANNEL_LIMITS = np.array([len(OBJECTS), len(COLOURS), len(STATES)], dtype=np.uint8)
 
 
 @lru_cache(maxsize=4096)
 def tile_picture(code: int, size: int, *, agent: bool = False) -> Picture:
     """Minigrid's tile of a packed cell of a view, highlighted where the cell is seen.
 
-    code      0..197, see `grid.packed_cells`
+    code      0..197, see `packed_cells`
     size      pixels of a side
     agent     draw the agent, looking up, over the cell (which holds what it carries)
     returns   uint8 [size, size, 3]
@@ -55,9 +54,7 @@ def encoded_cells(view: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """
     if view.ndim == 2:
         return view
-    if view.shape[2] == 3 and bool((view < _CHANNEL_LIMITS).all()):
-        return packed_cells(view)
-    return None
+    return packed_cells(view) if fits_cells(view, view.shape[:2]) else None
 
 
 def view_picture(view: NDArray[np.uint8], tile: int) -> Picture:
@@ -79,18 +76,14 @@ def view_picture(view: NDArray[np.uint8], tile: int) -> Picture:
 def _tiled(cells: NDArray[np.uint8], tile: int) -> Picture:
     columns, rows = cells.shape
     agent = (columns // 2, rows - 1)
-    return np.concatenate(
+    tiles = (
         [
-            np.concatenate(
-                [
-                    tile_picture(int(cells[column, row]), tile, agent=(column, row) == agent)
-                    for column in range(columns)
-                ],
-                axis=1,
-            )
-            for row in range(rows)
+            tile_picture(int(cells[column, row]), tile, agent=(column, row) == agent)
+            for column in range(columns)
         ]
+        for row in range(rows)
     )
+    return np.vstack([np.hstack(row) for row in tiles])
 
 
 def panel(pictures: Sequence[Picture], lines: Sequence[str], *, text_size: int = 14) -> Picture:
@@ -236,12 +229,7 @@ def animation(
     stream = io.BytesIO()
     durations = [step_milliseconds] * (len(images) - 1) + [last_milliseconds]
     images[0].save(
-        stream,
-        "GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=durations,
-        loop=0,
+        stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
     )
     return stream.getvalue()
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from demotools.babyai.cells import ACTIONS, packed_cells
+from demotools.babyai.cells import ACTIONS
 from demotools.errors import DemotoolsError
-from demotools.look.terminal import KEY, QUIT_KEYS, Scene, is_plain, page_lines
+from demotools.look.terminal import KEY, QUIT_KEYS, is_plain, page_lines, room_scene, view_scene
 from demotools.recording.environment import Environment, Observation, observed_cells
 from demotools.recording.human import QUIT, SKIP
 
@@ -67,15 +67,11 @@ class TerminalPlayer:
 
     def _page(self, environment: Environment, observation: Observation, note: str) -> list[str]:
         level: Any = environment.unwrapped
-        cells = observed_cells(observation["image"])
-        room = None
-        if self._room:
-            agent = (int(level.agent_pos[0]), int(level.agent_pos[1]))
-            room = Scene(packed_cells(level.grid.encode()), agent, int(level.agent_dir))
+        room = room_scene(level) if self._room else None
         columns, lines = shutil.get_terminal_size()
         step = f"step {level.step_count} of at most {level.max_steps}"
         heading = [str(observation["mission"]), step, *filter(None, [note])]
-        view = Scene(cells, (cells.shape[0] // 2, cells.shape[1] - 1))
+        view = view_scene(observed_cells(observation["image"]))
         return page_lines(heading, view, room, size=(columns, lines - 2), coloured=not is_plain())
 
 

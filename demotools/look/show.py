@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.cells import ACTIONS, packed_cells
+from demotools.babyai.cells import ACTIONS
 from demotools.errors import LevelError, ManifestError, StoreError
 from demotools.look.pictures import (
     Picture,
@@ -27,7 +27,7 @@ from demotools.look.pictures import (
     view_picture,
     wrapped,
 )
-from demotools.look.terminal import Scene, page_lines, step_through
+from demotools.look.terminal import Scene, page_lines, room_scene, step_through, view_scene
 from demotools.output import counted, progress_bar
 from demotools.recording.environment import Environment, make_environment
 from demotools.recording.replay import reason_against, replayed_episode
@@ -224,12 +224,8 @@ def scenes(shown: Shown) -> list[tuple[Scene, Scene | None]]:
                 path=shown.store,
                 fix="add --gif FILE or --png FILE",
             )
-        room = None
-        if environment is not None:
-            agent = (int(environment.agent_pos[0]), int(environment.agent_pos[1]))
-            walls = packed_cells(environment.grid.encode())
-            room = Scene(walls, agent, int(environment.agent_dir))
-        found.append((Scene(cells, (cells.shape[0] // 2, cells.shape[1] - 1)), room))
+        room = None if environment is None else room_scene(environment)
+        found.append((view_scene(cells), room))
     return found
 
 

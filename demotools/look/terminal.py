@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import click
 import numpy as np
@@ -28,6 +29,7 @@ from demotools.babyai.cells import (
     UNPACKING_TABLE,
     UNSEEN,
     WALL,
+    packed_cells,
 )
 from demotools.errors import printable_text
 
@@ -78,6 +80,17 @@ class Scene:
     cells: NDArray[np.uint8]
     agent: tuple[int, int]
     direction: int = UP
+
+
+def view_scene(cells: NDArray[np.uint8]) -> Scene:
+    """A view: the agent stands in the middle of its lowest row, and looks up."""
+    return Scene(cells, (cells.shape[0] // 2, cells.shape[1] - 1))
+
+
+def room_scene(level: Any) -> Scene:
+    """The whole room of one of minigrid's environments, as it is now."""
+    agent = (int(level.agent_pos[0]), int(level.agent_pos[1]))
+    return Scene(packed_cells(level.grid.encode()), agent, int(level.agent_dir))
 
 
 def scene_lines(scene: Scene, *, coloured: bool) -> list[str]:

@@ -30,6 +30,7 @@ from demotools.babyai.cells import (
     DOOR,
     KEY,
     OBJECTS,
+    TYPES,
     UNSEEN,
     WALL,
     Encoding,
@@ -43,7 +44,6 @@ from demotools.pickles.reader import Content, PickleReader
 
 _GREY = COLOURS.index("grey")
 _OBJECT_8 = 8
-_CARRIED = ("key", "ball", "box")
 # How many rows ahead of the agent the object of the last action stands. The last observation is
 # the one before that action; a `drop` acts on what the agent's own cell shows, the carried object.
 _ROWS_AHEAD = {"forward": 2, "pickup": 1, "toggle": 1, "drop": 0}
@@ -167,7 +167,7 @@ def _named_objects(mission: str) -> set[tuple[str, str]]:
     """
     named: set[tuple[str, str]] = set()
     for colour, kind in _DESCRIPTION.findall(mission.lower()):
-        named.update((colour, each) for each in (_CARRIED if kind == "object" else (kind,)))
+        named.update((colour, each) for each in (TYPES if kind == "object" else (kind,)))
     return named
 
 

@@ -20,12 +20,11 @@ from minigrid.envs.unlock import UnlockEnv
 from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.minigrid_env import MiniGridEnv
 
-from demotools.babyai.cells import ACTIONS
+from demotools.babyai.cells import ACTIONS, TYPES
 from demotools.recording.environment import FORWARD
 
 _LEFT, _RIGHT, _FORWARD, _PICKUP, _DROP, _TOGGLE, _DONE = range(len(ACTIONS))
 _FREE = ("empty", "floor", "goal")
-_MOVABLE = ("key", "ball", "box")
 # Prices in steps: of what takes a detour first, so that no way of moderate length costs more.
 _LOCKED, _IN_THE_WAY = 10_000, 1_000
 _MOST_SUBGOALS = 12
@@ -170,7 +169,7 @@ class SearchExpert:
                 return 1
             carried = self._level.carrying
             return 1 if carried is not None and _key_of(thing)(carried) else _LOCKED
-        return _IN_THE_WAY if thing.type in _MOVABLE and self._may_carry else None
+        return _IN_THE_WAY if thing.type in TYPES and self._may_carry else None
 
     def _cheapest(
         self, goal: Goal, start: Pose | None = None, closed: Position | None = None
