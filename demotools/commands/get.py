@@ -193,10 +193,8 @@ def generate_command(
     burst: int | None,
     subgoals: bool,
     keep_failures: bool,
-    workers: int | None,
-    dask: str | None,
     name: str | None,
-    overwrite: bool,
+    **how: Any,
 ) -> None:
     """Record the expert bot playing a level.
 
@@ -230,11 +228,8 @@ def generate_command(
         seeds=None if seeds is None else seeds_of(seeds),
     )
     path = shell.new_store(name or store_name(recording.level, split))
-    check_dask(dask, workers)
-    recorded = record(
-        recording, path, workers=workers, dask=dask, overwrite=overwrite, quiet=shell.quiet
-    )
-    shell.print_result(recorded)
+    check_dask(how["dask"], how["workers"])
+    shell.print_result(record(recording, path, **how, quiet=shell.quiet))
 
 
 @click.command("play")

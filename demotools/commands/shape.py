@@ -42,10 +42,8 @@ _random_seed = click.option(
 def shrink_command(
     shell: Shell,
     stores: tuple[str, ...],
-    episodes: int,
-    seed: int,
     name: str | None,
-    overwrite: bool,
+    **choices: Any,
 ) -> None:
     """Make small copies of stores, named STORE-small.
 
@@ -58,27 +56,13 @@ def shrink_command(
       demotools shrink GoToLocal --episodes 10000 --name GoToLocal-10000
     """
     from demotools.output import counted
-    from demotools.store.shrink import shrink_store, shrink_stores
+    from demotools.store.shrink import shrink_stores
 
     if name is not None and len(stores) != 1:
         raise click.UsageError("--name names one copy: give exactly one STORE")
     paths = [shell.store(store) for store in stores]
-    if name is not None:
-        copy = shell.new_store(name)
-        results = [
-            shrink_store(
-                paths[0], copy, episodes=episodes, seed=seed, overwrite=overwrite, quiet=shell.quiet
-            )
-        ]
-    else:
-        results = shrink_stores(
-            paths,
-            shell.folder,
-            episodes=episodes,
-            seed=seed,
-            overwrite=overwrite,
-            quiet=shell.quiet,
-        )
+    twin = None if name is None else shell.new_store(name)
+    results = shrink_stores(paths, shell.folder, twin, **choices, quiet=shell.quiet)
     lines = [
         f"skipped {result.parent}: {result.skipped}"
         if result.skipped
@@ -182,10 +166,8 @@ def select_command(
 def merge_command(
     shell: Shell,
     stores: tuple[str, ...],
-    split: str | None,
-    dedupe: bool,
     name: str,
-    overwrite: bool,
+    **choices: Any,
 ) -> None:
     """Merge several stores into a new one.
 
@@ -199,14 +181,7 @@ def merge_command(
     from demotools.store.reshape import merge_stores
 
     paths = [shell.store(store) for store in stores]
-    made = merge_stores(
-        paths,
-        shell.new_store(name),
-        split=split,
-        dedupe=dedupe,
-        overwrite=overwrite,
-        quiet=shell.quiet,
-    )
+    made = merge_stores(paths, shell.new_store(name), **choices, quiet=shell.quiet)
     shell.print_result(made)
 
 

@@ -60,6 +60,7 @@ def shrink_store(
 def shrink_stores(
     paths: Sequence[Path],
     folder: Path,
+    twin: Path | None = None,
     *,
     episodes: int,
     seed: int,
@@ -68,6 +69,7 @@ def shrink_stores(
 ) -> list[Shrunk]:
     """Make a twin of each store named; without a name, of every full training store of `folder`.
 
+    twin        of the only store named, see `shrink_store`
     returns     what became of each; without a name, a store that cannot be shrunk is skipped
 
     StoreError  a store named cannot be shrunk, or there is no full training store
@@ -83,7 +85,7 @@ def shrink_stores(
     for path in paths or full:
         try:
             result = shrink_store(
-                path, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
+                path, twin, episodes=episodes, seed=seed, overwrite=overwrite, quiet=quiet
             )
         except StoreError as error:
             if paths:
