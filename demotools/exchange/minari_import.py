@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -396,9 +396,7 @@ def _write_part(
     left_out: Counter[str] = Counter()
     for content, about in _read_episodes(dataset, rows):
         try:
-            episode = _checked_episode(
-                content, about, shape, manifest, dataset.split, dataset.outcomes
-            )
+            episode = _checked_episode(content, about, dataset, manifest)
             seed = int(episode.seed[0])
             if seed in seeds and seed >= 0:
                 raise _UnfitError("its seed is that of an earlier episode")
@@ -465,18 +463,9 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
                 raise _broken(f"episode {number} of the dataset {wrong}", file)
 
 
-def _checked_episode(
-    content: Any,
-    about: Any,
-    shape: tuple[int, ...],
-    manifest: Manifest,
-    split: Split,
-    outcomes: Sequence[str],
-) -> Episodes:
-    """The steps of one episode, views as images; _UnfitError where a store cannot hold them.
-
-    outcomes   those of `OUTCOMES` that are kept; with rewards, failures are too
-    """
+def _checked_episode(content: Any, about: Any, dataset: Dataset, manifest: Manifest) -> Episodes:
+    """The steps of one episode, views as images; _UnfitError where a store cannot hold them."""
+    shape, outcomes = dataset.minari.observation_space["image"].shape, dataset.outcomes
     seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
     if not steps:
@@ -488,7 +477,7 @@ def _checked_episode(
     if "reward" not in outcomes and not 0 < float(rewards[-1]) < np.inf:
         raise _UnfitError("not a success: no reward at its end")
     missions = seen.get("mission")
-    seed = _seed(about.get("seed"), split)
+    seed = _seed(about.get("seed"), dataset.split)
     mission = _mission(missions, manifest)
     # one observation for each step, and one after the last
     rows = len(missions) if len(missions) in (steps, steps + 1) else -1
