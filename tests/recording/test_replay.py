@@ -184,7 +184,7 @@ def test_a_level_without_an_environment_is_not_played(tmp_path: Path) -> None:
     store = build_store(tmp_path / "PutNext.zarr", make_episodes([2, 3]), level="PutNext")
     check = replay_check(store, 10, quiet=True)
     assert check.skipped and check.passed
-    assert check.note.startswith("not played: this level cannot be played: today's minigrid has")
+    assert check.note.startswith("not played: this level cannot be played: minigrid does not have")
 
 
 def test_the_command_plays_as_many_episodes_as_asked_for(recorded: Store) -> None:
