@@ -55,6 +55,46 @@ def test_a_plan_without_end_is_a_failure_after_a_counted_number_of_looks() -> No
     assert results == [Failure(6, "replan limit")] * 2
 
 
+def is_solvable(level: Any) -> bool:
+    """Whether a target, or a key to a locked door, can be reached without opening a lock.
+
+    Things that can be moved are no obstacle.
+    """
+    reached = {tuple(map(int, level.agent_pos))}
+    waiting, colours = list(reached), set()
+    while waiting:
+        x, y = waiting.pop()
+        for place in {(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)} - reached:
+            cell = level.grid.get(*place)
+            if cell and cell.type == "door" and cell.is_locked:
+                colours.add(cell.color)
+            elif not cell or cell.type != "wall":
+                reached.add(place)
+                waiting.append(place)
+    _, targets = level.instrs.desc.find_matching_objs(level)
+    keys = [
+        place
+        for place in reached
+        if (cell := level.grid.get(*place)) and cell.type == "key" and cell.color in colours
+    ]
+    return bool(keys) or any(tuple(map(int, place)) in reached for place in targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("level", "unsolvable"), [("Unlock", 18), ("GoToImpUnlock", 20)])
+def test_the_bot_solves_what_can_be_solved_of_the_evaluation(level: str, unsolvable: int) -> None:
+    environment = make_environment(level)
+    failed, without_a_way = [], []
+    for seed in range(2_000_000_000, 2_000_001_000):
+        environment.reset(seed=seed)
+        if not is_solvable(environment.unwrapped):
+            without_a_way.append(seed)
+        if isinstance(record_episode(environment, seed), Failure):
+            failed.append(seed)
+    assert failed == without_a_way
+    assert len(failed) == unsolvable
+
+
 def test_a_bot_that_gives_up_is_a_failure_with_its_reason() -> None:
     import gymnasium
     import minigrid  # noqa: F401  (registers the environments)
