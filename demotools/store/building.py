@@ -45,11 +45,12 @@ from demotools.store.format import (
     SCHEMA,
     SCHEMA_VERSION,
     TEXTS,
+    ZSTD_LEVEL,
+    ArrayMetadata,
     array_json,
     array_names,
     aside_folder,
     checked_chunks,
-    chunk_files,
     ends_with_checksum,
     is_ours,
     metadata_hash,
@@ -575,7 +576,6 @@ def join_parts(
 
 
 TEXTS_A_CHUNK = 1 << 17
-_ZSTD_LEVEL = 3
 
 
 def group_json(attributes: Mapping[str, Any]) -> bytes:
@@ -591,12 +591,9 @@ def raw_array(
     dtype        uint8, or a longer number: then little-endian
     chunk_rows   rows in a chunk; only the first axis is cut
     """
-    size = np.dtype(dtype).itemsize
-    order = {"configuration": {"endian": "little"}} if size > 1 else {}
-    chunk = [chunk_rows, *shape[1:]]
-    codecs: list[dict[str, Any]] = [{"name": "bytes", **order}, {"name": "crc32c"}]
-    _new_array(folder, name, dtype, (list(shape), chunk), codecs, fill_value=0)
-    return ChunkFiles(chunk_files(folder, name), int(np.prod(chunk)) * size)
+    metadata = _new_array(folder, name, dtype, shape, chunk_rows)
+    size_bytes = int(np.prod(metadata.chunk_shape)) * np.dtype(dtype).itemsize
+    return ChunkFiles(metadata.chunk_files(folder / name), size_bytes)
 
 
 def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
@@ -606,15 +603,9 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
     count    of texts
     """
     length = min(count, TEXTS_A_CHUNK)
-    zstd = {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}
-    codecs: list[dict[str, Any]] = [
-        {"name": "vlen-utf8", "configuration": {}},
-        zstd,
-        {"name": "crc32c"},
-    ]
-    _new_array(folder, TEXTS, "string", ([count], [length]), codecs, fill_value="")
-    texts, packed = VLenUTF8(), Zstd(level=_ZSTD_LEVEL, checksum=False)
-    for file, block in zip(chunk_files(folder, TEXTS), blocks, strict=True):
+    files = _new_array(folder, TEXTS, "string", [count], length).chunk_files(folder / TEXTS)
+    texts, packed = VLenUTF8(), Zstd(level=ZSTD_LEVEL, checksum=False)
+    for file, block in zip(files, blocks, strict=True):
         # the last chunk is as long as the others
         whole = block + [""] * (length - len(block))
         unpacked = texts.encode(np.array(whole, dtype=object))
@@ -630,29 +621,14 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
 
 
 def _new_array(
-    folder: Path,
-    name: str,
-    data_type: str,
-    shapes: tuple[list[int], list[int]],
-    codecs: list[dict[str, Any]],
-    *,
-    fill_value: int | str,
-) -> None:
-    shape, chunk = shapes
-    metadata = {
-        "shape": shape,
-        "data_type": data_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill_value,
-        "codecs": codecs,
-        "attributes": {},
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-    }
+    folder: Path, name: str, data_type: str, shape: Sequence[int], chunk_rows: int
+) -> ArrayMetadata:
+    metadata = ArrayMetadata.model_construct(
+        shape=tuple(shape), data_type=data_type, chunk_shape=(chunk_rows, *shape[1:])
+    )
     (folder / name).mkdir()
-    (folder / name / "zarr.json").write_bytes(_json(metadata))
+    (folder / name / "zarr.json").write_bytes(_json(metadata.as_zarr()))
+    return metadata
 
 
 def _json(content: dict[str, Any]) -> bytes:

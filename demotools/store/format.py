@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 import google_crc32c
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from demotools.babyai.cells import VIEW_SIZE
@@ -45,6 +45,9 @@ COPY_BYTES = 1 << 18
 JSON_BYTES_AT_MOST = 1 << 26
 # A chunk of missions holds 2^17, and int32 rows name at most 2^31 of them; the others have fewer.
 _CHUNKS_AT_MOST = 1 << 14
+ZSTD_LEVEL = 3
+# What changes nothing that is read.
+_MAY_DIFFER = ("attributes", "storage_transformers")
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Count = Annotated[int, Field(ge=1, strict=True)]
@@ -87,50 +90,45 @@ class StoreAttributes(BaseModel):
 Size = Annotated[int, Field(ge=1, le=1 << 53)]
 
 
-class _Checked(BaseModel):
-    # the parts are built with the whole, not once more each
+class ArrayMetadata(BaseModel):
+    """What the format leaves open of an array; `as_zarr` is all that its zarr.json says.
+
+    chunk_shape   of every chunk, the last padded
+    """
+
     model_config = ConfigDict(strict=True, frozen=True, defer_build=True)
 
-
-class _Codec(_Checked):
-    name: str
-    configuration: dict[str, JsonValue] = Field(default_factory=dict)
-
-
-class _ChunkShape(_Checked):
-    chunk_shape: tuple[Size, ...]
-
-
-class _ChunkGrid(_Checked):
-    name: Literal["regular"]
-    configuration: _ChunkShape
-
-
-class _Separator(_Checked):
-    separator: Literal["/"]
-
-
-class _ChunkKeys(_Checked):
-    name: Literal["default"]
-    configuration: _Separator
-
-
-class ArrayMetadata(_Checked):
-    """The zarr.json of an array."""
-
-    zarr_format: Literal[3]
-    node_type: Literal["array"]
     shape: tuple[Size, ...]
     data_type: str
-    chunk_grid: _ChunkGrid
-    chunk_key_encoding: _ChunkKeys
-    codecs: tuple[_Codec, ...]
-    fill_value: int | str
+    chunk_shape: tuple[Size, ...] = Field(
+        validation_alias=AliasPath("chunk_grid", "configuration", "chunk_shape")
+    )
 
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of every chunk, the last padded."""
-        return self.chunk_grid.configuration.chunk_shape
+    def as_zarr(self) -> dict[str, Any]:
+        """The content of the zarr.json, in zarr's own order of keys."""
+        if self.data_type == "string":
+            zstd = {"level": ZSTD_LEVEL, "checksum": False}
+            codecs: list[dict[str, Any]] = [
+                {"name": "vlen-utf8", "configuration": {}},
+                {"name": "zstd", "configuration": zstd},
+            ]
+        elif np.dtype(self.data_type).itemsize > 1:
+            codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        else:
+            codecs = [{"name": "bytes"}]
+        chunk_grid = {"name": "regular", "configuration": {"chunk_shape": list(self.chunk_shape)}}
+        return {
+            "shape": list(self.shape),
+            "data_type": self.data_type,
+            "chunk_grid": chunk_grid,
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "" if self.data_type == "string" else 0,
+            "codecs": [*codecs, {"name": "crc32c"}],
+            "attributes": {},
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
 
     @property
     def chunk_count(self) -> int:
@@ -153,33 +151,25 @@ class ArrayMetadata(_Checked):
         return [folder / f"c/{number}{others}" for number in range(self.chunk_count)]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What the format says of one array; a size of None may be any."""
-
-    data_types: tuple[str, ...]
-    sizes: tuple[int | None, ...] = (None,)
-    codecs: tuple[str, ...] = ("bytes", "crc32c")
-    fill_value: int | str = 0
-
-
-_STEP = _Layout(("uint8",))
-_LAYOUTS = {
-    "cells": _Layout(("uint8",), (None, VIEW_SIZE, VIEW_SIZE)),
-    "image": _Layout(("uint8",), (None, None, None, None)),
+_BYTE = ("uint8",)
+_STEP = (_BYTE, (None,))
+_LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]] = {
+    "cells": (_BYTE, (None, VIEW_SIZE, VIEW_SIZE)),
+    "image": (_BYTE, (None, None, None, None)),
     "direction": _STEP,
     "action": _STEP,
     "mask": _STEP,
-    "episode_offset": _Layout(("int64",)),
-    "episode_mission": _Layout(("int32",)),
-    "episode_seed": _Layout(("int64",)),
-    TEXTS: _Layout(("string",), codecs=("vlen-utf8", "zstd", "crc32c"), fill_value=""),
-    "mission_tokens": _Layout(("uint8", "uint16"), (None, None)),
+    "episode_offset": (("int64",), (None,)),
+    "episode_mission": (("int32",), (None,)),
+    "episode_seed": (("int64",), (None,)),
+    TEXTS: (("string",), (None,)),
+    "mission_tokens": (("uint8", "uint16"), (None, None)),
     "taken": _STEP,
     "subgoal": _STEP,
-    **{name: _Layout((dtype,)) for name, dtype in OUTCOMES.items()},
-    LEVELS: _Layout(("uint8",)),
+    **{name: ((dtype,), (None,)) for name, dtype in OUTCOMES.items()},
+    LEVELS: (_BYTE, (None,)),
 }
+"""Of each array the types that it may have, and its shape; a size of None may be any."""
 
 
 def damaged(path: Path, what: str) -> StoreError:
@@ -238,10 +228,10 @@ def is_ours(path: Path) -> bool:
 
 def read_attributes(path: Path) -> StoreAttributes:
     """The attributes of a finished store; StoreError otherwise (see `open_store`)."""
-    return parsed_attributes(group_json(present_folder(path), path), path)
+    return parsed_attributes(root_json(present_folder(path), path), path)
 
 
-def group_json(folder: Path, path: Path) -> bytes:
+def root_json(folder: Path, path: Path) -> bytes:
     """The zarr.json of a store's group; StoreError where there is none that can be read.
 
     folder   where the store lies now (see `present_folder`)
@@ -388,19 +378,24 @@ def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
         raise damaged(path, f"{array}/zarr.json is wrong at {place}: {what}") from error
     if wrong := _difference(array, metadata):
         raise damaged(path, f"{array}/zarr.json describes no array of a demo store: {wrong}")
+    found = from_json(content)
+    for key, value in metadata.as_zarr().items():
+        if key not in _MAY_DIFFER and found.get(key) != value:
+            what = f"{array}/zarr.json is wrong at {key}: it must be {json.dumps(value)}"
+            raise damaged(path, what)
     return metadata
 
 
 def _difference(array: str, metadata: ArrayMetadata) -> str:
-    """What the format does not say of this array; nothing where all is well."""
-    layout = _LAYOUTS.get(array)
-    if layout is None:
-        return "the format has none of this name"
+    """Why the format has no such array; nothing where it has."""
+    data_types, sizes = _LAYOUTS.get(array, ((), ()))
     shape, chunk = metadata.shape, metadata.chunk_shape
-    if metadata.data_type not in layout.data_types:
-        return f"its type is {metadata.data_type!r} instead of {' or '.join(layout.data_types)}"
-    if len(shape) != len(layout.sizes) or any(
-        wanted not in (None, size) for wanted, size in zip(layout.sizes, shape, strict=True)
+    if not data_types:
+        return "the format has none of this name"
+    if metadata.data_type not in data_types:
+        return f"its type is {metadata.data_type!r} instead of {' or '.join(data_types)}"
+    if len(shape) != len(sizes) or any(
+        wanted not in (None, size) for wanted, size in zip(sizes, shape, strict=True)
     ):
         return f"its shape is {list(shape)}"
     # only the first axis is cut, and a chunk is never longer than the array
@@ -408,12 +403,6 @@ def _difference(array: str, metadata: ArrayMetadata) -> str:
         return f"its chunks have the shape {list(chunk)}"
     if metadata.chunk_count > _CHUNKS_AT_MOST:
         return f"it has {metadata.chunk_count:,} chunks"
-    names = tuple(codec.name for codec in metadata.codecs)
-    order = metadata.codecs[0].configuration.get("endian", "little") if names else None
-    if names != layout.codecs or order != "little":
-        return f"its codecs are {list(names)}, or not little-endian"
-    if metadata.fill_value != layout.fill_value:
-        return f"it is filled with {metadata.fill_value!r}"
     return ""
 
 

@@ -41,13 +41,13 @@ from demotools.store.format import (
     array_names,
     check_lengths,
     damaged,
-    group_json,
     is_ours,
     metadata_hash,
     missing_store,
     parsed_attributes,
     parsed_metadata,
     present_folder,
+    root_json,
 )
 
 Image = NDArray[np.uint8]
@@ -476,7 +476,7 @@ def _folder_state(path: Path) -> tuple[int, int] | None:
 
 def _opened(path: Path) -> Store:
     folder = present_folder(path)
-    root = group_json(folder, path)
+    root = root_json(folder, path)
     attributes = parsed_attributes(root, path)
     try:
         names = array_names(folder)
