@@ -274,13 +274,13 @@ def guessed_manifest(level: str, source: Path | str, read_off: str) -> Manifest:
         ) from error
 
 
-def manifest_text(level: str, extra: Path | None = None) -> str:
+def manifest_text(level: str) -> str:
     """The manifest of a level as TOML: its file, or what its family says of it.
 
     ManifestError  see `read_manifest`
     """
-    manifest = read_manifest(level, extra)
-    for folder in manifest_folders(extra):
+    manifest = read_manifest(level)
+    for folder in manifest_folders():
         path = folder / f"{manifest.level}.toml"
         if path.is_file():
             return path.read_text("utf-8")
@@ -288,27 +288,25 @@ def manifest_text(level: str, extra: Path | None = None) -> str:
     return tomli_w.dumps(known)
 
 
-def read_archive(name: str, extra: Path | None = None) -> PublishedFile:
+def read_archive(name: str) -> PublishedFile:
     """An archive that holds the files of several levels, by its name in `archives.toml`.
 
     ManifestError  no such archive, or a file that does not parse
     """
-    return _entry(name, _ARCHIVES, _ARCHIVES_TABLE, "archive", extra)
+    return _entry(name, _ARCHIVES, _ARCHIVES_TABLE, "archive")
 
 
-def read_dataset(name: str, extra: Path | None = None) -> PublishedDataset:
+def read_dataset(name: str) -> PublishedDataset:
     """A data set that holds the episodes of several levels, by its name in `datasets.toml`.
 
     ManifestError  no such data set, or a file that does not parse
     """
-    return _entry(name, _DATASETS, _DATASETS_TABLE, "data set", extra)
+    return _entry(name, _DATASETS, _DATASETS_TABLE, "data set")
 
 
-def _entry(
-    name: str, file: str, table: TypeAdapter[dict[str, Parsed]], what: str, extra: Path | None
-) -> Parsed:
+def _entry(name: str, file: str, table: TypeAdapter[dict[str, Parsed]], what: str) -> Parsed:
     """The entry of this name in the first of the folders' files that has it."""
-    for path in (folder / file for folder in manifest_folders(extra)):
+    for path in (folder / file for folder in manifest_folders()):
         if path.is_file():
             entries = _parsed(path, table.validate_python)
             if name in entries:
@@ -316,24 +314,24 @@ def _entry(
     raise ManifestError(f"there is no such {what}", path=name, fix=f"describe it in {file}")
 
 
-def levels_of_datasets(extra: Path | None = None) -> list[str]:
+def levels_of_datasets() -> list[str]:
     """The levels of the families that a data set holds: those without a manifest of their own."""
-    tables = [table for each in _families(extra) for table in each.configurations.values()]
+    tables = [table for each in _families() for table in each.configurations.values()]
     return sorted({level for table in tables for level in table})
 
 
-def level_of_configuration(name: str, extra: Path | None = None) -> str | None:
+def level_of_configuration(name: str) -> str | None:
     """The level that a name means as data sets spell it; None where it means none.
 
     >>> level_of_configuration("babyai-go-to-local"), level_of_configuration("babyai-put-next")
     ('GoToLocal', 'PutNextS7N4')
     """
-    for families in _families(extra):
+    for families in _families():
         for table in families.configurations.values():
             for level, configuration in table.items():
                 if configuration == name:
                     return level
-    folded = {level.lower(): level for level in all_level_names(extra)}
+    folded = {level.lower(): level for level in all_level_names()}
     return folded.get(
         level_from_environment_id(name).replace("-", "").lower().removeprefix("babyai")
     )
@@ -357,7 +355,7 @@ def store_name(level: str, split: str) -> str:
     return level if split == "train" else f"{level}-{split}"
 
 
-def _families(extra: Path | None) -> list[_Families]:
+def _families(extra: Path | None = None) -> list[_Families]:
     paths = [folder / _FAMILIES for folder in manifest_folders(extra)]
     return [_parsed(path, _Families.model_validate) for path in filter(Path.is_file, paths)]
 

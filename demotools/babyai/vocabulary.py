@@ -85,12 +85,11 @@ def alike(tokens: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, int] | N
 
 
 def mission_tokens(
-    missions: Sequence[str], words: Sequence[str] = WORDS, length: int | None = None
+    missions: Sequence[str], words: Sequence[str] = WORDS
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Token ids of missions, 0 where a mission is shorter than the longest.
 
     words    every word of every mission must be among them (KeyError otherwise)
-    length   L; None means the longest mission; longer missions are cut
     returns  uint8 (uint16 from 256 words on) [M, L]
 
     >>> mission_tokens(["go to a box", "open the door"])
@@ -99,10 +98,10 @@ def mission_tokens(
     """
     ids = word_ids(words)
     rows = [[ids[word] for word in mission_words(mission)] for mission in missions]
-    width = max(map(len, rows), default=0) if length is None else length
+    width = max(map(len, rows), default=0)
     tokens = np.zeros((len(rows), width), dtype=token_dtype(len(words)))
     for row, numbers in zip(tokens, rows, strict=True):
-        row[: len(numbers)] = numbers[:width]
+        row[: len(numbers)] = numbers
     return tokens
 
 

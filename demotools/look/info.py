@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from demotools.errors import printable_values
 from demotools.output import counted, size_on_disk, size_text
 from demotools.store.reading import Store, open_store
@@ -41,14 +39,13 @@ def store_info(path: Path) -> dict[str, Any]:
     about = store.attributes.model_dump()
     words = about.pop("vocabulary")
     about = {name: value for name, value in about.items() if name != "subgoals" or value}
-    length = np.diff(store.episode_offset)
     return {
         "name": store.name,
         "path": str(path),
         **about,
         "words": len(words),
-        "mean_length": float(length.mean()),
-        "longest": int(length.max()),
+        "mean_length": float(store.lengths.mean()),
+        "longest": int(store.lengths.max()),
         **(
             {"ends": dict(sorted(Counter(store.ends.tolist()).items()))}
             if "reward" in store.optional

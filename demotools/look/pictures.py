@@ -24,6 +24,8 @@ BACKGROUND = (24, 24, 27)
 TEXT = (228, 228, 231)
 _TROUGH, _PLAIN, _MARKED = (39, 39, 42), (82, 82, 91), (59, 130, 246)
 _UP = 3
+_TEXT_SIZE, _GAP = 14, 8
+_STEP_MILLISECONDS, _LAST_MILLISECONDS = 300, 1500
 
 
 @lru_cache(maxsize=4096)
@@ -86,21 +88,22 @@ def _tiled(cells: NDArray[np.uint8], tile: int) -> Picture:
     return np.vstack([np.hstack(row) for row in tiles])
 
 
-def panel(pictures: Sequence[Picture], lines: Sequence[str], *, text_size: int = 14) -> Picture:
+def panel(
+    pictures: Sequence[Picture], lines: Sequence[str], *, text_size: int = _TEXT_SIZE
+) -> Picture:
     """Pictures side by side, with lines of text beneath.
 
     returns   uint8 [height, width, 3]
     """
-    gap = 8
     height = max(len(picture) for picture in pictures)
-    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
+    width = sum(picture.shape[1] for picture in pictures) + _GAP * (len(pictures) - 1)
     line_height = text_size + 5
     below = len(lines) * line_height + (4 if lines else 0)
     result = Image.new("RGB", (width, height + below), BACKGROUND)
     left = 0
     for picture in pictures:
         result.paste(Image.fromarray(picture), (left, (height - len(picture)) // 2))
-        left += picture.shape[1] + gap
+        left += picture.shape[1] + _GAP
     tops = range(height + 3, height + below, line_height)
     _write(result, [((4, top), line) for top, line in zip(tops, lines, strict=False)], text_size)
     return np.asarray(result)
@@ -117,9 +120,7 @@ def _write(image: Image.Image, texts: Iterable[tuple[tuple[int, int], str]], siz
     image.paste(TEXT, (0, 0), mask)
 
 
-def bar_picture(
-    bars: Sequence[tuple[str, float]], height: int, *, marked: int, text_size: int = 14
-) -> Picture:
+def bar_picture(bars: Sequence[tuple[str, float]], height: int, *, marked: int) -> Picture:
     """Shares as bars below each other: the name, the bar, its percentage.
 
     bars      names and shares, 0 to 1
@@ -127,24 +128,24 @@ def bar_picture(
     marked    number of the bar that stands out
     returns   uint8 [height, width, 3]
     """
-    length, gap, thick = 110, 8, text_size - 2
-    names = round(max(_font(text_size).getlength(name) for name, _share in bars))
-    left = names + 2 * gap
+    length, thick, font = 110, _TEXT_SIZE - 2, _font(_TEXT_SIZE)
+    names = round(max(font.getlength(name) for name, _share in bars))
+    left = names + 2 * _GAP
     pitch = height // len(bars)
-    width = left + length + gap + round(_font(text_size).getlength("100.0%")) + gap
+    width = left + length + round(font.getlength("100.0%")) + 2 * _GAP
     result = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(result)
     texts = []
     for number, (name, share) in enumerate(bars):
         middle = number * pitch + pitch // 2
-        top, text_top = middle - thick // 2, middle - text_size // 2 - 2
+        top, text_top = middle - thick // 2, middle - _TEXT_SIZE // 2 - 2
         draw.rectangle((left, top, left + length, top + thick), fill=_TROUGH)
         if end := round(length * share):
             colour = _MARKED if number == marked else _PLAIN
             draw.rectangle((left, top, left + end, top + thick), fill=colour)
-        texts.append(((gap, text_top), name))
-        texts.append(((left + length + gap, text_top), f"{share:.1%}"))
-    _write(result, texts, text_size)
+        texts.append(((_GAP, text_top), name))
+        texts.append(((left + length + _GAP, text_top), f"{share:.1%}"))
+    _write(result, texts, _TEXT_SIZE)
     return np.asarray(result)
 
 
@@ -164,13 +165,13 @@ def equally_large(pictures: Sequence[Picture]) -> list[Picture]:
     return results
 
 
-def wrapped(text: str, width: int, *, text_size: int = 14) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """The text cut between words into lines of at most `width` pixels.
 
     >>> wrapped("go to the red ball", 80)
     ['go to the', 'red ball']
     """
-    font = _font(text_size)
+    font = _font(_TEXT_SIZE)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -203,9 +204,7 @@ def sheet(panels: Sequence[Picture], *, gap: int = 8) -> Picture:
     return result
 
 
-def animation(
-    pictures: Sequence[Picture], *, step_milliseconds: int = 300, last_milliseconds: int = 1500
-) -> bytes:
+def animation(pictures: Sequence[Picture]) -> bytes:
     """The pictures, all of one size, as the bytes of a GIF that repeats.
 
     Pixels are exact as long as all pictures together have no more than 256 colours, which tiles
@@ -227,7 +226,7 @@ def animation(
             for picture in pictures
         ]
     stream = io.BytesIO()
-    durations = [step_milliseconds] * (len(images) - 1) + [last_milliseconds]
+    durations = [_STEP_MILLISECONDS] * (len(images) - 1) + [_LAST_MILLISECONDS]
     images[0].save(
         stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
     )

@@ -127,7 +127,7 @@ def _page(one: StoreStatistics, *, quiet: bool) -> dict[str, Any]:
     return {
         "info": one.info,
         "provenance": _provenance(one.info),
-        "lengths": length_bars(one.length),
+        "lengths": length_bars(store.lengths),
         "actions": bars(zip(ACTIONS, one.action_steps.tolist(), strict=True), keep_order=True),
         "missions": bars(missions, total=store.episodes),
         "words": bars(words, total=store.episodes),
@@ -218,7 +218,7 @@ def gallery_episodes(length: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def gallery(one: StoreStatistics, *, quiet: bool) -> list[dict[str, Any]]:
     """Eight episodes as small animations: the first hundred steps of each."""
-    store, length = one.store, one.length
+    store, length = one.store, one.store.lengths
     chosen = gallery_episodes(length)
     missions = one.store.texts(store.episode_mission[chosen])
     bar = progress_bar(

@@ -143,8 +143,7 @@ def chosen_episode(
                 fix=f"ask for one of {', '.join(sorted(set(ends.tolist())))}",
             )
     if longest:
-        length = np.diff(store.episode_offset)[candidates]
-        return int(candidates[length.argmax()])
+        return int(candidates[store.lengths[candidates].argmax()])
     return int(np.random.default_rng().choice(candidates) if random else candidates[0])
 
 

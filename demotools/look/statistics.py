@@ -47,15 +47,10 @@ class StoreStatistics:
         """The store's name."""
         return self.store.name
 
-    @property
-    def length(self) -> NDArray[np.int64]:
-        """Steps of each episode: int64 [E]."""
-        return np.diff(self.store.episode_offset)
-
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
         percent = (0, 25, 50, 75, 100)
-        quartiles = np.percentile(self.length, percent).tolist()
+        quartiles = np.percentile(self.store.lengths, percent).tolist()
         objects = {}
         if self.cell_counts is not None:
             objects = dict(zip(OBJECTS, self.cell_counts.sum(axis=(1, 2)).tolist(), strict=True))

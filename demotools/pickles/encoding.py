@@ -13,6 +13,7 @@ view.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +82,9 @@ class Evidence:
 
     episodes: int = 0
     with_agent: int = 0
-    impossible: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
-    agreeing: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
-    differing: dict[Encoding, int] = field(default_factory=lambda: dict.fromkeys(Encoding, 0))
+    impossible: Counter[Encoding] = field(default_factory=Counter)
+    agreeing: Counter[Encoding] = field(default_factory=Counter)
+    differing: Counter[Encoding] = field(default_factory=Counter)
 
     def add(self, images: NDArray[np.uint8], mission: str, action: int) -> None:
         """Take an episode into account.

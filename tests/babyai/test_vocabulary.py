@@ -59,10 +59,6 @@ def test_more_than_255_words_need_two_bytes() -> None:
     assert tokens.tolist() == [[len(words)]]
 
 
-def test_a_given_length_cuts_and_pads() -> None:
-    assert mission_tokens(["go to the red ball", "go"], length=2).tolist() == [[1, 2], [1, 0]]
-
-
 @given(st.lists(st.text(), max_size=5))
 def test_every_text_has_tokens_under_its_own_extended_vocabulary(missions: list[str]) -> None:
     words = extended_words(missions)
