@@ -89,6 +89,15 @@ def _load_torch() -> None:
         notice.cancel()
 
 
+def _load_torch_for(checkpoint: Path | None, level: str | None = None) -> None:
+    """Load torch where there is such a checkpoint, and such a level; else say so at once."""
+    from trainer.run.folder import refuse_level, refuse_missing
+
+    refuse_missing(checkpoint)
+    refuse_level(level, checkpoint)
+    _load_torch()
+
+
 def _checkpoint(*, required: bool = True) -> Callable[[Command], Command]:
     return click.argument("checkpoint", type=click.Path(path_type=Path), required=required)
 
@@ -374,11 +383,7 @@ def evaluate(
         raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
-    from trainer.run.folder import refuse_level, refuse_missing
-
-    refuse_missing(checkpoint)
-    refuse_level(level, checkpoint)
-    _load_torch()
+    _load_torch_for(checkpoint, level)
     from trainer.run.success import measured_success
 
     if output is not None:
@@ -568,13 +573,11 @@ def watch(
       trainer watch runs/BabyAIGoToLocalBCSmall --worst
       trainer watch runs/BabyAIGoToLocalBCSmall --level GoToObj --gif agent.gif
     """
-    from trainer.run.folder import check_suffix, refuse_level, refuse_missing
+    from trainer.run.folder import check_suffix
 
-    refuse_missing(checkpoint)
-    refuse_level(level, checkpoint)
     if gif:
         check_suffix(gif, ".gif")
-    _load_torch()
+    _load_torch_for(checkpoint, level)
     from demotools.babyai.levels import EVALUATION_SEED
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
@@ -636,11 +639,7 @@ def export(
     """
     if written["half"] and kind != "weights":
         raise click.UsageError("--half needs --to weights")
-    from trainer.run.folder import refuse_level, refuse_missing
-
-    refuse_missing(checkpoint)
-    refuse_level(level, checkpoint)
-    _load_torch()
+    _load_torch_for(checkpoint, level)
     from trainer.run.export import export_policy
 
     exported = export_policy(checkpoint, kind, level=level, quiet=quiet, **written)
@@ -672,7 +671,7 @@ def push(checkpoint: Path, place: str, as_json: bool, quiet: bool, **published: 
       trainer push runs/BabyAIGoToLocalBCSmall hf:me/babyai-gotolocal
       trainer evaluate hf:me/babyai-gotolocal
     """
-    _load_torch()
+    _load_torch_for(checkpoint)
     from trainer.report.push import push_policy
 
     pushed = push_policy(checkpoint, place, quiet=quiet, **published)
