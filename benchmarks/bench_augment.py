@@ -36,15 +36,19 @@ CHOICES: dict[str, tuple[Symmetry, ...]] = {
 def makers(store: Store, rollouts: int, rollout_len: int) -> dict[str, Callable[[], Batch]]:
     """A function for each kind of batch, every one with a stream of its own."""
 
-    def stream() -> ExpertTrajectoryIterator:
+    def stream(augmenter: Augmenter | None = None) -> ExpertTrajectoryIterator:
         return ExpertTrajectoryIterator(
-            store, rollouts=rollouts, rollout_len=rollout_len, seed=1, layout="native"
+            store,
+            rollouts=rollouts,
+            rollout_len=rollout_len,
+            seed=1,
+            layout="native",
+            augmenter=augmenter,
         )
 
     def augmented(symmetries: tuple[Symmetry, ...]) -> Callable[[], Batch]:
-        words = store.attributes.vocabulary
-        augmenter, batches = Augmenter(symmetries, words, rollouts=rollouts, seed=1), stream()
-        return lambda: augmenter(next(batches), batches.mission_tokens)
+        batches = stream(Augmenter(symmetries, store.attributes.vocabulary, seed=1))
+        return lambda: next(batches)
 
     plain = stream()
     return {"batch": lambda: next(plain)} | {

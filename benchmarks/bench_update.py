@@ -196,13 +196,10 @@ def recorded(level: str, folder: Path) -> Store:
 
 def batches(played: Played, store: Store) -> Iterator[Batch]:
     """Batches as the training loop gets them."""
-    words = store.attributes.vocabulary
-    iterator = ExpertTrajectoryIterator(
-        store, rollouts=played.B, rollout_len=played.T, layout="native"
+    augmenter = Augmenter(played.augment, store.attributes.vocabulary, seed=0)
+    return ExpertTrajectoryIterator(
+        store, rollouts=played.B, rollout_len=played.T, layout="native", augmenter=augmenter
     )
-    augmenter = Augmenter(played.augment, words, rollouts=played.B, seed=0)
-    while True:
-        yield augmenter(next(iterator), iterator.mission_tokens)
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]

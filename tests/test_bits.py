@@ -133,18 +133,21 @@ def batches_bits(folder: Path, layout: Layout, seed: int) -> dict[str, str]:
     return {"batches": digest(item for batch in made for item in named(batch, layout))}
 
 
-def iterator_of(store: Any, layout: Layout, seed: int) -> ExpertTrajectoryIterator:
-    return ExpertTrajectoryIterator(store, rollouts=8, rollout_len=16, seed=seed, layout=layout)
+def iterator_of(
+    store: Any, layout: Layout, seed: int, augmenter: Augmenter | None = None
+) -> ExpertTrajectoryIterator:
+    return ExpertTrajectoryIterator(
+        store, rollouts=8, rollout_len=16, seed=seed, layout=layout, augmenter=augmenter
+    )
 
 
 def augmented_bits(folder: Path, seed: int) -> dict[str, str]:
     store = build_store(folder / "GoToLocal.zarr", make_episodes(LENGTHS, seed=3))
-    batches = iterator_of(store, "native", seed)
     symmetries: tuple[Symmetry, ...] = ("recolor", "mirror", "retype")
-    augment = Augmenter(symmetries, batches.vocabulary, rollouts=8, seed=seed)
-    tokens = batches.mission_tokens
-    made = [augment(batch, tokens) for batch in islice(batches, 50)]
-    plain = batch_missions(next(batches), tokens)
+    augment = Augmenter(symmetries, store.attributes.vocabulary, seed=seed)
+    batches = iterator_of(store, "native", seed)
+    made = [*islice(iterator_of(store, "native", seed, augment), 50)]
+    plain = batch_missions(next(islice(batches, 50, None)), batches.mission_tokens)
     return {"batches": digest(item for batch in (*made, plain) for item in named(batch, "native"))}
 
 

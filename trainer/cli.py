@@ -383,6 +383,7 @@ def evaluate(
         raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
+
     _load_torch_for(checkpoint, level)
     from trainer.run.success import measured_success
 

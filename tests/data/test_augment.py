@@ -102,7 +102,7 @@ def text(tokens: torch.Tensor | NDArray[np.uint16]) -> list[str]:
 def check_symmetry(level: str, episode: Episode, symmetries: Sequence[Symmetry], seed: int) -> None:
     """The augmented episode is what the equally transformed environment shows and rewards."""
     tokens = torch.from_numpy(mission_tokens([episode.mission]).astype(np.int64))
-    batch = Augmenter(symmetries, WORDS, rollouts=1, seed=seed)(native(episode), tokens)
+    batch = Augmenter(symmetries, WORDS, seed=seed)(native(episode), tokens, np.zeros(1, int))
     environment = transformed_environment(
         level,
         drawn(seed).colours if "recolor" in symmetries else PERMUTATIONS[0],
@@ -199,8 +199,8 @@ def test_augmented_subgoals_are_those_of_a_bot_that_sees_the_transformed_environ
     plain, seed = played(make_environment(level)), telling_seed(0)
     batch = {**native(plain), "subgoal": torch.from_numpy(plain.optional["subgoal"][:, None])}
     tokens = torch.from_numpy(mission_tokens([plain.mission]).astype(np.int64))
-    augmenter = Augmenter(symmetries, WORDS, rollouts=1, seed=seed, subgoals=SUBGOALS)
-    found = augmenter(batch, tokens)["subgoal"][:, 0].numpy()
+    augmenter = Augmenter(symmetries, WORDS, seed=seed, subgoals=SUBGOALS)
+    found = augmenter(batch, tokens, np.zeros(1, int))["subgoal"][:, 0].numpy()
     changed = played(
         transformed_environment(
             level,
@@ -386,7 +386,7 @@ def test_a_batch_is_left_as_it_is(symmetries: list[Symmetry]) -> None:
     episode = first_episode("PickupLoc")
     batch, tokens = native(episode), torch.ones(1, 3, dtype=torch.int64)
     before = {name: values.clone() for name, values in batch.items()}
-    Augmenter(symmetries, WORDS, rollouts=1, seed=telling_seed(0))(batch, tokens)
+    Augmenter(symmetries, WORDS, seed=telling_seed(0))(batch, tokens, np.zeros(1, int))
     assert all(torch.equal(batch[name], before[name]) for name in before)
 
 
@@ -397,17 +397,18 @@ def test_an_episode_keeps_its_draw_across_batches_and_a_resumed_stream_draws_the
     words = store.attributes.vocabulary
 
     def batches(rollout_len: int, count: int, resume_at: int | None = None) -> torch.Tensor:
-        stream = ExpertTrajectoryIterator(
-            store, rollouts=2, rollout_len=rollout_len, layout="native"
-        )
-        augmenter = Augmenter(["recolor", "mirror", "retype"], words, rollouts=2, seed=7)
-        cells = []
+        def begun() -> ExpertTrajectoryIterator:
+            augmenter = Augmenter(["recolor", "mirror", "retype"], words, seed=7)
+            return ExpertTrajectoryIterator(
+                store, rollouts=2, rollout_len=rollout_len, layout="native", augmenter=augmenter
+            )
+
+        stream, cells = begun(), []
         for number in range(count):
             if number == resume_at:
-                state = augmenter.state()
-                augmenter = Augmenter(["recolor", "mirror", "retype"], words, rollouts=2, seed=7)
-                augmenter.load_state(state)
-            cells.append(augmenter(next(stream), stream.mission_tokens)["cells"].clone())
+                state, stream = stream.state(), begun()
+                stream.load_state(state)
+            cells.append(next(stream)["cells"].clone())
         return torch.cat(cells)
 
     whole = batches(rollout_len=60, count=1)
@@ -422,18 +423,12 @@ def test_rollouts_shared_out_to_two_processes_draw_what_one_would(
     words = store.attributes.vocabulary
 
     def cells(rank: int, world: int) -> torch.Tensor:
+        augmenter = Augmenter(["recolor", "mirror", "retype"], words, seed=1)
+        kinds: dict[str, Any] = {"layout": "native", "rank": rank, "world": world}
         stream = ExpertTrajectoryIterator(
-            store, rollouts=4, rollout_len=9, layout="native", rank=rank, world=world
+            store, rollouts=4, rollout_len=9, augmenter=augmenter, **kinds
         )
-        share = 4 // world
-        augmenter = Augmenter(
-            ["recolor", "mirror", "retype"],
-            words,
-            rollouts=share,
-            seed=1,
-            first_rollout=rank * share,
-        )
-        return augmenter(next(stream), stream.mission_tokens)["cells"]
+        return next(stream)["cells"]
 
     assert torch.equal(torch.cat([cells(0, 2), cells(1, 2)], dim=1), cells(0, 1))
 
@@ -465,7 +460,8 @@ def test_missions_are_listed_once_and_in_the_same_order_with_and_without_symmetr
         "masks": torch.from_numpy(masks),
         "mission": torch.from_numpy((episode * 7 % 4).astype(np.int32)),
     }
-    listed = Augmenter([], words, rollouts=rollouts, seed=0)(batch, torch.from_numpy(table))
+    begun = np.zeros(rollouts, dtype=np.int64)
+    listed = Augmenter([], words, seed=0)(batch, torch.from_numpy(table), begun)
     expected = batch_missions(batch, torch.from_numpy(table))
     assert all(torch.equal(listed[name], expected[name]) for name in expected)
 

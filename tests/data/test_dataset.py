@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from demotools.babyai.levels import Symmetry
+from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError, StoreError
 from demotools.store.reading import Store
+from trainer.data.augment import Augmenter
 from trainer.data.dataset import RolloutDataset
 from trainer.data.iterator import ExpertTrajectoryIterator
 
@@ -21,16 +24,23 @@ SETTINGS: dict[str, Any] = {"rollouts": 4, "rollout_len": 3, "seed": 7, "layout"
 
 
 @pytest.mark.parametrize(
-    ("workers", "start"),
-    [(0, None), (1, "fork"), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
+    ("workers", "start", "symmetries"),
+    [
+        (0, None, ()),
+        (1, "fork", ()),
+        (2, "fork", ("recolor", "mirror")),
+        pytest.param(2, "spawn", ("mirror",), marks=pytest.mark.slow),
+    ],
 )
 def test_a_data_loader_gives_the_same_stream_for_any_number_of_workers(
-    make_store: MakeStore, workers: int, start: str | None
+    make_store: MakeStore, workers: int, start: str | None, symmetries: tuple[Symmetry, ...]
 ) -> None:
     store = make_store(lengths=LENGTHS)
-    expected = list(ExpertTrajectoryIterator(store, **SETTINGS, max_steps=7 * 12))
+    augmenter = Augmenter(symmetries, WORDS, seed=1) if symmetries else None
+    settings: dict[str, Any] = {**SETTINGS, "max_steps": 7 * 12, "augmenter": augmenter}
+    expected = list(ExpertTrajectoryIterator(store, **settings))
     loader = DataLoader(
-        RolloutDataset(store, **SETTINGS, max_steps=7 * 12),
+        RolloutDataset(store, **settings),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=start,

@@ -555,8 +555,8 @@ def test_what_was_taken_and_the_subgoals_come_with_a_native_batch(tmp_path: Path
     action = batch["expert_action"].numpy()
     assert np.array_equal(batch["taken"].numpy(), (action + 1) % 7)
     assert np.array_equal(batch["subgoal"].numpy(), action * 2)
-    mirrored = Augmenter(["mirror"], noisy.attributes.vocabulary, rollouts=4, seed=3)(
-        batch, torch.from_numpy(noisy.mission_tokens.astype(np.int64))
+    mirrored = Augmenter(["mirror"], noisy.attributes.vocabulary, seed=3)(
+        batch, torch.from_numpy(noisy.mission_tokens.astype(np.int64)), np.zeros(4, np.int64)
     )
     changed = mirrored["expert_action"].numpy() != action
     assert changed.any()

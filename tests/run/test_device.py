@@ -11,6 +11,8 @@ import torch
 
 from demotools.babyai.vocabulary import WORDS
 from demotools.store.reading import Store
+from trainer.data.augment import Augmenter
+from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.run.state import Run, StoreBatches, new_run
 from trainer.settings.models import read_settings
 
@@ -27,29 +29,30 @@ def new(tmp_path: Path, recipe: str, stores: dict[str, Store], *overrides: str) 
 
 
 def test_augmented_batches_prepared_ahead_are_the_same_and_so_is_their_state(
-    make_store: Callable[..., Store], tmp_path: Path
+    make_store: Callable[..., Store],
 ) -> None:
     store = make_store(lengths=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])
-    changes = ("stages.0.off_policy.rollouts=3", "stages.0.off_policy.rollout_len=4")
-    run = new(
-        *(tmp_path / "run", "bc_small_cpu", {"GoToLocal": store}, "model.type=small"),
-        *("stages.0.off_policy.store=GoToLocal", *changes),
-    )
-    stage = run.settings.stages[0]
-    assert stage.off_policy is not None
-    assert stage.off_policy.augment
-    plain, ahead = (StoreBatches(run, stage, prefetch=one) for one in (False, True))
-    for _ in range(5):
-        assert_same(next(ahead), next(plain))
-    assert_same(ahead.state(), plain.state())
-    halfway = ahead.state()
-    following = [next(plain) for _ in range(3)]
-    for again in (ahead, StoreBatches(run, stage, prefetch=True)):
-        next(again)
-        again.load_state(halfway)
-        for batch in following:
-            assert_same(next(again), batch)
-        assert_same(again.state(), plain.state())
+
+    def begun(*, prefetch: bool) -> ExpertTrajectoryIterator:
+        augmenter = Augmenter(["recolor", "mirror"], store.attributes.vocabulary, seed=3)
+        kinds: dict[str, Any] = {"layout": "native", "prefetch": prefetch}
+        return ExpertTrajectoryIterator(
+            store, rollouts=3, rollout_len=4, augmenter=augmenter, **kinds
+        )
+
+    plain, ahead = begun(prefetch=False), begun(prefetch=True)
+    with closing(ahead), closing(begun(prefetch=True)) as resumed:
+        for _ in range(5):
+            assert_same(next(ahead), next(plain))
+        assert_same(ahead.state(), plain.state())
+        halfway = ahead.state()
+        following = [next(plain) for _ in range(3)]
+        for again in (ahead, resumed):
+            next(again)
+            again.load_state(halfway)
+            for batch in following:
+                assert_same(next(again), batch)
+            assert_same(again.state(), plain.state())
 
 
 def assert_same(mine: Any, theirs: Any) -> None:
@@ -63,25 +66,24 @@ def assert_same(mine: Any, theirs: Any) -> None:
         assert mine == theirs
 
 
-@pytest.mark.parametrize("prefetch", [False, True])
-def test_the_threads_of_a_stages_batches_end_with_it(
-    prefetch: bool, make_store: Callable[..., Store], tmp_path: Path
+def test_the_thread_of_a_stages_batches_ends_with_it(
+    make_store: Callable[..., Store], tmp_path: Path
 ) -> None:
     store = make_store(lengths=[3, 1, 4, 1, 5, 9])
     run = new(
         *(tmp_path / "run", "bc_small_cpu", {"GoToLocal": store}, "model.type=small"),
         *("stages.0.off_policy.store=GoToLocal", "stages.0.off_policy.rollouts=2"),
-        "stages.0.off_policy.shuffle='windowed'",  # the iterator has a thread of its own
+        "stages.0.off_policy.shuffle='windowed'",  # which is read ahead
     )
-    batches = StoreBatches(run, run.settings.stages[0], prefetch=prefetch)
+    others = preparing()  # of tests before this one
+    batches = StoreBatches(run, run.settings.stages[0])
     with pytest.raises(RuntimeError, match="out of batches"), closing(batches):
         next(batches)
-        assert preparing()
+        assert preparing() - others
         raise RuntimeError("out of batches")
-    assert not preparing()
+    assert not preparing() - others
 
 
-def preparing() -> list[str]:
+def preparing() -> set[threading.Thread]:
     """The threads that prepare batches."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith(("rollouts", "augmented"))]
+    return {one for one in threading.enumerate() if one.name.startswith("rollouts")}

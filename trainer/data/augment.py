@@ -18,7 +18,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import permutations, product
-from typing import Any
 
 import numpy as np
 import torch
@@ -182,11 +181,10 @@ def rephrased_missions(
 
 
 class Augmenter:
-    """Applies symmetries to the native batches of one iterator, in their order.
+    """Applies symmetries to the native batches of one iterator.
 
-    words           of the vocabulary, see `exchanged_words`
-    first_rollout   the number of the first row over all processes
-    subgoals        what the codes of `subgoal` stand for; without them exchanged batches have none
+    words      of the vocabulary, see `exchanged_words`
+    subgoals   what the codes of `subgoal` stand for; without them exchanged batches have none
     """
 
     def __init__(
@@ -194,9 +192,7 @@ class Augmenter:
         symmetries: Sequence[Symmetry],
         words: Sequence[str],
         *,
-        rollouts: int,
         seed: int,
-        first_rollout: int = 0,
         subgoals: Sequence[str] = (),
     ) -> None:
         self._recolor, self._mirror = "recolor" in symmetries, "mirror" in symmetries
@@ -204,8 +200,6 @@ class Augmenter:
         self._vocabulary = words
         self._texts = subgoals
         self._seed = seed
-        self._rollout = np.arange(first_rollout, first_rollout + rollouts)
-        self._begun = np.zeros(rollouts, dtype=np.int64)
 
     @cached_property
     def _codes(self) -> Tensor:
@@ -219,15 +213,21 @@ class Augmenter:
     def _subgoals(self) -> NDArray[np.uint8]:
         return exchanged_subgoals(self._texts)
 
-    def __call__(self, batch: Batch, tokens: Tensor) -> Batch:
+    def __call__(
+        self, batch: Batch, tokens: Tensor, begun: NDArray[np.int64], first_rollout: int = 0
+    ) -> Batch:
         """The batch under each episode's draw, with the token ids of the missions in it.
 
-        batch     on the CPU; it is left as it is
-        tokens    int64 [M, L]
-        returns   as `batch_missions`
+        batch           on the CPU; it is left as it is
+        tokens          int64 [M, L]
+        begun           int64 [B], how many episodes each rollout has begun before the batch
+        first_rollout   the number of the first rollout over all processes
+        returns         as `batch_missions`
         """
-        first, segment = _segments(batch["masks"].numpy())
-        draw, rephrased = self._draws(batch["masks"].numpy(), first)
+        masks = batch["masks"].numpy()
+        first, segment = _segments(masks)
+        episode = (begun + np.cumsum(masks == 0, axis=0)).reshape(-1)[first]
+        draw, rephrased = self._draws(first_rollout + first % masks.shape[1], episode)
         of_step = draw[segment]
         changed = dict(batch)
         if self._recolor or self._retype:
@@ -258,27 +258,16 @@ class Augmenter:
         return self._codes.index_select(0, (row + cells).view(-1)).view(cells.shape)
 
     def _draws(
-        self, masks: NDArray[np.uint8], first: NDArray[np.int64]
+        self, rollout: NDArray[np.int64], begun: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The draw of every segment of the batch, without what is switched off: int64 [R], and
-        whether it is to be rephrased: bool [R].
+        """The draws of episodes as `episode_draws`, without what is switched off, and whether they
+        are to be rephrased.
         """
-        begun = self._begun + np.cumsum(masks == 0, axis=0)
-        self._begun = begun[-1]
-        episode = self._rollout[first % masks.shape[1]], begun.reshape(-1)[first]
-        draw = episode_draws(self._seed, *episode)
+        draw = episode_draws(self._seed, rollout, begun)
         types, permutation = np.divmod(draw // 2, len(PERMUTATIONS))
         exchange = types * len(PERMUTATIONS) * self._retype + permutation * self._recolor
         mirrored = draw % 2 * self._mirror
-        return np.asarray(exchange * 2 + mirrored), draws_rephrasing(self._seed, *episode)
-
-    def state(self) -> dict[str, Any]:
-        """Where the draws stand, as a JSON value."""
-        return {"begun": self._begun.tolist()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        self._begun = np.array(state["begun"], dtype=np.int64)
+        return np.asarray(exchange * 2 + mirrored), draws_rephrasing(self._seed, rollout, begun)
 
 
 def _segments(masks: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -133,6 +133,8 @@ class BatchWriter:
         """The batch as the user gets it, from what `on_host` gave."""
         if self._is_local:
             return batch
+        if self._device.type == "cuda":  # what is not from a buffer, only then is not waited for
+            batch = {name: values.pin_memory() for name, values in batch.items()}
         sent = {name: values.to(self._device, non_blocking=True) for name, values in batch.items()}
         if self._table.on_device is not None:
             row = sent.pop("row")

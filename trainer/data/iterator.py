@@ -28,8 +28,9 @@ from demotools.errors import CheckpointError, SettingsError, printable_text
 from demotools.output import counted
 from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
+from trainer.data.augment import Augmenter
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
-from trainer.data.order import Cursors, Order, Queues, batch_indices, play_all
+from trainer.data.order import Cursors, Order, Queues, batch_indices, parts_of, play_all
 from trainer.data.sources import (
     Given,
     Shuffle,
@@ -63,6 +64,7 @@ class ExpertTrajectoryIterator:
     max_steps        the stream ends after so many steps over all processes, rounded up to batches
     prefetch         whether a thread prepares batches ahead; None means where it pays: for a
                      GPU, and with windows read from disk
+    augmenter        changes every native batch, on the CPU, before it goes to the device
 
     SettingsError    B that the world does not divide or that exceeds the episodes; no episode; a
                      store of images in the native layout; stores that do not go together
@@ -86,6 +88,7 @@ class ExpertTrajectoryIterator:
         instruction_len: int | None = None,
         max_steps: int | None = None,
         prefetch: bool | None = None,
+        augmenter: Augmenter | None = None,
     ) -> None:
         self._sources = checked_sources(stores)
         _check(self._sources, rollouts, rollout_len, layout, rank, world)
@@ -93,8 +96,9 @@ class ExpertTrajectoryIterator:
         self._max_steps = max_steps
         device = torch.device(device)
         opened = [source.store for source in self._sources]
-        missions = MissionTable(opened, instruction_len)
-        table = step_table(opened, residence, device)
+        self._missions = missions = MissionTable(opened, instruction_len)
+        self._augmenter = augmenter
+        table = step_table(opened, "map" if augmenter else residence, device)
         self._writer = BatchWriter(table, missions, layout, device)
         self._share = slice(rank * rollouts // world, (rank + 1) * rollouts // world)
         counts = rollouts_of_sources(self._sources, rollouts)
@@ -151,12 +155,21 @@ class ExpertTrajectoryIterator:
     def _make(self, batches: int, cursors: Cursors) -> Iterator[tuple[int, Batch]]:
         """How many batches there were with this one, and what the writer gives on the host."""
         first, stride = self._turns
+        parts = zip(self._mine, parts_of(self._mine, cursors), strict=True)
+        begun = np.concatenate([queues.begun(part) for queues, part in parts])
         for index in batch_indices(self._mine, cursors, self._rollout_len):
             batches += 1
+            before = begun
+            if self._augmenter is not None:
+                begun = begun + np.count_nonzero(index.masks == 0, axis=0)
             if (batches - 1 - first) % stride == 0:
                 for reader in self._readers:
                     reader.follow(batches * self._rollout_len)
-                yield batches, self._writer.on_host(index)
+                batch = self._writer.on_host(index)
+                if self._augmenter is not None:
+                    tokens, first_rollout = self._missions.whole, self._share.start
+                    batch = self._augmenter(batch, tokens, before, first_rollout)
+                yield batches, batch
 
     def __repr__(self) -> str:
         names = ", ".join(source.store.name for source in self._sources)
@@ -273,25 +286,19 @@ class ExpertTrajectoryIterator:
         """The words of all stores; word k has the token id k + 1."""
         return shared_words([source.store for source in self._sources])
 
-    def state(self, batches: int | None = None) -> dict[str, Any]:
-        """Where the stream stands, as a JSON value: the same from every process.
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, as a JSON value: the same from every process."""
+        cursors = dict(zip(_CURSORS, self._cursors().tolist(), strict=True))
+        return {**self._identity(), "batches": self._batches, "cursors": cursors}
 
-        batches   so many batches after the beginning, for who takes them ahead of their use; at
-                  least as many as at any call before
-        """
-        batches = self._batches if batches is None else batches
-        cursors = dict(zip(_CURSORS, self._cursors(batches).tolist(), strict=True))
-        return {**self._identity(), "batches": batches, "cursors": cursors}
-
-    def _cursors(self, batches: int | None = None) -> Cursors:
-        """Where all rollouts of all processes stand, or stood after so many batches.
+    def _cursors(self) -> Cursors:
+        """Where all rollouts of all processes stand.
 
         They are not followed batch by batch: they are brought up to date when they are asked for,
         in large strides.
         """
-        batches = self._batches if batches is None else batches
-        while self._everyone_after < batches:
-            stride = min(batches - self._everyone_after, _STRIDE)
+        while self._everyone_after < self._batches:
+            stride = min(self._batches - self._everyone_after, _STRIDE)
             steps = stride * self._rollout_len
             self._everyone = play_all(self._queues, self._everyone, steps)[1]
             self._everyone_after += stride
@@ -318,9 +325,8 @@ class ExpertTrajectoryIterator:
         self._restart(batches, everyone)
 
     def _hold(self, everyone: Cursors) -> bool:
-        borders = np.cumsum([queues.rollouts for queues in self._queues])[:-1]
-        parts = np.split(everyone, borders, axis=1)
-        return all(queues.holds(part) for queues, part in zip(self._queues, parts, strict=True))
+        parts = zip(self._queues, parts_of(self._queues, everyone), strict=True)
+        return all(queues.holds(part) for queues, part in parts)
 
     def _refusal(self, what: str) -> CheckpointError:
         return CheckpointError(

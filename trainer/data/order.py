@@ -245,6 +245,10 @@ class Queues:
         np.add.at(steps, place % self.rollouts, self.offset[episode + 1] - self.offset[episode])
         return steps[self.numbers]
 
+    def begun(self, cursors: Cursors) -> Index:
+        """How many episodes each rollout has begun: int64 [B']."""
+        return np.asarray(cursors[0] * self._in_epoch + cursors[1] + (cursors[2] > 0))
+
     def holds(self, cursors: Cursors) -> bool:
         """Whether these can be cursors of the rollouts."""
         if cursors.min() < 0 or (cursors[1] >= self._in_epoch).any():
@@ -272,16 +276,19 @@ class Queues:
         return episode if self.chosen is None else self.chosen[episode]
 
 
+def parts_of(queues: Sequence[Queues], cursors: Cursors) -> list[Cursors]:
+    """The cursors of each store's rollouts, out of those of all."""
+    return np.split(cursors, np.cumsum([len(one.numbers) for one in queues])[:-1], axis=1)
+
+
 def play_all(queues: Sequence[Queues], cursors: Cursors, steps: int) -> tuple[Segments, Cursors]:
     """What the rollouts of several stores play, counted one store after another."""
-    first = np.cumsum([0, *(len(one.numbers) for one in queues)])
-    played = [
-        one.play(part, steps)
-        for one, part in zip(queues, np.split(cursors, first[1:-1], axis=1), strict=True)
-    ]
+    parts = zip(queues, parts_of(queues, cursors), strict=True)
+    played = [one.play(part, steps) for one, part in parts]
     columns = zip(*(segments for segments, _ in played), strict=True)
     rollout, *others = (np.concatenate(arrays) for arrays in columns)
-    rollout += np.repeat(first[:-1], [len(segments.time) for segments, _ in played])
+    first = np.cumsum([0, *(len(one.numbers) for one in queues[:-1])])
+    rollout += np.repeat(first, [len(segments.time) for segments, _ in played])
     return Segments(rollout, *others), np.concatenate([after for _, after in played], axis=1)
 
 

@@ -240,9 +240,6 @@ def _dealt(run: Run, checkpoint: Checkpoint, training: _Training) -> _Process:
             "iterator": parts[0]["iterator"],  # of all processes
             "memory": {name: of_all[rows] for name, of_all in memory.items()},
         }
-        if "augmenter" in parts[0]:
-            begun = [count for part in parts for count in part["augmenter"]["begun"]]
-            demos["augmenter"] = {"begun": begun[rows]}
         meter = one_meter([one.meter for one in everyone])
     return _Process(random=random, stage={"demos": demos}, losses=losses, meter=meter)
 

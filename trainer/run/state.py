@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from demotools.babyai.levels import Symmetry
 from demotools.errors import SettingsError
 from demotools.output import progress_bar
 from demotools.store.reading import Store
@@ -354,21 +351,16 @@ def open_log(run: Run) -> Iterator[None]:
         yield
 
 
-_PREPARED_BATCHES = 2
 _STATE = "the state of this stage in the checkpoint is damaged"
 
 
 class StoreBatches:
     """The batches of a stage from its store, augmented, with all that must survive a resume.
 
-    For a GPU the iterator prepares batches ahead, in a thread, and sends them without waiting;
-    symmetries are applied on the CPU, so with them the same is done here.
-
-    memory     of the network before the next batch, for each loss [B, memory size]
-    prefetch   whether augmented batches are prepared ahead; None: for a GPU
+    memory   of the network before the next batch, for each loss [B, memory size]
     """
 
-    def __init__(self, run: Run, stage: StageSettings, *, prefetch: bool | None = None) -> None:
+    def __init__(self, run: Run, stage: StageSettings) -> None:
         assert stage.off_policy is not None
         self.settings = stage.off_policy
         self.losses = run.of_names(self.settings.losses)
@@ -377,9 +369,6 @@ class StoreBatches:
         self._device = torch.device(run.settings.run.device)
         number = run.settings.stages.index(stage)  # equal stages play the same
         self._iterator: ExpertTrajectoryIterator | OwnIterator
-        self._augmenter: Augmenter | None = None
-        # the iterator, where it and the augmenter run ahead of the batches that were given
-        self._ahead: ExpertTrajectoryIterator | None = None
         if self.settings.iterator is not None:
             self._iterator = _own_iterator(run, number, self.settings.iterator, len(share))
         else:
@@ -391,61 +380,24 @@ class StoreBatches:
                 layout="native",
                 rank=run.team.rank,
                 world=run.team.world,
-                # symmetries are applied on the CPU
-                device="cpu" if self.settings.augment else self._device,
+                device=self._device,
                 shuffle=self.settings.shuffle,
+                augmenter=_augmenter(run, number) if self.settings.augment else None,
             )
-            if self.settings.augment:
-                self._augmenter = _augmenter(run, number, self.settings.augment, share)
-                is_ahead = self._device.type == "cuda" if prefetch is None else prefetch
-                self._ahead = self._iterator if is_ahead else None
-        self._pinned = self._device.type == "cuda" and self._augmenter is not None
-        self._thread = ThreadPoolExecutor(1, "augmented")  # it starts with its first batch
-        self._prepared: deque[Future[tuple[Batch, dict[str, Any]]]] = deque()
-        self._given = 0
-        self._drawn = {} if self._augmenter is None else self._augmenter.state()
 
     def __next__(self) -> Batch:
-        if self._ahead is None:
-            batch, self._drawn = self._prepare()
-        else:
-            while len(self._prepared) <= _PREPARED_BATCHES:
-                self._prepared.append(self._thread.submit(self._prepare))
-            batch, self._drawn = self._prepared.popleft().result()
-        self._given += 1
-        return {
-            name: values.to(self._device, non_blocking=self._pinned)
-            for name, values in batch.items()
-        }
-
-    def _prepare(self) -> tuple[Batch, dict[str, Any]]:
-        """The next batch before it is sent, and the augmenter's state after it."""
-        if self._augmenter is None:
-            return batch_missions(next(self._iterator), self._iterator.mission_tokens), {}
-        batch = self._augmenter(next(self._iterator), self._iterator.mission_tokens)
-        if self._pinned:
-            batch = {name: values.pin_memory() for name, values in batch.items()}
-        return batch, self._augmenter.state()
+        batch = next(self._iterator)
+        if "mission_tokens" not in batch:  # as the augmenter gives them
+            batch = batch_missions(batch, self._iterator.mission_tokens)
+        return {name: values.to(self._device) for name, values in batch.items()}
 
     def state(self) -> dict[str, Any]:
         """Where the batches stand: plain values and tensors."""
-        ahead = self._ahead
-        return {
-            "iterator": self._iterator.state() if ahead is None else ahead.state(self._given),
-            **({} if self._augmenter is None else {"augmenter": self._drawn}),
-            "memory": dict(self.memory),
-        }
+        return {"iterator": self._iterator.state(), "memory": dict(self.memory)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; CheckpointError where it belongs to another store."""
-        while self._prepared:
-            self._prepared.pop().exception()  # waits
         self._iterator.load_state(state["iterator"])
-        if self._ahead is not None:
-            self._given = self._ahead.batches
-        if self._augmenter is not None:
-            self._drawn = state["augmenter"]
-            self._augmenter.load_state(self._drawn)
         self.carry(
             {
                 name: torch.as_tensor(memory).to(self._device)
@@ -454,8 +406,7 @@ class StoreBatches:
         )
 
     def close(self) -> None:
-        """End the threads that prepare batches: there are none after it."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the thread that prepares batches: there are none after it."""
         if isinstance(self._iterator, ExpertTrajectoryIterator):
             self._iterator.close()
 
@@ -485,16 +436,12 @@ def _own_iterator(run: Run, number: int, settings: Named, rollouts: int) -> OwnI
     )
 
 
-def _augmenter(run: Run, number: int, symmetries: Sequence[Symmetry], share: range) -> Augmenter:
-    """What applies a stage's symmetries to this process's share of the rollouts."""
-    return Augmenter(
-        symmetries,
-        run.words,
-        rollouts=len(share),
-        seed=run.settings.run.seed,
-        first_rollout=share.start,
-        subgoals=shared_subgoals([source.store for source in run.sources[number]]),
-    )
+def _augmenter(run: Run, number: int) -> Augmenter:
+    """What applies a stage's symmetries."""
+    off_policy = run.settings.stages[number].off_policy
+    assert off_policy is not None
+    subgoals = shared_subgoals([source.store for source in run.sources[number]])
+    return Augmenter(off_policy.augment, run.words, seed=run.settings.run.seed, subgoals=subgoals)
 
 
 class HoldOut:
