@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numcodecs import blosc
@@ -29,6 +30,7 @@ from demotools.pickles.writer import write_pickle
 from demotools.store.reading import Episodes
 from tests.conftest import make_episodes
 from tests.hostile import HOSTILE
+from tests.pickles.test_pickles import MiniGridEnv, demos_of, gym_minigrid_modules
 
 MEMORY_BYTES = 1 << 30
 SECONDS = 10
@@ -44,10 +46,11 @@ def legal_files(folder: Path) -> list[bytes]:
     """One small file of every layout and pickler."""
     blocks = [make_episodes([3, 1, 12, 2])]
     files = []
-    for number, (python, enum) in enumerate([("3.6", True), ("3.8", True), ("3.8", False)]):
-        path = folder / f"legal{number}.pkl"
-        write_pickle(path, blocks, python=python, enum_actions=enum)  # type: ignore[arg-type]
-        files.append(path.read_bytes())
+    write_pickle(folder / "legal.pkl", blocks)
+    files.append((folder / "legal.pkl").read_bytes())
+    files.append(pickle.dumps(demos_of(blocks[0]), 4))
+    with mock.patch.dict(sys.modules, gym_minigrid_modules()):
+        files.append(pickle.dumps(demos_of(blocks[0], MiniGridEnv.Actions), 4))
     for protocol in (2, 3, 4, 5):
         for shape in (CELL_VIEW, (4, 5, 3)):
             files.append(pickle.dumps(plain_rows(shape, protocol), protocol))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 from numcodecs import blosc
@@ -19,29 +20,21 @@ from demotools.babyai.cells import unpacked_cells
 from demotools.output import written_whole
 from demotools.store.reading import Episodes
 
-PythonVersion = Literal["3.6", "3.8"]
 _BATCH = 1000
-_FRAME_BYTES = 1 << 16
 
 
-def write_pickle(
-    path: Path,
-    episodes: Iterable[Episodes],
-    *,
-    python: PythonVersion = "3.6",
-    enum_actions: bool = True,
-) -> None:
+def write_pickle(path: Path, episodes: Iterable[Episodes], *, enum_actions: bool = True) -> None:
     """Write blocks of episodes as one demo file that babyai's own loader reads.
 
+    The file is as Python 3.6 and 3.7 wrote it: protocol 3, the action class by `getattr`.
+
     episodes       packed cells are written as images, images as they are
-    python         "3.6": as Python 3.6 and 3.7 did, protocol 3, the action class by `getattr`;
-                   "3.8": as Python 3.8 and later do, protocol 4, the class by its qualified name
     enum_actions   False: actions as plain numbers, as files of a network's demonstrations have
 
     DemotoolsError  the disk is full, the folder is missing
     """
     with written_whole(path) as stream:
-        _Pickler(stream, python, enum_actions=enum_actions).write(_tuples(episodes))
+        _Pickler(stream, enum_actions=enum_actions).write(_tuples(episodes))
 
 
 _Row = tuple[str, bytes, list[int], list[int]]
@@ -77,59 +70,37 @@ def packed_array(images: NDArray[np.uint8]) -> bytes:
 class _Pickler:
     """The opcodes of one file."""
 
-    def __init__(self, stream: IO[bytes], python: PythonVersion, *, enum_actions: bool) -> None:
-        self._stream = stream
-        self._modern = python == "3.8"
+    def __init__(self, stream: IO[bytes], *, enum_actions: bool) -> None:
+        self._emit = stream.write
         self._enum = enum_actions
         self._memo_size = 0
         self._actions: dict[int, bytes] = {}
         self._class = b""
-        self._frame = bytearray()
 
     def write(self, rows: Iterable[_Row]) -> None:
-        self._stream.write(b"\x80\x04" if self._modern else b"\x80\x03")
-        self._emit(b"]" + self._put())
-        batch: list[_Row] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _BATCH:
-                self._write_batch(batch)
-                batch = []
-        self._write_batch(batch)
-        self._emit(b".")
-        self._end_frame()
-
-    def _write_batch(self, rows: list[_Row]) -> None:
-        if len(rows) == 1:
-            self._write_row(rows[0])
-            self._emit(b"a")
-        elif rows:
-            self._emit(b"(")
-            for row in rows:
+        self._emit(b"\x80\x03]" + self._put())
+        waiting = iter(rows)
+        while batch := list(islice(waiting, _BATCH)):
+            self._emit(b"(" if len(batch) > 1 else b"")
+            for row in batch:
                 self._write_row(row)
-            self._emit(b"e")
+            self._emit(b"e" if len(batch) > 1 else b"a")
+        self._emit(b".")
 
     def _write_row(self, row: _Row) -> None:
         mission, frame, direction, action = row
         self._emit(b"(")
         self._write_text(mission)
-        self._write_bytes(frame)
+        size = len(frame)
+        head = b"C" + bytes([size]) if size < 256 else b"B" + size.to_bytes(4, "little")
+        self._emit(head + frame + self._put())
         self._write_numbers(direction, enum=False)
         self._write_numbers(action, enum=self._enum)
         self._emit(b"t" + self._put())
 
     def _write_text(self, text: str) -> None:
         data = text.encode("utf-8", "surrogatepass")
-        self._emit(_sized(b"\x8c" if self._modern else b"", b"X", data) + data + self._put())
-
-    def _write_bytes(self, data: bytes) -> None:
-        head = _sized(b"C", b"B", data)
-        if self._modern and len(data) >= _FRAME_BYTES:
-            self._end_frame()
-            self._stream.write(head + data)
-        else:
-            self._emit(head + data)
-        self._emit(self._put())
+        self._emit(b"X" + len(data).to_bytes(4, "little") + data + self._put())
 
     def _write_numbers(self, numbers: list[int], *, enum: bool) -> None:
         self._emit(b"]" + self._put())
@@ -154,43 +125,15 @@ class _Pickler:
         if self._class:
             self._emit(self._class)
             return
-        if self._modern:
-            self._write_text("gym_minigrid.minigrid")
-            self._write_text("MiniGridEnv.Actions")
-            self._emit(b"\x93" + self._put())
-        else:
-            self._emit(b"cbuiltins\ngetattr\n" + self._put())
-            self._emit(b"cgym_minigrid.minigrid\nMiniGridEnv\n" + self._put())
-            self._write_text("Actions")
-            self._emit(b"\x86" + self._put() + b"R" + self._put())
+        self._emit(b"cbuiltins\ngetattr\n" + self._put())
+        self._emit(b"cgym_minigrid.minigrid\nMiniGridEnv\n" + self._put())
+        self._write_text("Actions")
+        self._emit(b"\x86" + self._put() + b"R" + self._put())
         self._class = self._get(self._memo_size - 1)
 
     def _put(self) -> bytes:
         slot, self._memo_size = self._memo_size, self._memo_size + 1
-        if self._modern:
-            return b"\x94"
         return b"q" + bytes([slot]) if slot < 256 else b"r" + slot.to_bytes(4, "little")
 
     def _get(self, slot: int) -> bytes:
         return b"h" + bytes([slot]) if slot < 256 else b"j" + slot.to_bytes(4, "little")
-
-    def _emit(self, opcodes: bytes) -> None:
-        """Append what belongs to one object; protocol 4 ends its frames between two objects."""
-        if not self._modern:
-            self._stream.write(opcodes)
-            return
-        self._frame += opcodes
-        if len(self._frame) >= _FRAME_BYTES:
-            self._end_frame()
-
-    def _end_frame(self) -> None:
-        if self._frame:
-            self._stream.write(b"\x95" + len(self._frame).to_bytes(8, "little") + self._frame)
-            self._frame.clear()
-
-
-def _sized(short: bytes, long: bytes, data: bytes) -> bytes:
-    """The opcode for data of this length, and the length; the short one, if any, for a byte."""
-    if short and len(data) < 256:
-        return short + bytes([len(data)])
-    return long + len(data).to_bytes(4, "little")

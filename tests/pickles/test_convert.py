@@ -302,7 +302,7 @@ def make_demo_file(folder: Path, name: str = "BabyAI-GoToLocal-v0.pkl", parts: i
     """A file of so many parts, in today's encoding."""
     path = folder / name
     blocks = [make_episodes([64] * 1024, seed) for seed in range(parts)]
-    write_pickle(path, blocks, python="3.8")
+    write_pickle(path, blocks)
     return path
 
 
