@@ -176,6 +176,15 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
     return DemotoolsError(what, path=str(where), fix=fix)
 
 
+@contextmanager
+def os_refusals(path: Path | str) -> Iterator[None]:
+    """What the operating system refuses inside becomes a DemotoolsError."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
 def installing(extra: str) -> str:
     """How to install what an extra adds: demotools is on no index."""
     return f"in your checkout of demotools, run pip install -c constraints.txt '.[{extra}]'"

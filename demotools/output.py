@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import filelock
 import platformdirs
 
-from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
+from demotools.errors import DemotoolsError, StoreError, from_os_error, os_refusals, printable_text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -144,11 +144,9 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     DemotoolsError  missing, not readable, or no regular file
     """
-    try:
+    with os_refusals(path):
         # without O_NONBLOCK opening a pipe waits for a writer, for ever
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise from_os_error(error, path) from error
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise DemotoolsError(
@@ -201,21 +199,30 @@ def acquired_lock(path: Path) -> filelock.BaseFileLock:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[filelock.BaseFileLock]:
+    """The same lock, until the block ends."""
+    lock = acquired_lock(path)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+@contextmanager
 def working_folder(path: Path) -> Iterator[Path]:
     """An empty folder at `path`, gone afterwards; what a killed process left there goes first.
 
     StoreError  another process is working there
     """
-    lock = acquired_lock(path)
-    try:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # Windows removes no open file
-            Path(lock.lock_file).unlink()
-        lock.release()
+    with locked(path) as lock:
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # Windows removes no open file
+                Path(lock.lock_file).unlink()
 
 
 def _has_locks(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from demotools.errors import DemotoolsError, StoreError, from_os_error
-from demotools.output import acquired_lock, check_room, open_regular, progress_bar, written_whole
+from demotools.output import check_room, locked, open_regular, progress_bar, written_whole
 from demotools.store.building import StoreBuilder, removed
 from demotools.store.format import (
     JSON_BYTES_AT_MOST,
@@ -54,7 +54,7 @@ def archive_store(
     if final.is_dir():
         fix = f"name a file: -o {final / store.name}{ARCHIVE_SUFFIX}"
         raise StoreError("this is a folder", path=final, fix=fix)
-    with acquired_lock(final):
+    with locked(final):
         if final.exists() and not overwrite:
             raise StoreError(
                 "the archive exists already",

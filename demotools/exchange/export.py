@@ -28,8 +28,8 @@ from demotools.errors import (
     ManifestError,
     SettingsError,
     StoreError,
-    from_os_error,
     optional_package,
+    os_refusals,
     printable_text,
 )
 from demotools.output import (
@@ -218,7 +218,7 @@ def export_minari(
         )
     # an id has no dots: no two share this name
     hidden = root / f".export.{dataset_id.replace('/', '.')}"
-    try:
+    with os_refusals(root):
         root.mkdir(parents=True, exist_ok=True)
         with working_folder(hidden) as folder:
             old = root / f"{hidden.name}.old"
@@ -236,8 +236,6 @@ def export_minari(
         with datasets_root(root):
             if namespace and namespace not in minari.namespace.list_local_namespaces():
                 minari.namespace.create_namespace(namespace)
-    except OSError as error:
-        raise from_os_error(error, root) from error
     return Exported(
         *(root, store.episodes, size_on_disk(final)),
         f"as {data_format}"
@@ -342,10 +340,11 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
     """One episode as Minari's buffer, and where its last observation comes from."""
     from minari.data_collector import EpisodeBuffer
 
+    one = store[episode]
     start, stop = store.bounds(episode)
-    images, directions = store.images(start, stop), store.direction.span(start, stop)
+    images, directions, seed = one.images, one.directions, one.seed
     last: Observation = {"image": images[-1], "direction": directions[-1]}
-    seed, reward, how = int(store.episode_seed[episode]), SUCCESS_REWARD, REPEATED
+    reward, how = SUCCESS_REWARD, REPEATED
     if environment is not None and seed >= 0:
         replay = replayed_episode(environment, store, episode)
         if replay.observation is not None:
@@ -357,16 +356,15 @@ def _buffer(store: Store, episode: int, environment: Environment | None) -> tupl
     terminated = [*[False] * (length - 1), rewards[-1] > 0]
     if "terminated" in store.optional:
         terminated = (store.optional["terminated"].span(start, stop) > 0).tolist()
-    mission = store.mission_text[store.episode_mission[episode]]
     buffer = EpisodeBuffer(
         seed=seed if seed >= 0 else None,
         observations={
             "image": np.concatenate([images, last["image"][None]]),
             "direction": np.append(directions, last["direction"]).astype(np.int64),
-            "mission": [mission] * (length + 1),
+            "mission": [one.mission] * (length + 1),
         },
         # what led from one observation to the next
-        actions=store.taken.span(start, stop).astype(np.int64),
+        actions=one.taken.astype(np.int64),
         rewards=rewards,
         terminations=terminated,
         truncations=[False] * (length - 1) + [not terminated[-1]],

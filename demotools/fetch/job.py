@@ -54,7 +54,7 @@ from demotools.fetch.plan import (
     decided,
 )
 from demotools.fetch.tarball import extract_members
-from demotools.output import acquired_lock, counted, open_regular, read_regular, written_whole
+from demotools.output import counted, locked, open_regular, read_regular, written_whole
 from demotools.pickles.convert import ConvertOptions, convert_files
 from demotools.store.reading import open_store, store_path
 from demotools.store.verify import raise_if_damaged, verify_store
@@ -113,7 +113,8 @@ def fetch_levels(
     downloads = folder / DOWNLOADS
     with contextlib.ExitStack() as locks:
         for level in dict.fromkeys(_manifest(level).level for level in levels):
-            locks.enter_context(_level_lock(folder, level))
+            locks.enter_context(locked(folder / f"{level}.fetch"))
+        locks.callback(_remove_if_empty, downloads)
         rest = []
         for plan in fetch_plans(levels, splits, folder, options):
             with _failing_into(failures, plan.store, downloads / plan.name):
@@ -263,15 +264,9 @@ def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
     return Found(source, problem, final.stat().st_size if final.is_file() else None, part)
 
 
-@contextlib.contextmanager
-def _level_lock(folder: Path, level: str) -> Iterator[None]:
-    lock = acquired_lock(folder / f"{level}.fetch")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # something is in it still, or it never was
-            (folder / DOWNLOADS).rmdir()
-        lock.release()
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # something is in it still, or it never was
+        folder.rmdir()
 
 
 def _without_network(plan: Plan, folder: Path, options: FetchOptions) -> str:

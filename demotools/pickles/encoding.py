@@ -38,7 +38,7 @@ from demotools.babyai.cells import (
     recoding_table,
 )
 from demotools.babyai.levels import level_from_environment_id
-from demotools.errors import PickleError, from_os_error
+from demotools.errors import PickleError, os_refusals
 from demotools.output import open_regular
 from demotools.pickles.images import CELL_VIEW, ViewKind, part_images
 from demotools.pickles.reader import Content, PickleReader
@@ -278,12 +278,10 @@ def described_file(
     PickleError     the file is no demo file, or its data fits no encoding, or several
     DemotoolsError  the operating system's
     """
-    try:
+    with os_refusals(path):
         status = path.stat()
         reader = PickleReader(content.path, salvage=salvage, part_steps=_EVIDENCE_STEPS)
         kind, evidence, seeds = _view_kind(reader, encoding, on_error)
-    except OSError as error:
-        raise from_os_error(error, path) from error
     return DemoFile(
         path,
         kind,

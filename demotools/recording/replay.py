@@ -139,14 +139,12 @@ def replayed_episode(
 
     advised   compare the expert's actions with the bot's, and its subgoals where there are any
     """
+    one = store[episode]
     start, stop = store.bounds(episode)
-    images = store.images(start, stop)
-    directions = store.direction.span(start, stop)
-    actions = store.taken.span(start, stop)
+    images, directions, actions = one.images, one.directions, one.taken
     stored = {name: store.optional[name].span(start, stop) for name in store.optional}
     rewards, ends = stored.get("reward"), stored.get("terminated")
-    mission = store.mission_text[store.episode_mission[episode]]
-    observation, _ = environment.reset(seed=int(store.episode_seed[episode]))
+    observation, _ = environment.reset(seed=one.seed)
     expert, taken = expert_of(environment) if advised else None, None
     for step, action in enumerate(actions.tolist()):
         if not np.array_equal(observation["image"], images[step]):
@@ -154,8 +152,8 @@ def replayed_episode(
         if int(observation["direction"]) != directions[step]:
             found = f"{directions[step]} is stored, {observation['direction']} was played"
             return Replay(f"step {step}: the direction differs, {found}")
-        if observation["mission"] != mission:
-            found = f"{mission!r} is stored, {observation['mission']!r} was played"
+        if observation["mission"] != one.mission:
+            found = f"{one.mission!r} is stored, {observation['mission']!r} was played"
             return Replay(f"step {step}: the mission differs, {found}")
         if expert and (wrong := _other_advice(expert, taken, store, start + step)):
             return Replay(f"step {step}: {wrong}")

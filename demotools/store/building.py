@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from demotools.babyai.cells import OBJECTS, PACKING
 from demotools.babyai.vocabulary import VERSION, MissionTable, vocabulary_hash
-from demotools.errors import DemotoolsError, StoreError, from_os_error, printable_text
+from demotools.errors import DemotoolsError, StoreError, os_refusals, printable_text
 from demotools.output import acquired_lock, counted, open_regular, read_regular, written_whole
 from demotools.store.format import (
     COPY_BYTES,
@@ -230,12 +230,10 @@ class StoreBuilder:
                 path=self.path,
                 fix="move it away, or choose another name for the store",
             )
-        try:
+        with os_refusals(self.folder):
             recover(self.path)
             self._check_replaceable()
             self._prepare_parts()
-        except OSError as error:
-            raise from_os_error(error, self.folder) from error
 
     def _check_replaceable(self) -> None:
         if not self.path.exists():
@@ -342,11 +340,9 @@ class StoreBuilder:
             **({"levels": list(levels)} if levels else {}),
         }
         building = self.folder / self.path.name
-        try:
+        with os_refusals(self.path):
             removed(building)
             self._join(building, about, episode_level)
-        except OSError as error:
-            raise from_os_error(error, self.path) from error
         try:
             self.publish(building)
         except StoreError as error:  # the disk's fault, not that of the parts
@@ -372,14 +368,12 @@ class StoreBuilder:
         DemotoolsError  the operating system refuses
         """
         _check_written(building)
-        try:
+        with os_refusals(self.path):
             (self.folder / _PUBLISHED).touch()
             if self.path.exists():
                 self.path.rename(aside_folder(self.path))
             building.rename(self.path)
             recover(self.path)
-        except OSError as error:
-            raise from_os_error(error, self.path) from error
 
 
 def recover(path: Path) -> None:

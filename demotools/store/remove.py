@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demotools.errors import DemotoolsError, StoreError, from_os_error
-from demotools.output import acquired_lock, counted, size_on_disk, size_text
+from demotools.errors import DemotoolsError, StoreError, os_refusals
+from demotools.output import counted, locked, size_on_disk, size_text
 from demotools.store.building import recover, trash_folder
 from demotools.store.format import is_ours, present_folder, read_attributes
-
-_FIX = "make its folder writable, then run this again"
 
 
 @dataclass(frozen=True)
@@ -74,34 +72,26 @@ def remove_store(removal: Removal) -> None:
 
     StoreError  another process is making it, or not all of it can be removed
     """
-    path = removal.path
+    path, trash = removal.path, trash_folder(removal.path)
     try:
-        lock = acquired_lock(path)
-    except StoreError:
-        raise
+        with locked(path), os_refusals(path):
+            recover(path)
+            path.rename(trash)
+            try:
+                _empty(trash)
+            except OSError as error:
+                trash.rename(path)
+                raise StoreError(
+                    f"not all of this store could be removed: {(error.strerror or '').lower()}",
+                    path=path,
+                    fix=f"what is left is still there; see to {error.filename}, then run this "
+                    "again",
+                ) from error
+            shutil.rmtree(trash)
     except DemotoolsError as error:
-        error.fix = _FIX
+        if not isinstance(error, StoreError):
+            error.fix = "make its folder writable, then run this again"
         raise
-    trash = trash_folder(path)
-    try:
-        recover(path)
-        path.rename(trash)
-        try:
-            _empty(trash)
-        except OSError as error:
-            trash.rename(path)
-            raise StoreError(
-                f"not all of this store could be removed: {(error.strerror or '').lower()}",
-                path=path,
-                fix=f"what is left is still there; see to {error.filename}, then run this again",
-            ) from error
-        shutil.rmtree(trash)
-    except OSError as error:
-        refusal = from_os_error(error, path)
-        refusal.fix = _FIX
-        raise refusal from error
-    finally:
-        lock.release()
 
 
 def _empty(folder: Path) -> None:
