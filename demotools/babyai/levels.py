@@ -465,7 +465,13 @@ def seeds_of(text: str) -> Sequence[int]:
     SettingsError   as `listed_seeds`
     DemotoolsError  the file cannot be read
     """
-    if not re.search(r"[^\d,\s-]", text) or not Path(text).exists():
+    if not re.search(r"[^\d,\s-]", text):
         return listed_seeds(text)
+    if not Path(text).exists():
+        raise SettingsError(
+            "there is no such file, and this is no list of seeds",
+            path=text[:200],
+            fix="name a file that there is, or write a list as in `1,2,7-9`",
+        )
     content = read_regular(Path(text)).decode("utf-8", "replace")
     return listed_seeds(re.sub(r"[\s,]+", ",", content).strip(","))

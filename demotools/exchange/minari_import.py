@@ -55,6 +55,8 @@ from demotools.store.format import OPTIONAL, OUTCOMES, is_ours
 from demotools.store.reading import Episodes
 
 _EPISODES_A_PART = 2000
+_MINARI_ID = r"-v\d+$"
+_SPELLING = "check the spelling; the id of a Minari dataset ends in its version, as in -v0"
 _METADATA, _HDF5 = "metadata.json", "main_data.hdf5"
 _FORMATS = ("hdf5", "arrow", "parquet")
 _METADATA_BYTES = 1 << 26
@@ -197,7 +199,9 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
 
 
 def _refuse_other_things(path: Path) -> None:
-    """FetchError where this is something else of the user's: it is told what reads it."""
+    """FetchError where this is nothing, or something else of the user's: what reads it is told."""
+    if path.suffix and not path.exists() and not re.search(_MINARI_ID, path.name):
+        raise FetchError("there is no such file or folder", path=path, fix=_SPELLING)
     if path.is_file():
         raise FetchError(
             "this is a file, and a Minari dataset is a folder",
@@ -226,17 +230,17 @@ def _dataset_folder(minari: Any, name: str) -> Path:
         ids = [place.parents[1].relative_to(root).as_posix() for place in known]
         near = difflib.get_close_matches(name, ids, cutoff=0.4)
         also = f"; there is {', '.join(near)}" if near else ""
-        raise FetchError(
-            "there is no Minari dataset of this name on this machine",
-            path=name,
-            fix=f"name its folder, or download it: minari download {name}{also}",
-        )
+        what = "there is no Minari dataset of this name on this machine"
+        fix = f"name its folder, or download it: minari download {name}"
+        if not re.search(_MINARI_ID, name):
+            what, fix = f"there is no such folder, and {what.removeprefix('there is ')}", _SPELLING
+        raise FetchError(what, path=name, fix=f"{fix}{also}")
     folder = place / "data" if (place / "data").is_dir() else place
     if os.path.lexists(folder / _METADATA):
         return folder
     inside = [child.name for child in folder.iterdir()]
     parts = any(entry == _HDF5 or entry.isdecimal() for entry in inside)
-    if folder == place and not parts and not re.search(r"-v\d+$", place.name):
+    if folder == place and not parts and not re.search(_MINARI_ID, place.name):
         what = f"there is no Minari dataset in this folder: it has no {_METADATA}"
         raise FetchError(what, path=folder, fix=_BROKEN)
     there = f"it has only {', '.join(sorted(inside)[:3])}" if inside else "it is empty"

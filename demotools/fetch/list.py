@@ -11,7 +11,8 @@ from demotools.errors import DemotoolsError, printable_values
 from demotools.fetch.job import read_records
 from demotools.fetch.plan import DOWNLOADS, FetchedRecord
 from demotools.output import counted, size_on_disk, size_text
-from demotools.store.format import SUFFIX
+from demotools.store.building import is_unfinished
+from demotools.store.format import SUFFIX, present_folder, stores_in
 from demotools.store.reading import open_store
 
 _ROLES = {"train": "", "valid": "-valid", "small": "-small"}
@@ -40,9 +41,9 @@ def listing(folder: Path) -> dict[str, Any]:
         problem = error.what
     names = level_names()
     known = {f"{name}{suffix}{SUFFIX}" for name in names for suffix in _ROLES.values()}
-    others = sorted({path.name for path in folder.glob(f"*{SUFFIX}")} - known)
+    others = [path for path in stores_in(folder) if path.name not in known]
     levels = [_level_entry(name, folder, records) for name in names]
-    strangers = [_store_entry(folder / name) for name in others]
+    strangers = [_store_entry(path) for path in others]
     stores = [*strangers, *(store for entry in levels for store in entry["stores"].values())]
     downloads = [size for entry in levels for size in entry["downloads"].values()]
     return {
@@ -91,12 +92,12 @@ def _level_entry(level: str, folder: Path, records: Mapping[str, FetchedRecord])
     paths = {role: folder / f"{level}{suffix}{SUFFIX}" for role, suffix in _ROLES.items()}
     entry: dict[str, Any] = {
         "level": level,
-        "stores": {role: _store_entry(path) for role, path in paths.items() if path.exists()},
-        "unfinished": [
-            role
+        "stores": {
+            role: _store_entry(path)
             for role, path in paths.items()
-            if path.with_name(f".{path.name}.building").exists()
-        ],
+            if present_folder(path).exists()
+        },
+        "unfinished": [role for role, path in paths.items() if is_unfinished(path)],
         "fetched": {
             record.split: {"file": name, **record.model_dump(exclude={"level", "split"})}
             for name, record in records.items()
@@ -129,7 +130,7 @@ def _store_entry(path: Path) -> dict[str, Any]:
         "split": about.split,
         "episodes": about.episodes,
         "steps": about.steps,
-        "size_bytes": size_on_disk(path),
+        "size_bytes": size_on_disk(present_folder(path)),
         "kind": about.source.get("kind"),
         "parent": about.parent and about.parent.get("name"),
     }

@@ -398,6 +398,13 @@ def recover(path: Path) -> None:
         removed(trash)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether parts of this store wait for the command that goes on with them."""
+    parts = building_folder(path)
+    joined = (parts / _PUBLISHED).exists() and not (parts / path.name).exists()
+    return parts.exists() and not (joined and path.exists())
+
+
 def building_folder(path: Path) -> Path:
     """Where the parts of a store lie until they have become it."""
     return path.with_name(f".{path.name}.building")

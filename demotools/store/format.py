@@ -197,7 +197,9 @@ def missing_store(path: Path) -> StoreError:
     near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
     hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""
     return StoreError(
-        "there is no such demo store",
+        "there is no such demo store"
+        if path.suffix == SUFFIX
+        else "there is no such file or folder, and so no demo store",
         path=path,
         fix=f"{hint}make it: `demotools fetch {level}` downloads it, `demotools convert FILE.pkl` "
         f"reads a pickle that you have, `demotools generate {level} --episodes 100000` "
@@ -215,6 +217,13 @@ def present_folder(path: Path) -> Path:
     if path.name and not os.path.lexists(path) and (aside_folder(path) / "zarr.json").exists():
         return aside_folder(path)
     return path
+
+
+def stores_in(folder: Path) -> list[Path]:
+    """The paths of the stores of a folder, sorted; of one that lies aside, where it belongs."""
+    aside = [path.with_name(path.name[1:].removesuffix(".old")) for path in folder.glob(".*.old")]
+    there = {path for path in aside if path.suffix == SUFFIX and present_folder(path) != path}
+    return sorted(there.union(folder.glob(f"*{SUFFIX}")))
 
 
 def is_ours(path: Path) -> bool:
@@ -239,6 +248,13 @@ def root_json(folder: Path, path: Path) -> bytes:
     """
     if not folder.exists():
         raise missing_store(path)
+    if folder.is_file():
+        raise StoreError(
+            "this is a file, and a demo store is a folder",
+            path=path,
+            fix="make a store of it first: `demotools convert` reads pickles, `import` parquet "
+            "files, `unarchive` archives",
+        )
     try:
         return read_regular(folder / "zarr.json", JSON_BYTES_AT_MOST)
     except DemotoolsError as error:

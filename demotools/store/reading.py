@@ -48,6 +48,7 @@ from demotools.store.format import (
     parsed_metadata,
     present_folder,
     root_json,
+    stores_in,
 )
 
 Image = NDArray[np.uint8]
@@ -406,6 +407,9 @@ def episode_mask(offset: NDArray[np.int64], start: int, stop: int) -> NDArray[np
     return mask
 
 
+_OTHER_FILES = (".pkl", ".gz", ".parquet", ".zip", ".hdf5", ".jsonl")
+
+
 def store_path(name: str, folder: Path) -> Path:
     """The folder of a store, given its name or its path.
 
@@ -416,6 +420,8 @@ def store_path(name: str, folder: Path) -> Path:
     """
     is_path = "/" in name or os.sep in name or name.endswith(SUFFIX) or name in (".", "..")
     path = Path(name) if is_path else folder / (name + SUFFIX)
+    if not is_path and Path(name).suffix in _OTHER_FILES and not path.exists():
+        return Path(name)  # of a file, which is told from a store where it is opened
     # what lies beside a store takes its name, which `.` and `..` do not say
     return path.resolve() if path.name in ("", "..") else path
 
@@ -462,7 +468,7 @@ def open_store(path: Path | str) -> Store:
 def list_stores(folder: Path | str | None = None) -> list[str]:
     """The names of the stores in a folder; None: in the data folder."""
     place = data_folder() if folder is None else Path(folder)
-    return sorted(path.stem for path in place.glob(f"*{SUFFIX}") if is_ours(path))
+    return [path.stem for path in stores_in(place) if is_ours(present_folder(path))]
 
 
 def _folder_state(path: Path) -> tuple[int, int] | None:

@@ -442,9 +442,17 @@ def merge_stores(
     split       of the new store; None: that of the stores
     dedupe      leave out what repeats an episode before it, step by step
 
-    StoreError  see `make_store`; or they are of different splits and `split` is None
+    StoreError  see `make_store`; or they are of different splits and `split` is None; it is one
+                store alone, where nothing is to be left out
     """
     stores = [open_store(path) for path in paths]
+    if len(stores) == 1 and not dedupe:
+        raise StoreError(
+            "this is one store alone, and nothing to merge it with",
+            path=stores[0].path,
+            fix="name the others too; --dedupe leaves out what repeats in it, `demotools select` "
+            "takes some of its episodes",
+        )
     splits = sorted({store.attributes.split for store in stores})
     if split is None and len(splits) > 1:
         raise StoreError(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from demotools import output
+from demotools.cli import main
 from demotools.errors import DemotoolsError, StoreError
 from demotools.output import (
     acquired_lock,
@@ -170,3 +173,34 @@ def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_the_work_ha
     assert caplog.messages[0].startswith("a file: 2.00kB, ")
     assert {logging.INFO} == {record.levelno for record in caplog.records}
     assert capsys.readouterr().err == ""
+
+
+READERS = (
+    *("info", "verify", "show", "report", "archive", "card", "remove", "export --to jsonl"),
+    *("split", "select --first 3", "shrink -n 3", "merge other"),
+)
+
+
+@pytest.mark.parametrize("command", [*READERS, "convert", "import", "unarchive"])
+def test_a_file_that_is_not_there_is_said_to_be_missing_first(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    verb, *more = command.split()
+    for name in ("gone.pkl", "gone.parquet", "gone/one.zip"):
+        result = CliRunner().invoke(main, [verb, name, *more, "--data-dir", "data"])
+        assert result.exit_code == 1
+        assert re.match(rf"error: (there is )?no such .*\n  where: {name}\n", result.output)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_file_where_a_store_should_be_is_said_to_be_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pkl").write_bytes(b"")
+    verb, *more = command.split()
+    result = CliRunner().invoke(main, [verb, "a.pkl", *more, "--data-dir", "data"])
+    assert result.exit_code == 1
+    said = "left alone" if verb == "remove" else "error: this is a file"
+    assert said in result.output and "where: a.pkl\n" in result.output

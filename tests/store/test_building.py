@@ -23,8 +23,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from demotools.errors import DemotoolsError, StoreError, exit_with_message
-from demotools.store.building import StoreBuilder, chunk_length, read_notes, read_part, write_part
-from demotools.store.reading import open_store
+from demotools.store.building import (
+    StoreBuilder,
+    chunk_length,
+    is_unfinished,
+    read_notes,
+    read_part,
+    write_part,
+)
+from demotools.store.reading import list_stores, open_store
 from demotools.store.remove import planned_removals, remove_store
 from tests.conftest import build_store, make_episodes
 
@@ -525,6 +532,8 @@ def test_a_kill_at_any_rename_loses_neither_the_store_nor_the_parts(
         except StoreError as error:
             assert error.what == "there is no such demo store"
             seen.append(0)
+        assert list_stores(path.parent) == ["A"][: seen[-1]]
+        assert is_unfinished(path) == (seen[-1] != 4)
         if seen[-1] == 4:  # the next command clears what else was left
             with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
                 pass

@@ -128,6 +128,7 @@ def test_what_cannot_be_selected_is_said(parent: Store) -> None:
         (["--seeds", "5-9", "--min-len", "900"], "steps and seeds from"),
         (["--mission", "("], "is not a regular expression"),
         (["--seeds", "1:5"], "this is no list of seeds"),
+        (["--seeds", "gone.txt"], "error: there is no such file"),
         (["--level", "GoTo"], "no episode of the level GoTo"),
         (["--sample", "900"], "200 episodes fit, 900 were asked for"),
         (["--actions", "jump"], "'jump' is not one of left"),
@@ -136,6 +137,14 @@ def test_what_cannot_be_selected_is_said(parent: Store) -> None:
     ]:
         assert found in refused(folder, "select", "GoToLocal", *options)
     assert [path.name for path in folder.glob("*.zarr")] == ["GoToLocal.zarr"]
+
+
+def test_a_store_alone_is_not_merged(parent: Store) -> None:
+    folder = parent.path.parent
+    assert "one store alone" in refused(folder, "merge", "GoToLocal", "-o", "new")
+    assert not (folder / "new.zarr").exists()
+    run(folder, "merge", "GoToLocal", "--dedupe", "-o", "new")
+    assert open_store(folder / "new.zarr").episodes <= parent.episodes
 
 
 @pytest.fixture
