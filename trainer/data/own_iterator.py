@@ -29,6 +29,7 @@ from demotools.babyai.vocabulary import mission_tokens
 from demotools.errors import SettingsError
 from demotools.output import progress_bar
 from trainer.batch import Batch
+from trainer.learning.losses import not_plain
 from trainer.settings.models import Named
 from trainer.settings.user_code import build, find, users_code
 
@@ -162,9 +163,10 @@ class OwnIterator:
         if (save := self._method(0)) is not None:
             with self._users_code():
                 own = save()
-            if not _is_plain(own):
+            for strange in not_plain(own, "state"):
                 raise self._wrong(
-                    "its state holds other than numbers, texts, tensors, lists and dicts"
+                    "its state holds other than numbers, texts, tensors, lists and dicts: "
+                    f"{strange}"
                 )
         return {"batches": self.batches, "own": own}
 
@@ -194,12 +196,3 @@ class OwnIterator:
             path=f"{self._key} = {self._name!r}",
             fix="correct what it gives: docs/own_parts.md states what a batch holds",
         )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a checkpoint can hold it: it is read without running anything."""
-    if isinstance(value, Mapping):
-        return type(value) is dict and all(map(_is_plain, [*value, *value.values()]))
-    if isinstance(value, list | tuple):
-        return type(value) in (list, tuple) and all(map(_is_plain, value))
-    return value is None or type(value) in (bool, int, float, str, bytes, Tensor)

@@ -185,9 +185,10 @@ def build_schedule(
             if not (0 <= to <= 1 and 0 <= warmup < 1):
                 raise ValueError("0 <= to <= 1 and 0 <= warmup < 1 must hold")
             unit, over = _one_unit({"env_steps": env_steps, "demo_steps": demo_steps})
-            factor = _decay(shape, over or planned["updates"], to, warmup)
-            by_steps = (lambda _update: factor(done(unit))) if unit is not None else factor
-            return LambdaLR(optimizer, by_steps)
+            if unit is None:
+                return LambdaLR(optimizer, _decay(shape, planned["updates"], to, warmup))
+            factor = _decay(shape, over, to, warmup)
+            return LambdaLR(optimizer, lambda _update: factor(done(unit)))
 
         return schedule
 
@@ -199,29 +200,28 @@ def build_schedule(
         "linear": decaying(lambda x: 1 - x),
         "cosine": decaying(lambda x: (1 + math.cos(math.pi * x)) / 2),
     }
-    options, unit, every = settings.options, None, None
-    if settings.type not in ours:
-        with accepted_settings(key, settings.type):
-            unit, every = _one_unit(_every(options))
-        if torch_class(settings.type) is not None:
-            options = {name: named_in(f"{_SCHEDULE}.{name}", it) for name, it in options.items()}
+    options, unit, every = _counted(settings)
+    if torch_class(settings.type) is not None:
+        options = {name: named_in(f"optimizer.schedule.{name}", it) for name, it in options.items()}
     scheduler = build(key, settings.type, options, ours, optimizer, wanted=LRScheduler)
-    if unit is None or every is None:
-        return Schedule(scheduler)
-    return Schedule(scheduler, lambda: done(unit) // every)
+    return Schedule(scheduler, None if unit is None else lambda: done(unit) // every)
 
 
-_SCHEDULE = "optimizer.schedule"
+def _counted(settings: Named) -> tuple[dict[str, Any], Unit | None, int]:
+    """The options of a schedule, and where it is not ours, what it counts: every so many of it."""
+    options = settings.options
+    if settings.type in SCHEDULES:
+        return options, None, 1
+    with accepted_settings("optimizer.schedule.type", settings.type):
+        every: dict[Unit, Any] = {
+            "env_steps": options.pop("every_env_steps", None),
+            "demo_steps": options.pop("every_demo_steps", None),
+        }
+        return options, *_one_unit(every)
 
 
-def _every(options: dict[str, Any]) -> dict[Unit, Any]:
-    """`every_env_steps` and `every_demo_steps`, taken out of the options of a schedule."""
-    units: tuple[Unit, ...] = ("env_steps", "demo_steps")
-    return {unit: options.pop(f"every_{unit}", None) for unit in units}
-
-
-def _one_unit(given: Mapping[Unit, Any]) -> tuple[Unit | None, int | None]:
-    """The one unit of these that has a number; ValueError where that is none, or there are two."""
+def _one_unit(given: Mapping[Unit, Any]) -> tuple[Unit | None, int]:
+    """The one unit of these that has a number, and that; ValueError where there are two."""
     there = [(unit, number) for unit, number in given.items() if number is not None]
     if len(there) > 1:
         raise ValueError("give env_steps or demo_steps, not both")
@@ -229,7 +229,7 @@ def _one_unit(given: Mapping[Unit, Any]) -> tuple[Unit | None, int | None]:
         if type(number) is not int or not 0 < number <= 10**15:
             raise ValueError(f"{unit} must be a number of steps")
         return unit, number
-    return None, None
+    return None, 1
 
 
 def spans_run(schedule: Named) -> bool:
@@ -252,10 +252,8 @@ def try_optimizer(
     ):
         return  # they are known to work
     copies = [nn.Parameter(one.detach().clone()) for one in weights]
-    unit, every = None, None
-    with accepted_settings("optimizer.schedule.type", settings.schedule.type):
-        unit, every = _one_unit(_every(settings.schedule.options))
-    steps = planned[unit] // every if unit is not None and every else planned["updates"]
+    _, unit, every = _counted(settings.schedule)
+    steps = planned[unit or "updates"] // every
     with torch.random.fork_rng():
         optimizer = build_optimizer(settings, copies)
         schedule = build_schedule(settings.schedule, optimizer, planned).scheduler

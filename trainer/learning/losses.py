@@ -409,7 +409,7 @@ def loss_states(losses: Mapping[str, Loss]) -> dict[str, Any]:
     states = {}
     for name, held in held_by(losses).items():
         states[name] = dict(held.state_dict())
-        for strange in _not_plain(states[name], "state"):
+        for strange in not_plain(states[name], "state"):
             raise SettingsError(
                 f"the state of this loss holds something that no checkpoint can: {strange}",
                 path=f"losses.{name}",
@@ -432,15 +432,18 @@ def _made(loss: Loss) -> Loss:
     return loss.made if isinstance(loss, UsersLoss) else loss
 
 
-def _not_plain(value: Any, place: str) -> Iterator[str]:
-    """What in it is read back from no checkpoint, each with its place."""
+def not_plain(value: Any, place: str) -> Iterator[str]:
+    """What in it is read back from no checkpoint, each with its place.
+
+    Tensors, numbers and text are, in lists, tuples and dicts.
+    """
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
-            yield from _not_plain(key, f"the key {key!r} of {place}")
-            yield from _not_plain(item, f"{place}[{key!r}]")
+            yield from not_plain(key, f"the key {key!r} of {place}")
+            yield from not_plain(item, f"{place}[{key!r}]")
     elif type(value) in (list, tuple):
         for number, item in enumerate(value):
-            yield from _not_plain(item, f"{place}[{number}]")
+            yield from not_plain(item, f"{place}[{number}]")
     elif not (isinstance(value, Tensor) or type(value) in _PLAIN):
         yield f"{place} is {type(value).__name__}"
 

@@ -240,13 +240,10 @@ def _common_name(folders: Sequence[Path], names: Sequence[str]) -> str:
     if len(parents) == 1 and all(folder.name.startswith(SEED_FOLDER) for folder in folders):
         name = printable_text(parents.pop().name)
     else:
-        same = (letters[0] for letters in takewhile(_equal, zip(*names, strict=False)))
+        letters = zip(*names, strict=False)
+        same = (one[0] for one in takewhile(lambda one: len(set(one)) == 1, letters))
         name = "".join(same).rstrip("-_ ./=0123456789") or names[0]
     return f"{name}, {len(names)} seeds"
-
-
-def _equal(letters: Sequence[str]) -> bool:
-    return len(set(letters)) == 1
 
 
 def _experiment_of(folder: Path) -> object:

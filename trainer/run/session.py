@@ -155,7 +155,7 @@ def train(
     )
     # a run that goes on has the weights, the network and the words that it was begun with
     begun = read_checkpoint(folder, trust=True) if resume and has_checkpoint(folder) else None
-    initial = _initial(asked) if begun is None else None
+    initial = initial_checkpoint(asked) if begun is None else None
     if begun is not None and asked.run.precision == "auto":
         asked = asked.with_run(precision=begun.parsed().run.precision)
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
@@ -213,7 +213,7 @@ def dry_run(
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
     data = data_folder(data_dir)
     asked = _asked_for(recipe, overrides, tiny, trust, init_from)
-    initial = _initial(asked)
+    initial = initial_checkpoint(asked)
     settings, lines = resolved(asked, data, initial, trust=trust)
     if names := foreign_names(settings):
         stores = open_stores(settings, data)
@@ -252,11 +252,6 @@ def _asked_for(
             search_noted_folders(path.parent)
     name = str(init_from) if init_from is not None else settings.run.init_from
     return settings if name is None else settings.with_run(init_from=initial_place(name))
-
-
-def _initial(settings: Settings) -> Checkpoint | None:
-    name = settings.run.init_from
-    return initial_checkpoint(name) if name is not None else None
 
 
 def _new_run(
