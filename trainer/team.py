@@ -106,7 +106,7 @@ ALONE = Team()
 
 
 def processors_each() -> int:
-    """The processors of this machine for each process of the team, by affinity, control groups."""
+    """How many of the processors that this job may use there are for each process of the team."""
     return max(processor_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 

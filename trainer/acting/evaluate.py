@@ -53,8 +53,8 @@ _MOST_MISSIONS = 20
 """So many different missions beyond BabyAI's are told apart by their texts."""
 _LONG_STEPS, _SECONDS_TO_LOOK = 400_000, 0.2
 ENVIRONMENTS = 256
-"""That play at once, where nothing else is asked for: what a call of a network costs beside its
-rows is then little (docs/log.md)."""
+"""How many play at once by default: enough for the fixed cost of a network's call to matter little
+(docs/log.md)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -177,7 +177,7 @@ def evaluate_policy(
 
     policy    or "bot": the expert of each environment
     seeds     of the environment, to be played instead
-    sampled   whether the policy draws its actions: only to be said
+    sampled   whether the policy draws its actions, which the result says
     view      what the environments show (see `EnvironmentKind`)
     make      `package.module:function` from the level to an environment
     processes  at most; where many steps are to come each plays its share, network included
@@ -196,19 +196,12 @@ def evaluate_policy(
         )
     processes = min(processes, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
+    shared = None
+    if processes > 1 and not isinstance(policy, str) and policy.on_cpu and _is_long(kind, seeds):
+        shared = _pickled(policy)
     with progress_bar(len(seeds), "evaluation", "episodes", quiet=quiet) as bar:
-        shares = None
-        if (
-            processes > 1
-            and not isinstance(policy, str)
-            and policy.on_cpu
-            and _is_long(kind, seeds)
-        ):
-            shares = _pickled(policy)
-        if shares is None:
-            outcomes = _played(policy, kind, seeds, environments, processes, bar.update)
-        else:
-            outcomes = _played_in_shares(shares, kind, seeds, environments, processes, bar.update)
+        how = kind, seeds, environments, processes, bar.update
+        outcomes = _played(policy, *how) if shared is None else _played_in_shares(shared, *how)
     return evaluation(level, sorted(outcomes), sampled=sampled)
 
 
@@ -325,14 +318,7 @@ def _play_share(
     with users_folders_first():  # a network of the user's lies beside the recipe
         own: Policy = pickle.loads(policy)
     with (folder / str(os.getpid())).open("ab", buffering=0) as ended:
-        return _played(
-            own,
-            kind,
-            seeds,
-            environments,
-            1,
-            lambda count: ended.write(bytes(count)),
-        )
+        return _played(own, kind, seeds, environments, 1, lambda n: ended.write(bytes(n)))
 
 
 def evaluate_levels(

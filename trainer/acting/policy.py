@@ -128,9 +128,9 @@ class NetworkPolicy:
         self.memory: Tensor = torch.zeros(0, 0)
         """[B, memory size] after the last observation."""
         self.logits: Tensor = torch.zeros(0, 0)
-        """[B, 7] of the last observation; so are"""
+        """Of the last observation, [B, 7]."""
         self.values: Tensor = torch.zeros(0)
-        """[B], the critic's."""
+        """Of the last observation, the critic's, [B]."""
 
     @property
     def on_cpu(self) -> bool:

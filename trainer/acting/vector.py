@@ -56,10 +56,10 @@ class EnvironmentStep:
     seed            int64 [n], seed of the episode that this observation belongs to
     expert_action   int64 [n], what the bot advises now; -1 where it does not know or was not asked
     active          bool [n], False once there is no seed left for the environment to play
-    reward          float32 [n], of the last action; so are
-    terminated      bool [n], the episode ended by the level's rules, and
-    truncated       bool [n], the episode ended at the step limit
-    final_cells, final_direction   where it ended: what its last observation showed
+    reward          float32 [n], of the last action
+    terminated      bool [n], whether it ended the episode by the level's rules
+    truncated       bool [n], whether it ended the episode at the step limit
+    final_cells, final_direction   where an episode ended: what its last observation showed
     """
 
     cells: NDArray[np.uint8]
@@ -136,7 +136,7 @@ class VectorEnvironment:
         self._missions = [""] * count
         self._answer_seconds = answer_seconds
         self._taken = np.zeros((count, 1), dtype=np.int64)
-        """In the present episodes, of which the first of each row are so many:"""
+        """The actions of the present episodes, in the first `_taken_count` places of each row."""
         self._taken_count = np.zeros(count, dtype=np.int64)
         self._workers: list[Worker] = []
         self._groups: Sequence[Group | Worker] = self._workers

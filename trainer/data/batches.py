@@ -133,9 +133,11 @@ class BatchWriter:
         """The batch as the user gets it, from what `on_host` gave."""
         if self._is_local:
             return batch
-        if self._device.type == "cuda":  # what is not from a buffer, only then is not waited for
+        pinned = self._device.type == "cuda"
+        if pinned:  # an augmenter's arrays are not page-locked yet
             batch = {name: values.pin_memory() for name, values in batch.items()}
-        sent = {name: values.to(self._device, non_blocking=True) for name, values in batch.items()}
+        # without that what is still being sent might be written over
+        sent = {name: one.to(self._device, non_blocking=pinned) for name, one in batch.items()}
         if self._table.on_device is not None:
             row = sent.pop("row")
             for name, column in self._table.on_device.items():

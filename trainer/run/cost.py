@@ -140,7 +140,7 @@ def duration(seconds: float) -> str:
 
 
 def _update_seconds(run: Run, stage: StageSettings) -> float:
-    """The faster of a few updates without their last step, which changes the weights."""
+    """Of the fastest of a few updates, without the optimizer's step, which changes the weights."""
     times = []
     with closing(StoreBatches(run, stage)) as batches:
         for _ in range(_MEASURED_UPDATES):

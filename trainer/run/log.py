@@ -189,7 +189,7 @@ class RunLog:
         number = self._begin()
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         line = {"group": group, **where, **finite}
-        self._append(json.dumps(line).encode() + b"\n")
+        appended(self._lines, json.dumps(line).encode() + b"\n", self._folder / FILE_NAME)
         self._written = number + 1
         self._draw([line])
         tagged = {f"{group}/{name}": value for name, value in finite.items()}
@@ -227,9 +227,6 @@ class RunLog:
         self._draw(lines)
         self._written = len(lines)
         return self._written
-
-    def _append(self, line: bytes) -> None:
-        appended(self._lines, line, self._folder / FILE_NAME)
 
     def _draw(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """The points of these lines, the last of which has just been written."""

@@ -63,8 +63,8 @@ class Progress:
     cycle_updates   off-policy updates done in it
     minutes         of training, over all sessions of the run
     stage_over      whether the stage's rule of early stopping has ended it
-    best_hold_out   the least cross-entropy on the stage's hold-out store, and for how many
-    in_vain         cycles there was no better one
+    best_hold_out   the least cross-entropy on the stage's hold-out store
+    in_vain         for how many cycles there has been no better one
     best_success    of training episodes, at any checkpoint
     """
 
@@ -580,7 +580,7 @@ def stage_environments(
 def ends_early(run: Run, stage: Stage) -> bool:
     """Whether the stage's rule ends it now, after a cycle; the same answer in all processes.
 
-    By a hold-out store, `in_vain` is 0 from here on where these weights are the best so far.
+    With a hold-out store, `progress.in_vain` is 0 afterwards if these weights are the best so far.
     """
     rule, progress = stage.settings.early_stopping, run.progress
     if rule is None:
