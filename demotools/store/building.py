@@ -505,9 +505,43 @@ def join_parts(
     building.mkdir()
     # what is found of it, wherever somebody carries it, is known for what it is
     (building / "zarr.json").write_bytes(group_json({"schema": SCHEMA, "unfinished": True}))
-    missions = MissionTable(building.with_name("missions.json"))
-    chunk = chunk_length(steps)
-    with missions, ExitStack() as stack:  # which closes what an error leaves open
+    with MissionTable(building.with_name("missions.json")) as missions:
+        _write_episodes(parts, count, steps, building, missions, episode_level)
+    tokens = missions.tokens()
+    files = raw_array(building, "mission_tokens", tokens.dtype.name, tokens.shape, len(tokens))
+    files.append(tokens)
+    write_texts(building, missions.blocks(TEXTS_A_CHUNK), len(missions))
+    attributes = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        **about,
+        "episodes": count,
+        "steps": steps,
+        "missions": len(missions),
+        "packing": PACKING,
+        "objects": OBJECTS,
+        "vocabulary": missions.words,
+        "vocabulary_version": VERSION,
+        "vocabulary_hash": vocabulary_hash(missions.words),
+        "created_by": f"demotools {version('demotools')}",
+        "fingerprint": fingerprint(building),
+    }
+    unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
+    described = {name: array_json(building, name) for name in array_names(building)}
+    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, described)})
+    (building / "zarr.json").write_bytes(signed)
+
+
+def _write_episodes(
+    parts: Iterable[Episodes],
+    count: int,
+    steps: int,
+    building: Path,
+    missions: MissionTable,
+    episode_level: NDArray[np.uint8] | None,
+) -> None:
+    """Write the arrays of episodes and steps; the missions go into the table."""
+    with ExitStack() as stack:  # which closes what an error leaves open
 
         def array(name: str, dtype: str, shape: Sequence[int], rows: int) -> ChunkFiles:
             return stack.enter_context(closing(raw_array(building, name, dtype, shape, rows)))
@@ -518,7 +552,7 @@ def join_parts(
         if episode_level is not None:
             array(LEVELS, "uint8", [count], count).append(episode_level)
         arrays: dict[str, ChunkFiles] = {}
-        done = 0
+        done, chunk = 0, chunk_length(steps)
         for episodes in parts:
             size = len(episodes.action)
             if not size:
@@ -551,29 +585,6 @@ def join_parts(
         offset.append(np.array([steps]))
         for files in arrays.values():
             files.fill()
-    tokens = missions.tokens()
-    files = raw_array(building, "mission_tokens", tokens.dtype.name, tokens.shape, len(tokens))
-    files.append(tokens)
-    write_texts(building, missions.blocks(TEXTS_A_CHUNK), len(missions))
-    attributes = {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
-        **about,
-        "episodes": count,
-        "steps": steps,
-        "missions": len(missions),
-        "packing": PACKING,
-        "objects": OBJECTS,
-        "vocabulary": missions.words,
-        "vocabulary_version": VERSION,
-        "vocabulary_hash": vocabulary_hash(missions.words),
-        "created_by": f"demotools {version('demotools')}",
-        "fingerprint": fingerprint(building),
-    }
-    unsigned = group_json({**attributes, "metadata_hash": NO_HASH})
-    described = {name: array_json(building, name) for name in array_names(building)}
-    signed = group_json({**attributes, "metadata_hash": metadata_hash(unsigned, described)})
-    (building / "zarr.json").write_bytes(signed)
 
 
 TEXTS_A_CHUNK = 1 << 17
