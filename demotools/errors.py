@@ -190,12 +190,16 @@ def installing(extra: str) -> str:
     return f"in your checkout of demotools, run pip install -c constraints.txt '.[{extra}]'"
 
 
-def optional_package(name: str, extra: str) -> Any:
+def optional_package(name: str, extra: str, *parts: str) -> Any:
     """The package `name`, which the extra EXTRA installs.
+
+    parts   modules of it that it does not import by itself
 
     DemotoolsError  it, or something that it needs, is not installed
     """
     try:
+        for part in parts:
+            import_module(f"{name}.{part}")
         return import_module(name)
     except ImportError as error:
         raise DemotoolsError(

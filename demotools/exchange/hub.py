@@ -43,13 +43,8 @@ def repository_of(place: str, kind: Kind = "dataset") -> tuple[str, str | None]:
 
 
 def hub_package() -> Any:
-    """The package `huggingface_hub`, with two parts that it does not import by itself.
-
-    DemotoolsError  it is not installed
-    """
-    optional_package("huggingface_hub.utils", "hf")
-    optional_package("huggingface_hub.errors", "hf")
-    return optional_package("huggingface_hub", "hf")
+    """The package `huggingface_hub`; DemotoolsError where it is not installed."""
+    return optional_package("huggingface_hub", "hf", "utils", "errors")
 
 
 def hub_reason(error: Exception, hub: Any) -> str:

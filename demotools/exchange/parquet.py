@@ -99,13 +99,8 @@ class ParquetFiles:
 
 
 def pyarrow_package() -> Any:
-    """The package `pyarrow`, with `parquet` and `compute`, which it does not import by itself.
-
-    DemotoolsError  it is not installed
-    """
-    optional_package("pyarrow.parquet", "hf")
-    optional_package("pyarrow.compute", "hf")
-    return optional_package("pyarrow", "hf")
+    """The package `pyarrow`; DemotoolsError where it is not installed."""
+    return optional_package("pyarrow", "hf", "parquet", "compute", "types")
 
 
 def sha256_of(path: Path) -> str:
@@ -234,7 +229,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _schema_problem(schema: Any) -> str:
     """Why this is not the schema of JAT, or nothing."""
-    types = optional_package("pyarrow.types", "hf")
+    types = pyarrow_package().types
     if missing := [name for name in COLUMNS if schema.get_field_index(name) < 0]:
         return f"the parquet file has no column {', '.join(missing)}"
     right: dict[str, tuple[int, Callable[[Any], bool]]] = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from demotools.exchange.hub import hub_package, hub_reason
 from demotools.fetch.places import (
     Place,
     RefusedError,
@@ -227,8 +228,6 @@ def opened_hub(options: FetchOptions) -> Any:
 
     DemotoolsError  it is not installed
     """
-    from demotools.exchange.hub import hub_package
-
     hub = hub_package()
     if options.quiet or not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
@@ -243,14 +242,11 @@ def hub_refusals(hub: Any) -> Iterator[None]:
     except Exception as error:
         if type(error) in (OSError, PermissionError, NotADirectoryError):
             raise
-        from demotools.exchange.hub import hub_reason
-
+        reason = hub_reason(error, hub)
         if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
-            reason = hub_reason(error, hub)
             what = f"no connection to the Hugging Face hub: {reason}"
             raise UnreachableError(what) from error
-        what = f"the Hugging Face hub did not send it: {hub_reason(error, hub)}"
-        raise RefusedError(what) from error
+        raise RefusedError(f"the Hugging Face hub did not send it: {reason}") from error
 
 
 @contextmanager
