@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def listing(folder: Path) -> dict[str, Any]:
         records = read_records(folder)
     except DemotoolsError as error:
         problem = error.what
+    more_levels: list[str] = []
+    with suppress(DemotoolsError):  # somebody's families.toml that does not parse
+        more_levels = levels_of_datasets()
     names = level_names()
     known = {f"{name}{suffix}{SUFFIX}" for name in names for suffix in _ROLES.values()}
     others = [path for path in stores_in(folder) if path.name not in known]
@@ -51,16 +55,9 @@ def listing(folder: Path) -> dict[str, Any]:
         "size_bytes": sum(store.get("size_bytes", 0) for store in stores) + sum(downloads),
         "levels": levels,
         "others": strangers,
-        "more_levels": _levels_of_datasets(),
+        "more_levels": more_levels,
         "problem": problem,
     }
-
-
-def _levels_of_datasets() -> list[str]:
-    try:
-        return levels_of_datasets()
-    except DemotoolsError:  # somebody's families.toml that does not parse
-        return []
 
 
 def listing_text(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,6 @@ class Finding:
     figures: dict[str, Any]
     details: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """The finding as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -89,10 +85,10 @@ class Report:
     html: str
 
     def as_json(self) -> dict[str, Any]:
-        """The figures and findings as JSON values."""
+        """The figures and findings, for `print_json`."""
         return {
             "stores": [one.as_json() for one in self.stores],
-            "findings": [finding.as_json() for finding in self.findings],
+            "findings": self.findings,
         }
 
 

@@ -277,11 +277,9 @@ BORDER = VIEW_SIZE - 1
 
 _GREY_WALL = WALL * 18 + COLOR_TO_IDX["grey"] * 3
 _EMPTY_CELL = EMPTY * 18
-# By direction: right, down, left, up. Forward, and to the right hand, as (column, row).
+# One step by direction, right, down, left, up, as (column, row); the next one is to the right hand.
 FORWARD = ((1, 0), (0, 1), (-1, 0), (0, -1))
-_RIGHT_HAND = ((0, 1), (-1, 0), (0, -1), (1, 0))
-_FORWARD_VECTORS = tuple(np.array(vector) for vector in FORWARD)
-_RIGHT_VECTORS = tuple(np.array(vector) for vector in _RIGHT_HAND)
+_VECTORS = tuple(np.array(vector) for vector in FORWARD)
 
 
 def cell_code(thing: Any) -> int:
@@ -358,7 +356,7 @@ def layout(columns: int, rows: int) -> Layout:
     ahead = AGENT_ROW - np.arange(VIEW_SIZE)[None, :]
     view = tuple(
         (forward[1] * width + forward[0]) * ahead + (right[1] * width + right[0]) * across
-        for forward, right in zip(FORWARD, _RIGHT_HAND, strict=True)
+        for forward, right in zip(FORWARD, (*FORWARD[1:], FORWARD[0]), strict=True)
     )
     place = [(at % width - BORDER, at // width - BORDER) for at in range(width * height)]
     return Layout(width, height, view, place)
@@ -481,12 +479,12 @@ class FastView(FastLayout):
     @property
     def dir_vec(self) -> NDArray[np.int64]:
         """As minigrid's."""
-        return _FORWARD_VECTORS[self.agent_dir]
+        return _VECTORS[self.agent_dir]
 
     @property
     def right_vec(self) -> NDArray[np.int64]:
         """As minigrid's."""
-        return _RIGHT_VECTORS[self.agent_dir]
+        return _VECTORS[(self.agent_dir + 1) % 4]
 
     def update_objs_poss(self, instr: Any = None) -> None:
         """As minigrid's, which walks over the whole grid at each `drop`."""
