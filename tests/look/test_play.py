@@ -22,17 +22,20 @@ SEED = 900_000_000
 KEYS = (b"\x1b[D", b"\x1b[C", b"\x1b[A", b"p", b"d", b" ", b"\r")
 
 
-def read_until(terminal: int, text: str, key: bytes = b"") -> None:
-    """Read until a text appears; press a key, and again where nothing comes of it.
+def read_until(terminal: int, text: str, key: bytes = b"", seen: str = "") -> str:
+    """Read until a text appears, and return what was read beyond it.
 
-    A key that comes before the program listens is lost.
+    The key is pressed again if nothing happens: one that comes before the program listens is lost.
+
+    seen    what earlier calls read beyond their own texts
     """
-    seen, deadline = "", time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while text not in seen:
         assert time.monotonic() < deadline, seen
         os.write(terminal, key)
         while text not in seen and select.select([terminal], [], [], 15)[0]:
             seen += os.read(terminal, 65536).decode()
+    return seen.partition(text)[2]
 
 
 @pytest.mark.slow
@@ -48,8 +51,8 @@ def test_in_a_real_terminal_the_keys_of_the_bots_actions_make_its_episode(tmp_pa
         for step, action in enumerate(actions):
             last = step == len(actions) - 1
             shown = f"solved; 1 episode in {name}" if last else f"step {step + 1} of at most"
-            read_until(terminal, shown, KEYS[action])
-        read_until(terminal, HELP)
+            beyond = read_until(terminal, shown, KEYS[action])
+        read_until(terminal, HELP, seen=beyond)
         time.sleep(0.2)
         os.write(terminal, b"q")
         assert program.wait(timeout=120) == 0
