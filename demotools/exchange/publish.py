@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demotools.babyai.levels import SPLITS, manifest_text
+from demotools.babyai.levels import SPLITS, manifest_text, store_name
 from demotools.errors import printable_values
 from demotools.exchange.archive import ARCHIVE_SUFFIX, archive_store
 from demotools.exchange.hub import CARD, Repository, repository_of
 from demotools.look.info import flat_texts, store_info
 from demotools.look.report import rendered_page
-from demotools.output import check_output, working_folder, write_output
+from demotools.output import check_output, counted, working_folder, write_output
 from demotools.store.reading import open_store
 
 
@@ -96,7 +96,7 @@ def write_manifests(pushed: Sequence[PushedStore], folder: Path, *, overwrite: b
     """
     texts: dict[str, str] = {}
     for one in pushed:
-        if one.split not in SPLITS or one.store not in (one.level, f"{one.level}-{one.split}"):
+        if one.split not in SPLITS or one.store != store_name(one.level, one.split):
             continue
         text = texts.get(one.level) or manifest_text(one.level)
         texts[one.level] = _with_source(text, one)
@@ -143,6 +143,7 @@ def stores_card(paths: Sequence[Path]) -> str:
         header=_header(title, licences, sum(info["episodes"] for info in infos)),
         one=one,
         infos=infos,
+        levels=counted(len({info["level"] for info in infos}), "BabyAI level"),
         suffix=ARCHIVE_SUFFIX,
         first_archive=json.dumps(infos[0]["name"] + ARCHIVE_SUFFIX),
         arrays=[arrays[name] for name in sorted(arrays)],

@@ -16,6 +16,7 @@ from demotools.errors import printable_text
 from demotools.exchange.archive import archive_store
 from demotools.exchange.publish import stores_card
 from demotools.store.reading import Store
+from tests.conftest import build_store, make_episodes
 from tests.store.test_store import edit_attributes
 
 
@@ -92,6 +93,20 @@ def test_licence_citation_source_and_arrays_stand_in_the_text(
     assert "| cells | uint8 | 9 x 7 x 7 | egocentric view, one byte a cell |" in text
     assert "3 episodes of 3.00 steps on average, 4 at most, 9 steps in all" in text
     assert f"`{store.attributes.fingerprint}`" in text
+
+
+def test_several_stores_have_one_card_with_a_row_for_each(tmp_path: Path) -> None:
+    stores = [
+        build_store(tmp_path / f"{name}.zarr", make_episodes(lengths))
+        for name, lengths in (("One", [3, 2]), ("Other", [4]))
+    ]
+    text = stores_card([store.path for store in stores])
+    assert header(text)["pretty_name"] == "BabyAI demonstrations"
+    assert "1 BabyAI level: 3 episodes, 9 steps in all" in text
+    assert "| Other.zarr.zip | GoToLocal | train | 1 | 4.00 | 4 | 1 |" in text
+    assert "| cells | uint8 | egocentric view, one byte a cell |" in text
+    assert text.count("- kind: test\n") == 2
+    assert text.endswith("## Licence and citation\n\nnone\n\nnone\n")
 
 
 def test_the_code_on_the_card_runs_on_the_archive(

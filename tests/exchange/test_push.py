@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from demotools.babyai.levels import read_manifest
 from demotools.errors import FetchError
-from demotools.exchange.publish import push_stores
+from demotools.exchange.publish import PushedStore, push_stores, write_manifests
 from demotools.store.reading import Store, open_store
 from tests.conftest import build_store, make_episodes
 from tests.upload_server import TOKEN, Hub, Run, runner
@@ -98,6 +99,13 @@ def test_a_place_that_is_no_dataset_is_refused(
     with pytest.raises(FetchError) as error:
         list(push_stores([make_store(lengths=[3]).path], place))
     assert error.value.fix == "write hf:OWNER/NAME"
+
+
+def test_a_part_of_a_level_is_no_source_of_its_published_file(tmp_path: Path) -> None:
+    part = PushedStore("GoToLocal-train", "GoToLocal", "train", [], "me/d/a.zarr.zip", None)
+    assert write_manifests([part], tmp_path, overwrite=False) == []
+    (written,) = write_manifests([replace(part, store="GoToLocal")], tmp_path, overwrite=False)
+    assert "me/d/a.zarr.zip" in written.read_text("utf-8")
 
 
 @pytest.mark.slow
