@@ -168,6 +168,11 @@ class Manifest(_Symmetric):
             raise ValueError("give either environment_id or no_environment, the reason")
         return self
 
+    def store_attributes(self, **others: str) -> dict[str, Any]:
+        """What a store of the level's episodes says of them; `others` replace or join that."""
+        kept = ("level", "environment_id", "licence", "citation")
+        return {name: getattr(self, name) for name in kept} | others
+
     def matches_mission(self, mission: str) -> bool:
         """Whether this is a mission of the level."""
         if len(mission) > _LONGEST_MISSION:

@@ -372,11 +372,11 @@ def import_minari(
             raise _broken(what, about.dataset_id, fix)
         _unpack_mixed_parts(builder.parts, notes)
         builder.finish(
-            level=dataset.level,
-            split=dataset.split,
-            environment_id=manifest.environment_id,
-            licence=ours.licence if ours else f"see Minari dataset {about.dataset_id}",
-            citation=ours.citation if ours else f"Minari dataset {about.dataset_id}",
+            **manifest.store_attributes(
+                split=dataset.split,
+                licence=ours.licence if ours else f"see Minari dataset {about.dataset_id}",
+                citation=ours.citation if ours else f"Minari dataset {about.dataset_id}",
+            ),
             source={**dataset.source(), **({"left_out": left_out} if left_out else {})},
             parent=ours.parent if ours else None,
         )

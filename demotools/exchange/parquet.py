@@ -286,11 +286,9 @@ def import_parquet(
             what = f"no episode can be kept: {', '.join(reader.left_out) or 'it is empty'}"
             raise StoreError(what, path=files.paths[0], fix="name another file, or another --level")
         builder.finish(
-            level=files.level,
-            split=files.split,
-            environment_id=manifest.environment_id,
-            licence=files.licence,
-            citation=files.citation,
+            **manifest.store_attributes(
+                split=files.split, licence=files.licence, citation=files.citation
+            ),
             source=_source(files, reader),
             parent=files.ours.parent if files.ours else None,
         )

@@ -180,14 +180,7 @@ def _converted(
         try:
             source = {"kind": "pickle", "files": _decoded(described, builder, options, split)}
             source |= origin or {}
-            builder.finish(
-                level=manifest.level,
-                split=split,
-                environment_id=manifest.environment_id,
-                licence=manifest.licence,
-                citation=manifest.citation,
-                source=source,
-            )
+            builder.finish(**manifest.store_attributes(split=split), source=source)
         except StoreError as error:  # it names a folder that is removed now
             error.path = ", ".join(map(str, paths))
             raise

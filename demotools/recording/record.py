@@ -224,11 +224,7 @@ def generate(
         found = sum(len(read_lengths(builder.parts, part)) for part in builder.finished_parts())
         manifest = playable_manifest(recording.level)
         builder.finish(
-            level=recording.level,
-            split=recording.split,
-            environment_id=recording.environment_id,
-            licence=manifest.licence,
-            citation=manifest.citation,
+            **manifest.store_attributes(split=recording.split),
             source=_source(recording, seeds, failures),
             subgoals=SUBGOALS if recording.style.subgoals else (),
         )
