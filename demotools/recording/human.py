@@ -15,15 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from demotools.babyai.levels import SEEDS, read_manifest
+from demotools.babyai.levels import SEEDS
 from demotools.errors import SettingsError, StoreError, printable_text
 from demotools.output import counted
 from demotools.recording.environment import (
     Environment,
     Observation,
-    level_environment_id,
     make_environment,
     observed_cells,
+    playable_manifest,
 )
 from demotools.store.building import StoreBuilder, part_file, write_part
 from demotools.store.reading import Episodes, Store, open_store
@@ -126,7 +126,10 @@ def _own_store(path: Path, level: str) -> Store | None:
     if not path.exists():
         return None
     store = open_store(path)
-    if store.attributes.source.get("kind") != HUMAN or store.level != read_manifest(level).level:
+    if (
+        store.attributes.source.get("kind") != HUMAN
+        or store.level != playable_manifest(level).level
+    ):
         raise StoreError(
             f"this is not a store of people's demonstrations of {level}",
             path=path,
@@ -163,21 +166,15 @@ def add_episode(path: Path, level: str, episode: Episodes) -> Store:
 
     StoreError  another process is writing to it, or has left an unfinished store there
     """
-    manifest = read_manifest(level)
+    manifest = playable_manifest(level)
     source: dict[str, Any] = {"kind": HUMAN, "minigrid": version("minigrid")}
     with _builder(path) as builder:
         for number in builder.finished_parts():  # of an earlier call that was killed
             part_file(builder.parts, number).unlink()
         for number, part in enumerate([*_parts(_own_store(path, level)), episode]):
             write_part(builder.parts, number, part, {})
-        builder.finish(
-            level=manifest.level,
-            split="train",
-            environment_id=level_environment_id(level),
-            licence="of whoever played",
-            citation="none",
-            source=source,
-        )
+        whose = {"licence": "of whoever played", "citation": "none"}
+        builder.finish(**manifest.store_attributes(split="train", **whose), source=source)
     return open_store(path)
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from demotools.errors import SettingsError, StoreError
 from demotools.output import acquired_lock
-from demotools.recording.bot import Expert
+from demotools.recording.bot import Expert, expert_of
 from demotools.recording.environment import Environment, Observation
 from demotools.recording.human import FIRST_SEED, QUIT, SKIP, add_episode, play
 from demotools.recording.record import generate, planned_recording
 from demotools.recording.replay import replay_check
+from demotools.recording.search import SearchExpert
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.reading import open_store
 from demotools.store.verify import verify_store
@@ -30,7 +31,7 @@ class Somebody:
 
     def __init__(self, *plan: str) -> None:
         self._plan = list(plan)
-        self._expert: Expert | None = None
+        self._expert: Expert | SearchExpert | None = None
         self.notes: list[str] = []
 
     def action(self, environment: Environment, observation: Observation, note: str) -> int:
@@ -38,7 +39,7 @@ class Somebody:
         world: Any = environment.unwrapped
         if world.step_count == 0:
             self._now = self._plan.pop(0)
-            self._expert = Expert(environment)
+            self._expert = expert_of(environment)
             self.notes.append(note)
         assert self._expert is not None
         return {"give up": SKIP, "quit": QUIT, "turn": 0}.get(self._now) or (
@@ -68,6 +69,13 @@ def test_solved_episodes_are_kept_and_those_of_the_next_sitting_added(tmp_path: 
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     assert all(check.passed for check in checks)
     assert checks[-1].note == "3 of 3 episodes"
+
+
+def test_episodes_of_a_level_of_minigrids_own_are_kept_too(tmp_path: Path) -> None:
+    level, path = "MiniGrid-Empty-5x5-v0", tmp_path / "Empty-human.zarr"
+    for episodes in (1, 2):
+        assert play(level, path, Somebody("solve"), episodes=1).episodes == episodes
+    assert open_store(path).level == level
 
 
 def test_nothing_solved_makes_no_store(tmp_path: Path) -> None:
