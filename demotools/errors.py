@@ -10,7 +10,7 @@
     ├── SettingsError       a training file: unknown key, wrong value
     └── CheckpointError     a checkpoint: missing, damaged, of another network or vocabulary
 
-Raised at the first line that knows all three parts; only the command lines turn them into text.
+Each is raised by the first line that knows all three parts; only the command lines print them.
 """
 
 from __future__ import annotations
@@ -163,12 +163,12 @@ def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
     fixes = {
         errno.ENOSPC: "free some space, or name another folder with --data-dir (or -o)",
         errno.EDQUOT: "free some of your quota, or name another folder with --data-dir (or -o)",
-        errno.EROFS: "name a folder that can be written with --data-dir (or -o)",
+        errno.EROFS: "name a writable folder with --data-dir (or -o)",
         errno.EACCES: "check the permissions, or name another folder with --data-dir (or -o)",
         errno.EPERM: "check the permissions, or name another folder with --data-dir (or -o)",
         errno.ENOENT: "check the spelling of the path",
         errno.EISDIR: "name a file, not a folder",
-        errno.ENOTDIR: "one part of this path is a file; name another folder",
+        errno.ENOTDIR: "part of this path is a file, not a folder; name another folder",
     }
     what = (error.strerror or str(error)).lower()
     where = error.filename if error.filename is not None else path
@@ -186,7 +186,7 @@ def os_refusals(path: Path | str) -> Iterator[None]:
 
 
 def installing(extra: str) -> str:
-    """How to install what an extra adds: demotools is on no index."""
+    """How to install the packages of an extra: demotools is not on PyPI."""
     return f"in your checkout of demotools, run pip install -c constraints.txt '.[{extra}]'"
 
 
@@ -240,11 +240,11 @@ def _in_three_parts(error: BaseException) -> DemotoolsError:
     if isinstance(error, OSError):
         return from_os_error(error, command)
     if isinstance(error, MemoryError):
-        what = f"there is not enough memory {error}".strip()
-        fix = "end other programs or ask for less, with fewer workers; a damaged file asks for much"
+        what = f"out of memory: {error}".removesuffix(": ")
+        fix = "close other programs or use fewer workers; a damaged file can also ask for too much"
     else:
-        what = f"something is nested too deep to be read: {error}"
-        fix = "get the file again: no file of ours is nested like this"
+        what = f"the data are nested too deeply to be read: {error}"
+        fix = "get the file again; demotools writes no file that is nested this deeply"
     return DemotoolsError(what, path=command, fix=fix)
 
 

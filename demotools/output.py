@@ -1,8 +1,8 @@
-"""Files on their way to and from the disk: written whole or not at all, read only where regular.
+"""File access: writes that are all or nothing, reads of regular files only, locks, progress bars.
 
-Everything that writes under a final name goes through `written_whole`; everything that opens a file
-which a user, or somebody else, has named goes through `open_regular`; whoever makes or replaces
-something holds its `acquired_lock`.
+Everything that writes a final file uses `written_whole`; everything that opens a file named by a
+user, or by somebody else's data, uses `open_regular`; whatever creates or replaces something holds
+its `acquired_lock`.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     """DemotoolsError where `path` must not or cannot be written: to be asked before the work."""
     if path.exists() and not path.is_file():
         raise DemotoolsError(
-            "this is a folder, a device or a pipe: only a regular file is written",
+            "this is a folder, a device or a pipe; output must be a regular file",
             path=path,
             fix="name a file",
         )
     if path.exists() and not overwrite:
         raise DemotoolsError(
-            "the file exists already", path=path, fix="add --overwrite to replace it"
+            "the file already exists", path=path, fix="add --overwrite to replace it"
         )
     if not path.parent.is_dir():
         raise DemotoolsError(
-            "there is no such folder", path=path.parent, fix="make it, or name another file"
+            "there is no such folder", path=path.parent, fix="create it, or name another file"
         )
     if not os.access(path.parent, os.W_OK):
         raise DemotoolsError(
-            "this folder cannot be written to", path=path.parent, fix="name a file elsewhere"
+            "this folder is not writable", path=path.parent, fix="name a file in another folder"
         )
 
 
@@ -73,7 +73,7 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[IO[bytes]]:
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
         if target.exists() and not target.is_file():
-            raise IsADirectoryError(errno.EISDIR, "only a regular file is written")
+            raise IsADirectoryError(errno.EISDIR, "output must be a regular file")
         if synced:  # what is not goes into a folder that is thrown away
             _remove_what_was_killed(target)
         with _locked_file(temporary) as stream:
@@ -133,7 +133,7 @@ def check_room(folder: Path, size_bytes: float) -> None:
     free = shutil.disk_usage(folder).free
     if size_bytes > free:
         raise DemotoolsError(
-            f"the disk has {free:,} bytes free, and {int(size_bytes):,} are needed",
+            f"the disk has {free:,} bytes free, but {int(size_bytes):,} are needed",
             path=folder,
             fix="free some space, or name another folder with --data-dir",
         )
@@ -165,7 +165,7 @@ def read_regular(path: Path, at_most: int | None = None) -> bytes:
     with open_regular(path) as stream:
         content = stream.read(-1 if at_most is None else at_most + 1)
     if at_most is not None and len(content) > at_most:
-        raise DemotoolsError("the file is far too long", path=path, fix="name another file")
+        raise DemotoolsError("the file is far too large", path=path, fix="name another file")
     return content
 
 
@@ -178,20 +178,20 @@ def acquired_lock(path: Path) -> filelock.BaseFileLock:
     StoreError  another process has it
     """
     lock: filelock.BaseFileLock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    fix = "wait until it has finished, or end it"
+    fix = "wait for it to finish, or stop it"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _has_locks(path.parent):
             file = path.with_name(f".{path.name}.making")
             lock = filelock.SoftFileLock(file)
-            fix += f"; where there is none, remove {file}"
-            sys.stderr.write(f"this file system has no locks: {file} stands for one\n")
+            fix += f"; if no such process exists, remove {file}"
+            sys.stderr.write(f"this file system does not support locks; using {file} instead\n")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
             # filelock says so of a file too that cannot be made: then this says why
             Path(lock.lock_file).touch()
-            raise StoreError("another process is making this", path=path, fix=fix) from error
+            raise StoreError("another process is writing this", path=path, fix=fix) from error
     except OSError as error:
         # the user named `path`, not the file with which the folder was tried
         raise from_os_error(OSError(error.errno, error.strerror), path) from error

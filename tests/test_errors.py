@@ -68,12 +68,12 @@ def test_the_files_of_stores_manifests_and_records_are_told_of_in_our_words(
 
     store = make_store(lengths=[3, 2]).path
     damaged(store / "action" / "zarr.json", ("zarr_format", 2))
-    refused(lambda: open_store(store), "action/zarr.json is wrong at zarr_format: it must be 3")
+    refused(lambda: open_store(store), "action/zarr.json is invalid at zarr_format: it must be 3")
     damaged(store / "action" / "zarr.json", ("shape", ["x"]))
-    refused(lambda: open_store(store), "wrong at shape.0: it must be a whole number")
+    refused(lambda: open_store(store), "invalid at shape.0: it must be a whole number")
     damaged(store / "zarr.json", ("attributes.steps", 0))
-    refused(lambda: verify_store(store), "wrong at steps: it must be at least 1")
+    refused(lambda: verify_store(store), "invalid at steps: it must be at least 1")
     (tmp_path / "Mine.toml").write_text("level = 5")
-    refused(lambda: levels.read_manifest("Mine", tmp_path), "wrong at `level`: it must be a text")
+    refused(lambda: levels.read_manifest("Mine", tmp_path), "invalid at `level`: it must be a text")
     (tmp_path / "fetched.toml").write_text('[a]\nlevel = "GoTo"')
     refused(lambda: read_records(tmp_path), "cannot be read: at a.split: it is missing")

@@ -1,7 +1,7 @@
-"""BabyAI's world, as data: nothing here plays.
+"""BabyAI as data, without environments.
 
-`cells` holds the egocentric views, a cell packed into one byte, and the object encodings of the
-years; `vocabulary` the words of missions and their ids; `levels` what each level's manifest says:
-its environment, mission grammar, symmetries, published files, and which seeds belong to which
-split.
+`cells` has the egocentric views, with each cell packed into one byte, and the object encodings that
+BabyAI has used; `vocabulary` has the words of missions and their ids; `levels` reads each level's
+manifest: its environment, mission grammar, symmetries and published files. It also says which seeds
+belong to which split.
 """

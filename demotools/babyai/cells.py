@@ -1,7 +1,7 @@
-"""Egocentric views: cells packed into one byte, and the three object encodings of BabyAI's past.
+"""Egocentric views: cells packed into one byte, and the three object encodings of BabyAI's history.
 
 A view is an image uint8 [7, 7, 3], indexed [column, row], channels (object, colour, state); the
-agent stands at (3, 6) and looks towards row 0. Pure functions; sources are named at each table.
+agent is at (3, 6) and faces row 0. All functions are pure; each table names its source.
 """
 
 from __future__ import annotations

@@ -67,11 +67,11 @@ class Source(_Frozen):
     def _one_kind(self) -> Self:
         kinds = [self.gdrive, self.https, self.hf, self.archive, self.dataset]
         if sum(kind is not None for kind in kinds) != 1:
-            raise ValueError("a source is one of gdrive, https, hf, archive, dataset")
+            raise ValueError("a source has exactly one of gdrive, https, hf, archive, dataset")
         if self.member is not None and self.archive is None:
-            raise ValueError("only an archive has a member")
+            raise ValueError("`member` needs `archive`")
         if (self.config is None) != (self.dataset is None):
-            raise ValueError("a dataset has a config, and nothing else has")
+            raise ValueError("`dataset` and `config` must be given together")
         return self
 
     def __str__(self) -> str:
@@ -130,9 +130,9 @@ class _Symmetric(_Frozen):
     def _consistent(self) -> Self:
         for values in (self.symmetries, self.widened_by, self.unchanged_words):
             if len(set(values)) < len(values):
-                raise ValueError(f"{', '.join(values)}: name each once")
+                raise ValueError(f"{', '.join(values)}: list each only once")
         if extra := set(self.widened_by) - set(self.symmetries):
-            raise ValueError(f"widened_by names {', '.join(extra)}, which symmetries does not")
+            raise ValueError(f"widened_by lists {', '.join(extra)}, but symmetries does not")
         return self
 
 
@@ -165,7 +165,7 @@ class Manifest(_Symmetric):
     @model_validator(mode="after")
     def _environment_or_reason(self) -> Self:
         if (self.environment_id is None) == (self.no_environment is None):
-            raise ValueError("give either environment_id or no_environment, the reason")
+            raise ValueError("give either environment_id or no_environment (the reason)")
         return self
 
     def store_attributes(self, **others: str) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class _Family(_Symmetric):
     @model_validator(mode="after")
     def _one_grammar(self) -> Self:
         if (self.like is None) == (self.mission_pattern is None):
-            raise ValueError("give either like, a level, or mission_pattern")
+            raise ValueError("give either like (a level) or mission_pattern")
         return self
 
 
@@ -250,8 +250,8 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
             manifest = _parsed(path, Manifest.model_validate)
             if manifest.level == name:
                 return manifest
-            what = f"the manifest says that its level is {manifest.level}"
-            raise ManifestError(what, path=path, fix="give file and level the same name")
+            what = f"the manifest is for level {manifest.level}, but the file is not named after it"
+            raise ManifestError(what, path=path, fix="give the file the name of its level")
     for families in _families(extra):
         for family in families.family:
             for environment_id in family.environments:
@@ -273,9 +273,9 @@ def guessed_manifest(level: str, source: Path | str, read_off: str) -> Manifest:
             raise
         near = difflib.get_close_matches(level, all_level_names(), n=1, cutoff=0.7)
         raise ManifestError(
-            f"the level cannot be read off {read_off}",
+            f"the level cannot be inferred from {read_off}",
             path=source,
-            fix=f"add --level, as in --level {near[0] if near else 'GoToLocal'}",
+            fix=f"add --level, for example --level {near[0] if near else 'GoToLocal'}",
         ) from error
 
 
@@ -316,7 +316,7 @@ def _entry(name: str, file: str, table: TypeAdapter[dict[str, Parsed]], what: st
             entries = _parsed(path, table.validate_python)
             if name in entries:
                 return entries[name]
-    raise ManifestError(f"there is no such {what}", path=name, fix=f"describe it in {file}")
+    raise ManifestError(f"there is no such {what}", path=name, fix=f"define it in {file}")
 
 
 def levels_of_datasets() -> list[str]:
@@ -420,7 +420,7 @@ def _parsed(path: Path, validate: Callable[[Any], Parsed]) -> Parsed:
     except ValidationError as error:
         key, what = first_problem(error)
         raise ManifestError(
-            f"the manifest is wrong at `{key}`: {what}", path=path, fix="correct that key"
+            f"the manifest is invalid at `{key}`: {what}", path=path, fix="correct that key"
         ) from error
 
 
@@ -449,18 +449,18 @@ def listed_seeds(text: str) -> Sequence[int]:
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first:
             raise SettingsError(
-                "this is no list of seeds", path=text[:200], fix="write it as in `1,2,7-9`"
+                "this is not a list of seeds", path=text[:200], fix="write it like `1,2,7-9`"
             )
         spans.append(range(first, last + 1))
     if sum(map(len, spans)) > MOST_EPISODES:
         raise SettingsError(
-            "these are too many seeds", path=text[:200], fix=f"give at most {MOST_EPISODES:,}"
+            "there are too many seeds", path=text[:200], fix=f"give at most {MOST_EPISODES:,}"
         )
     if len(spans) == 1:
         return spans[0]
     seeds = [seed for span in spans for seed in span]
     if len(set(seeds)) < len(seeds):
-        raise SettingsError("a seed is there twice", path=text[:200], fix="name each once")
+        raise SettingsError("a seed is listed twice", path=text[:200], fix="list each only once")
     return seeds
 
 
@@ -474,7 +474,7 @@ def seeds_of(text: str) -> Sequence[int]:
         return listed_seeds(text)
     if not Path(text).exists():
         raise SettingsError(
-            "there is no such file, and this is no list of seeds",
+            "there is no such file, and this is not a list of seeds",
             path=text[:200],
             fix="name a file that there is, or write a list as in `1,2,7-9`",
         )

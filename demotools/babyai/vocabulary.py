@@ -203,8 +203,8 @@ class MissionTable:
         return StoreError(
             what,
             path=self._file.parent,
-            fix="correct the missions in their source: letters, marks and digits make words, and "
-            "case and punctuation tell no two missions apart",
+            fix="correct the missions at the source: words consist of letters, marks and digits, "
+            "and missions must differ by more than case and punctuation",
         )
 
     def blocks(self, size: int) -> Iterator[list[str]]:

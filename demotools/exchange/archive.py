@@ -57,7 +57,7 @@ def archive_store(
     with locked(final):
         if final.exists() and not overwrite:
             raise StoreError(
-                "the archive exists already",
+                "the archive already exists",
                 path=final,
                 fix="add --overwrite to replace it, or name another with -o",
             )

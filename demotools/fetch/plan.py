@@ -175,7 +175,7 @@ def _store_refusal(
     if source is None:
         return None
     if options.origin is not None:
-        return "the store exists already"
+        return "the store already exists"
     kind, fetched_from = source.get("kind"), source.get("fetched_from")
     if any(each.hf is not None and each.hf.endswith(ARCHIVE_SUFFIX) for each in sources):
         return None  # a whole store is published, whatever it was made of

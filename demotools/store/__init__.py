@@ -1,8 +1,8 @@
-"""The demo store: its format, and everything that reads or makes it (docs/format.md).
+"""The demo store: its format, and everything that reads or writes it (docs/format.md).
 
 `reading` opens a store and maps its arrays; `building` writes one from parts; `verify` checks
-every byte of it; `reshape` and `shrink` make stores out of stores, and `duplicates` knows which
-episodes are the same; `remove` removes stores and nothing else.
+every byte of it; `reshape` and `shrink` make new stores from existing ones; `duplicates` finds
+identical episodes; `remove` removes stores and nothing else.
 """
 
 from demotools.store.reading import Episodes, Store, open_store, store_path

@@ -1,15 +1,15 @@
 """Write demo stores: parts first, then one pass that joins them, then one rename.
 
-Every job (convert, generate, shrink, fetch of an archive) hands over numbered parts of whole
-episodes, from any process, in any order. A part is one file that appears under its name only when
-whole and ends with its checksum, so a job that was killed finds its finished parts again, and
-makes those again that were damaged since. `StoreBuilder.finish` joins the
-parts in order into the chunk files, checks what it wrote, writes the attributes last and renames
-the folder. The result depends on the parts alone, never on who wrote them or when.
+Every job (convert, generate, shrink, fetch of an archive) submits numbered parts of whole episodes,
+from any process, in any order. A part is one file that gets its name only when complete and ends
+with its checksum, so a job that was killed finds its finished parts again and redoes any that have
+been damaged. `StoreBuilder.finish` joins the parts in order into the chunk files, checks what it
+wrote, writes the attributes last and renames the folder. The result depends only on the parts,
+never on who wrote them or when.
 
-The arrays are written here, their zarr.json as zarr spells it: importing zarr would cost every
-conversion a fifth of a second, and what it writes would follow its version (docs/log.md).
-tests/store/test_arrays.py compares with zarr, byte for byte.
+This module writes the arrays and their zarr.json itself, exactly as zarr does: importing zarr would
+cost every conversion a fifth of a second, and its output would depend on its version (docs/log.md).
+tests/store/test_arrays.py compares the two byte for byte.
 """
 
 from __future__ import annotations
@@ -208,13 +208,13 @@ class StoreBuilder:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and self.finished_parts():
-            error.add_note("what is done is kept: the same command resumes where it stopped")
+            error.add_note("finished work is kept: run the same command again to resume")
         if isinstance(error, DemotoolsError):
             # the operating system's, a full disk say, may be mended; the others are the source's
             if type(error) is DemotoolsError and self.finished_parts():
                 error.fix += (
-                    f". What is done is kept in {self.folder}: the same command resumes from it, "
-                    "or remove that folder"
+                    f". Finished work is kept in {self.folder}: run the same command again to "
+                    "resume, or remove that folder"
                 )
             else:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -226,7 +226,7 @@ class StoreBuilder:
     def _prepare(self) -> None:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise StoreError(
-                "something that is no folder has this name (a file, or a link that leads nowhere)",
+                "this name is taken by something that is not a folder (a file or a broken link)",
                 path=self.path,
                 fix="move it away, or choose another name for the store",
             )
@@ -240,11 +240,11 @@ class StoreBuilder:
             return
         if not self.overwrite and not self._update:
             raise StoreError(
-                "the store exists already", path=self.path, fix="add --overwrite to replace it"
+                "the store already exists", path=self.path, fix="add --overwrite to replace it"
             )
         if not is_ours(self.path):
             raise StoreError(
-                "a folder that is not a demo store has this name",
+                "this name is taken by a folder that is not a demo store",
                 path=self.path,
                 fix="move it away, or choose another name for the store",
             )
@@ -275,31 +275,31 @@ class StoreBuilder:
             removed(file)
             if known:
                 sys.stderr.write(
-                    f"part {int(number)} of an earlier call was damaged and is made again\n"
+                    f"part {int(number)} of an earlier run was damaged and will be redone\n"
                 )
 
     def _part_with(self, parts: int, job: Mapping[str, Any]) -> None:
         """Say of the parts of `job`, another one, that they are thrown away, or refuse to."""
         differing = _differences(job, _parsed(self._job)) if job else ""
-        how = differing or "it does not say how"
+        how = differing or "which ones is not known"
         finished = f"its {counted(parts, 'finished part')}"
         if self._update:
             raise StoreError(
-                "an unfinished store of this name lies here",
+                "there is an unfinished store of this name",
                 path=self.folder,
-                fix=f"choose another --name, or finish it first: the command that began it goes on "
-                f"with {finished}",
+                fix=f"choose another --name, or finish it first: the command that started it "
+                f"continues with {finished}",
             )
         if self._costly or _COSTLY in job:
             raise StoreError(
-                f"an unfinished store lies here that was begun otherwise: {how}",
+                f"there is an unfinished store that was started with different options: {how}",
                 path=self.folder,
-                fix=f"begin as before, which goes on with {finished}, or add --overwrite, which "
-                "throws them away"
+                fix=f"use the options as before to continue with {finished}, or add --overwrite "
+                "to discard them"
                 if differing
-                else f"choose another --name, or add --overwrite, which throws {finished} away",
+                else f"choose another --name, or add --overwrite to discard {finished}",
             )
-        sys.stderr.write(f"begun anew, for the call that was not finished differs: {how}\n")
+        sys.stderr.write(f"starting over: the unfinished run had different options: {how}\n")
 
     def finished_parts(self) -> list[int]:
         """The numbers of the parts that lie there whole, sorted."""
@@ -357,7 +357,9 @@ class StoreBuilder:
         count = sum(map(len, lengths))
         steps = sum(int(length.sum()) for length in lengths)
         if not count:
-            raise StoreError("there is no episode to store", path=self.path, fix="check the source")
+            raise StoreError(
+                "there are no episodes to store", path=self.path, fix="check the input"
+            )
         parts = (read_part(self.parts, number) for number in written)
         join_parts(parts, count, steps, building, about, episode_level)
 
@@ -481,7 +483,7 @@ def _check_written(building: Path) -> None:
     for _size_bytes, problem in checked_chunks(building):
         if problem:
             raise StoreError(
-                f"what was written does not read back: {problem}",
+                f"the store that was just written cannot be read back: {problem}",
                 path=building,
                 fix="check the disk, then run the command again",
             )
@@ -574,7 +576,7 @@ def _write_episodes(
                     if "image" in strange
                     else f"some episodes have the array {min(strange)!r} and others do not",
                     path=building,
-                    fix="make one store of each kind",
+                    fix="make a separate store for each kind",
                 )
             for name, rows in columns.items():
                 arrays[name].append(rows)
@@ -625,7 +627,8 @@ def write_texts(folder: Path, blocks: Iterable[list[str]], count: int) -> None:
             raise StoreError(
                 "the missions are too long for a store",
                 path=folder,
-                fix=f"keep {TEXTS_A_CHUNK:,} missions under {TEXT_BYTES_AT_MOST:,} bytes",
+                fix="shorten them: "
+                f"{TEXTS_A_CHUNK:,} of them may take at most {TEXT_BYTES_AT_MOST:,} bytes",
             )
         content = bytes(packed.encode(unpacked))
         file.parent.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""Episodes that are the same, and those that belong together: a hash for each, in bounded memory.
+"""Identical episodes, and episodes that belong together: a hash for each, in bounded memory.
 
-Hashes are equal where an agent saw, did and was told the same. They have 64 bits: among ten million
-episodes that all differ, two get the same once in four hundred thousand stores. Seeds and
-directions do not count, since neither stands in what the agent is given.
+Two hashes are equal if the agent saw, did and was told the same. They have 64 bits: among ten
+million different episodes, two get the same hash once in four hundred thousand stores. Seeds and
+directions do not count.
 """
 
 from __future__ import annotations

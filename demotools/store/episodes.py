@@ -1,8 +1,8 @@
-"""Single episodes, and any choice of them: what `store[i]`, `store[:100]`, `store.filter()` give.
+"""Single episodes and subsets of them: what `store[i]`, `store[:100]` and `store.filter()` return.
 
-Nothing is copied before it is asked for: an episode is a number, and its arrays are views of the
-store's maps. Both are what PyTorch calls a map-style dataset, and `pad_episodes` makes a batch of
-episodes of different lengths.
+Nothing is copied until you access it: an episode is a number, and its arrays are views of the
+store's memory maps. A store and its subsets are map-style datasets for PyTorch, and `pad_episodes`
+collates episodes of different lengths into a batch.
 """
 
 from __future__ import annotations
@@ -417,9 +417,9 @@ def _numbers(given: Iterable[int] | NDArray[Any], count: int) -> Rows:
         return np.flatnonzero(array)
     numbers = array.astype(np.int64)
     if is_bool or array.ndim != 1 or not (numbers == array).all():
-        raise IndexError("episodes are chosen by a list of whole numbers, or a bool for each")
+        raise IndexError("select episodes by a list of whole numbers, or by one bool per episode")
     if len(numbers) and not -count <= numbers.min() <= numbers.max() < count:
-        raise IndexError(f"an episode is not one of {count}")
+        raise IndexError(f"an episode number is out of range: there are {count:,} episodes")
     return np.where(numbers < 0, numbers + count, numbers)
 
 
@@ -440,5 +440,5 @@ def _without_cells(store: _Store) -> StoreError:
     return StoreError(
         "the store holds images, not packed cells",
         path=store.path,
-        fix="take `images`; `demotools info` tells which a store holds",
+        fix="use `images`; `demotools info` shows which of the two a store has",
     )

@@ -1,8 +1,8 @@
-"""What the files of a store must say (docs/format.md): attributes, arrays and checksums.
+"""What the files of a store must contain (docs/format.md): attributes, arrays and checksums.
 
-A store is a Zarr v3 group. A zarr.json is a text that anybody can edit: sizes, types and codecs are
-trusted only after they were found to be those of the format, before anything is mapped. Every
-uncompressed chunk file ends with a CRC-32C; `checked_chunks` reads them all.
+A store is a Zarr v3 group. Anybody can edit a zarr.json, so its sizes, types and codecs
+are checked against the format before anything is mapped. Every uncompressed chunk file ends with a
+CRC-32C; `checked_chunks` reads them all.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def damaged(path: Path, what: str) -> StoreError:
     return StoreError(
         f"the store is damaged: {what}",
         path=path,
-        fix="run the command that makes it again with --overwrite",
+        fix="rerun the command that made it, with --overwrite",
     )
 
 
@@ -277,12 +277,12 @@ def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
     if not isinstance(attributes, dict) or attributes.get("schema") != SCHEMA:
         raise _not_ours(path)
     if metadata.get("node_type") != "group":
-        raise damaged(path, "its zarr.json is not that of a group")
+        raise damaged(path, "its zarr.json does not describe a group")
     if attributes.get("unfinished"):
         raise StoreError(
             "this store was left unfinished",
             path=path,
-            fix="remove the folder and run the command that makes it again",
+            fix="remove the folder and rerun the command that made it",
         )
     version = attributes.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
@@ -295,7 +295,7 @@ def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
         return StoreAttributes.model_validate(attributes)
     except ValidationError as error:
         place, what = first_problem(error)
-        raise damaged(path, f"its attributes are wrong at {place}: {what}") from error
+        raise damaged(path, f"its attributes are invalid at {place}: {what}") from error
 
 
 def check_lengths(
@@ -317,11 +317,11 @@ def check_lengths(
         **({LEVELS: episodes} if attributes.levels else {}),
     }
     if strange := set(arrays) ^ set(lengths):
-        raise damaged(path, f"array {min(strange)} is missing, or does not belong there")
+        raise damaged(path, f"array {min(strange)} is missing or unexpected")
     for name, length in lengths.items():
         if arrays[name].shape[0] != length:
             raise damaged(
-                path, f"{name} has {arrays[name].shape[0]} rows where the attributes say {length}"
+                path, f"{name} has {arrays[name].shape[0]} rows, but the attributes say {length}"
             )
 
 
@@ -391,13 +391,13 @@ def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
         metadata = ArrayMetadata.model_validate_json(content)
     except ValidationError as error:
         place, what = first_problem(error)
-        raise damaged(path, f"{array}/zarr.json is wrong at {place}: {what}") from error
+        raise damaged(path, f"{array}/zarr.json is invalid at {place}: {what}") from error
     if wrong := _difference(array, metadata):
-        raise damaged(path, f"{array}/zarr.json describes no array of a demo store: {wrong}")
+        raise damaged(path, f"{array}/zarr.json does not describe an array of a store: {wrong}")
     found = from_json(content)
     for key, value in metadata.as_zarr().items():
         if key not in _MAY_DIFFER and found.get(key) != value:
-            what = f"{array}/zarr.json is wrong at {key}: it must be {json.dumps(value)}"
+            what = f"{array}/zarr.json is invalid at {key}: it must be {json.dumps(value)}"
             raise damaged(path, what)
     return metadata
 
@@ -407,7 +407,7 @@ def _difference(array: str, metadata: ArrayMetadata) -> str:
     data_types, sizes = _LAYOUTS.get(array, ((), ()))
     shape, chunk = metadata.shape, metadata.chunk_shape
     if not data_types:
-        return "the format has none of this name"
+        return "the format has no array of this name"
     if metadata.data_type not in data_types:
         return f"its type is {metadata.data_type!r} instead of {' or '.join(data_types)}"
     if len(shape) != len(sizes) or any(

@@ -1,11 +1,11 @@
-"""Open a store: map its step arrays, cut episodes out of it.
+"""Open a store: map its step arrays and read episodes from it.
 
-The step arrays are uncompressed chunk files, so they are memory-mapped as they lie. Opening costs
+The step arrays are uncompressed chunk files, which are memory-mapped as they are. Opening takes
 milliseconds whatever the size: the metadata files (`demotools.store.format`) and the checksums at
-the ends of the chunk files must give the fingerprint that the attributes hold, which finds a store
-that was cut, mixed or rewritten; every byte is checked by `demotools verify`. All files are opened
-at once: what happens to the folder afterwards does not change what an open store gives. This module
-imports neither torch, click nor minigrid.
+the ends of the chunk files must match the fingerprint in the attributes, which detects a store that
+was truncated, mixed or rewritten; `demotools verify` checks every byte. All files are opened at
+once, so later changes to the folder do not affect an open store. This module imports neither torch,
+click nor minigrid.
 """
 
 from __future__ import annotations
@@ -434,10 +434,10 @@ def new_store_path(name: str, folder: Path) -> Path:
     plain = name.removesuffix(SUFFIX)
     if not re.fullmatch(r"\w[\w .+-]*", plain):
         raise SettingsError(
-            "this cannot be the name of a store",
+            "this is not a valid store name",
             path=f"--name {name!r}",
-            fix="begin with a letter, a digit or '_'; use besides only '-', '.', '+' and spaces; "
-            "--data-dir chooses the folder",
+            fix="use letters, digits, '_', '-', '.', '+' and spaces; begin with a letter, digit or "
+            "'_'; choose the folder with --data-dir",
         )
     return folder / (plain + SUFFIX)
 
@@ -493,9 +493,9 @@ def _opened(path: Path) -> Store:
     check_lengths(path, attributes, arrays)
     chunks = {name: _chunk_maps(folder, path, name, arrays[name]) for name in sorted(arrays)}
     if _fingerprint(chunks) != attributes.fingerprint:
-        raise damaged(path, "its checksums are not the ones that it was written with")
+        raise damaged(path, "its checksums differ from those it was written with")
     if metadata_hash(root, content, attributes.metadata_hash) != attributes.metadata_hash:
-        raise damaged(path, "its metadata are not those that it was written with")
+        raise damaged(path, "its metadata differ from those it was written with")
     packed = "cells" in arrays
     maps = {name: _array(arrays[name], chunks[name]) for name in arrays if name != TEXTS}
     store = Store(
@@ -518,7 +518,7 @@ def _opened(path: Path) -> Store:
         _chunk_files=chunks,
     )
     if vocabulary_hash(attributes.vocabulary) != attributes.vocabulary_hash:
-        raise damaged(path, "its vocabulary is not the one that its hash names")
+        raise damaged(path, "its vocabulary does not match its hash")
     _check_rows(store)
     return store
 
@@ -529,7 +529,7 @@ def _check_rows(store: Store) -> None:
     if offset[0] != 0 or offset[-1] != store.attributes.steps:
         raise damaged(
             store.path,
-            f"its episodes go from step {offset[0]} to {offset[-1]} of {store.attributes.steps}",
+            f"its episodes cover steps {offset[0]} to {offset[-1]} of {store.attributes.steps}",
         )
     length = np.diff(offset)
     episode = int(length.argmin())
@@ -539,10 +539,10 @@ def _check_rows(store: Store) -> None:
     if not 0 <= mission[wrong] < store.attributes.missions:
         raise damaged(
             store.path,
-            f"episode {wrong} names mission {mission[wrong]} of {store.attributes.missions}",
+            f"episode {wrong} has mission {mission[wrong]}, not below {store.attributes.missions}",
         )
     if (last := int(store.episode_level.max())) >= len(store.levels):
-        raise damaged(store.path, f"an episode is of level {last} of {len(store.levels)}")
+        raise damaged(store.path, f"an episode has level {last}, not below {len(store.levels)}")
 
 
 def reopened(path: Path, expected: str) -> Store:
@@ -565,9 +565,9 @@ def remapped(store: Store) -> Store:
 
 def _replaced(path: Path) -> StoreError:
     return StoreError(
-        "the store was replaced by another while it was in use",
+        "the store was replaced while it was in use",
         path=path,
-        fix="start again with the new store, or put the old one back",
+        fix="start over with the new store, or restore the old one",
     )
 
 
@@ -628,7 +628,7 @@ def _unpacked_texts(file: NDArray[np.uint8], count: int, path: Path, number: int
 
     content = file.tobytes()
     packed, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
-    wrong = damaged(path, f"{TEXTS} cannot be read: chunk {number} is not what the format says")
+    wrong = damaged(path, f"{TEXTS} cannot be read: chunk {number} does not follow the format")
     if google_crc32c.value(packed).to_bytes(CRC_BYTES, "little") != crc:
         raise damaged(path, f"{TEXTS} cannot be read: chunk {number} fails its checksum")
     if not 4 + 4 * count <= _unpacked_size(packed) <= TEXT_BYTES_AT_MOST:

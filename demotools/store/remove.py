@@ -1,4 +1,4 @@
-"""Remove stores, and nothing else: what is not a demo store is refused, links are not followed."""
+"""Remove stores and nothing else: refuses what is not a demo store, and does not follow links."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def _planned(path: Path) -> Removal:
     folder = present_folder(path)
     if path.is_symlink():
         raise StoreError(
-            "this is a link, which demotools does not follow to remove things",
+            "this is a link, and demotools does not follow links to remove stores",
             path=path,
             fix="remove the link itself, or name the folder that it points to",
         )
     if not folder.exists():
         raise StoreError(
-            "there is no such demo store", path=path, fix="see `demotools list` for their names"
+            "there is no such demo store", path=path, fix="list the stores with `demotools list`"
         )
     if not is_ours(folder):
         raise StoreError(
-            "this is not a demo store, so it is left alone",
+            "this is not a demo store, so it was not removed",
             path=path,
-            fix="remove it by other means if you are sure of it",
+            fix="if you are sure, remove it by other means",
         )
     try:
         episodes = read_attributes(path).episodes
@@ -82,15 +82,14 @@ def remove_store(removal: Removal) -> None:
             except OSError as error:
                 trash.rename(path)
                 raise StoreError(
-                    f"not all of this store could be removed: {(error.strerror or '').lower()}",
+                    f"part of this store could not be removed: {(error.strerror or '').lower()}",
                     path=path,
-                    fix=f"what is left is still there; see to {error.filename}, then run this "
-                    "again",
+                    fix=f"check the permissions of {error.filename}, then rerun this command",
                 ) from error
             shutil.rmtree(trash)
     except DemotoolsError as error:
         if not isinstance(error, StoreError):
-            error.fix = "make its folder writable, then run this again"
+            error.fix = "make its folder writable, then rerun this command"
         raise
 
 

@@ -1,7 +1,7 @@
-"""New stores out of the episodes of others: to select, merge, split and shrink are four plans.
+"""New stores from episodes of existing ones: select, merge, split and shrink are four plans.
 
-A `Plan` lists the episodes of a new store, store after store; `make_store` copies them bit for bit,
-a block at a time, and keeps where they come from. All plans are made here but that of `shrink`.
+A `Plan` lists the episodes of a new store, source by source; `make_store` copies them bit for bit,
+block by block, and records their origin. All plans but that of `shrink` are made here.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ class Made:
         ]
         if self.duplicates is not None:
             lines.append(
-                f"  {counted(self.duplicates, 'duplicate')}, which repeat another step by step"
+                f"  {counted(self.duplicates, 'duplicate')} of earlier episodes, step by step"
             )
         if self.repeated_seeds is not None:
             again = counted(self.repeated_seeds, "episode")
-            lines.append(f"  {again} with the seed of another of their level")
+            lines.append(f"  {again} with the same seed as an earlier one of their level")
         if self.no_rewards is not None:
             lines.append(f"  no rewards: {printable_text(self.no_rewards)} has none")
         if self.no_terminations is not None:
@@ -112,15 +112,15 @@ def make_store(plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> N
     for store in stores:
         if plan.path.resolve() == store.path.resolve():
             raise StoreError(
-                "a store cannot take the place of one that it is made of",
+                "the new store would replace one of its own sources",
                 path=plan.path,
                 fix="give another --name",
             )
     if not plan.size:
         raise StoreError(
-            "no episode is left for the new store",
+            "the new store would have no episodes",
             path=stores[0].path,
-            fix="choose more: `demotools info` shows what there is",
+            fix="choose more episodes; `demotools info` shows what the store has",
         )
     about = _about(plan)
     names = _optional_arrays(plan.episodes)
@@ -235,9 +235,9 @@ def _subgoals(stores: Sequence[Store]) -> tuple[str, ...]:
     tables = {store.attributes.subgoals: store for store in stores if "subgoal" in store.optional}
     if len(tables) > 1:
         raise StoreError(
-            f"its subgoals are not those of {stores[0].name}",
+            f"its subgoals are numbered unlike those of {next(iter(tables.values())).name}",
             path=list(tables.values())[1].path,
-            fix="record one of them again with the same demotools, or leave it out",
+            fix="rerecord one of them with the same version of demotools, or leave it out",
         )
     return next(iter(tables), ())
 
@@ -251,18 +251,18 @@ def _optional_arrays(chosen: Sequence[tuple[Store, Rows]]) -> list[str]:
     for store, _rows in chosen:
         if store.view.shape[1:] != first.view.shape[1:]:
             raise StoreError(
-                f"its views have another shape than those of {first.name}",
+                f"its views differ in shape from those of {first.name}",
                 path=store.path,
-                fix="leave it out, or make a store of its own of what has such views",
+                fix="leave it out, or combine it only with stores of the same shape",
             )
     without = _without("reward", [store for store, _rows in chosen])
     for store, rows in chosen if without else ():
         if not (EpisodeDataset(store, rows).ends == "success").all():
             raise StoreError(
-                f"it has episodes that are not solved, and {without[0].name} no rewards, by which "
-                "they could be told apart",
+                f"it has unsolved episodes, but {without[0].name} has no rewards, so the new store "
+                "could not tell solved and unsolved episodes apart",
                 path=store.path,
-                fix="take the solved ones out first: `demotools select STORE --solved`",
+                fix="keep only its solved episodes: `demotools select STORE --solved`",
             )
     return [
         name
@@ -343,9 +343,9 @@ def selected_episodes(store: Store, wanted: Conditions) -> Rows:
     if wanted.sample is not None:
         if wanted.sample > len(rows):
             raise StoreError(
-                f"{len(rows):,} episodes fit, {wanted.sample:,} were asked for",
+                f"only {len(rows):,} episodes match, but --sample asks for {wanted.sample:,}",
                 path=store.path,
-                fix=f"ask for at most --sample {len(rows)}",
+                fix=f"use at most --sample {len(rows)}",
             )
         rows = rows[sampled(len(rows), wanted.sample, wanted.seed or 0)]
     return rows[: wanted.first]
@@ -359,10 +359,10 @@ def _nothing_fits(store: Store, wanted: Conditions) -> StoreError:
         if name == "mission":
             some = ", ".join(map(repr, next(store.text_chunks())[:3]))
             missions = f"{store.attributes.missions:,} missions, such as {some}"
-            what, fix = f"no mission matches {value!r}", f"match one of its {missions}"
+            what, fix = f"no mission matches {value!r}", f"the store has {missions}"
         else:
             shown = ",".join(value) if isinstance(value, list) else value
-            what = f"no episode fits --{name.replace('_', '-')} {shown}"
+            what = f"no episode matches --{name.replace('_', '-')} {shown}"
             length, seed = store.lengths, store.seeds
             fix = (
                 f"its episodes have {length.min()} to {length.max()} steps and seeds from "
@@ -370,9 +370,9 @@ def _nothing_fits(store: Store, wanted: Conditions) -> StoreError:
             )
         return StoreError(what, path=store.path, fix=fix)
     return StoreError(
-        "each condition fits some episodes, but all of them fit none",
+        "each condition matches some episodes, but no episode matches all of them",
         path=store.path,
-        fix="leave one out, or widen it",
+        fix="drop or relax a condition",
     )
 
 
@@ -389,7 +389,7 @@ def _fitting(store: Store, wanted: Conditions) -> Rows:
     if wanted.level is not None:
         if wanted.level not in store.levels:
             raise SettingsError(
-                f"the store has no episode of the level {wanted.level}",
+                f"the store has no episodes of level {wanted.level}",
                 path=f"--level {wanted.level}",
                 fix=f"name one of {', '.join(store.levels)}",
             )
@@ -456,9 +456,9 @@ def merge_stores(
     splits = sorted({store.attributes.split for store in stores})
     if split is None and len(splits) > 1:
         raise StoreError(
-            f"it is of the {stores[-1].attributes.split} split, and another is not",
+            f"it belongs to the {stores[-1].attributes.split} split, but another store does not",
             path=stores[-1].path,
-            fix="say what the merged store is to be: --split train or --split valid",
+            fix="set the split of the merged store: --split train or --split valid",
         )
     again = repeats(np.concatenate([store_hashes(store, quiet=quiet) for store in stores]))
     ends = np.cumsum([store.episodes for store in stores])
@@ -507,10 +507,10 @@ def split_store(
     held = _held_out(store, wanted, seed, quiet=quiet)
     if not held.any() or held.all():
         raise StoreError(
-            f"its {store.episodes:,} episodes cannot be split like this: one side would be empty",
+            f"its {store.episodes:,} episodes cannot be split this way: one side would be empty",
             path=path,
-            fix="ask for another share with --valid; `demotools report` counts the duplicates, "
-            "which stay together",
+            fix="change --valid; duplicates always stay on the same side, and `demotools report` "
+            "counts them",
         )
     made = []
     for new, split, side in ((train, "train", ~held), (valid, "valid", held)):

@@ -1,4 +1,4 @@
-"""Small twins, the shorthand: a random choice of each store, named after it."""
+"""Small copies of stores: a random sample of each store's episodes, named after it."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def shrink_store(
     parent = parent_of(store, seed=seed)
     if store.episodes < episodes:
         raise StoreError(
-            f"it has {store.episodes:,} episodes, {episodes:,} were asked for",
+            f"it has {store.episodes:,} episodes, but {episodes:,} were requested",
             path=path,
-            fix=f"ask for at most --episodes {store.episodes}",
+            fix=f"use at most --episodes {store.episodes}",
         )
     if _is_twin(twin, parent, episodes):
-        return Shrunk(store.name, twin, episodes, "it exists already and is the same")
+        return Shrunk(store.name, twin, episodes, "the same copy already exists")
     rows = sampled(store.episodes, episodes, seed)
     plan = Plan(twin, [(store, rows)], store.attributes.split, parent)
     make_store(plan, overwrite=overwrite, quiet=quiet)
@@ -79,7 +79,7 @@ def shrink_stores(
         raise StoreError(
             "there is no full training store to shrink",
             path=folder,
-            fix="make one with `demotools fetch`, `convert` or `generate`, or name a store",
+            fix="create one with `demotools fetch`, `convert` or `generate`, or name a store",
         )
     results = []
     for path in paths or full:

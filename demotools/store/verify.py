@@ -1,4 +1,4 @@
-"""Check a store: every byte against its checksum, every array against the format and the others."""
+"""Check a store: every byte against its checksum, the arrays against the format and each other."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def raise_if_damaged(path: Path, checks: list[Check]) -> None:
         raise StoreError(
             f"{len(failed)} of {len(checks)} checks failed: {failed[0].problems[0]}",
             path=path,
-            fix="run the command that makes it again with --overwrite",
+            fix="rerun the command that made it, with --overwrite",
         )
 
 
@@ -119,8 +119,8 @@ def _files(path: Path) -> Check:
                 if entry.name in _DESKTOP and kind == "file":
                     tolerated.append(name)
                 else:
-                    problems.append(f"the {kind} {name!r} does not belong into a store")
-    note = f"beside them {', '.join(tolerated)}, which desktops put there" if tolerated else ""
+                    problems.append(f"the {kind} {name!r} does not belong in a store")
+    note = f"plus {', '.join(tolerated)}, which desktop systems create" if tolerated else ""
     return Check("files that the format names, and no others", tuple(problems[:5]), note)
 
 
@@ -173,11 +173,11 @@ def _ranges(store: Store) -> Check:
         for start, some in _blocks(terminated):
             ended = np.flatnonzero(some) + start
             early = ended[~np.isin(ended + 1, store.episode_offset)][:5].tolist()
-            problems += [f"step {step} is terminated, and not its episode's last" for step in early]
+            problems += [f"step {step} is terminated, but not its episode's last" for step in early]
         last = store.episode_offset[1:] - 1
         solved = rewards.take(last) > 0 if rewards else np.zeros(len(last), np.bool_)
         wrong = solved & (terminated.take(last) == 0)
-        problems += [f"episode {row} is solved, and not terminated" for row in _rows(wrong)]
+        problems += [f"episode {row} is solved, but not terminated" for row in _rows(wrong)]
     optional = f"also {' and '.join(store.optional)}" if store.optional else ""
     return Check("actions, directions and cell codes in range", tuple(problems[:5]), optional)
 
@@ -193,7 +193,7 @@ def _missions(store: Store) -> Check:
     if not unknown:
         expected = mission_tokens(store.mission_text, words)
         same = np.array_equal(expected, store.mission_tokens)
-        problems += [] if same else ["the tokens are not those of the mission texts"]
+        problems += [] if same else ["the tokens do not match the mission texts"]
     return Check("missions, words and tokens", tuple(problems))
 
 
@@ -256,7 +256,7 @@ def seed_splits(attributes: StoreAttributes) -> set[str]:
 def _seeds(store: Store) -> Check:
     unknown, repeated, outside = seed_faults(store)
     problems = [
-        f"seed {store.episode_seed[row]} of episode {row} is not one of the "
+        f"seed {store.episode_seed[row]} of episode {row} does not belong to the "
         f"{store.attributes.split} split"
         for row in outside[:5]
     ]

@@ -1,1 +1,1 @@
-"""Where jobs run, which know nothing of it: `processes` of this machine, or a Dask `cluster`."""
+"""Where jobs run, of which they know nothing: `processes` on this machine, or a Dask `cluster`."""

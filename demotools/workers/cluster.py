@@ -1,8 +1,8 @@
 """Tasks on a Dask cluster, whose workers share a folder with this machine.
 
-Workers write below a folder of this one call, and what they wrote counts once this process has
-moved it from there: a worker that was given up for lost, and comes back, finds that folder gone
-and can spoil nothing.
+Workers write to a folder that belongs to this call, and their output counts once this process has
+moved it out: a worker that was given up for lost and then comes back finds the folder gone and can
+do no harm.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def _done_there(shared: Path, task: Callable[..., Any], *arguments: Any) -> tupl
         return folder, task(folder, *arguments)
     except FileNotFoundError as error:
         raise DemotoolsError(
-            f"{socket.gethostname()}, a worker of the cluster, does not see this",
+            f"{socket.gethostname()}, a worker of the cluster, cannot access this",
             path=error.filename if shared.is_dir() else shared,
-            fix="put the files, and --data-dir, where all machines see them under the same name",
+            fix="put the files, and --data-dir, on a path that all machines share",
         ) from error
 
 
@@ -91,7 +91,7 @@ def _client(address: str) -> Iterator[Any]:
     distributed = optional_package("distributed", "cluster")
     if not re.fullmatch(r"(tcp|tls)://[^/]+:\d+", address):
         what = "this is not the address of a Dask scheduler"
-        raise DemotoolsError(what, path=address, fix="spell it tcp://HOST:8786")
+        raise DemotoolsError(what, path=address, fix="write it as tcp://HOST:8786")
     log = logging.getLogger("distributed.client")
     level = log.level
     # it tells of a lost scheduler at length, and so do the errors below
@@ -100,21 +100,21 @@ def _client(address: str) -> Iterator[Any]:
         try:
             client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except OSError as error:
-            what = "no Dask scheduler of this version answers"
+            what = "no Dask scheduler of the installed version answers"
             raise DemotoolsError(what, path=address, fix=_START) from error
         with client:
             yield client
     except distributed.scheduler.KilledWorker as error:
         raise DemotoolsError(
-            f"the same part ended several workers: {error}",
+            f"several workers died on the same part: {error}",
             path=address,
-            fix="look at the workers' own output; out of memory, start fewer on each machine",
+            fix="check the workers' output; if they ran out of memory, start fewer per machine",
         ) from error
     except (CancelledError, distributed.comm.CommClosedError) as error:
         raise DemotoolsError(
-            "the Dask scheduler went away",
+            "the Dask scheduler was lost",
             path=address,
-            fix="start it again and run the command again: it resumes where it stopped",
+            fix="restart it if necessary, and run the command again: it resumes where it stopped",
         ) from error
     finally:
         log.setLevel(level)
@@ -132,5 +132,5 @@ def _check_versions(client: Any, address: str) -> None:
                     f"a worker of the cluster has {package} {found['packages'][package]} instead "
                     f"of {wanted[package]}",
                     path=worker,
-                    fix="install the same versions on every machine, or end this worker",
+                    fix="install the same versions on every machine, or stop this worker",
                 )

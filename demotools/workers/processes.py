@@ -1,8 +1,9 @@
-"""Helper processes that end with the process that started them, however it ends.
+"""Worker processes that end with the process that started them, however it ends.
 
-Spawned, they cost about a second, once, and bring no locks that other threads held (progress bar,
-numeric libraries). Forked, they share what is imported here: they start in milliseconds and cost
-hardly any memory, but their task must need none of the threads that a fork leaves behind.
+Spawned workers take about a second to start, once, and inherit no locks that other threads held
+(progress bar, numeric libraries). Forked workers share what is imported here: they start in
+milliseconds and need hardly any memory, but their task must not need any thread, because a fork
+leaves those behind.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ _MOST_A_PROCESSOR = 4
 _TASKS_A_PROCESS = 2
 
 SPAWN_ADVICE = (
-    'put what the script does under `if __name__ == "__main__":`, in a file of its own, '
-    "or use one process"
+    'put the code of the script under `if __name__ == "__main__":` in a file, or use one process'
 )
 """What to do where `what_hinders_spawning` says something."""
 
@@ -92,14 +92,12 @@ def what_hinders_spawning() -> str:
     if file is None:
         return ""  # an interactive session, which nothing has to import
     if not Path(file).is_file():
-        return "it must import the program, which comes from standard input"
+        return "it would have to import the program, which comes from standard input"
     try:
         guarded = b"__name__" in Path(file).read_bytes()
     except OSError:
         return ""
-    return (
-        "" if guarded else 'it imports the script again, which has no `if __name__ == "__main__":`'
-    )
+    return "" if guarded else 'it imports the script, which has no `if __name__ == "__main__":`'
 
 
 def bounded_workers(asked: int, parts: int | None = None) -> int:
@@ -111,7 +109,7 @@ def bounded_workers(asked: int, parts: int | None = None) -> int:
     wanted = min(asked, parts or asked)
     if wanted > most:
         _log.warning(
-            "%d processes instead of %d: more than %d for each processor do not help",
+            "using %d processes instead of %d: more than %d per processor do not help",
             *(most, wanted, _MOST_A_PROCESSOR),
         )
     return min(wanted, most)
@@ -156,7 +154,7 @@ def opened_workers(
     elif count == 1:
         yield Workers(partial(_done_here, folder), 1)
     else:
-        resuming = "it resumes where it stopped; " if resumes else ""
+        resuming = "; it resumes where it stopped" if resumes else ""
         with _processes(count, folder, resuming, forked=forked) as workers:
             yield workers
 
@@ -186,9 +184,9 @@ def _processes(count: int, folder: Path, resuming: str, *, forked: bool) -> Iter
                 return executor.submit(task, folder, *arguments)
             except OSError as error:
                 raise DemotoolsError(
-                    f"a helper process cannot be started: {(error.strerror or str(error)).lower()}",
+                    f"a worker process cannot be started: {(error.strerror or str(error)).lower()}",
                     path=folder,
-                    fix=f"run it again: {resuming}fewer --workers need fewer processes",
+                    fix=f"run it again, with fewer --workers{resuming}",
                 ) from error
 
     try:
@@ -197,12 +195,12 @@ def _processes(count: int, folder: Path, resuming: str, *, forked: bool) -> Iter
     except BrokenProcessPool as error:
         if why := what_hinders_spawning():
             raise DemotoolsError(
-                f"no helper process could be started: {why}", path=folder, fix=SPAWN_ADVICE
+                f"no worker process could be started: {why}", path=folder, fix=SPAWN_ADVICE
             ) from error
         raise DemotoolsError(
-            "a helper process died: killed from outside, or out of memory",
+            "a worker process died: it was killed, or ran out of memory",
             path=folder,
-            fix=f"run it again: {resuming}fewer --workers need less memory",
+            fix=f"run it again, with fewer --workers to use less memory{resuming}",
         ) from error
     finally:
         lifeline.close()

@@ -157,7 +157,7 @@ def test_a_share_whose_process_dies_is_reported_with_what_to_do(
     monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 0)
     with pytest.raises(DemotoolsError, match="died") as error:
         evaluate_policy(Deadly(), "GoToObj", 31, processes=2)
-    assert error.value.fix == "run it again: fewer --workers need less memory"
+    assert error.value.fix == "run it again, with fewer --workers to use less memory"
 
 
 def test_a_policy_that_does_not_pickle_plays_here() -> None:

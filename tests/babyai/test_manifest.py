@@ -206,7 +206,7 @@ def test_a_users_folder_adds_levels_and_overrides_ours(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('level = "Jump"', 'level = "Walk"'), "its level is Walk"),
+        (('level = "Jump"', 'level = "Walk"'), "the manifest is for level Walk"),
         (('"jump"', '"(jump"'), "mission_pattern.*not a regular expression"),
         (('"ours"', '"ours"\nenvironment_id = "x"'), "either environment_id or no_environment"),
         (("https =", "gdrive = 'abcdefghijk', https ="), "sources.0.*one of gdrive"),

@@ -165,9 +165,9 @@ def test_a_full_disk_behind_standard_output_is_named(words: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError("Unable to allocate 9 TiB"), "not enough memory Unable to allocate 9 TiB"),
-        (MemoryError(), "not enough memory\n"),
-        (RecursionError("maximum depth"), "nested too deep"),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory: Unable to allocate 9 TiB"),
+        (MemoryError(), "out of memory\n"),
+        (RecursionError("maximum depth"), "nested too deeply"),
         (OSError(errno.EIO, "Input/output error"), "input/output error"),
     ],
 )

@@ -228,8 +228,8 @@ def test_a_symmetry_that_widens_the_level_is_said(tmp_path: Path) -> None:
     ("keys", "told"),
     [
         ('symmetries = ["rotate"]', "symmetries.0"),
-        ('symmetries = ["mirror", "mirror"]', "mirror, mirror: name each once"),
-        ('widened_by = ["mirror"]', "widened_by names mirror, which symmetries does not"),
+        ('symmetries = ["mirror", "mirror"]', "mirror, mirror: list each only once"),
+        ('widened_by = ["mirror"]', "widened_by lists mirror, but symmetries does not"),
         ('unchanged_words = ["two words"]', "unchanged_words.0"),
         ('symmetry = ["mirror"]', "symmetry"),
     ],

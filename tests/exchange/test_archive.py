@@ -105,9 +105,9 @@ def test_an_archive_tells_what_it_holds(store: Store) -> None:
 def test_neither_way_overwrites(store: Store) -> None:
     file = archive_store(store.path)
     before = file.read_bytes()
-    with pytest.raises(StoreError, match="archive exists already"):
+    with pytest.raises(StoreError, match="archive already exists"):
         archive_store(store.path)
-    with pytest.raises(StoreError, match="store exists already"):
+    with pytest.raises(StoreError, match="store already exists"):
         unarchive_store(file, store.path)
     assert file.read_bytes() == before
     open_store(store.path)

@@ -185,7 +185,7 @@ def test_the_file_is_named_so_that_convert_knows_level_and_split(tmp_path: Path)
 def test_an_existing_pickle_is_not_replaced_unasked(recorded: Store, tmp_path: Path) -> None:
     file = tmp_path / "precious.pkl"
     file.write_text("precious")
-    with pytest.raises(DemotoolsError, match="exists already"):
+    with pytest.raises(DemotoolsError, match="already exists"):
         export_pickle(recorded, file, quiet=True)
     assert file.read_text() == "precious"
     export_pickle(recorded, file, overwrite=True, quiet=True)

@@ -114,10 +114,10 @@ def test_a_file_is_not_replaced_unasked_and_lines_can_be_printed(tmp_path: Path)
         assert done.exit_code == 0, done.output
     assert (tmp_path / "mine.jsonl").read_bytes() == (tmp_path / "GoToLocal.jsonl").read_bytes()
     again = run("export", store.path, "--to", "jsonl")
-    assert (again.exit_code, "the file exists already" in again.stderr) == (1, True)
+    assert (again.exit_code, "the file already exists" in again.stderr) == (1, True)
     printed = run("export", store.path, "--to", "jsonl", "-o", "-")
     assert printed.stdout == (tmp_path / "mine.jsonl").read_text("utf-8")
-    with pytest.raises(DemotoolsError, match="the file exists already"):
+    with pytest.raises(DemotoolsError, match="the file already exists"):
         export_jsonl(open_store(store.path), quiet=True)
 
 

@@ -302,7 +302,7 @@ def test_in_a_folder_an_export_is_named_as_a_shard_of_its_split(tmp_path: Path) 
         store = build_store(tmp_path / f"{split}.zarr", make_episodes([3, 2]), split=split)
         done = export_parquet(store, tmp_path, quiet=True)
         assert done.path == tmp_path / f"{name}-00000-of-00001.parquet"
-        with pytest.raises(DemotoolsError, match="the file exists already"):
+        with pytest.raises(DemotoolsError, match="the file already exists"):
             export_parquet(store, tmp_path, quiet=True)
 
 

@@ -787,7 +787,7 @@ def test_two_fetches_of_a_level_at_once_leave_one_in_charge(
 ) -> None:
     folder.mkdir()
     with filelock.FileLock(folder / ".GoToLocal.fetch.lock"):
-        refused(fetch(), "another process is making this", "wait until it has finished")
+        refused(fetch(), "another process is writing this", "wait for it to finish")
     assert server.requests == []
     server.files[f"drive/{drive_id()}"] = Served(demos)
     assert fetch().exit_code == 0
@@ -833,7 +833,7 @@ def test_existing_stores_are_untouched_by_every_failure(
     server.files["a.pkl"] = Served(demos)
     from_url(fetch, server)
     before = store_files(folder)
-    refused(from_url(fetch, server), "exists already", "--overwrite")
+    refused(from_url(fetch, server), "already exists", "--overwrite")
     for served in (
         Served(QUOTA.encode()),
         Served(demos, announce=5),

@@ -142,7 +142,7 @@ def test_a_store_replaced_while_it_is_read_is_refused(
 ) -> None:
     store = make_store(lengths=[3, 2])
     make_store(lengths=[3, 2], seed=5)
-    with pytest.raises(StoreError, match="replaced by another while it was in use"):
+    with pytest.raises(StoreError, match="replaced while it was in use"):
         store_statistics(store, quiet=True)
 
 

@@ -236,7 +236,7 @@ def test_a_worker_that_is_killed_ends_the_command_with_what_to_do(tmp_path: Path
             break
     code, errors = ended(process)
     assert code == 1
-    assert "a helper process died" in errors
+    assert "a worker process died" in errors
     assert "run it again" in errors
     assert "Traceback" not in errors
 
@@ -269,7 +269,7 @@ def test_no_more_processes_are_started_than_can_help(
     assert not caplog.messages
     assert bounded_workers(100_000) == most
     assert caplog.messages == [
-        f"{most} processes instead of 100000: more than 4 for each processor do not help"
+        f"{most} processes instead of 100000: more than 4 per processor do not help"
     ]
     # two parts of sixteen seeds: were a thousand processes begun, this would take minutes
     recorded = generate(
@@ -394,11 +394,11 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     solved = store.bounds(1)[1] - 1
     edit_array(path, "terminated", lambda values: values.__setitem__(solved, 0))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
-    assert failed[0].problems == ("episode 1 is solved, and not terminated",)
+    assert failed[0].problems == ("episode 1 is solved, but not terminated",)
     edit_array(path, "terminated", lambda values: values.__setitem__(solved, 1))
     edit_array(path, "terminated", lambda values: values.__setitem__(2, 1))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
-    assert failed[0].problems == ("step 2 is terminated, and not its episode's last",)
+    assert failed[0].problems == ("step 2 is terminated, but not its episode's last",)
     edit_array(path, "terminated", lambda values: values.__setitem__(2, 0))
     edit_array(path, "reward", lambda values: values.__setitem__(2, np.nan))
     failed = [check for check in verify_store(path, quiet=True) if not check.passed]
@@ -425,7 +425,9 @@ def test_another_recording_throws_no_unfinished_one_away(tmp_path: Path) -> None
     options = ["generate", "GoToObj", "-n", "30", "--workers", "1", "--data-dir", str(tmp_path)]
     refused = CliRunner().invoke(main, options)
     assert refused.exit_code == 1
-    assert "begun otherwise: episodes was 20, is 30" in " ".join(refused.output.split())
+    assert "started with different options: episodes was 20, is 30" in " ".join(
+        refused.output.split()
+    )
     assert part.exists()
     assert CliRunner().invoke(main, [*options, "-n", "20"]).exit_code == 0
     assert open_store(path).episodes == 20 and not part.exists()
@@ -449,7 +451,7 @@ def test_listed_seeds_are_played_and_no_others(tmp_path: Path) -> None:
     assert open_store(recorded.path).episode_seed.tolist() == [2, 4]
     for options, found in [
         (["--seeds", "2000000000"], "belong to other splits"),
-        (["--seeds", "1,1"], "a seed is there twice"),
+        (["--seeds", "1,1"], "a seed is listed twice"),
         (["--seeds", "1", "--seed", "1"], "cannot be combined"),
         ([], "say how many episodes"),
     ]:

@@ -179,7 +179,7 @@ def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
     checkpoint = written_policy(tmp_path)
     (tmp_path / "policy.pt").write_text("mine")
     result = run("export", checkpoint, "--to", "weights")
-    assert result.exit_code == 1 and "the file exists already" in result.output
+    assert result.exit_code == 1 and "the file already exists" in result.output
     assert (tmp_path / "policy.pt").read_text() == "mine"
     assert run("export", checkpoint, "--to", "onnx", "--half").exit_code == 2
 

@@ -371,7 +371,7 @@ def test_a_recipe_runs_with_several_seeds_into_one_folder_and_their_mean_is_draw
         f"seed-{n}" for n in (3, 4, 5)
     ]
     wrong = run("bc_small_cpu", "-o", "c", "--seeds", "5-1", *short)
-    assert wrong.exit_code == 1 and "no list of seeds" in wrong.output
+    assert wrong.exit_code == 1 and "not a list of seeds" in wrong.output
 
 
 def test_the_curve_is_drawn_while_the_run_goes_on(
@@ -564,7 +564,7 @@ def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> 
     assert "trainer run" in runner.invoke(main, copy).output
     assert 'level = "GoToLocal"' in target.read_text()
     again = runner.invoke(main, copy)
-    assert again.exit_code == 1 and "exists already" in again.output
+    assert again.exit_code == 1 and "already exists" in again.output
 
 
 def test_plot_draws_several_runs_into_one_picture(

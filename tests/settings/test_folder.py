@@ -237,7 +237,7 @@ def test_a_copied_recipe_is_replaced_only_when_asked_to(
     copy = ["recipes", "copy", "ppo", "-o", "mine.toml"]
     Path("mine.toml").write_text("mine", "utf-8")
     result = CliRunner().invoke(main, copy)
-    assert result.exit_code == 1 and "the file exists already" in result.output
+    assert result.exit_code == 1 and "the file already exists" in result.output
     assert Path("mine.toml").read_text("utf-8") == "mine"
     assert CliRunner().invoke(main, [*copy, "--overwrite"]).exit_code == 0
     assert "[run]" in Path("mine.toml").read_text("utf-8")

@@ -94,7 +94,7 @@ def test_an_existing_store_is_refused_and_untouched(tmp_path: Path) -> None:
     path = tmp_path / "A.zarr"
     build_store(path, make_episodes([3]))
     before = folder_bytes(path)
-    with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+    with pytest.raises(StoreError, match="already exists"), StoreBuilder(path, {}):
         pytest.fail("the builder must not open")
     assert folder_bytes(path) == before
 
@@ -122,7 +122,7 @@ def test_an_overwrite_killed_between_its_renames_gives_the_old_store_back(tmp_pa
     path = tmp_path / "A.zarr"
     build_store(path, make_episodes([3]))
     path.rename(tmp_path / ".A.zarr.old")
-    with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+    with pytest.raises(StoreError, match="already exists"), StoreBuilder(path, {}):
         pytest.fail("the builder must not open")
     assert open_store(path).steps == 3
 
@@ -153,7 +153,7 @@ def test_costly_parts_of_another_job_are_thrown_away_only_by_overwrite(tmp_path:
     (builder.folder / "job.json").write_bytes(b"\x1b[2J")
     for content in (b"\x1b[2J", b"{}\n", b'{"seed": '):  # nothing says how it was begun
         (builder.folder / "job.json").write_bytes(content)
-        with pytest.raises(StoreError, match="does not say how") as error:
+        with pytest.raises(StoreError, match="which ones is not known") as error:
             StoreBuilder(path, {}, costly=True).__enter__()
         assert "--overwrite" in error.value.fix and "as before" not in error.value.fix
     (builder.folder / "job.json").write_text(json.dumps(dict.fromkeys(map(str, range(9999)))))
@@ -208,13 +208,13 @@ def test_parts_that_can_never_become_a_store_are_not_kept(
 
 def test_parts_are_kept_where_what_was_written_does_not_read_back(tmp_path: Path) -> None:
     with (
-        pytest.raises(DemotoolsError, match="attributes are wrong at level") as caught,
+        pytest.raises(DemotoolsError, match="attributes are invalid at level") as caught,
         StoreBuilder(tmp_path / "A.zarr", {}) as builder,
     ):
         write_part(builder.parts, 0, make_episodes([3, 2]), {})
         builder.finish(**{**ABOUT, "level": 5})
     assert builder.finished_parts() == [0]
-    assert "What is done is kept" in caught.value.fix
+    assert "Finished work is kept" in caught.value.fix
 
 
 @pytest.mark.parametrize("parts", [0, 1])
@@ -227,7 +227,7 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(
             write_part(builder.parts, number, make_episodes([3]), {})
         raise KeyboardInterrupt
     assert left.value.code == 130
-    kept = "; what is done is kept: the same command resumes where it stopped" if parts else ""
+    kept = "; finished work is kept: run the same command again to resume" if parts else ""
     assert capsys.readouterr().err == f"\ninterrupted{kept}\n"
     assert not (tmp_path / "A.zarr").exists()
 
@@ -261,7 +261,7 @@ def test_a_full_disk_is_said_in_three_parts_and_leaves_the_old_store(tmp_path: P
     assert done.returncode == 1
     assert "file too large" in done.stderr
     kept = tmp_path / ".A.zarr.building"
-    assert f"What is done is kept in {kept}: the same command resumes from it" in done.stderr
+    assert f"Finished work is kept in {kept}: run the same command again to resume" in done.stderr
     assert len(list(kept.glob("parts/*.npy"))) == 4
     assert "Traceback" not in done.stderr
     assert open_store(path).steps == 3
@@ -336,7 +336,7 @@ def test_a_name_that_is_no_folder_is_refused_before_the_work(
     else:
         path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
     with (
-        pytest.raises(StoreError, match="no folder has this name"),
+        pytest.raises(StoreError, match="not a folder"),
         StoreBuilder(path, {}, overwrite=overwrite),
     ):
         pytest.fail("the builder must not open")
@@ -395,7 +395,7 @@ def test_one_byte_changed_in_what_was_left_changes_nothing(
         (again / kept.name / name).write_bytes(content)
         assert finished(again / "A.zarr") == undisturbed
         said = capfd.readouterr().err
-        assert ("part 1 of an earlier call was damaged" in said) == ("part-" in name)
+        assert ("part 1 of an earlier run was damaged" in said) == ("part-" in name)
 
 
 def cut(file: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_part_that_is_not_as_it_was_written_is_made_again(
 ) -> None:
     damage(begun(tmp_path / "A.zarr") / "parts/part-000001.npy")
     assert finished(tmp_path / "A.zarr") == undisturbed
-    assert "part 1 of an earlier call was damaged and is made again" in capfd.readouterr().err
+    assert "part 1 of an earlier run was damaged and will be redone" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_a_kill_at_any_rename_loses_neither_the_store_nor_the_parts(
         assert list_stores(path.parent) == ["A"][: seen[-1]]
         assert is_unfinished(path) == (seen[-1] != 4)
         if seen[-1] == 4:  # the next command clears what else was left
-            with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+            with pytest.raises(StoreError, match="already exists"), StoreBuilder(path, {}):
                 pass
         else:
             with opened() as builder:
@@ -601,7 +601,7 @@ def test_a_writer_killed_once_its_store_has_its_name_leaves_nothing_behind(tmp_p
             break
         if path.exists():
             named += 1
-            with pytest.raises(StoreError, match="exists already"), StoreBuilder(path, {}):
+            with pytest.raises(StoreError, match="already exists"), StoreBuilder(path, {}):
                 pass
         else:
             build_store(path, make_episodes([4]))
@@ -619,7 +619,7 @@ def test_a_store_that_cannot_be_emptied_stays_visible(tmp_path: Path) -> None:
     (removal,) = planned_removals([path])
     with kept_from_removal(path / "mask/c"), pytest.raises(StoreError) as refused:
         remove_store(removal)
-    assert "not all of this store could be removed" in refused.value.what
+    assert "part of this store could not be removed" in refused.value.what
     assert refused.value.path == str(path)
     assert path.is_dir()
     remove_store(planned_removals([path])[0])

@@ -191,7 +191,7 @@ def test_a_zarr_json_that_is_none_is_refused(path: Path, array: str, text: str) 
         runner = CliRunner()
         removal = runner.invoke(main, ["remove", str(path), "--yes"])
         assert removal.exit_code == 1
-        assert "left alone" in removal.stderr
+        assert "not removed" in removal.stderr
 
 
 @pytest.mark.parametrize("array", ["cells", "mission_text"])

@@ -69,7 +69,7 @@ def test_where_one_is_not_a_demo_store_none_is_removed(
     (photographs / "one.png").write_bytes(b"x")
     result = remove(str(store.path), str(photographs), "--yes")
     assert result.exit_code == 1
-    assert "this is not a demo store, so it is left alone" in result.output
+    assert "this is not a demo store, so it was not removed" in result.output
     assert visible(tmp_path) == ["GoToLocal.zarr", "photographs"]
     assert visible(photographs) == ["one.png"]
 
@@ -79,13 +79,13 @@ def test_a_zarr_group_of_another_kind_is_left_alone(tmp_path: Path, content: str
     group = tmp_path / "group.zarr"
     group.mkdir()
     (group / "zarr.json").write_text(content)
-    with pytest.raises(StoreError, match="left alone"):
+    with pytest.raises(StoreError, match="not removed"):
         planned_removals([group])
 
 
 def test_a_file_and_a_missing_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file.zarr").write_bytes(b"x")
-    with pytest.raises(StoreError, match="left alone"):
+    with pytest.raises(StoreError, match="not removed"):
         planned_removals([tmp_path / "file.zarr"])
     with pytest.raises(StoreError, match="there is no such demo store"):
         planned_removals([tmp_path / "no.zarr"])

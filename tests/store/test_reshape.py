@@ -123,17 +123,17 @@ def test_what_cannot_be_selected_is_said(parent: Store) -> None:
     folder = parent.path.parent
     for options, found in [
         (["--mission", "zebra"], "no mission matches 'zebra'"),
-        (["--mission", "zebra", "--sample", "3"], "next: match one of its 3 missions, such as"),
-        (["--min-len", "900"], "no episode fits --min-len 900"),
+        (["--mission", "zebra", "--sample", "3"], "next: the store has 3 missions, such as"),
+        (["--min-len", "900"], "no episode matches --min-len 900"),
         (["--seeds", "5-9", "--min-len", "900"], "steps and seeds from"),
         (["--mission", "("], "is not a regular expression"),
-        (["--seeds", "1:5"], "this is no list of seeds"),
+        (["--seeds", "1:5"], "this is not a list of seeds"),
         (["--seeds", "gone.txt"], "error: there is no such file"),
-        (["--level", "GoTo"], "no episode of the level GoTo"),
-        (["--sample", "900"], "200 episodes fit, 900 were asked for"),
+        (["--level", "GoTo"], "no episodes of level GoTo"),
+        (["--sample", "900"], "only 200 episodes match, but --sample asks for 900"),
         (["--actions", "jump"], "'jump' is not one of left"),
         (["--first", "3", "--sample", "3"], "--first cannot be combined with --sample"),
-        (["--first", "3", "-o", "GoToLocal", "--overwrite"], "cannot take the place"),
+        (["--first", "3", "-o", "GoToLocal", "--overwrite"], "replace one of its own sources"),
     ]:
         assert found in refused(folder, "select", "GoToLocal", *options)
     assert [path.name for path in folder.glob("*.zarr")] == ["GoToLocal.zarr"]
@@ -217,8 +217,8 @@ def test_stores_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     build_store(tmp_path / "V.zarr", make_episodes([2]), split="valid")
     images = replace(make_episodes([2]), view=np.zeros((2, 8, 8, 3), np.uint8))
     build_store(tmp_path / "I.zarr", images)
-    assert "say what the merged store is to be" in refused(tmp_path, "merge", "GoToLocal", "V")
-    assert "views have another shape" in refused(tmp_path, "merge", "GoToLocal", "I")
+    assert "set the split of the merged store" in refused(tmp_path, "merge", "GoToLocal", "V")
+    assert "views differ in shape" in refused(tmp_path, "merge", "GoToLocal", "I")
     run(tmp_path, "merge", "GoToLocal", "V", "--split", "train", "-o", "all")
     assert open_store(tmp_path / "all.zarr").attributes.split == "train"
 
@@ -364,10 +364,10 @@ def test_the_solved_episodes_of_a_recording_with_failures_can_be_taken_out(tmp_p
     assert rest["episodes"] == 1
     assert "success" not in good(tmp_path / "rest.zarr").ends
     told = refused(tmp_path, "select", "all", "--ended", "unknown", "-o", "none")
-    assert "no episode fits --ended unknown" in told
+    assert "no episode matches --ended unknown" in told
     # a store without rewards holds solved episodes only
     told = refused(tmp_path, "merge", "plain", "all")
-    assert "it has episodes that are not solved, and plain no rewards" in told
+    assert "it has unsolved episodes, but plain has no rewards" in told
     assert run(tmp_path, "merge", "solved", "plain", "-o", "both")["no_rewards"] == "plain"
     both, plain = open_store(tmp_path / "both.zarr"), open_store(tmp_path / "plain.zarr")
     assert both.episodes == 1 + plain.episodes and "reward" not in both.optional

@@ -68,7 +68,7 @@ def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> 
     assert first.exit_code == 0
     assert "made" in first.output
     assert "10 episodes of GoToLocal" in first.output
-    assert "skipped Open: it has 5 episodes, 10 were asked for" in first.output
+    assert "skipped Open: it has 5 episodes, but 10 were requested" in first.output
     assert sorted(path.name for path in tmp_path.glob("*.zarr")) == [
         "GoToLocal-small.zarr",
         "GoToLocal-valid.zarr",
@@ -76,9 +76,9 @@ def test_without_a_name_only_full_training_stores_are_shrunk(tmp_path: Path) -> 
         "Open.zarr",
     ]
     second = runner.invoke(main, arguments)
-    assert "skipped GoToLocal: it exists already and is the same" in second.output
+    assert "skipped GoToLocal: the same copy already exists" in second.output
     third = runner.invoke(main, [*arguments[:2], "9", *arguments[3:]])
-    assert "skipped GoToLocal: the store exists already; add --overwrite" in third.output
+    assert "skipped GoToLocal: the store already exists; add --overwrite" in third.output
 
 
 def test_one_twin_may_have_a_name_of_its_own(tmp_path: Path) -> None:

@@ -524,7 +524,7 @@ def test_a_misspelt_store_is_answered_with_the_nearest_one(make_store: MakeStore
 
 @pytest.mark.parametrize("name", ["a/b", "../b", ".hidden", "", "a\nb", "/etc"])
 def test_a_new_store_cannot_lie_outside_the_data_folder_or_hide(name: str) -> None:
-    with pytest.raises(SettingsError, match="cannot be the name"):
+    with pytest.raises(SettingsError, match="not a valid store name"):
         new_store_path(name, Path("data"))
 
 

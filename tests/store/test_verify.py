@@ -72,10 +72,16 @@ def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
         ("direction", 0, 4, "actions, directions and cell codes in range", "direction of step 0"),
         ("cells", (5, 6, 6), 198, "actions, directions and cell codes in range", "view of step 5"),
         ("cells", (5, 6, 6), 180, "actions, directions and cell codes in range", "view of step 5"),
-        ("mission_tokens", (0, 0), 9, "missions, words and tokens", "tokens are not those"),
+        ("mission_tokens", (0, 0), 9, "missions, words and tokens", "tokens do not match"),
         ("mission_tokens", 2, [1, 2, 12, 14, 23], "missions, words and tokens", "0 and 2 have"),
         ("mission_text", 0, "lick the ball", "missions against the level's grammar", "lick"),
-        ("episode_seed", 1, 1_000_000_000, "environment seeds", "not one of the train split"),
+        (
+            "episode_seed",
+            1,
+            1_000_000_000,
+            "environment seeds",
+            "does not belong to the train split",
+        ),
         ("episode_seed", 1, 2, "environment seeds", "1 seeds occur more than once"),
     ],
 )
@@ -90,7 +96,7 @@ def test_a_wrong_value_is_named(
     ("array", "key", "value", "problem"),
     [
         ("episode_offset", 1, 5, "episode 1 has 0 steps"),
-        ("episode_mission", 2, 3, "episode 2 names mission 3 of 3"),
+        ("episode_mission", 2, 3, "episode 2 has mission 3, not below 3"),
     ],
 )
 def test_a_wrong_value_that_misleads_every_reader_is_refused(
@@ -151,7 +157,7 @@ def test_a_file_that_is_a_link_is_found(path: Path) -> None:
     file.symlink_to(path.parent / "mask")
     assert failed_checks(path) == {
         "files that the format names, and no others": (
-            "the link 'mask/c/0' does not belong into a store",
+            "the link 'mask/c/0' does not belong in a store",
         )
     }
 
@@ -160,7 +166,7 @@ def test_what_a_desktop_leaves_is_said_and_tolerated(path: Path) -> None:
     (path / ".DS_Store").write_bytes(b"x")
     (path / "cells/Thumbs.db").write_bytes(b"x")
     assert failed_checks(path) == {}
-    (check,) = (c for c in verify_store(path, quiet=True) if c.note and "desktops" in c.note)
+    (check,) = (c for c in verify_store(path, quiet=True) if c.note and "desktop" in c.note)
     assert ".DS_Store, cells/Thumbs.db" in check.note
 
 

@@ -100,7 +100,7 @@ def test_without_a_scheduler_the_message_says_how_to_start_one(
     arguments = ["--episodes", "10", "--data-dir", str(tmp_path), "--dask", address]
     result = CliRunner().invoke(main, ["generate", "GoToLocal", *arguments])
     assert result.exit_code == 1
-    assert f"no Dask scheduler of this version answers\n  where: {address}" in result.stderr
+    assert f"scheduler of the installed version answers\n  where: {address}" in result.stderr
     assert "dask scheduler --port 8786" in result.stderr
     assert "dask worker tcp://HOST:8786" in result.stderr
 
@@ -170,18 +170,18 @@ def read_text(_folder: Path, file: Path) -> str:
 def test_a_worker_that_does_not_see_a_file_says_which(threads: str, tmp_path: Path) -> None:
     with (
         opened_workers(1, tmp_path / "parts", dask=threads) as workers,
-        pytest.raises(DemotoolsError, match="a worker of the cluster, does not see this") as caught,
+        pytest.raises(DemotoolsError, match="worker of the cluster, cannot access this") as caught,
     ):
         workers.submit(read_text, tmp_path / "elsewhere.pkl").result()
     assert caught.value.path == str(tmp_path / "elsewhere.pkl")
-    assert "where all machines see them" in caught.value.fix
+    assert "on a path that all machines share" in caught.value.fix
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(threads: str, tmp_path: Path) -> None:
     with opened_workers(1, tmp_path / "parts", dask=threads) as workers:
         (shared,) = tmp_path.iterdir()
         shared.rename(tmp_path / "elsewhere")
-        with pytest.raises(DemotoolsError, match="does not see this") as caught:
+        with pytest.raises(DemotoolsError, match="cannot access this") as caught:
             workers.submit(read_text, tmp_path).result()
     assert caught.value.path == str(shared)
     assert "--data-dir" in caught.value.fix
@@ -305,7 +305,7 @@ def test_a_scheduler_that_goes_away_leaves_the_parts_that_are_finished(tmp_path:
         wait_until(lambda: len(list(parts.glob("*.npy"))) >= 2)
     stderr = started.communicate(timeout=60)[1].decode()
     assert started.returncode == 1
-    assert stderr.startswith(f"error: the Dask scheduler went away\n  where: {address}\n  next:  ")
+    assert stderr.startswith(f"error: the Dask scheduler was lost\n  where: {address}\n  next:  ")
     assert len(list(parts.glob("*.npy"))) >= 2
     assert [path.name for path in parts.parent.iterdir() if path.is_dir()] == ["parts"]
 
