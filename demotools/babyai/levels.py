@@ -476,7 +476,7 @@ def seeds_of(text: str) -> Sequence[int]:
         raise SettingsError(
             "there is no such file, and this is not a list of seeds",
             path=text[:200],
-            fix="name a file that there is, or write a list as in `1,2,7-9`",
+            fix="name an existing file, or write a list like `1,2,7-9`",
         )
     content = read_regular(Path(text)).decode("utf-8", "replace")
     return listed_seeds(re.sub(r"[\s,]+", ",", content).strip(","))

@@ -1,8 +1,8 @@
-"""Convert legacy pickles into one demo store: safely, in bounded memory, on several cores.
+"""Convert legacy pickles to one demo store: safely, in bounded memory, on several cores.
 
-This process reads the files and cuts them into parts, which depend on the files alone; workers
-decode the parts and write them down; the parts are then joined. A killed conversion finds the
-parts again that were written.
+This process reads the files and cuts them into parts, which depend only on the files; workers
+decode and write the parts; then the parts are joined. A killed conversion resumes from the parts
+that were written.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Converted:
                 )
             if file["broken_at"] is not None:
                 lines.append(
-                    f"  the file breaks off at byte {file['broken_at']:,}; "
-                    f"{file['episodes']:,} episodes before that are whole"
+                    f"  the file is cut short at byte {file['broken_at']:,}, after "
+                    f"{file['episodes']:,} intact episodes"
                 )
         return "\n".join(lines)
 
@@ -163,7 +163,7 @@ def _converted(
     paths = [file.path for file in described]
     if len({file.kind.shape for file in described}) > 1:
         raise PickleError(
-            "the files hold different kinds of view",
+            "the files have different kinds of views",
             path=", ".join(path.name for path in paths),
             fix="convert them one by one, each with its own --name",
         )
@@ -264,10 +264,10 @@ class _Seeds:
                 reader.left_out["a seed that is not the only one of its number"] += 1
             elif seed not in self._allowed:
                 raise PickleError(
-                    f"episode {part.number[place]} has the seed {seed}, which is not one of the "
+                    f"episode {part.number[place]} has seed {seed}, which does not belong to the "
                     f"{self._split} split: {self._allowed.start:,} to {self._allowed.stop - 1:,}",
                     path=file.path,
-                    fix="use the other one with --split; seeds beyond both are kept for evaluation",
+                    fix="name the other split with --split; seeds beyond both are for evaluation",
                 )
             self._seen.add(seed)
 

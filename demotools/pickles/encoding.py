@@ -1,13 +1,13 @@
-"""A demo file that is to be converted: what its name says, and in which object encoding it is.
+"""What a demo file's name says about it, and which object encoding the file uses.
 
-Two kinds of evidence. Cells that an encoding cannot have exclude it at once: grey walls are
-object 1 only in the first encoding and object 2 only in the others, a state of 2 exists only
-today, object 8 is a box only in the second (no BabyAI level has a goal cell). And a demonstration
-succeeds with its last action, so the object that this acts on is one that the mission names.
+There are two kinds of evidence. Cells that an encoding cannot have rule it out: grey walls are
+object 1 only in the first encoding and object 2 only in the others, a state of 2 exists only in
+today's, and object 8 is a box only in the second (no BabyAI level has a goal cell). And a
+demonstration succeeds with its last action, so the object of that action must be one that the
+mission names.
 
-Two things are distinguished by where they stand: object 5 is a locked door in the second encoding
-and a key today, and a door stands in a wall; object 10, the agent, never stands in an egocentric
-view.
+Position tells apart two cases: object 5 is a locked door in the second encoding and a key in
+today's, and doors are in walls; object 10, the agent, never appears in an egocentric view.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def in_shard_order(files: Sequence[Path]) -> list[Path]:
 def _described_folder(path: Path) -> tuple[str, str]:
     """What a folder is, and what to do with it."""
     if (path / "zarr.json").exists():
-        return "a Zarr folder, already converted", f"look at it: demotools info {path}"
+        return "a Zarr folder, already converted", f"show it with: demotools info {path}"
     if (path / "metadata.json").exists() or (path / "data" / "metadata.json").exists():
         return "a folder of a Minari dataset", f"use: demotools import {path}"
     demos = sorted(file.name for file in path.glob("*.pkl*"))
@@ -329,16 +329,16 @@ def _view_kind(
 def _no_encoding(path: Path, evidence: Evidence) -> PickleError:
     if evidence.with_agent:
         return PickleError(
-            "these are views of the whole room: they show the agent (object 10), as no egocentric "
-            f"view does, in {evidence.with_agent} of {evidence.episodes} episodes",
+            "the views show the whole room, not what the agent sees: the agent itself (object 10) "
+            f"is visible in {evidence.with_agent} of {evidence.episodes} episodes",
             path=path,
-            fix="store them as the images that they are, with --encoding image",
+            fix="store the views unchanged, with --encoding image",
         )
     return PickleError(
         f"the object encoding cannot be inferred from the data: {evidence}",
         path=path,
-        fix=f"give it with --encoding, one of {', '.join(Encoding)}, by the day the file was "
-        "made; or image, to store the views as they are",
+        fix=f"set --encoding to one of {', '.join(Encoding)}, according to the day the file was "
+        "made, or to image to store the views unchanged",
     )
 
 
@@ -349,7 +349,7 @@ def not_well_formed(path: Path, skipped: list[tuple[int, str]]) -> PickleError:
     """
     episode, reason = min(skipped)
     return PickleError(
-        f"episode {episode} is not well formed: {reason}",
+        f"episode {episode} is malformed: {reason}",
         path=path,
-        fix="get the file again, or leave such episodes out with --on-error skip",
+        fix="get the file again, or skip such episodes with --on-error skip",
     )

@@ -1,18 +1,19 @@
 """An episode in a legacy pickle: its layouts, checked field by field, and a fast match of one.
 
-Three have been written since June 2018 (babyai's `make_agent_demos.py` and its history):
+Three layouts have been written since June 2018 (babyai's `make_agent_demos.py` and its history):
 
     (mission, blosc frame, directions, actions)       since 2018-08-28
     ([(observation, action, reward, done), ...], seed offset)       before
     [(observation, action, reward, done), ...]                      before that
 
-Others have added fields behind the first four, a seed among them, or named the fields in a
-dictionary; arrays stand for lists; one observation more than actions is the one after the last.
+Other programs have added fields after the first four, such as a seed, or named the fields in a
+dictionary; arrays may replace lists; if there is one observation more than actions, it is the one
+after the last action.
 
-CPython's pickler has written an episode in the same order of opcodes ever since: mission, blosc
-frame, list of directions, list of actions, tuple. `EpisodeMatcher` takes one at a time by three
-regular expressions: not by one, because the lengths of mission and frame stand in the file. What
-does not match, however slightly, is left to `machine`; so nothing there decides what is allowed.
+CPython's pickler has always written an episode in the same order of opcodes: mission, blosc frame,
+list of directions, list of actions, tuple. `EpisodeMatcher` matches one at a time by three regular
+expressions: not with one, because the file contains the lengths of mission and frame. Whatever does
+not match, however slightly, is left to `machine`, which alone decides what is allowed.
 """
 
 from __future__ import annotations

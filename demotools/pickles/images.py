@@ -1,7 +1,7 @@
 """The images of the episodes in a legacy pickle, unpacked and recoded to today's encoding.
 
-The inner pickle runs on the same machine, under the same rule, as the outer one. The opcodes that
-numpy has written since 2018 are matched as a whole first, which is fifty times faster.
+The inner pickle is read by the same machine, under the same rules, as the outer one. First, the
+opcodes that numpy has written since 2018 are matched as a whole, which is fifty times faster.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def decompressed(frame: bytes | memoryview, path: Path | str) -> bytes:
             f"a blosc frame announces {holds:,} bytes for its images, more than the limit of "
             f"{MAX_BYTES:,} for an episode, which bounds the memory",
             path=path,
-            fix="make the views smaller, or leave such episodes out with --on-error skip",
+            fix="make the views smaller, or skip such episodes with --on-error skip",
         )
     try:
         raw: bytes = blosc.decompress(frame)
@@ -197,7 +197,7 @@ def _damaged(what: str, path: Path | str) -> PickleError:
     return PickleError(
         what,
         path=path,
-        fix="get the file again, or leave such episodes out with --on-error skip",
+        fix="get the file again, or skip such episodes with --on-error skip",
     )
 
 
@@ -247,7 +247,7 @@ def decoded_part(
             raise PickleError(
                 f"episode {part.number[place]} changed while it was read",
                 path=path,
-                fix="run the command again when nothing writes to the file",
+                fix="run the command again once nothing writes to the file",
             )
         kept.append(place)
         views.append(data)

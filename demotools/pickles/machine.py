@@ -1,11 +1,11 @@
-"""A pickle machine that runs nothing: the pickle language over values that can do nothing.
+"""A pickle machine that runs nothing: it interprets pickles over plain, inert values.
 
 It never imports, calls or builds what a pickle names. A name that is not in the exact allow-list
-of `ALLOWED` is refused at once; the names that are allowed become stand-ins, and the few calls
-that demo files make (`getattr` for the action class, an action by its number, numpy's array and
-scalar recipes) are carried out by hand. Every length that a file announces has a cap. What is not
-here, and why: no EXT, PERSID, INST, OBJ, NEWOBJ, BUFFER opcodes (no demo file has them); no
-protocol 0 and 1 (no BabyAI ever wrote them). Source of the opcodes: CPython's Lib/pickletools.py.
+`ALLOWED` is refused at once; allowed names become stand-ins, and the few calls that demo files make
+(`getattr` for the action class, an action by its number, numpy's array and scalar recipes) are
+carried out here by hand. Every length that a file announces has a limit. Left out on purpose: the
+opcodes EXT, PERSID, INST, OBJ, NEWOBJ and BUFFER (no demo file has them), and protocols 0 and 1 (no
+version of BabyAI ever wrote them). Source of the opcodes: CPython's Lib/pickletools.py.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Machine:
             f"the pickle asks for too much near byte {self.window.position}: {what}; this limit "
             "bounds the memory",
             path=self.path,
-            fix="compare the file's size and hash with its publisher's; if it is whole, split it",
+            fix="compare the file's size and hash with the publisher's; if they match, split it",
         )
 
     def unsupported(self, what: str) -> PickleError:
@@ -147,7 +147,7 @@ class Machine:
                 f"memo slot {index} is fetched again near byte {self.window.position}, but only "
                 "what stands early in the file is kept, to bound the memory",
                 path=self.path,
-                fix="write the file again without objects that episodes share",
+                fix="rewrite the file so that episodes share no objects",
             )
         raise self.damaged(f"memo slot {index} was never filled")
 

@@ -1,12 +1,11 @@
-"""Read legacy demonstration pickles: episodes come out in parts as the file is read.
+"""Read legacy demonstration pickles: yields their episodes in parts as it reads the file.
 
-What is pickled as usual is taken an episode at a time (`episodes`), all else opcode by opcode on
-a machine that runs nothing (`machine`). The frames of images stay in the file: a
-part says where they lie, so that other processes can decode them. Memory does not grow with the
-file.
+Episodes in the usual layout are matched one at a time (`episodes`), everything else is read opcode
+by opcode by a machine that runs nothing (`machine`). The frames of images stay in the file: a part
+records where they are, so that other processes can decode them. Memory does not grow with the file.
 
-A file packed with gzip is unpacked beside the store for as long as that is made: its frames are
-read in any order by several processes, which gzip cannot give.
+A gzip file is unpacked next to the store while that is being made: several processes read its
+frames in any order, which gzip does not support.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _OTHER_FILES: tuple[tuple[bytes, str, str], ...] = (
     (
         rb"\x02\x01",
         "a blosc frame, the images of one episode",
-        "name the whole demo file, not an episode's part of it",
+        "name the whole demo file, not the images of one episode",
     ),
     (
         rb"(?:\xef\xbb\xbf)?\s*<",
@@ -153,7 +152,7 @@ class PickleReader:
                 f"its views would take more than {limit:,} bytes, the limit for a file of "
                 f"{size:,} bytes ({_ANNOUNCED_TIMES:,} times its size, 1 GiB at least)",
                 path=self.path,
-                fix="check where the file is from; if its views are real, split it into smaller "
+                fix="check the origin of the file; if its views are real, split it into smaller "
                 "files",
             )
         return part
@@ -206,8 +205,8 @@ class PickleReader:
         raise PickleError(
             f"the file is cut short: it ends at byte {size} in the middle of episode {whole}",
             path=self.path,
-            fix=f"get the whole file again, or add --salvage to convert the {whole} episodes "
-            "that are whole",
+            fix=f"get the whole file again, or add --salvage to convert the {whole} intact "
+            "episodes",
         )
 
 
@@ -304,7 +303,7 @@ def _unpack(path: Path, content: Path, *, salvage: bool) -> None:
                         f"this gzip file unpacks to more than {most:,} bytes, the limit for its "
                         f"size ({_MOST_TIMES} times, 1 GiB at least)",
                         path=path,
-                        fix="check where it is from; if it is real, unpack it: gunzip FILE",
+                        fix="check where it comes from; if it is genuine, unpack it: gunzip FILE",
                     )
         except EOFError:
             problem = "is cut short"

@@ -1,7 +1,7 @@
 """Write legacy demonstration pickles, opcode by opcode, as CPython's pickler would.
 
-For tests, benchmarks and exchange with programs that only read the old layout. Writing the opcodes
-here, and not with `pickle`, needs no `gym_minigrid` to stand in, and no list of all episodes.
+For tests, benchmarks, and programs that only read the old layout. Writing the opcodes directly,
+without `pickle`, needs neither a substitute for `gym_minigrid` nor a list of all episodes.
 """
 
 from __future__ import annotations

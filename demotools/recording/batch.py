@@ -1,11 +1,11 @@
-"""Many levels that step together: their grids are one array, and so are their agents.
+"""Many levels stepped as one batch: their grids are one array, and so are their agents.
 
-What most steps do is small: the agent turns, or walks on to a free cell, or tries what has no
-effect here. A few calls of numpy do that for all levels, and show all views. Where more could come
-of a step (something can be picked up, dropped or toggled, the mission may be done) the level steps
-by minigrid's own code, its agent put where it stands. Which steps those are follows from minigrid's
-`MiniGridEnv.step` and from its verifier, and what is not known exactly is one of them.
-tests/recording/test_batch.py compares every bit with stock.
+Most steps do little: the agent turns, moves to a free cell, or tries something that has no effect.
+A few numpy calls do that for all levels, and compute all views. If a step could do more (something
+can be picked up, dropped or toggled, or the mission may be done), minigrid's own code steps that
+level, with the agent put in its place. Which steps those are follows from minigrid's
+`MiniGridEnv.step` and its verifier; in doubt, minigrid's code is used.
+tests/recording/test_batch.py compares every bit with stock minigrid.
 """
 
 from __future__ import annotations

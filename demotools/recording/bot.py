@@ -1,8 +1,8 @@
-"""Minigrid's expert bot: its actions, searched for several times as fast, and whole episodes.
+"""Minigrid's expert bot: its actions, found several times as fast, and whole episodes.
 
-The bot's own planning may never end on some episodes, so it is cut off: not by a clock, but by
-the number of times that it looks at its plan for one action, so that the same seed gives the same
-result on every machine. Failures are values with a reason: they are counted, never recorded.
+The bot's planning may never end on some episodes, so it is cut off: not after some time, but after
+a number of replanning steps for one action, so that the same seed gives the same result on every
+machine. Failures are values with a reason: they are counted, and recorded only on request.
 
 On a `FastView` level the bot is that of demotools/recording/fast_bot.py.
 """

@@ -1,14 +1,14 @@
 """A level's environment, quiet and without wrappers, with views several times as fast.
 
 Minigrid prints a line to stdout for every level layout that it rejects. `make_environment` gives
-the one module that does so a `print` that says nothing; nobody's stdout is redirected.
+the one module that does so a silent `print`; stdout itself is not redirected.
 
 Stock minigrid builds each view object by object: it slices the grid, rotates it up to four times,
-walks over it to find what is in sight and encodes what is left. Here the grid is encoded once an
-episode, one byte a cell, with a border of walls as wide as the view reaches. A view is then one
-gather, and what is in sight is seven look-ups, a row of the view at a time. Levels, missions and
-rules stay minigrid's own code, laid out sooner by `demotools.recording.generation`.
-tests/recording/test_fast.py compares every bit with stock.
+walks over it to find which cells are visible, and encodes the rest. Here the grid is encoded once
+per episode, one byte per cell, with a border of walls as wide as the view reaches. A view is then
+one gather, and visibility takes seven table look-ups, one per row of the view. Levels, missions and
+rules remain minigrid's own code; `demotools.recording.generation` speeds up the layouts.
+tests/recording/test_fast.py compares every bit with stock minigrid.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def _specification(environment_id: str, stock: bool) -> EnvSpec:
     else:
         known = ", ".join(PROVEN_VERSIONS)
         _log.warning(
-            "%s: stock views, three times as slow; fast ones are proven for BabyAI's levels in "
-            "minigrid %s only",
+            "%s: using minigrid's own views, three times as slow; the fast ones are proven "
+            "for BabyAI's levels in minigrid %s only",
             environment_id,
             known,
         )
@@ -161,7 +161,7 @@ def playable_manifest(level: str, manifests: Path | None = None) -> Manifest:
             error.fix = (
                 f"did you mean {', '.join(near)}?"
                 if near
-                else f"{error.fix} An id of gymnasium, as MiniGrid-DoorKey-5x5-v0, will do too"
+                else f"{error.fix} A gymnasium id such as MiniGrid-DoorKey-5x5-v0 also works"
             )
             raise
     ours = level.startswith("MiniGrid-")
@@ -231,9 +231,9 @@ def seen_as(image: NDArray[np.uint8], view: tuple[int, ...]) -> NDArray[np.uint8
         return observed_cells(image, view)
     if image.shape[-3:] != view:
         raise LevelError(
-            f"a view of this environment has the shape {image.shape[-3:]}, its first had {view}",
+            f"a view of this environment has shape {image.shape[-3:]}, but its first had {view}",
             path="observation",
-            fix="correct the environment: all its views must be of one shape",
+            fix="correct the environment: all its views must have the same shape",
         )
     return image
 
@@ -250,20 +250,20 @@ def view_and_actions(environment: Environment, level: str) -> tuple[tuple[int, .
     keys = set(observation) if isinstance(observation, dict) else set()
     image: NDArray[Any] = np.asarray(observation["image"]) if "image" in keys else np.zeros(0)
     if not keys >= {"image", "direction", "mission"} or count is None:
-        what = f"the actions are {environment.action_space}"
+        what = f"its action space is {environment.action_space}"
         if count is not None:
-            what = f"its observations hold {', '.join(map(str, sorted(keys))) or 'no dict'}"
+            what = f"its observations have the keys {', '.join(map(str, sorted(keys))) or '(none)'}"
         raise LevelError(
-            f"this environment is none like minigrid's: {what}",
+            f"this environment does not have minigrid's interface: {what}",
             path=level,
-            fix="wrap it: observations are dicts of image, direction and mission, and the actions "
-            "gymnasium.spaces.Discrete",
+            fix="wrap it: observations must be dicts with image, direction and mission, and the "
+            "action space gymnasium.spaces.Discrete",
         )
     if image.ndim != 3 or image.dtype != np.uint8:
         raise LevelError(
-            f"the views of this environment are {image.dtype} {image.shape}, no images",
+            f"the views of this environment are {image.dtype} {image.shape}, not images",
             path=level,
-            fix="wrap it: image is uint8 [H, W, C]",
+            fix="wrap it: image must be uint8 [H, W, C]",
         )
     view = image.shape[:2]
     return (view if fits_cells(image, view) else image.shape), int(count)

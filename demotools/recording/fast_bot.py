@@ -1,15 +1,15 @@
-"""Minigrid's bot with all cells of the grid searched at once: a bit for each, in one integer.
+"""Minigrid's bot, with searches that visit all cells of the grid at once, as bits of one integer.
 
-The bot searches the grid breadth first several times for one action, and the order in which it
-comes upon cells decides between equal paths. It goes on from every cell in the same order, straight
-on, to the sides, back; so it comes upon the cells of one distance in the order of their paths,
-compared move by move, and the path to a place is the one that, among the shortest, takes the
-earlier move wherever there is a choice. Here a search is a list of sets: the cells at distance 0,
-1, 2, … Going back through them from a place leaves the cells on its shortest paths, and the first
-move that stays on these is the bot's.
+The bot runs several breadth-first searches of the grid for one action, and the order in which it
+visits cells decides between equally short paths. It expands every cell in the same order (straight
+on, to the sides, back), so it visits cells of the same distance in the order of their paths,
+compared move by move: of the shortest paths to a place, it takes the one with the earlier move
+wherever there is a choice. Here a search is a list of sets: the cells at distance 0, 1, 2, … Going
+back through them from a place leaves the cells on its shortest paths, and the first move that stays
+on these is the bot's.
 
-What the bot does about doors, keys and boxes stays minigrid's code. tests/recording/test_fast.py
-compares every action with stock.
+Doors, keys and boxes are still handled by minigrid's code. tests/recording/test_fast.py compares
+every action with stock minigrid.
 """
 
 from __future__ import annotations

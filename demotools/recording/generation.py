@@ -1,11 +1,11 @@
-"""Levels laid out by minigrid's own rules and draws, several times as fast.
+"""Level layouts by minigrid's own rules and random draws, several times as fast.
 
-Half of what an episode of a small level costs is its layout, and of that most is the price of
-single numbers from numpy's generator and of walks over grids that are nearly all wall. Here the
-generator's words are fetched many at once and turned into the same numbers, a grid begins as a copy
-of its bare walls and knows where it differs from them, and whoever looks for objects looks only
-there. Which rooms, doors, objects and missions there are stays the levels' own code.
-tests/recording/test_fast.py compares every bit with stock, the generator's state included.
+The layout takes half the time of an episode of a small level, most of it for drawing single numbers
+from numpy's generator and for scanning grids that are nearly all wall. Here the generator's words
+are fetched many at a time and turned into the same numbers, and a grid starts as a copy of its bare
+walls and keeps track of where it differs from them, so that searches for objects look only there.
+The levels' own code still chooses rooms, doors, objects and missions.
+tests/recording/test_fast.py compares every bit with stock minigrid, with the generator's state.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Demonstrations by people: episodes that somebody plays, each added to a store once solved.
+"""Demonstrations by people: each episode that somebody plays and solves is added to a store.
 
-Who plays is asked for one action after another: a keyboard (`demotools.look.play`), or a program.
+The player, a keyboard (`demotools.look.play`) or a program, is asked for one action at a time.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Played:
     def text(self) -> str:
         """What was played, for a person."""
         if not self.episodes:
-            return "nothing was solved, so no store was made"
+            return "no episode was solved, so no store was made"
         return (
             f"{printable_text(self.path)}: {counted(self.episodes, 'episode')}, "
-            f"{self.solved:,} of them new; {self.left_out:,} were not solved and are not in it"
+            f"{self.solved:,} of them new; {self.left_out:,} unsolved episodes were not kept"
         )
 
 
@@ -99,9 +99,9 @@ def play(
     first = first_seed if first_seed is not None else max(known, default=FIRST_SEED - 1) + 1
     if first not in SEEDS["train"]:
         raise SettingsError(
-            f"seed {first} is not one of the training split",
+            f"seed {first} does not belong to the training split",
             path="--seed",
-            fix=f"name a seed with {SEEDS['train'].start} <= seed < {SEEDS['train'].stop}",
+            fix=f"use {SEEDS['train'].start} <= seed < {SEEDS['train'].stop}",
         )
     solved = left_out = 0
     note = "" if store is None else f"{counted(store.episodes, 'episode')} in {path.name}"
@@ -115,7 +115,7 @@ def play(
             break
         else:
             left_out += 1
-            note = "given up" if episode == SKIP else "not solved; it is not kept"
+            note = "skipped" if episode == SKIP else "not solved, so not kept"
         if solved == episodes:
             break
     return Played(path, 0 if store is None else store.episodes, solved, left_out)
@@ -131,9 +131,9 @@ def _own_store(path: Path, level: str) -> Store | None:
         or store.level != playable_manifest(level).level
     ):
         raise StoreError(
-            f"this is not a store of people's demonstrations of {level}",
+            f"this is not a store of demonstrations of {level} by people",
             path=path,
-            fix="name another one with --name; demotools merge joins both",
+            fix="choose another --name; `demotools merge` can combine the two later",
         )
     return store
 

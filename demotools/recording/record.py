@@ -1,8 +1,8 @@
-"""Record the expert bot into a demo store: the first N episodes that it solves, in seed order.
+"""Record the expert bot to a demo store: the first N episodes that it solves, in seed order.
 
-Seeds are played in parts of a fixed size, each by one process, which writes it itself. The store
-depends on the parts in their order alone: any number of processes, killed at any moment and
-started again, gives the same bytes.
+Seeds are played in parts of a fixed size, each by one process, which also writes it. The store
+depends only on the parts and their order: any number of processes, killed at any moment and
+restarted, gives the same bytes.
 """
 
 from __future__ import annotations
@@ -153,33 +153,33 @@ def planned_recording(
         episodes = min(episodes or len(seeds), len(seeds))
     if episodes is None or episodes < 1:
         raise SettingsError(
-            f"cannot record {episodes} episodes", path="--episodes", fix="ask for at least one"
+            f"cannot record {episodes} episodes", path="--episodes", fix="record at least 1"
         )
     allowed = SEEDS[split]
     first = allowed.start if first_seed is None else first_seed
     stop = spans[-1][1] if spans else first + episodes
     if first not in allowed or stop > allowed.stop:
         raise SettingsError(
-            f"seeds {first} <= seed < {stop} are not all {split} seeds, "
-            f"{allowed.start} <= seed < {allowed.stop}; the others belong to other splits",
+            f"the seeds {first} <= seed < {stop} are not all in the {split} split, "
+            f"{allowed.start} <= seed < {allowed.stop}",
             path="--seeds" if spans else "--seed",
-            fix=f"start at {allowed.start} or a little above",
+            fix=f"use seeds from {allowed.start} on",
         )
     environment_id = level_environment_id(level)
     level = playable_manifest(level).level
     environment = make_environment(level)
     if not can_play(environment):
         raise LevelError(
-            "there is no expert that could be recorded: the bot plays BabyAI's levels, a search "
-            "finds goals, things to be picked up and doors in minigrid's",
+            "no expert can play this level: the bot plays BabyAI's levels, and the search expert "
+            "plays minigrid's levels with a goal, an object to pick up or a door to open",
             path=level,
-            fix="record another level, as in MiniGrid-DoorKey-5x5-v0",
+            fix="record another level, for example MiniGrid-DoorKey-5x5-v0",
         )
     if style.subgoals and not is_bots(environment):
         raise SettingsError(
-            "the expert of this level has no subgoals to be recorded: only BabyAI's bot has",
+            "the expert of this level has no subgoals; only BabyAI's bot does",
             path="--subgoals",
-            fix="leave it out, or record a BabyAI level",
+            fix="drop it, or record a BabyAI level",
         )
     return Recording(level, environment_id, split, episodes, first, style, spans)
 
@@ -280,7 +280,7 @@ def _refuse_if_unsolvable(recording: Recording, solved: dict[int, int]) -> None:
         raise LevelError(
             f"the bot cannot solve this level: {rate:.1%} of {seeds} episodes",
             path=recording.level,
-            fix="record another level, or convert demonstrations of another expert",
+            fix="record another level, or convert another expert's demonstrations",
         )
 
 
@@ -289,9 +289,9 @@ def play_part(folder: Path, recording: Recording, part: int) -> int:
     seeds = recording.seeds(part)
     if seeds[-1] >= SEEDS[recording.split].stop:
         raise LevelError(
-            f"the bot fails so often that the {recording.split} seeds are used up",
+            f"the {recording.split} seeds are used up, because the bot fails on too many",
             path=recording.level,
-            fix="start at a lower --seed",
+            fix="start with a lower --seed",
         )
     # a new environment for every part: nothing can leak from the episodes of another
     environment = make_environment(recording.level)

@@ -1,9 +1,9 @@
-"""The levels under gymnasium's own names: `gymnasium.make("demotools/GoToLocal-v0")`.
+"""Registers the levels with gymnasium: `gymnasium.make("demotools/GoToLocal-v0")`.
 
-Gymnasium looks for no packages: whoever is imported registers its environments, as minigrid does.
-`import demotools` must not load gymnasium, which reading stores does without, and most programs
-import it only afterwards; so where it is not loaded yet, `demotools/__init__.py` asks for this room
-when it is.
+Gymnasium does not discover packages: each registers its environments when it is imported, as
+minigrid does. `import demotools` must not load gymnasium, which reading stores does not need, and
+most programs import it only later; so if it is not loaded yet, `demotools/__init__.py` imports this
+module once it is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def register_levels(registry: ModuleType) -> None:
     try:
         levels = all_level_names()
     except DemotoolsError as error:  # a manifest of the user's: no reason for gymnasium to fail
-        _log.warning("no levels are registered with gymnasium: %s", error.what)
+        _log.warning("the levels could not be registered with gymnasium: %s", error.what)
         return
     for level in levels:
         name = environment_name(level)

@@ -1,4 +1,4 @@
-"""Play stored actions again from the stored seeds, and compare with what the store holds."""
+"""Replay stored actions from the stored seeds, and compare the result with the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
     """
     name = "episodes played again in the environment"
     if reason := reason_against(store):
-        return Check(name, (), f"not played: {reason}", skipped=True)
+        return Check(name, (), f"not replayed: {reason}", skipped=True)
     environments, _ = _environments(store)
     playable = np.isin(store.episode_level, list(environments))
     chosen = evenly_spread(np.flatnonzero((store.episode_seed >= 0) & playable), episodes)
@@ -46,17 +46,17 @@ def replay_check(store: Store, episodes: int, *, quiet: bool = False) -> Check:
             differences.append(f"episode {episode}, {difference}")
     notes = [f"{len(chosen):,} of {store.episodes:,} episodes"]
     if advised:
-        notes.append("with the advice of the bot at each step")
+        notes.append("including the bot's advice at each step")
     if unknown := int((store.episode_seed < 0).sum()):
         notes.append(f"{unknown:,} have no known seed")
     if not playable.all():
-        notes.append(f"{(~playable).sum():,} are of a level that cannot be played")
+        notes.append(f"{(~playable).sum():,} belong to a level that cannot be played")
     recorded, installed = said_of_sources(store, "minigrid"), version("minigrid")
     if differences and recorded != {installed}:
         versions = " or ".join(sorted(str(one or "(version unknown)") for one in recorded))
         notes.append(
-            f"{len(differences):,} differ, as they may: they were recorded with minigrid "
-            f"{versions}, installed is {installed}; the first is "
+            f"{len(differences):,} differ, as expected: they were recorded with minigrid "
+            f"{versions}, and {installed} is installed; the first is "
             f"{differences[0]}"
         )
         differences = []
@@ -80,9 +80,9 @@ class Replay:
 def reason_against(store: Store) -> str:
     """Why the episodes of a store cannot be played again; empty where they can."""
     if said_of_sources(store, "kind") == {"pickle"}:
-        return "the store is from an old pickle, whose seeds and environment are not known"
+        return "the store comes from an old pickle, whose seeds and environment are unknown"
     if not (store.episode_seed >= 0).any():
-        return "no seed of an episode is known"
+        return "no episode has a known seed"
     environments, reason = _environments(store)
     return "" if environments else reason
 
@@ -150,24 +150,24 @@ def replayed_episode(
         if not np.array_equal(observation["image"], images[step]):
             return Replay(f"step {step}: the view differs")
         if int(observation["direction"]) != directions[step]:
-            found = f"{directions[step]} is stored, {observation['direction']} was played"
+            found = f"stored {directions[step]}, replayed {observation['direction']}"
             return Replay(f"step {step}: the direction differs, {found}")
         if observation["mission"] != one.mission:
-            found = f"{one.mission!r} is stored, {observation['mission']!r} was played"
+            found = f"stored {one.mission!r}, replayed {observation['mission']!r}"
             return Replay(f"step {step}: the mission differs, {found}")
         if expert and (wrong := _other_advice(expert, taken, store, start + step)):
             return Replay(f"step {step}: {wrong}")
         taken = action
         observation, reward, terminated, truncated, _ = environment.step(action)
         if rewards is not None and np.float32(reward) != rewards[step]:
-            return Replay(f"step {step}: the reward is {rewards[step]}, {reward} was received")
+            return Replay(f"step {step}: the reward is {reward}, but {rewards[step]} is stored")
         if ends is not None and terminated != ends[step]:
             words = [("not ", "")[bool(it)] + "terminated" for it in (ends[step], terminated)]
-            return Replay(f"step {step}: {words[0]} is stored, {words[1]} was played")
+            return Replay(f"step {step}: stored {words[0]}, replayed {words[1]}")
         if (terminated or truncated) and step < len(actions) - 1:
-            return Replay(f"step {step}: the episode ended at once after {ACTIONS[action]}")
+            return Replay(f"step {step}: the episode ended early, after {ACTIONS[action]}")
     if rewards is None and float(reward) <= 0:
-        return Replay(f"step {step}: the last action brought no reward")
+        return Replay(f"step {step}: the last action gave no reward")
     return Replay("", float(reward), observation)
 
 
@@ -182,10 +182,10 @@ def _other_advice(expert: Expert | SearchExpert, taken: int | None, store: Store
     except ExpertError as error:
         return f"the bot has no action ({error})"
     if advice != stored:
-        return f"the expert's action is {ACTIONS[stored]}, the bot advises {ACTIONS[advice]}"
+        return f"the stored action is {ACTIONS[stored]}, but the bot advises {ACTIONS[advice]}"
     if subgoals := store.optional.get("subgoal"):
         code, found = int(subgoals.span(row, row + 1)[0]), expert.subgoal()
         if code not in (found, UNKNOWN):
             texts = store.attributes.subgoals
-            return f"the subgoal is {texts[code]!r}, the bot's is {SUBGOALS[found]!r}"
+            return f"the stored subgoal is {texts[code]!r}, but the bot's is {SUBGOALS[found]!r}"
     return ""

@@ -1,9 +1,9 @@
-"""An expert for minigrid's own environments: a search on the true grid, whatever is in sight.
+"""An expert for minigrid's other environments: a search on the full grid, visible or not.
 
-It knows what ends an episode with a reward: a goal to be reached, an object to be picked up, a door
-to be opened. The cheapest way there may lead through locked doors and things that lie about, each
-at a price; what stands first on it is dealt with first: fetch the key, carry the thing away. The
-plan follows from the present state alone, so it gives advice wherever a policy has wandered.
+It knows what ends an episode with a reward: reaching a goal, picking up an object, opening a door.
+The cheapest path may lead through locked doors and objects in the way, each at a cost; the first of
+these obstacles is removed first: fetch the key, or carry the object away. The plan depends only on
+the current state, so it can advise wherever a policy has wandered.
 """
 
 from __future__ import annotations

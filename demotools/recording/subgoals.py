@@ -1,8 +1,8 @@
-"""The bot's subgoals as codes: what it is about at a step, in words that a network can learn.
+"""The bot's subgoals as codes: what it is doing at a step, in words that a network can learn.
 
-The bot keeps a stack of subgoals and acts on the topmost. Its kind, and what it is about, make one
-of some hundred short texts; a code is the text's place in the list. Where the bot walks
-to a spot of the floor (to drop something there, to step aside) only that is said, not which spot.
+The bot keeps a stack of subgoals and acts on the top one. Its kind and its object give one of about
+a hundred short texts; a code is the position of the text in the list. If the bot walks to a spot on
+the floor (to drop something there, or to step aside), the text does not say which spot.
 """
 
 from __future__ import annotations

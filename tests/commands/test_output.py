@@ -204,5 +204,5 @@ def test_a_file_where_a_store_should_be_is_said_to_be_one(
     verb, *more = command.split()
     result = CliRunner().invoke(main, [verb, "a.pkl", *more, "--data-dir", "data"])
     assert result.exit_code == 1
-    said = "left alone" if verb == "remove" else "error: this is a file"
+    said = "not removed" if verb == "remove" else "error: this is a file"
     assert said in result.output and "where: a.pkl\n" in result.output

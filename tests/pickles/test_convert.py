@@ -239,7 +239,7 @@ def test_a_level_that_nobody_named_is_not_said_to_be_unknown(
 ) -> None:
     path = tmp_path / "evil.pkl"
     path.write_bytes(content)
-    with pytest.raises(ManifestError, match="cannot be read off the file's name") as refused:
+    with pytest.raises(ManifestError, match="cannot be inferred from the file's name") as refused:
         convert_one(path, tmp_path / "data")
     assert (refused.value.path, refused.value.fix[:11]) == (str(path), "add --level")
     with pytest.raises(ManifestError, match="there is no such level"):
@@ -281,7 +281,7 @@ def test_a_bad_episode_far_behind_ends_the_conversion_and_leaves_nothing(tmp_pat
     path.write_bytes(content[:at] + b"\x07" + content[at + 1 :])
     for workers in (1, 2):
         options = ConvertOptions(quiet=True, encoding=Encoding.TODAY, workers=workers)
-        with pytest.raises(PickleError, match="episode 3071 is not well formed"):
+        with pytest.raises(PickleError, match="episode 3071 is malformed"):
             convert_files([path], tmp_path / "data", options)
         left = [file for file in (tmp_path / "data").iterdir() if file.suffix != ".lock"]
         assert left == []

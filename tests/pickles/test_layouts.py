@@ -297,12 +297,12 @@ def test_fields_behind_the_first_four_are_left_out_and_said_and_seeds_are_kept(
 
 def test_seeds_of_another_split_are_refused(tmp_path: Path) -> None:
     demos = [(*demos_of(make_episodes([1]))[0], 1_000_000_000)]
-    with pytest.raises(PickleError, match="not one of the train split") as caught:
+    with pytest.raises(PickleError, match="does not belong to the train split") as caught:
         converted(tmp_path, demos)
     assert "--split" in caught.value.fix
     store = open_store(converted(tmp_path, demos, split="valid").path)
     assert store.episode_seed.tolist() == [1_000_000_000]
-    with pytest.raises(PickleError, match="not one of the valid split"):
+    with pytest.raises(PickleError, match="does not belong to the valid split"):
         converted(tmp_path, [(*demos[0][:4], 2_000_000_000)], split="valid", overwrite=True)
 
 

@@ -55,8 +55,8 @@ def test_solved_episodes_are_kept_and_those_of_the_next_sitting_added(tmp_path: 
     assert somebody.notes == [
         "",
         "solved; 1 episode in GoToLocal-human.zarr",
-        "given up",
-        "not solved; it is not kept",
+        "skipped",
+        "not solved, so not kept",
         "solved; 2 episodes in GoToLocal-human.zarr",
     ]
     first = open_store(path)
@@ -80,7 +80,7 @@ def test_episodes_of_a_level_of_minigrids_own_are_kept_too(tmp_path: Path) -> No
 
 def test_nothing_solved_makes_no_store(tmp_path: Path) -> None:
     played = play("GoToObj", tmp_path / "x.zarr", Somebody("give up", "quit"))
-    assert played.text() == "nothing was solved, so no store was made"
+    assert played.text() == "no episode was solved, so no store was made"
     assert not list(tmp_path.iterdir())
 
 
@@ -90,9 +90,9 @@ def test_no_other_store_is_added_to(tmp_path: Path) -> None:
     play("GoToObj", mine, Somebody("solve"), episodes=1)
     before = open_store(bot).attributes.fingerprint, open_store(mine).attributes.fingerprint
     for level, path in (("GoToObj", bot), ("GoToLocal", mine)):
-        with pytest.raises(StoreError, match="not a store of people's demonstrations"):
+        with pytest.raises(StoreError, match="not a store of demonstrations"):
             play(level, path, Somebody("solve"), episodes=1)
-    with pytest.raises(SettingsError, match="not one of the training split"):
+    with pytest.raises(SettingsError, match="does not belong to the training split"):
         play("GoToObj", mine, Somebody("solve"), first_seed=2 * 10**9)
     lock = acquired_lock(mine)
     with pytest.raises(StoreError, match="another process"):

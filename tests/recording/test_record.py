@@ -111,7 +111,7 @@ def test_the_store_says_where_it_came_from_and_nothing_of_workers_or_time(tmp_pa
 
 @pytest.mark.parametrize("episodes", [0, -5])
 def test_no_episodes_are_refused(episodes: int) -> None:
-    with pytest.raises(SettingsError, match="at least one"):
+    with pytest.raises(SettingsError, match="at least 1"):
         planned_recording("GoToLocal", episodes)
 
 
@@ -126,7 +126,7 @@ def test_no_episodes_are_wrong_usage_of_every_command(command: str) -> None:
     [("train", -1), ("train", 10**9 - 5), ("valid", 0), ("valid", 2 * 10**9 - 5)],
 )
 def test_seeds_of_another_split_are_refused(split: str, seed: int) -> None:
-    with pytest.raises(SettingsError, match="belong to other splits"):
+    with pytest.raises(SettingsError, match="are not all in the"):
         planned_recording("GoToLocal", 10, split=split, first_seed=seed)  # type: ignore[arg-type]
 
 
@@ -269,7 +269,7 @@ def test_no_more_processes_are_started_than_can_help(
     assert not caplog.messages
     assert bounded_workers(100_000) == most
     assert caplog.messages == [
-        f"{most} processes instead of 100000: more than 4 per processor do not help"
+        f"using {most} processes instead of 100000: more than 4 per processor do not help"
     ]
     # two parts of sixteen seeds: were a thousand processes begun, this would take minutes
     recorded = generate(
@@ -382,13 +382,13 @@ def test_unsolved_episodes_are_kept_with_every_reward(tmp_path: Path) -> None:
     assert all(check.passed for check in checks) and checks[-1].note.startswith("9 of 9")
     edit_array(path, "reward", lambda values: values.__setitem__(2, 0.5))
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
-    assert checks[-1].problems == ("episode 0, step 2: the reward is 0.5, 0 was received",)
+    assert checks[-1].problems == ("episode 0, step 2: the reward is 0, but 0.5 is stored",)
     edit_array(path, "reward", lambda values: values.__setitem__(2, 0))
     number, last = 6, store.bounds(6)[1] - 1
     edit_array(path, "terminated", lambda values: values.__setitem__(last, 1))
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     step = last - store.bounds(number)[0]
-    told = f"episode {number}, step {step}: terminated is stored, not terminated was played"
+    told = f"episode {number}, step {step}: stored terminated, replayed not terminated"
     assert checks[-1].problems == (told,)
     edit_array(path, "terminated", lambda values: values.__setitem__(last, 0))
     solved = store.bounds(1)[1] - 1
@@ -450,7 +450,7 @@ def test_listed_seeds_are_played_and_no_others(tmp_path: Path) -> None:
     recorded = generate(recording, tmp_path / "two.zarr", workers=1, quiet=True)
     assert open_store(recorded.path).episode_seed.tolist() == [2, 4]
     for options, found in [
-        (["--seeds", "2000000000"], "belong to other splits"),
+        (["--seeds", "2000000000"], "are not all in the"),
         (["--seeds", "1,1"], "a seed is listed twice"),
         (["--seeds", "1", "--seed", "1"], "cannot be combined"),
         ([], "say how many episodes"),

@@ -98,8 +98,8 @@ def test_one_changed_value_is_found_with_its_episode_and_step(
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        ("action", "the expert's action is"),
-        ("subgoal", "the subgoal is"),
+        ("action", "the stored action is"),
+        ("subgoal", "the stored subgoal is"),
         ("taken", "the view differs"),
     ],
 )
@@ -109,7 +109,7 @@ def test_changed_advice_subgoals_and_noise_are_found(
     path = tmp_path / "GoToLocal.zarr"
     style = Style(noise=0.2, subgoals=True)
     generate(planned_recording("GoToLocal", 3, style=style), path, workers=1, quiet=True)
-    assert "the advice of the bot" in checked_replay(path).note
+    assert "the bot's advice" in checked_replay(path).note
 
     def other(values: NDArray[Any]) -> None:
         values[0] = 1 + values[0] % 2
@@ -128,7 +128,7 @@ def test_another_last_action_brings_no_reward(recorded: Store) -> None:
 
     edit_array(recorded.path, "action", other_action)
     (problem,) = checked_replay(recorded.path).problems
-    assert problem == f"episode 0, step {last}: the last action brought no reward"
+    assert problem == f"episode 0, step {last}: the last action gave no reward"
 
 
 def test_an_episode_that_ends_before_its_last_stored_action_is_found(recorded: Store) -> None:
@@ -144,7 +144,7 @@ def test_an_episode_that_ends_before_its_last_stored_action_is_found(recorded: S
     store = build_store(recorded.path.with_name("Longer.zarr"), longer)
     result = replayed_episode(make_environment("GoToLocal"), store, 0)
     step = int(episodes.length[0]) - 1
-    assert result.difference == f"step {step}: the episode ended at once after forward"
+    assert result.difference == f"step {step}: the episode ended early, after forward"
 
 
 def test_a_store_of_an_old_pickle_is_not_played(recorded: Store) -> None:
@@ -152,14 +152,14 @@ def test_a_store_of_an_old_pickle_is_not_played(recorded: Store) -> None:
     check = checked_replay(recorded.path)
     assert check.passed
     assert check.note == (
-        "not played: the store is from an old pickle, whose seeds and environment are not known"
+        "not replayed: the store comes from an old pickle, whose seeds and environment are unknown"
     )
 
 
 def test_a_store_without_seeds_is_not_played(recorded: Store) -> None:
     edit_array(recorded.path, "episode_seed", lambda seeds: seeds.fill(-1))
     check = checked_replay(recorded.path)
-    assert (check.passed, check.note) == (True, "not played: no seed of an episode is known")
+    assert (check.passed, check.note) == (True, "not replayed: no episode has a known seed")
 
 
 def test_episodes_without_a_seed_are_left_out_and_counted(recorded: Store) -> None:
@@ -177,14 +177,14 @@ def test_differences_from_another_version_of_the_environment_are_told_not_blamed
     edit_source(recorded, minigrid="2.3.1")
     check = checked_replay(recorded.path)
     assert check.passed
-    assert "1 differ, as they may: they were recorded with minigrid 2.3.1, installed" in check.note
+    assert "1 differ, as expected: they were recorded with minigrid 2.3.1, and" in check.note
 
 
 def test_a_level_without_an_environment_is_not_played(tmp_path: Path) -> None:
     store = build_store(tmp_path / "PutNext.zarr", make_episodes([2, 3]), level="PutNext")
     check = replay_check(store, 10, quiet=True)
     assert check.skipped and check.passed
-    assert check.note.startswith("not played: this level cannot be played: minigrid does not have")
+    assert check.note.startswith("not replayed: this level cannot be played: minigrid does not")
 
 
 def test_the_command_plays_as_many_episodes_as_asked_for(recorded: Store) -> None:

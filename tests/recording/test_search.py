@@ -53,7 +53,7 @@ def test_the_shortest_way_is_taken_where_nothing_stands_on_it() -> None:
 
 
 def test_what_has_no_goal_for_a_search_is_refused_before_anything_is_written() -> None:
-    with pytest.raises(LevelError, match="no expert that could be recorded"):
+    with pytest.raises(LevelError, match="no expert can play this level"):
         planned_recording("MiniGrid-GoToDoor-5x5-v0", 5)
     with pytest.raises(SettingsError, match="no subgoals"):
         planned_recording("MiniGrid-DoorKey-5x5-v0", 5, style=Style(subgoals=True))

@@ -189,7 +189,7 @@ def test_images_go_to_a_network_that_says_that_it_takes_them(run: Callable[..., 
     [
         (["model.type=big", "on_policy.environment=odd:wide"], "`big` takes views of 7 x 7 cells"),
         (["on_policy.environment=odd:coloured"], "it takes views of cells"),
-        (["on_policy.environment=odd:bare"], "this environment is none like minigrid's"),
+        (["on_policy.environment=odd:bare"], "this environment does not have minigrid's interface"),
         (
             ["on_policy.environment=odd:wide", "model.view=[7, 7]"],
             "the network is built for model.view = [7, 7], but GoToObj has 9 x 9",
@@ -219,4 +219,4 @@ def test_a_misspelt_level_of_minigrids_is_answered_with_the_nearest_one() -> Non
     assert refused.value.fix.startswith("did you mean MiniGrid-DoorKey-5x5-v0")
     with pytest.raises(ManifestError) as refused:
         playable_manifest("GoToNowhere")
-    assert "? An id of gymnasium" in refused.value.fix
+    assert "? A gymnasium id" in refused.value.fix

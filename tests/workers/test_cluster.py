@@ -89,7 +89,7 @@ def test_an_error_of_a_worker_arrives_in_its_three_parts(threads: str, tmp_path:
     recording = planned_recording("UnlockToUnlock", 14, first_seed=last)
     with pytest.raises(DemotoolsError, match="the train seeds are used up") as caught:
         recorded_on(threads, tmp_path / "Unlock.zarr", recording)
-    assert caught.value.fix == "start at a lower --seed"
+    assert caught.value.fix == "start with a lower --seed"
 
 
 def test_without_a_scheduler_the_message_says_how_to_start_one(
@@ -154,7 +154,7 @@ def test_a_damaged_pickle_is_refused_on_a_cluster_as_it_is_alone(
     last = replace(episodes, action=np.where(np.arange(len(episodes.action)) > 200, 9, 0))
     write_pickle(file, [last], enum_actions=False)
     options = ConvertOptions(encoding=Encoding.TODAY, dask=threads, quiet=True)
-    with pytest.raises(PickleError, match="is not well formed") as caught:
+    with pytest.raises(PickleError, match="is malformed") as caught:
         convert_files([file], tmp_path, options)
     assert caught.value.path == str(file)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
