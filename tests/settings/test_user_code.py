@@ -311,13 +311,15 @@ def test_what_is_known_of_our_parts_without_torch_is_what_they_are() -> None:
     def keys(maker: Callable[..., object], given: int) -> set[str]:
         return set(list(inspect.signature(maker).parameters)[given:])
 
+    for name, network in NETWORKS.items():
+        assert keys(network, 1) | {"words"} == set(KEYS["network"][name])
     for name, loss in LOSSES.items():
-        assert keys(loss, 2 if name == SUBGOALS else 0) == set(KEYS["loss"][name] or ())
+        assert keys(loss, 2 if name == SUBGOALS else 0) == set(KEYS["loss"][name])
     for name, optimizer in OPTIMIZERS.items():  # an older torch may have fewer
-        assert keys(optimizer, 1) <= set(KEYS["optimizer"][name] or ())
+        assert keys(optimizer, 1) <= set(KEYS["optimizer"][name])
     weights = torch.optim.SGD([torch.zeros(1)])
     for name in SCHEDULES:
         with pytest.raises(SettingsError) as refused:
             build_schedule(Named.model_validate({"type": name, "x": 1}), weights, {"updates": 9})
         listed = re.findall(r"\w+", refused.value.fix.partition("there are ")[2])
-        assert set(listed) == set(KEYS["schedule"][name] or ())
+        assert set(listed) == set(KEYS["schedule"][name])

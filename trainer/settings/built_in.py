@@ -16,10 +16,20 @@ _KINDS = {
 }
 _OF_ALL = ("lr", "weight_decay", "maximize", "foreach", "differentiable", "fused")
 _OF_ADAM = (*_OF_ALL, "betas", "eps", "amsgrad", "capturable", "decoupled_weight_decay")
+_SMALL = ("embedding", "features", "memory", "instruction", "view", "actions", "words")
+_FILM = ("channels", "memory", "instruction", "view", "actions", "words")
+_BIG = ("memory", "instruction", "channels", "embedding", "endpool", "words")
+_MAZE = ("embedding", "features", "memory", "instruction", "channels", "heads", "search", "words")
 _DECAY = ("to", "warmup", "env_steps", "demo_steps")
 
-KEYS: dict[str, dict[str, tuple[str, ...] | None]] = {
-    "network": dict.fromkeys(("auto", "small", "film", "big", "maze")),
+KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "network": {
+        "auto": tuple(dict.fromkeys(_SMALL + _BIG)),  # which is one of these
+        "small": _SMALL,
+        "film": _FILM,
+        "big": _BIG,
+        "maze": _MAZE,
+    },
     "optimizer": {
         "adam": _OF_ADAM,
         "adamw": _OF_ADAM,
@@ -33,7 +43,7 @@ KEYS: dict[str, dict[str, tuple[str, ...] | None]] = {
         "subgoal_cross_entropy": (),
     },
 }
-"""By kind and name; None: only the class knows."""
+"""By kind and name. Every network's `words` are those of its missions (docs/settings.md)."""
 
 
 def kind_of(key: str) -> str:
@@ -57,8 +67,6 @@ def part_problems(parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterato
             yield Problem(key, what, unknown_type(name, known))
             continue
         keys = known[name]
-        if keys is None:
-            continue
         section = key.removesuffix(".type")
         beside = (*keys, "max_grad_norm", "schedule") if section == "optimizer" else keys
         for option in options.keys() - set(keys):

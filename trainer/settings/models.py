@@ -32,7 +32,7 @@ from demotools.babyai.levels import MOST_EPISODES, Symmetry
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import SettingsError
 from demotools.output import read_regular
-from trainer.settings.built_in import part_problems
+from trainer.settings.built_in import KEYS, part_problems
 from trainer.settings.refusals import nearest, pydantic_problems, refusal
 
 _MOST_STEPS_AT_ONCE = 2**24
@@ -613,8 +613,8 @@ def _keys_beside(location: Sequence[str]) -> list[str]:
 
 def _all_keys() -> list[str]:
     """Those of all sections, and what a network of ours may be given."""
-    sizes = ("embedding", "features", "memory", "instruction", "channels")
-    return [*_keys_below(Settings), *(f"model.{name}" for name in sizes)]
+    of_networks = dict.fromkeys(name for keys in KEYS["network"].values() for name in keys)
+    return [*_keys_below(Settings), *(f"model.{name}" for name in of_networks)]
 
 
 def _keys_below(section: type[BaseModel], prefix: str = "") -> Iterable[str]:
