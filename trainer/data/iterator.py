@@ -30,7 +30,15 @@ from demotools.store.reading import StepArray, Store
 from trainer.batch import Batch, Layout
 from trainer.data.augment import Augmenter
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
-from trainer.data.order import Cursors, Order, Queues, batch_indices, parts_of, play_all
+from trainer.data.order import (
+    Cursors,
+    Order,
+    Queues,
+    batch_indices,
+    episodes_begun,
+    parts_of,
+    play_all,
+)
 from trainer.data.sources import (
     Given,
     Shuffle,
@@ -155,13 +163,12 @@ class ExpertTrajectoryIterator:
     def _make(self, batches: int, cursors: Cursors) -> Iterator[tuple[int, Batch]]:
         """How many batches there were with this one, and what the writer gives on the host."""
         first, stride = self._turns
-        parts = zip(self._mine, parts_of(self._mine, cursors), strict=True)
-        begun = np.concatenate([queues.begun(part) for queues, part in parts])
+        if self._augmenter is not None:
+            begun = episodes_begun(self._mine, cursors)
         for index in batch_indices(self._mine, cursors, self._rollout_len):
             batches += 1
-            before = begun
             if self._augmenter is not None:
-                begun = begun + np.count_nonzero(index.masks == 0, axis=0)
+                before, begun = begun, begun + np.count_nonzero(index.masks == 0, axis=0)
             if (batches - 1 - first) % stride == 0:
                 for reader in self._readers:
                     reader.follow(batches * self._rollout_len)

@@ -245,25 +245,21 @@ class Queues:
         np.add.at(steps, place % self.rollouts, self.offset[episode + 1] - self.offset[episode])
         return steps[self.numbers]
 
-    def begun(self, cursors: Cursors) -> Index:
-        """How many episodes each rollout has begun: int64 [B']."""
-        return np.asarray(cursors[0] * self._in_epoch + cursors[1] + (cursors[2] > 0))
-
     def holds(self, cursors: Cursors) -> bool:
         """Whether these can be cursors of the rollouts."""
-        if cursors.min() < 0 or (cursors[1] >= self._in_epoch).any():
+        if cursors.min() < 0 or (cursors[1] >= self.in_epoch).any():
             return False
         episode = self._upcoming(cursors, 1)[2][:, 0]
         return bool((cursors[2] < self.offset[episode + 1] - self.offset[episode]).all())
 
     @property
-    def _in_epoch(self) -> Index:
+    def in_epoch(self) -> Index:
         """How many episodes of an epoch each rollout plays."""
         return (self.order.episodes - self.numbers + self.rollouts - 1) // self.rollouts
 
     def _upcoming(self, cursors: Cursors, count: int) -> tuple[Index, Index, Index]:
         """(epoch, position, episode) of the next `count` episodes of each rollout, [B', count]."""
-        in_epoch = self._in_epoch[:, None]
+        in_epoch = self.in_epoch[:, None]
         epoch, position = cursors[0, :, None], cursors[1, :, None] + np.arange(count)
         if (position[:, -1:] >= in_epoch).any():
             later, position = np.divmod(position, in_epoch)
@@ -279,6 +275,12 @@ class Queues:
 def parts_of(queues: Sequence[Queues], cursors: Cursors) -> list[Cursors]:
     """The cursors of each store's rollouts, out of those of all."""
     return np.split(cursors, np.cumsum([len(one.numbers) for one in queues])[:-1], axis=1)
+
+
+def episodes_begun(queues: Sequence[Queues], cursors: Cursors) -> Index:
+    """How many episodes each rollout of several stores has begun: int64 [B]."""
+    in_epoch = np.concatenate([one.in_epoch for one in queues])
+    return np.asarray(cursors[0] * in_epoch + cursors[1] + (cursors[2] > 0))
 
 
 def play_all(queues: Sequence[Queues], cursors: Cursors, steps: int) -> tuple[Segments, Cursors]:

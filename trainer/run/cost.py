@@ -155,11 +155,8 @@ def _update_seconds(run: Run, stage: StageSettings) -> float:
 
 def _env_step_seconds(run: Run, stage: StageSettings) -> float:
     """Seconds for one step of one environment: to take it, and to learn from it."""
-    settings = run.settings.on_policy
-    assert settings is not None
     losses = run.of_names(stage.losses)
-    share = len(run.team.share(settings.environments, "on_policy.environments"))
-    count = min(_MEASURED_ENVIRONMENTS, share)
+    count = min(_MEASURED_ENVIRONMENTS, len(run.environments))
     with stage_environments(run, stage, range(count), processes=1) as v:
         v.reset(seed_streams(range(1_000_000), count))
         start = time.perf_counter()

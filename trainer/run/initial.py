@@ -17,7 +17,7 @@ from demotools.errors import CheckpointError
 from demotools.exchange.hub import on_hub
 from trainer.run.checkpoint import Checkpoint, read_checkpoint
 from trainer.run.state import Run
-from trainer.settings.models import ModelSettings, Named, Settings
+from trainer.settings.models import ModelSettings, Named
 from trainer.settings.user_code import check_trusted
 
 _SHOWN = 3
@@ -28,15 +28,14 @@ def initial_place(name: str) -> str:
     return name if on_hub(name) else str(Path(name).resolve())
 
 
-def initial_checkpoint(settings: Settings) -> Checkpoint | None:
+def initial_checkpoint(name: str) -> Checkpoint:
     """The checkpoint that `run.init_from` names: a file, the folder of a run, or one on the hub.
 
     CheckpointError  there is none, or it is damaged
     FetchError       the hub does not give it
     """
     # trusted: of all that it holds, only the network is looked at, and the weights taken
-    name = settings.run.init_from
-    return None if name is None else read_checkpoint(Path(name), trust=True)
+    return read_checkpoint(Path(name), trust=True)
 
 
 def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[ModelSettings, str]:

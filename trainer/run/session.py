@@ -155,7 +155,7 @@ def train(
     )
     # a run that goes on has the weights, the network and the words that it was begun with
     begun = read_checkpoint(folder, trust=True) if resume and has_checkpoint(folder) else None
-    initial = initial_checkpoint(asked) if begun is None else None
+    initial = _initial(asked) if begun is None else None
     if begun is not None and asked.run.precision == "auto":
         asked = asked.with_run(precision=begun.parsed().run.precision)
     chosen, lines = resolved(asked, data, begun or initial, trust=trust)
@@ -213,7 +213,7 @@ def dry_run(
     """The resolved settings as TOML that runs again as it is; the cost in its comments."""
     data = data_folder(data_dir)
     asked = _asked_for(recipe, overrides, tiny, trust, init_from)
-    initial = initial_checkpoint(asked)
+    initial = _initial(asked)
     settings, lines = resolved(asked, data, initial, trust=trust)
     if names := foreign_names(settings):
         stores = open_stores(settings, data)
@@ -254,6 +254,11 @@ def _asked_for(
     return settings if name is None else settings.with_run(init_from=initial_place(name))
 
 
+def _initial(settings: Settings) -> Checkpoint | None:
+    name = settings.run.init_from
+    return None if name is None else initial_checkpoint(name)
+
+
 def _new_run(
     settings: Settings,
     folder: Path,
@@ -267,7 +272,7 @@ def _new_run(
 ) -> Run:
     """The run, its settings checked against what there is: levels, stores, packages."""
     limit_threads()
-    new, environments = list(settings.model.words or ()), _environments(settings, team)
+    new, environments = list(settings.model.words or ()), _environments(settings)
     with users_code("on_policy.environment", settings.environment):
         settings = _fitted(settings, environments)
         for level, environment in environments.items():
@@ -295,17 +300,13 @@ def _new_run(
     return run
 
 
-def _environments(settings: Settings, team: Team) -> dict[str, Environment]:
+def _environments(settings: Settings) -> dict[str, Environment]:
     """One of each level that is played, in training or to measure success."""
-    if settings.on_policy is not None:
-        team.share(settings.on_policy.environments, "on_policy.environments")
-    elif settings.evaluation is None:
-        return {}
-    for level in settings.run.level_names if settings.environment == LEVELS else ():
+    played = settings.on_policy is not None or settings.evaluation is not None
+    names = settings.run.level_names if played else ()
+    for level in names if settings.environment == LEVELS else ():
         check_playable(level)
-    return {
-        level: made_environment(settings.environment, level) for level in settings.run.level_names
-    }
+    return {level: made_environment(settings.environment, level) for level in names}
 
 
 def _check_experts(environments: Mapping[str, Environment], what: str, key: str) -> None:

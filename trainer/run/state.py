@@ -163,6 +163,13 @@ class Run:
         """All that is trained: of the network, then of losses that have weights."""
         return [*self.network.parameters(), *loss_weights(self.by_name)]
 
+    @property
+    def environments(self) -> range:
+        """The numbers of this process's environments among those of all."""
+        on_policy = self.settings.on_policy
+        count = on_policy.environments if on_policy is not None else 0
+        return self.team.share(count, "on_policy.environments")
+
     def of_names(self, names: Iterable[str]) -> dict[str, Loss]:
         """The losses of these names."""
         return {name: self.by_name[name] for name in names}
@@ -549,13 +556,13 @@ def _collector(
     """The stage's environments, this process's share of them, and the policy in them."""
     on_policy = run.settings.on_policy
     assert on_policy is not None
-    share = run.team.share(on_policy.environments, "on_policy.environments")
+    here = run.environments
     return Collector(
-        stack.enter_context(stage_environments(run, stage, share, processes=run.workers)),
+        stack.enter_context(stage_environments(run, stage, here, processes=run.workers)),
         # without losses of its own the rollout only tracks success, as evaluation does
         NetworkPolicy(run.network, run.words, sample=bool(losses)),
         run.settings.run.seed + run.progress.stage,
-        first=share.start,
+        first=here.start,
         everywhere=on_policy.environments,
         forcing=stage.teacher_forcing,
         bootstrap=bool(losses),
