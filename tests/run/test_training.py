@@ -335,7 +335,7 @@ def test_resume_auto_begins_a_run_and_goes_on_with_it(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     both = run("bc_small_cpu", "--resume=auto", "--overwrite")
-    assert both.exit_code == 2 and "give one" in both.output
+    assert both.exit_code == 2 and "give only one" in both.output
     for resume in (["--resume=auto"], ["--resume", "auto"], ["--resume"]):
         goes_on = (tmp_path / "a").exists()
         result = run(*resume, "bc_small_cpu", "-o", "a", *BARE)
