@@ -312,9 +312,8 @@ class PartFile:
         left = memoryview(block)
         while left:
             written = self._stream.write(left)
-            self._hashes.update(
-                left[:written]
-            )  # piece by piece: the disk may be full before the end
+            # piece by piece: the disk may be full before the end
+            self._hashes.update(left[:written])
             left = left[written:]
 
     def restart(self) -> None:

@@ -152,22 +152,17 @@ class ArrayMetadata(BaseModel):
 
 
 _BYTE = ("uint8",)
-_STEP = (_BYTE, (None,))
+_BYTES = (_BYTE, (None,))
 _LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]] = {
     "cells": (_BYTE, (None, VIEW_SIZE, VIEW_SIZE)),
     "image": (_BYTE, (None, None, None, None)),
-    "direction": _STEP,
-    "action": _STEP,
-    "mask": _STEP,
+    **dict.fromkeys(("direction", "action", "mask", "taken", "subgoal", LEVELS), _BYTES),
     "episode_offset": (("int64",), (None,)),
     "episode_mission": (("int32",), (None,)),
     "episode_seed": (("int64",), (None,)),
     TEXTS: (("string",), (None,)),
     "mission_tokens": (("uint8", "uint16"), (None, None)),
-    "taken": _STEP,
-    "subgoal": _STEP,
     **{name: ((dtype,), (None,)) for name, dtype in OUTCOMES.items()},
-    LEVELS: (_BYTE, (None,)),
 }
 """Of each array the types that it may have, and its shape; a size of None may be any."""
 
@@ -305,14 +300,10 @@ def check_lengths(
     steps, episodes, missions = attributes.steps, attributes.episodes, attributes.missions
     lengths = {
         "cells" if "cells" in arrays else "image": steps,
-        "direction": steps,
-        "action": steps,
-        "mask": steps,
+        **dict.fromkeys(("direction", "action", "mask"), steps),
         "episode_offset": episodes + 1,
-        "episode_mission": episodes,
-        "episode_seed": episodes,
-        TEXTS: missions,
-        "mission_tokens": missions,
+        **dict.fromkeys(("episode_mission", "episode_seed"), episodes),
+        **dict.fromkeys((TEXTS, "mission_tokens"), missions),
         **{name: steps for name in OPTIONAL if name in arrays},
         **({LEVELS: episodes} if attributes.levels else {}),
     }
