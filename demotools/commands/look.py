@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,14 +74,11 @@ def show_command(
     shell: Shell,
     store: str,
     episode: int | None,
-    mission: str | None,
-    ended: tuple[str, ...] | None,
-    longest: bool,
-    random: bool,
     gif: Path | None,
     png: Path | None,
     ansi: bool,
     overwrite: bool,
+    **choice: Any,
 ) -> None:
     """Show an episode: what the agent saw, and the whole room.
 
@@ -104,20 +102,17 @@ def show_command(
     from demotools.output import check_output, write_output
     from demotools.store.reading import open_store
 
-    if episode is not None and (mission is not None or ended or longest or random):
+    if episode is not None and any(value not in (None, False) for value in choice.values()):
         raise click.UsageError(
             "--episode cannot be combined with --mission, --ended, --longest or --random"
         )
-    if longest and random:
+    if choice["longest"] and choice["random"]:
         raise click.UsageError("--longest cannot be combined with --random")
     wanted = [(file, draw) for file, draw in ((gif, episode_gif), (png, episode_png)) if file]
     for file, _draw in wanted:
         check_output(file, overwrite=overwrite)
     opened = open_store(shell.store(store))
-    number = chosen_episode(
-        opened, episode=episode, mission=mission, ended=ended, longest=longest, random=random
-    )
-    shown = shown_episode(opened, number)
+    shown = shown_episode(opened, chosen_episode(opened, episode=episode, **choice))
     for file, draw in wanted:
         write_output(file, draw(shown, quiet=shell.quiet), overwrite=overwrite)
         if not shell.quiet and not shell.as_json:

@@ -392,20 +392,12 @@ class _Now:
         return self.bot.level.carrying
 
 
-class _Close(_Now, CloseSubgoal):
-    pass
+def _reading_the_bot(kind: type) -> Any:
+    return type(kind.__name__, (_Now, kind), {})
 
 
-class _Drop(_Now, DropSubgoal):
-    pass
-
-
-class _Open(_Now, OpenSubgoal):
-    pass
-
-
-class _Pickup(_Now, PickupSubgoal):
-    pass
+_Close, _Drop = _reading_the_bot(CloseSubgoal), _reading_the_bot(DropSubgoal)
+_Open, _Pickup = _reading_the_bot(OpenSubgoal), _reading_the_bot(PickupSubgoal)
 
 
 class _Explore(_Now, ExploreSubgoal):

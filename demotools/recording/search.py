@@ -244,8 +244,8 @@ class SearchExpert:
                     pose, action = parents[pose]
                     actions.insert(0, action)
                 return actions
-            steps = [((column, row, (direction + turn) % 4), turn) for turn in (-1, 1)]
-            moves = [(following, _LEFT if turn < 0 else _RIGHT) for following, turn in steps]
+            turns = ((-1, _LEFT), (1, _RIGHT))
+            moves = [((column, row, (direction + turn) % 4), action) for turn, action in turns]
             if self._price(ahead) == 0:
                 moves.append(((*ahead, direction), _FORWARD))
             for following, action in moves:
