@@ -323,6 +323,8 @@ def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:
         again += [] if resume else ["--resume"]
         _say(f"stopped; the checkpoint is {checkpoint}; to continue from it:")
         _say(f"  {shlex.join(['trainer', *again])}")
+    else:
+        _say(f"process {os.environ['RANK']} stopped; process 0 has saved {checkpoint}")
 
 
 def _writes() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -168,12 +168,12 @@ class StopRequest:
             self.signal = number
         return number != 0
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A signal ends the block where it stands: nothing in it must be completed."""
+    def at_once(self, act: Callable[[], None]) -> None:
+        """Do what a signal to this process, now or before, ends where it stands, or leaves out."""
         self.raises = True
         try:
-            yield
+            if not self.came:
+                act()
         except _Stopping:
             pass
         finally:
@@ -181,7 +181,7 @@ class StopRequest:
 
 
 class _Stopping(BaseException):
-    """A signal came in a block that ends at once."""
+    """A signal came in what ends at once."""
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from trainer.learning.networks.base import Model
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint
 from trainer.run.log import read_log
-from trainer.run.session import train
+from trainer.run.session import Stopped, train
 from trainer.team import (
     ALONE,
     Team,
@@ -327,8 +327,24 @@ def test_all_processes_stop_where_a_signal_comes_to_one(
         *("--set", "losses.expert_ce.type=tests.run.test_team:stopping_cross_entropy"),
         code=128 + signal.SIGTERM,
     )
-    assert "stopped; the checkpoint is" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "stopped; the checkpoint is" in said
+    assert f"process 1 stopped; process 0 has saved {tmp_path / 'last.pt'}\n" in said
     assert not measured(tmp_path)
+
+
+def test_a_signal_right_before_success_is_measured_stops_that_too(
+    bot_data: Path, tmp_path: Path
+) -> None:
+    def say(line: str) -> None:
+        if line.startswith("trained for"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = (*BC[5::2], "on_policy=", "evaluation.episodes=2", "stages.0.max_demo_steps=320")
+    given: dict[str, Any] = {"overrides": settings, "data_dir": bot_data, "say": say}
+    with pytest.raises(Stopped):
+        train("bc_small_cpu", output=tmp_path / "run", **given)
+    assert not measured(tmp_path / "run")
 
 
 def stopped_at_its_last_save(data: str, folder: str) -> None:

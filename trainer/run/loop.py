@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -65,8 +66,8 @@ def run_stages(run: Run, stop: StopRequest) -> None:
                 if whole and stage.hold_out is not None and progress.in_vain == 0:
                     save_best(run, stage)
                 ending = stop.agreed(run.team)
-                with stop.at_once():  # a measurement may take longer than there is time
-                    measure_if_due(run, stage, before, ending=ending)
+                # a measurement may take longer than there is time
+                stop.at_once(partial(measure_if_due, run, stage, before, ending=ending))
                 ending = ending or stop.agreed(run.team)
                 # at its end with all that a larger budget would go on from
                 if ending or progress.finished(stage.settings) or _save_is_due(run, before):

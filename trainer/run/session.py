@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,8 +195,8 @@ def _trained(run: Run, checkpoint: Checkpoint | None) -> None:
             raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
         if run.team.writes:
             run.say(f"trained for {duration(60 * run.progress.minutes)}")
-            with stop.at_once():  # all is saved, and measuring may take longer than there is time
-                _evaluate(run)
+            # all is saved, and measuring may take longer than there is time
+            stop.at_once(partial(_evaluate, run))
             if stop:
                 raise Stopped(stop.signal, run.folder / CHECKPOINT_FILE)
 
