@@ -1,7 +1,7 @@
-"""The `demotools` command line: a group whose commands are imported when called, and their options.
+"""The `demotools` command line: the command group, and the options that commands share.
 
-Each is a thin function in `commands`, and imports its job only inside: so `demotools --help`
-answers at once, and no command waits for what another one needs.
+Each command is a thin function in `commands` that is imported when called, and imports its job only
+inside: `demotools --help` answers at once, and no command waits for what another one needs.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def confirmed(question: str, path: Path) -> bool:
             raise
         say()
         raise StoreError(
-            "nobody answered the question, so nothing was removed",
+            "the question was not answered, so nothing was removed",
             path=path,
             fix="add --yes to remove without being asked",
         ) from None

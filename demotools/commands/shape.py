@@ -1,4 +1,4 @@
-"""Commands that make stores out of stores, pack and remove them."""
+"""Commands that make new stores from existing ones, pack and remove them."""
 
 from __future__ import annotations
 

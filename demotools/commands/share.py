@@ -1,4 +1,4 @@
-"""Commands that hand stores on: export, card, push."""
+"""Commands that share stores with others: export, card, push."""
 
 from __future__ import annotations
 

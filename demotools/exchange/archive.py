@@ -1,9 +1,9 @@
-"""`demotools archive` and `unarchive`: a store as one ordinary zip file, and the way back.
+"""`demotools archive` and `unarchive`: packs a store into an ordinary zip file, and restores it.
 
-The file, `X.zarr.zip`, holds the files of the folder, deflated: any unzip gives the store back, and
-plain zarr reads it as a zip store. Members are sorted and have no timestamps, so the same store
-gives the same archive. An archive may come from anybody: its members must be exactly the files
-that its metadata announce, of the sizes that they announce, before anything is written.
+The file, `X.zarr.zip`, holds the files of the folder, deflated: any unzip program restores the
+store, and plain zarr reads it as a zip store. Members are sorted and have no timestamps, so the
+same store gives the same archive. An archive may come from anybody: before anything is written, its
+members must be exactly the files that its metadata announce, with the announced sizes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def archive_store(
             raise StoreError(
                 "the archive already exists",
                 path=final,
-                fix="add --overwrite to replace it, or name another with -o",
+                fix="add --overwrite to replace it, or name another file with -o",
             )
         folder = present_folder(path)
         for _size_bytes, problem in checked_chunks(folder):
@@ -154,7 +154,7 @@ def _refusing(file: Path, member: str = "") -> Iterator[None]:
         what = (
             f"member {member!r} cannot be read"
             if member
-            else "it is not a zip file, or only a part of one"
+            else "it is not a zip file, or only part of one"
         )
         raise _unusable(file, f"{what} ({error})") from error
 
@@ -163,7 +163,7 @@ def _unusable(file: Path, what: str) -> StoreError:
     return StoreError(
         f"this archive cannot be used: {what}",
         path=file,
-        fix="get it again, or make it again with `demotools archive`",
+        fix="get it again, or recreate it with `demotools archive`",
     )
 
 
@@ -183,7 +183,7 @@ def _described(
             "is compressed in an unknown way": info.compress_type
             not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
             "occurs twice": info.filename in members,
-            "is one too many": len(members) > _MEMBERS_AT_MOST,
+            "is unexpected": len(members) > _MEMBERS_AT_MOST,
         }
         for what in filter(faults.get, faults):
             raise _unusable(file, f"member {info.filename!r} {what}")
@@ -192,7 +192,7 @@ def _described(
 
     def content(name: str) -> bytes:
         if name not in files or files[name].file_size > JSON_BYTES_AT_MOST:
-            raise _unusable(file, f"member {name!r} is missing, or far too long")
+            raise _unusable(file, f"member {name!r} is missing or far too large")
         return b"".join(_blocks(archive, files[name], file))
 
     attributes = parsed_attributes(content("zarr.json"), file)
@@ -206,7 +206,7 @@ def _described(
             sizes[name] = None
     # other programs also list the folders that the files lie in
     if strange := (set(files) ^ set(sizes)) | (set(members) - set(files) - _parents(sizes)):
-        raise _unusable(file, f"member {min(strange)!r} should not be there, or is missing")
+        raise _unusable(file, f"member {min(strange)!r} is missing or unexpected")
     for name, size in sizes.items():
         found = files[name].file_size
         if found > TEXT_BYTES_AT_MOST if size is None else found != size:
@@ -229,7 +229,7 @@ def _blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> Iter
                 block = member.read(_BLOCK_BYTES)
             left -= len(block)
             if left < 0 or (left and not block):
-                raise _unusable(file, f"member {info.filename!r} is not as long as it announces")
+                raise _unusable(file, f"member {info.filename!r} does not have its announced size")
             if not block:
                 return
             yield block

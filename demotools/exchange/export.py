@@ -1,8 +1,8 @@
-"""Hand a store to other programs: a legacy pickle for babyai, a Minari dataset for everybody else.
+"""Export a store to other programs: as a legacy pickle for babyai, or as a Minari dataset.
 
-A Minari episode has one observation more than actions. The last one comes from playing the stored
-actions again, where the seed is known and everything agrees; otherwise the last stored observation
-is repeated, and the dataset says of how many episodes, and of each such episode.
+A Minari episode has one more observation than actions. The last one comes from replaying the stored
+actions, if the seed is known and everything agrees; otherwise the last stored observation is
+repeated, and the dataset says for how many episodes, and for which.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ class KeptAttributes(BaseModel):
         """The level; SettingsError where the store was merged of several."""
         if self.level == MIXED:
             raise SettingsError(
-                "it was exported from a store of several levels, which formats do not tell apart",
+                "it was exported from a store of several levels, and does not say which is which",
                 path=path,
-                fix="export one level at a time: `demotools select STORE --level LEVEL` takes it "
-                "out. Or give --level: what has a mission of another level is left out",
+                fix="export each level separately (`demotools select STORE --level LEVEL`), or add "
+                "--level, which leaves out episodes whose mission is not one of that level",
             )
         return self.level
 
@@ -212,7 +212,7 @@ def export_minari(
     final = root / dataset_id
     if final.exists() and not overwrite:
         raise StoreError(
-            "there is such a dataset already",
+            "this dataset already exists",
             path=final,
             fix="add --overwrite to replace it, or choose another --id",
         )
@@ -239,7 +239,7 @@ def export_minari(
     return Exported(
         *(root, store.episodes, size_on_disk(final)),
         f"as {data_format}"
-        + ("; its actions are those `taken`" if "taken" in store.optional else ""),
+        + ("; its actions are those of `taken`" if "taken" in store.optional else ""),
         *(dataset_id, counts),
     )
 
@@ -251,9 +251,9 @@ def _refuse_malformed(dataset_id: str) -> None:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:  # a TypeError where only the version lacks
         raise SettingsError(
-            f"{dataset_id!r} is not the id of a Minari dataset",
+            f"{dataset_id!r} is not a valid id of a Minari dataset",
             path="--id",
-            fix="give --id, spelled as in babyai/GoToLocal-v0: without spaces",
+            fix="use an --id without spaces, such as babyai/GoToLocal-v0",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Files to and from the Hugging Face hub, each time in one commit.
+"""Downloads from and uploads to the Hugging Face hub, each in one commit.
 
-Goes through the package `huggingface_hub` (the extra `hf`), which finds the token where it always
-does: `$HF_TOKEN`, or where `hf auth login` left it. The token is never printed.
+Uses the package `huggingface_hub` (the extra `hf`), which looks for the token in the usual places:
+`$HF_TOKEN`, or where `hf auth login` stored it. The token is never printed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def repository_of(place: str, kind: Kind = "dataset") -> tuple[str, str | None]:
     match = _REPOSITORY.fullmatch(place)
     if match is None:
         raise FetchError(
-            f"this is no {kind} on the Hugging Face hub", path=place, fix="write hf:OWNER/NAME"
+            f"this does not name a {kind} on the Hugging Face hub",
+            path=place,
+            fix="write it as hf:OWNER/NAME",
         )
     return match[1], match[2]
 
@@ -66,7 +68,7 @@ class Repository:
         self.name, revision = repository_of(place, kind)
         if revision is not None:
             raise FetchError(
-                "only the newest revision is written to", path=place, fix="leave the @ out"
+                "only the newest revision can be written to", path=place, fix="remove the @REVISION"
             )
         self._place, self._kind, self._private = place, kind, private
         self._hub = hub_package()

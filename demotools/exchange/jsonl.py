@@ -3,9 +3,9 @@
 {"mission": "go to the red ball", "seed": 7, "steps": [{"direction": "up", "view": "You see a wall
 2 steps forward. You see a red ball 1 step left and 3 steps forward.", "action": "left"}, …]}
 
-A view is described from where the agent stands: what it carries, the nearest wall ahead and to each
-side, then every object in sight, the nearest first. The words are those of the missions. The
-steps of a recording with noise say `taken`, too, the action that was taken instead of the expert's.
+A view is described from the agent's position: what it carries, the nearest wall ahead and on each
+side, then every visible object, nearest first, in the words of the missions. Steps of a recording
+with noise also have `taken`, the action that was taken instead of the expert's.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def export_jsonl(
     """
     if not store.packed:
         raise StoreError(
-            "the views are not minigrid's 7 x 7 cells: what they show is not known",
+            "the views are not minigrid's 7 x 7 cells, so they cannot be described",
             path=store.path,
             fix="export it with --to pickle or --to minari",
         )

@@ -1,13 +1,12 @@
-"""Make a demo store from a Minari dataset, ours or anybody's with minigrid's observations.
+"""Make a demo store from a Minari dataset, ours or any other with minigrid's observations.
 
-Kept are the successes: reward > 0 at the last step; of an export of a store with rewards, all
-episodes, with theirs. The observation after the last action, which
-a store does not have, is left out. Episodes with a column that is no such column, whose mission is
-not one of the level, or whose seed belongs to the other split, to evaluation or to an earlier
-episode, are left out and counted.
+Only successes (reward > 0 at the last step) are kept; from an export of a store with rewards, all
+episodes are kept, with their rewards. The observation after the last action, which a store does not
+have, is left out. Episodes with a malformed column, with a mission that is not one of the level, or
+with a seed of the other split, of evaluation or of an earlier episode are left out and counted.
 
-A dataset may come from anybody: its metadata are checked before Minari sees them (it would make
-any environment, by any function that they name), and what Minari, h5py or a codec raise on the
+A dataset may come from anybody: its metadata are checked before Minari sees them (it would make any
+environment, with any function that they name), and whatever Minari, h5py or a codec raise on the
 rest becomes a StoreError.
 """
 
@@ -108,12 +107,12 @@ class Imported:
         lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
         if "taken" in self.lost:
             lines.append(
-                "  its actions are those that were taken, with noise: the dataset has no advice of "
-                "the expert, which a clone would learn from"
+                "  its actions are those that were taken, with noise: the dataset does not have "
+                "the expert's actions, which behaviour cloning needs"
             )
         others = ", ".join(f"`{name}`" for name in self.lost if name != "taken")
         if others:
-            lines.append(f"  the store that was exported had {others}, which the dataset has not")
+            lines.append(f"  the exported store had {others}, which the dataset lacks")
         return "\n".join(lines)
 
 
@@ -179,7 +178,7 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
             f"the dataset is of Minari {metadata.minari_version}, which the installed Minari "
             f"{minari.__version__} cannot read",
             folder,
-            "install a version of Minari that can, or get the dataset of another version",
+            "install a version of Minari that can, or get the dataset in another version",
         )
     _check_files(folder, metadata)
     with _reading(folder):
@@ -204,16 +203,16 @@ def _refuse_other_things(path: Path) -> None:
         raise FetchError("there is no such file or folder", path=path, fix=_SPELLING)
     if path.is_file():
         raise FetchError(
-            "this is a file, and a Minari dataset is a folder",
+            "this is a file, but a Minari dataset is a folder",
             path=path,
-            fix="name a dataset, its folder or a parquet file; `demotools convert` reads pickles, "
-            "`demotools unarchive` archives",
+            fix="name a dataset, its folder or a parquet file; use `demotools convert` for pickles,"
+            " `demotools unarchive` for archives",
         )
     if is_ours(path):
         raise FetchError(
-            "this is a demo store already: there is nothing to import",
+            "this is already a demo store, so there is nothing to import",
             path=path,
-            fix="name it where a command asks for a STORE",
+            fix="use it directly, as the STORE of other commands",
         )
 
 
@@ -229,7 +228,7 @@ def _dataset_folder(minari: Any, name: str) -> Path:
         known = [place for depth in depths for place in root.glob(f"{depth}/data/{_METADATA}")]
         ids = [place.parents[1].relative_to(root).as_posix() for place in known]
         near = difflib.get_close_matches(name, ids, cutoff=0.4)
-        also = f"; there is {', '.join(near)}" if near else ""
+        also = f"; similar names: {', '.join(near)}" if near else ""
         what = "there is no Minari dataset of this name on this machine"
         fix = f"name its folder, or download it: minari download {name}"
         if not re.search(_MINARI_ID, name):
@@ -245,7 +244,7 @@ def _dataset_folder(minari: Any, name: str) -> Path:
         raise FetchError(what, path=folder, fix=_BROKEN)
     there = f"it has only {', '.join(sorted(inside)[:3])}" if inside else "it is empty"
     raise _broken(
-        f"the Minari dataset is not complete: it has no {_METADATA}, {there}; "
+        f"the Minari dataset is incomplete: it has no {_METADATA}, {there}; "
         "was its download interrupted?",
         folder,
         "download it again: minari download ID",
@@ -257,7 +256,7 @@ def _read_metadata(file: Path) -> _Metadata:
         return _Metadata.model_validate_json(read_regular(file, _METADATA_BYTES))
     except ValidationError as error:
         place, what = first_problem(error)
-        raise _broken(f"the dataset's metadata are damaged at {place}: {what}", file) from error
+        raise _broken(f"the dataset's metadata are invalid at {place}: {what}", file) from error
 
 
 def _broken(what: str, path: Path | str, fix: str = _BROKEN) -> StoreError:
@@ -291,7 +290,7 @@ def _check_files(folder: Path, metadata: _Metadata) -> None:
     if found != metadata.total_episodes:
         said = metadata.total_episodes
         raise _broken(
-            f"the dataset's metadata announce {said:,} episodes, it has {found:,}", folder
+            f"the dataset's metadata announce {said:,} episodes, but it has {found:,}", folder
         )
 
 
@@ -330,7 +329,7 @@ def _refuse_other_spaces(dataset: Any, name: str) -> None:
         and 0 not in view.shape
     ):
         raise _broken(
-            "its observations are not an image, a direction and a mission as text: "
+            "its observations are not an image, a direction and a text mission: "
             + printable_text(space, 300),
             name,
             "export it from the unwrapped environment, or name another dataset",
@@ -418,7 +417,7 @@ def _write_part(
         episodes = replace(episodes, view=packed_cells(episodes.view))
         if shows_agent(episodes.view).any():
             raise _broken(
-                "its views show the agent: they are of the whole room, not what the agent sees",
+                "its views show the whole room, including the agent, not what the agent sees",
                 dataset.folder,
                 "record it without FullyObsWrapper, or name another dataset",
             )
@@ -460,7 +459,7 @@ def _check_hdf5_episodes(file: Path, numbers: Iterable[int]) -> None:
             )
             wrong = ""
             if sizes.total() > _EPISODE_BYTES:
-                wrong = f"asks for {sizes.total():,} bytes of memory"
+                wrong = f"needs {sizes.total():,} bytes of memory"
             elif np.asarray(episode.attrs.get("seed", -1)).dtype.kind not in "iu":
                 wrong = "has a seed that is not a whole number"
             if wrong:

@@ -7,11 +7,11 @@ discrete_observations  list of 148 integers: the direction, then the 7 x 7 x 3 v
 discrete_actions       list of integers
 rewards                list of floats; the last of a success is over 0
 
-There are no seeds. A file is read in batches of rows whose steps take a bounded memory, whatever
-the size of its row groups. Rows that are no demonstration (a failure, or damage) are left out and
+There are no seeds. A file is read in batches of rows whose steps take bounded memory, whatever the
+size of its row groups. Rows that are not demonstrations (failed or damaged) are left out and
 counted by reason.
 
-Source: huggingface/jat, and what `datasets` writes of the lists that it is given.
+Source: huggingface/jat, and how `datasets` writes lists.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def opened_parquet(
     level = level or (ours and ours.one_level(path)) or level_in_name(path.absolute())
     if level is None:
         raise SettingsError(
-            "neither the file nor its name says the level", path=path, fix="add --level"
+            "neither the file nor its name gives the level", path=path, fix="add --level"
         )
     named = shard_of(paths[0].name)
     manifest = read_manifest(level)
@@ -189,9 +189,9 @@ def check_shards(names: Sequence[str], where: Path | str) -> None:
     numbers = sorted(number for _split, number, _count in shards)
     if shards and (len(counts) > 1 or numbers != list(range(counts.pop()))):
         raise StoreError(
-            f"the shards are not complete, or of several sets: {', '.join(sorted(names)[:4])}",
+            f"the shards are incomplete, or from several sets: {', '.join(sorted(names)[:4])}",
             path=where,
-            fix="get all files of one set, and no others",
+            fix="use all files of one set, and no others",
         )
 
 
@@ -220,10 +220,10 @@ def _opened(path: Path) -> Iterator[Any]:
                 buffer_size=_BLOCK_BYTES,
             )
         except (pyarrow.ArrowException, OSError) as error:
-            raise _broken(f"this is no parquet file: {_reason(error)}", path) from error
+            raise _broken(f"this is not a parquet file: {_reason(error)}", path) from error
     with file:
         if problem := _schema_problem(file.schema_arrow):
-            raise StoreError(problem, path=path, fix=f"name a file of {', '.join(COLUMNS)}")
+            raise StoreError(problem, path=path, fix=f"name a file with {', '.join(COLUMNS)}")
         yield file
 
 
@@ -446,7 +446,7 @@ class _Reader:
             self.evidence.add(images, episodes.mission[row], int(episodes.action[steps][-1]))
         if not self.evidence.fits(Encoding.TODAY):
             raise StoreError(
-                f"the views are not of today's object encoding: {self.evidence}",
+                f"the views do not use today's object encoding: {self.evidence}",
                 path=path,
                 fix="name a file that was recorded with minigrid 2 or later",
             )
@@ -518,7 +518,7 @@ def export_parquet(
     """
     if not store.packed:
         raise StoreError(
-            "the views are not minigrid's 7 x 7 cells, and the schema of JAT has no others",
+            "the views are not minigrid's 7 x 7 cells, and the JAT schema supports no others",
             path=store.path,
             fix="export it with --to pickle or --to minari",
         )

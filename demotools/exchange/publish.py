@@ -1,6 +1,6 @@
-"""Publish stores on the Hugging Face hub: their archives, and one dataset card.
+"""Publish stores on the Hugging Face hub: their archives and one dataset card.
 
-A card is Markdown (`card.md`, a template) under the metadata header that the hub reads.
+A card is Markdown (from the template `card.md`) below the metadata header that the hub reads.
 
 Source of the header's keys and of the licence identifiers: the hub's documentation of dataset
 cards. JSON is a part of YAML, so the header's values are written as JSON.

@@ -1,7 +1,7 @@
-"""Published files to stores: decide, then transfer, then convert.
+"""Turns published files into stores: decide, then download, then convert.
 
-`plan` decides from facts alone what is to be done; `places` knows where a file is asked for;
-`transfer` gets its bytes whatever the network does, `part_file` puts them on the disk, resumed
-and checked; `tarball` takes files out of a published archive as it passes; `job` runs it all;
-`list` shows what there is.
+`plan` decides what to do, without doing it; `places` finds where a file can be downloaded;
+`transfer` transfers its bytes over an unreliable network, and `part_file` resumes and checks them
+on disk; `tarball` extracts files from a published archive while it streams; `job` runs everything;
+`list` shows what is available.
 """

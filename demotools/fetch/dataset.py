@@ -1,8 +1,8 @@
 """The parquet files of a data set on the Hugging Face hub: listed at one commit, resumed, checked.
 
-The data set's revision (a branch, say) is looked up once, and the commit that it stands for is
-what the files are listed and read at, so that the shards of one set are never mixed. Their names
-follow no rule but that they say split, number and count: they are listed, not guessed.
+The data set's revision (a branch, say) is resolved once to a commit, and the files are listed and
+read at that commit, so that shards of different versions are never mixed. File names only have to
+contain split, number and count: they are listed, not guessed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`demotools fetch`: from a level's name to verified stores, doing only what is missing.
 
-For each file: decide (plan.py), download, convert, record. A download is under its name only when
-whole and checked, a store likewise. The sources of a file are asked in the order of its manifest;
-archives are read when all files have asked what stands before them, all wanted members of one
-archive in one pass.
+For each file: decide (plan.py), download, convert, record. Downloads and stores get their names
+only when complete and checked. The sources of a file are tried in the order of its manifest;
+archives are read once all files have tried the sources before them, and all wanted members of one
+archive are read in one pass.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _manifest(level: str) -> Manifest:
         raise FetchError(
             "this is a file or an address, not the name of a level",
             path=level,
-            fix="name the level, too: `demotools fetch LEVEL --from FILE`",
+            fix="add the level: `demotools fetch LEVEL --from FILE`",
         )
     return read_manifest(level)
 
@@ -281,7 +281,7 @@ def _without_network(plan: Plan, folder: Path, options: FetchOptions) -> str:
         if pickle.is_file() and (plan.action == "convert" or options.check):
             file = checked_file(pickle, plan.expected)
     except RefusedError as error:
-        raise FetchError(str(error), path=pickle, fix="remove the file, then fetch it") from error
+        raise FetchError(str(error), path=pickle, fix="remove it, then fetch it again") from error
     if plan.action == "convert":
         return _finished(plan, file, folder, options)
     if plan.action == "check" and options.convert:
@@ -340,12 +340,12 @@ def _taken(
     """Which source was taken and why, in a line of its own; nothing where the user named it."""
     if options.origin is not None:
         return ""
-    why = "the first of its sources" if len(plan.sources) > 1 else "its only source"
+    why = "its first source" if len(plan.sources) > 1 else "its only source"
     if refusals := refused.get(plan.store):
-        why = f"since {'; '.join(f'{who}: {error}' for who, error in refusals)}"
+        why = f"because {'; '.join(f'{who}: {error}' for who, error in refusals)}"
     elif options.source is not None:
-        why = f"as --source {options.source} asks"
-    return f"\n  taken from {source}, {why}"
+        why = f"as requested by --source {options.source}"
+    return f"\n  fetched from {source}, {why}"
 
 
 def _from_dataset(plan: Plan, source: Source, folder: Path, options: FetchOptions) -> str:
@@ -422,7 +422,7 @@ def _nobody_gave(plan: Plan, folder: Path, refusals: Sequence[Refusal]) -> Fetch
         ways.append(f"record the bot: `demotools generate {plan.level} --episodes 100000`")
     what = "; ".join(dict.fromkeys([*lost, *others]))
     return FetchError(
-        f"no source gave {plan.name}: {what}" if others else what,
+        f"no source could provide {plan.name}: {what}" if others else what,
         path=folder / plan.name,
         fix=", or ".join(ways) if len(ways) < 3 else f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )
@@ -452,9 +452,9 @@ def _finished(plan: Plan, file: Downloaded, folder: Path, options: FetchOptions)
         refused = file.path.with_name(file.path.name + ".refused")
         file.path.replace(refused)
         raise FetchError(
-            f"what {file.source} gave cannot be converted: {error.what}",
+            f"the file from {file.source} cannot be converted: {error.what}",
             path=refused,
-            fix=f"{error.fix}; fetching again gets a new copy",
+            fix=f"{error.fix}; fetching again downloads a new copy",
         ) from error
     return text
 
@@ -488,7 +488,7 @@ def _joined(failures: Sequence[_Failure]) -> DemotoolsError:
     whats = list(dict.fromkeys(error.what for error in errors))
     fixes = list(dict.fromkeys(error.fix for error in errors))
     if len(whats) == 1:  # one cause, such as no network: one way out of it, for each level
-        what, fix = whats[0], fixes[0] + (", and so for the others" if len(fixes) > 1 else "")
+        what, fix = whats[0], fixes[0] + (", and likewise for the others" if len(fixes) > 1 else "")
     else:
         told = [f"{of}: {error.what}" for of, error in failures]
         what = f"{len(failures)} downloads failed. {_few(told, '; ')}"

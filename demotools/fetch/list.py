@@ -1,4 +1,4 @@
-"""What `demotools list` shows: of each level its stores, downloads and sources, readable or not."""
+"""What `demotools list` shows: each level's stores, downloads and sources, readable or not."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From a place to a file: resumed, hashed on the way, checked, and only then under its name.
+"""Downloads a file: resumes it, hashes it on the way, checks it, and only then gives it its name.
 
-A download lies in `.NAME.<source>.part`, beside it `.part.json` with what the server said of the
-file, so that a later run asks for the rest only (transfer.py).
+An unfinished download is in `.NAME.<source>.part`; next to it, `.part.json` keeps what the server
+said about the file, so that a later run requests only the rest (transfer.py).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def compare(
     for what, (found, wanted) in pairs.items():
         if None not in (found, wanted) and found != wanted:
             raise WrongFileError(
-                f"another file: its {what} is {found}, and {expected.known_from} says {wanted}"
+                f"a different file: its {what} is {found}, but {expected.known_from} says {wanted}"
             )
 
 
@@ -141,7 +141,7 @@ def _check_ends(stream: IO[bytes]) -> Literal["pickle", "archive"]:
     tail = stream.read()
     whole = tail.endswith(b".") if kind == "pickle" else tail.startswith(_ZIP_END)
     if not whole:
-        raise WrongFileError(f"the file is cut short: it does not end as {kind}s do")
+        raise WrongFileError(f"the file is cut short: it does not end like a {kind}")
     return kind
 
 
@@ -246,7 +246,7 @@ def hub_refusals(hub: Any) -> Iterator[None]:
         if any(kind.__name__ in _NO_CONNECTION for kind in type(error).__mro__):
             what = f"no connection to the Hugging Face hub: {reason}"
             raise UnreachableError(what) from error
-        raise RefusedError(f"the Hugging Face hub did not send it: {reason}") from error
+        raise RefusedError(f"the Hugging Face hub refused: {reason}") from error
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def opened_part(final: Path, source: str) -> Iterator[PartFile]:
             raise
         except KeyboardInterrupt as error:
             if part.size_bytes:
-                error.add_note("what has come is kept: the same command resumes from there")
+                error.add_note("the partial download is kept: run the same command again to resume")
             raise
         finally:
             if not part.size_bytes:

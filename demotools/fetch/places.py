@@ -1,7 +1,8 @@
-"""Where a file is asked for: an address, Google Drive, the Hugging Face hub, a file of the user's.
+"""Where a file comes from: a URL, Google Drive, the Hugging Face hub, or a file of the user's.
 
-No request is made here. The page that Drive shows before a large file is read by gdown, which
-follows Google's changes; the bytes themselves come by our own transfer (docs/log.md says why).
+No request is made here. The page that Drive shows before a large file is parsed by gdown, which
+keeps up with Google's changes; the bytes themselves are downloaded by our own code (docs/log.md
+says why).
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def place_named(text: str) -> Place:
         parts, host = None, ""
     if parts is None or parts.scheme not in ("http", "https") or not host or " " in text:
         raise FetchError(
-            "this is not the address of a web server",
+            "this is not a web address",
             path=repr(text),
-            fix="write it as in https://example.org/demos",
+            fix="write it like https://example.org/demos",
         )
     if host.rstrip(".") in _DRIVE_HOSTS:
         return _place_of_drive_link(text, parts)
@@ -123,9 +124,9 @@ def hub_file(name: str) -> tuple[str, str, str | None]:
     found = _HUB_NAME.fullmatch(name)
     if found is None or ".." in Path(found[2]).parts or not Path(found[2]).name:
         raise FetchError(
-            "this names no file on the Hugging Face hub",
+            "this does not name a file on the Hugging Face hub",
             path=name,
-            fix="write hf:OWNER/NAME/PATH, or hf:OWNER/NAME/PATH@REVISION",
+            fix="write it as hf:OWNER/NAME/PATH or hf:OWNER/NAME/PATH@REVISION",
         )
     return found[1], found[2], found[3]
 
@@ -135,18 +136,18 @@ def _place_of_drive_link(url: str, parts: SplitResult) -> Place:
     steps = [step for step in parts.path.split("/") if step]
     if any(step in ("folders", "folderview", "embeddedfolderview") for step in steps):
         raise FetchError(
-            "this is the link of a Drive folder, not of a file",
+            "this is the link to a Drive folder, not to a file",
             path=url,
-            fix="open it in a browser and pass the link of the file itself (Share, Copy link)",
+            fix="open it in a browser and pass the link to the file itself (Share, Copy link)",
         )
     query = {key.lower(): values for key, values in parse_qs(parts.query).items()}
     ids = {after for step, after in pairwise(steps) if step == "d"}
     ids = ids or set(query.get("id", []))
     if len(ids) != 1 or not _DRIVE_ID.fullmatch(file_id := ids.pop()):
         raise FetchError(
-            "this Drive link names no file",
+            "this Drive link does not name a file",
             path=url,
-            fix="pass the link of the file itself, as https://drive.google.com/file/d/ID/view",
+            fix="pass the link to the file itself, like https://drive.google.com/file/d/ID/view",
         )
     return _drive_place(file_id, query.get("resourcekey", [""])[0])
 

@@ -1,7 +1,7 @@
-"""What `demotools fetch` will do for one file: decided here from facts, done elsewhere.
+"""Decides what `demotools fetch` will do for one file, without doing it.
 
-Pure: the manifest, the record of earlier fetches, what lies on disk and what the user asks for go
-in; a plan comes out, which `--dry-run` prints and job.py carries out.
+Pure functions: from the manifest, the record of earlier fetches, the files on disk and the user's
+options to a plan, which `--dry-run` prints and job.py carries out.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ def decided(
     unchanged: Action = "check" if options.check else "nothing"
     if file is None and options.origin is None:
         fix = "record it with `demotools generate`, or pass --from FILE"
-        return plan("refuse", "the manifest names no file of this split", fix)
+        return plan("refuse", "the manifest names no file for this split", fix)
     if offered and not sources:
         names = ", ".join(dict.fromkeys(each.names[-1] for each in offered))
-        return plan("refuse", f"it has no source {options.source!r}", f"its sources are {names}")
+        return plan("refuse", f"it has no source {options.source!r}", f"use one of {names}")
     if options.convert and not options.overwrite:
         if refusal := found.store_problem or _store_refusal(found, expected, sources, options):
             return plan("refuse", refusal, "add --overwrite to replace it")
@@ -155,7 +155,7 @@ def decided(
     if found.pickle_bytes is None or _only_datasets(sources):
         size = expected.size_bytes
         what = "its size is not published" if size is None else f"{size:,} bytes"
-        part = f"{found.part_bytes:,} bytes of it are here already"
+        part = f"{found.part_bytes:,} bytes are already downloaded"
         return plan("download", part if found.part_bytes else what)
     if expected.size_bytes not in (None, found.pickle_bytes):
         what = f"the file has {found.pickle_bytes:,} bytes, not {expected.size_bytes:,}"
@@ -188,7 +188,7 @@ def _store_refusal(
     if kind == "parquet":
         return None
     if expected.sha256 not in (None, *(file.get("sha256") for file in source.get("files", []))):
-        return f"the store was made from another file than {expected.known_from} names"
+        return f"the store was made from a different file than the one in {expected.known_from}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Files out of a published archive, taken as its stream passes: the archive is never on disk."""
+"""Extracts files from a published archive while it streams: the archive is never on disk."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def extract_members(
         if options.check and expected.md5 not in (None, stream.rest_md5()):
             for _, file in held:
                 file.path.unlink()
-            raise RefusedError(f"the archive's md5 is not {expected.md5}, as published")
+            raise RefusedError(f"the archive's md5 is not the published {expected.md5}")
     yield from held
 
 
@@ -94,7 +94,7 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         if member.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError("a file with holes is not supported")
+            raise tarfile.ReadError("sparse files are not supported")
         if member.type not in tarfile.REGULAR_TYPES and member.size > _HEADER_BYTES_AT_MOST:
             raise tarfile.ReadError(f"a header of {member.size:,} bytes")
         return member
@@ -149,7 +149,7 @@ class _TransferStream(io.RawIOBase):
                     raise RefusedError("the archive is damaged: it ends too early") from None
                 return
             if block is None:
-                raise RefusedError("the server cannot resume where the connection was lost")
+                raise RefusedError("the connection was lost, and the server cannot resume")
             self._md5.update(block)
             self._left = memoryview(block)
 

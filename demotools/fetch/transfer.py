@@ -1,10 +1,10 @@
-"""The bytes of a remote file, whatever the network does: pages, retries, Range and If-Range.
+"""Transfers a remote file over an unreliable network: pages, retries, Range and If-Range.
 
-A file that was replaced is never spliced onto old bytes: the rest is joined only where the answer
-repeats what told this version of the file from all others when the first bytes came: a strong ETag,
-or the hash that Google sends. A date and a weak ETag may outlive a change of the content, so with
-these, or with none, the file is read from the start. Retries end after a few attempts in a row that
-brought nothing new.
+New bytes are never appended to the bytes of an older version of the file: the rest is joined only
+if the response repeats what identified the version when the first bytes arrived: a strong ETag, or
+the hash that Google sends. A date or a weak ETag may stay the same when the content changes, so
+with these, or with none, the file is read from the start. Retries end after a few attempts in a row
+that bring no new data.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Transfer:
                 page = self._page(response)
                 _raise_for_status(response, page)
                 url = url_behind_page(self.place, page)
-        raise RefusedError("one page leads to the next, none to the file")
+        raise RefusedError("the pages only lead to further pages, never to the file")
 
     def _headers(self) -> dict[str, str]:
         # byte offsets must count the bytes of the file, so nothing may be packed on the way
@@ -266,7 +266,7 @@ def _is_file(response: requests.Response) -> bool:
     packed = response.headers.get("Content-Encoding", "").strip().lower()
     if packed not in ("", "identity"):
         response.close()
-        raise RefusedError(f"the server compresses the file ({packed[:40]}), although asked not to")
+        raise RefusedError(f"the server compresses the file ({packed[:40]}), against our request")
     return True
 
 
@@ -303,10 +303,10 @@ def _boundary(url: str) -> Iterator[None]:
 def _failure(error: Exception, url: str) -> _PassingError | RefusedError:
     cause = _cause_text(error)
     if isinstance(error, requests.exceptions.SSLError):
-        return RefusedError(f"its certificate is not accepted: {cause}")
+        return RefusedError(f"its certificate was rejected: {cause}")
     if isinstance(error, requests.exceptions.ProxyError):
         return UnreachableError(
-            f"the proxy does not answer, or refuses (variables HTTPS_PROXY, HTTP_PROXY): {cause}"
+            f"the proxy does not answer or refuses (see HTTPS_PROXY and HTTP_PROXY): {cause}"
         )
     reason = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(reason, (NewConnectionError, ConnectTimeoutError)):

@@ -1,6 +1,6 @@
-"""Stores, shown: figures, pictures, text in a terminal, one HTML page.
+"""Shows stores: figures, pictures, text in a terminal, one HTML page.
 
-`info` is what a store says of itself; `statistics` counts over all its episodes; `report` is the
-page, with the findings of each store and of each two; `show` plays one episode; `pictures` draws
-tiles, panels and animations, `terminal` the same as text.
+`info` summarises a store's metadata; `statistics` counts over all its episodes; `report` makes the
+page, with findings for each store and each pair of stores; `show` plays one episode; `pictures`
+draws tiles, panels and animations, and `terminal` the same as text.
 """

@@ -1,8 +1,8 @@
 """Pictures of views and rooms in minigrid's own tiles; panels with captions; animations.
 
-Packed cells become minigrid's objects and are drawn by `Grid.render_tile`, each kind of cell once:
-nothing here draws a door. As in minigrid's own picture of the agent's view, seen cells are
-highlighted, unseen cells are black, and the agent looks up from the middle of the lowest row.
+Packed cells become minigrid's objects, which `Grid.render_tile` draws, each kind of cell once. As
+in minigrid's own picture of the agent's view, visible cells are highlighted, other cells are black,
+and the agent faces up from the middle of the bottom row.
 """
 
 from __future__ import annotations

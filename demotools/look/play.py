@@ -32,7 +32,7 @@ _KEYS = {
 }
 HELP = (
     "left, right: turn   up: forward   p: pick up   d: drop   space: open, toggle   "
-    "enter: done   n: another episode   q: quit"
+    "enter: done   n: next episode   q: quit"
 )
 
 
@@ -99,7 +99,7 @@ class WindowPlayer:
             raise DemotoolsError(
                 f"no window can be opened: {error}",
                 path="--window",
-                fix="play in the terminal, without --window",
+                fix="play in the terminal instead, without --window",
             ) from error
         pygame.display.set_caption(f"{observation['mission']}   {note}   {HELP}")
         keys = {
@@ -125,7 +125,7 @@ def check_terminal() -> None:
     """DemotoolsError where nobody can type."""
     if not sys.stdin.isatty() or not sys.stdout.isatty():
         raise DemotoolsError(
-            "somebody has to play, and this is no terminal",
+            "playing needs a terminal, and this is not one",
             path="standard input",
-            fix="run this in a terminal, or with --window where there is a display",
+            fix="run this in a terminal, or use --window if there is a display",
         )

@@ -1,9 +1,9 @@
-"""One HTML file about one or several stores: figures, pictures, and what is striking in them.
+"""One HTML file about one or several stores: figures, pictures and findings.
 
-The findings are of each store, and of each pair of stores: what they have in common and what not.
-They name what makes figures look better than they are; that a store is damaged says `verify`.
-Texts are escaped, and the page's content policy lets a browser load nothing but the pictures
-inside the file.
+The findings are about each store and each pair of stores: what they share and where they differ.
+They point out what would make results look better than they are; damage is reported by `verify`.
+Texts are escaped, and the page's content policy lets a browser load nothing but the pictures inside
+the file.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def _repeated_episodes(one: StoreStatistics) -> Finding:
     same_seed = int((same & (seed[first] >= 0)).sum())
     text = "no episode occurs twice"
     if len(again):
-        text = f"{_share(len(again), len(order))} repeat another episode step by step"
+        text = f"{_share(len(again), len(order))} are step-by-step repeats of another"
         text += f", {same_seed:,} of them with the same seed" if same_seed else ""
     pairs = list(zip(first[:_SHOWN].tolist(), second[:_SHOWN].tolist(), strict=True))
     return Finding(
@@ -423,9 +423,9 @@ def _seeds(one: StoreStatistics) -> Finding:
     if len(known):
         parts.append(f"known seeds from {known.min()} to {known.max()}")
     if repeated:
-        parts.append(f"{repeated:,} seeds occur again")
+        parts.append(f"{repeated:,} seeds are repeated")
     if len(outside):
-        parts.append(f"{len(outside):,} seeds are not of the {split} split")
+        parts.append(f"{len(outside):,} seeds do not belong to the {split} split")
     return Finding(
         name="seeds",
         stores=(one.name,),
@@ -442,9 +442,9 @@ def _shared_seeds(first: StoreStatistics, second: StoreStatistics) -> Finding:
     shared = np.concatenate([np.intersect1d(*pair) for pair in pairs] or [np.zeros(0, np.int64)])
     text = f"{len(shared):,} seeds are in both" if len(shared) else "no seed is in both"
     if not pairs:
-        text = "not compared: a seed means something else on another level"
+        text = "not compared: the same seed means different episodes on different levels"
     elif not all(any(map(len, seeds.values())) for seeds in (known, others)):
-        text = "not compared: the seeds of one of them are not known"
+        text = "not compared: the seeds of one store are unknown"
     return Finding(
         name="seed overlap",
         stores=(first.name, second.name),
@@ -462,10 +462,10 @@ def _grammar(one: StoreStatistics, *, quiet: bool) -> Finding:
         text = f"not checked: the level {level} has no manifest"
         return Finding(name, (one.name,), False, text, {"checked": False})
     episodes, missions = int(one.mission_episodes[rows].sum()), one.info["missions"]
-    text = f"all {missions:,} missions are of the grammar of {level}"
+    text = f"all {missions:,} missions follow the grammar of {level}"
     if rows:
         text = (
-            f"{len(rows):,} of {missions:,} missions are none of {level}, those of "
+            f"{len(rows):,} of {missions:,} missions are not missions of {level}; they occur in "
             f"{_share(episodes, one.store.episodes)}"
         )
     return Finding(
@@ -485,11 +485,11 @@ def _cut_missions(one: StoreStatistics, instruction_len: int | None) -> Finding:
         return Finding(name, (one.name,), False, text, {"longest": longest})
     cut = one.mission_length > instruction_len
     episodes = int(one.mission_episodes[cut].sum())
-    text = f"no mission has more than {instruction_len} words, the longest has {longest}"
+    text = f"no mission has more than {instruction_len} words; the longest has {longest}"
     if episodes:
         text = (
             f"{_share(episodes, one.store.episodes)} have missions of more than "
-            f"{instruction_len} words, the longest has {longest}"
+            f"{instruction_len} words; the longest has {longest}"
         )
     rows = np.flatnonzero(cut)[:_SHOWN]
     return Finding(
@@ -507,7 +507,7 @@ def _unbalanced_actions(one: StoreStatistics) -> Finding:
     most = int(share.argmax())
     rare = [ACTIONS[n] for n in np.flatnonzero((share > 0) & (share < _RARE))]
     never = [ACTIONS[n] for n in np.flatnonzero(share == 0)]
-    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps: always taking it is right as often"
+    text = f"{ACTIONS[most]} is {share[most]:.1%} of the steps, so always taking it is as accurate"
     text += f"; under {_RARE:.0%}: {', '.join(rare)}" if rare else ""
     text += f"; never: {', '.join(never)}" if never else ""
     return Finding(

@@ -1,8 +1,8 @@
-"""Look at one episode: pictures, an animation, or text to step through.
+"""Shows one episode: as pictures, an animation, or text to step through.
 
-What the agent saw comes from the store. The room beside it is played again from the episode's
-seed, and only shown where every step of that replay agrees with the store; else the caption says
-why there is no room.
+What the agent saw comes from the store. The room next to it comes from a replay of the episode's
+seed, and is shown only if every step of that replay agrees with the store; otherwise the caption
+says why there is no room.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def chosen_episode(
             raise StoreError(
                 f"there is no episode {episode}",
                 path=store.path,
-                fix=f"name an episode with 0 <= episode < {store.episodes}",
+                fix=f"choose an episode with 0 <= episode < {store.episodes}",
             )
         return episode
     candidates = np.arange(store.episodes) if mission is None else _with_mission(store, mission)
@@ -138,9 +138,9 @@ def chosen_episode(
         candidates = candidates[np.isin(ends, ended)]
         if not len(candidates):
             raise StoreError(
-                f"none of these episodes ended by {' or '.join(ended)}",
+                f"none of these episodes ended in {' or '.join(ended)}",
                 path=store.path,
-                fix=f"ask for one of {', '.join(sorted(set(ends.tolist())))}",
+                fix=f"choose from {', '.join(sorted(set(ends.tolist())))}",
             )
     if longest:
         return int(candidates[store.lengths[candidates].argmax()])
@@ -156,7 +156,7 @@ def _with_mission(store: Store, text: str) -> NDArray[np.int64]:
         raise StoreError(
             f"no mission contains {text!r}",
             path=store.path,
-            fix=f"name a part of one of its {len(store.mission_text):,} missions, such as {some}",
+            fix=f"use part of one of its {len(store.mission_text):,} missions, such as {some}",
         )
     return found
 
@@ -188,13 +188,13 @@ def _replaying(store: Store, episode: int) -> tuple[Environment | None, str]:
     if reason := reason_against(store):
         return None, f"no room: {reason}"
     if store.episode_seed[episode] < 0:
-        return None, "no room: the seed of this episode is not known"
+        return None, "no room: the seed of this episode is unknown"
     try:
         environment = make_environment(store.levels[store.episode_level[episode]])
     except (LevelError, ManifestError) as error:
         return None, f"no room: {error.what}"
     if difference := replayed_episode(environment, store, episode).difference:
-        return None, f"no room: a replay of the seed differs from the store at {difference}"
+        return None, f"no room: replaying the seed differs from the store at {difference}"
     return environment, ""
 
 
@@ -219,7 +219,7 @@ def scenes(shown: Shown) -> list[tuple[Scene, Scene | None]]:
         cells = encoded_cells(view)
         if cells is None:
             raise StoreError(
-                "the views of this store are pixels, which text cannot show",
+                "the views of this store are pixel images, which text cannot show",
                 path=shown.store,
                 fix="add --gif FILE or --png FILE",
             )

@@ -1,4 +1,4 @@
-"""A store in figures, and a hash for each episode: one pass, in bounded memory."""
+"""Statistics of a store, and a hash for each episode: one pass, in bounded memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def store_statistics(store: Store, *, quiet: bool = False) -> StoreStatistics:
 def _word_episodes(store: Store, mission_episodes: NDArray[np.int64]) -> NDArray[np.int64]:
     words = len(store.attributes.vocabulary)
     if store.mission_tokens.max(initial=0) > words:
-        raise damaged(store.path, "its missions have words that are not in its vocabulary")
+        raise damaged(store.path, "its missions contain words that are not in its vocabulary")
     result = np.zeros(words + 1, dtype=np.int64)
     tokens = store.mission_tokens
     for column in range(tokens.shape[1]):

@@ -1,8 +1,8 @@
-"""Views and rooms as text: two characters a cell, legible without colours, coloured where wanted.
+"""Views and rooms as text: two characters per cell, readable without colours, coloured on request.
 
-The first character is the object, the second the letter of its colour, so that nothing depends on
-the terminal: `or` is a red ball, `kg` a green key, `xb` a blue box; a door is `/` where it is open,
-`+` closed and `%` locked.
+The first character is the object, the second the letter of its colour, so nothing depends on the
+terminal: `or` is a red ball, `kg` a green key, `xb` a blue box; an open door is `/`, a closed one
+`+` and a locked one `%`.
 """
 
 from __future__ import annotations

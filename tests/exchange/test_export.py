@@ -104,8 +104,8 @@ def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
     back = import_minari(opened_dataset("babyai/G-v0"), tmp_path / "back.zarr", quiet=True)
     # failures and rewards are there again; the expert's advice and its subgoals are not
     assert back.lost == ("taken", "subgoal") and back.left_out == {}
-    assert "the dataset has no advice of the expert" in back.text()
-    assert "the store that was exported had `subgoal`" in back.text()
+    assert "the dataset does not have the expert's actions" in back.text()
+    assert "the exported store had `subgoal`" in back.text()
     again = open_store(back.path)
     assert set(again.optional) == {"reward", "terminated"}
     for name in ("action", "reward", "terminated"):
@@ -364,7 +364,7 @@ def test_an_existing_dataset_is_replaced_only_when_asked(
     root = tmp_path / "datasets"
     export_minari(make_store(lengths=[3, 2]), root=root, quiet=True)
     other = make_store(lengths=[1, 1, 1])
-    with pytest.raises(StoreError, match="there is such a dataset already"):
+    with pytest.raises(StoreError, match="this dataset already exists"):
         export_minari(other, root=root, quiet=True)
     data = root / "babyai/GoToLocal-v0/data"
     assert len(minari.MinariDataset(data)) == 2
@@ -394,7 +394,7 @@ def test_without_minari_the_command_says_how_to_install_it(
 
 @pytest.mark.parametrize("dataset_id", ["GoToLocal", "../up-v0", "babyai/a.b-v0"])
 def test_a_malformed_id_is_refused(recorded: Store, tmp_path: Path, dataset_id: str) -> None:
-    with pytest.raises(SettingsError, match="is not the id of a Minari dataset"):
+    with pytest.raises(SettingsError, match="is not a valid id of a Minari dataset"):
         export_minari(recorded, root=tmp_path / "x", dataset_id=dataset_id, quiet=True)
     assert not (tmp_path / "x").exists()
 
@@ -494,7 +494,7 @@ def test_a_dataset_that_does_not_say_its_level_is_refused(
 def test_other_observations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [replace(buffer(1), observations=buffer(1).observations["image"])]
     name = foreign(tmp_path / "datasets", monkeypatch, images, OBSERVATION_SPACE["image"])
-    with pytest.raises(StoreError, match="not an image, a direction and a mission as text"):
+    with pytest.raises(StoreError, match="not an image, a direction and a text mission"):
         opened_dataset(name, level="GoToLocal")
 
 
@@ -643,15 +643,15 @@ def test_a_file_that_is_no_dataset_is_told_what_reads_it(tmp_path: Path, name: s
     result = CliRunner().invoke(main, ["import", str(tmp_path / name)])
     assert (
         result.exit_code == 1
-        and "this is a file, and a Minari dataset is a folder" in result.stderr
+        and "this is a file, but a Minari dataset is a folder" in result.stderr
     )
-    assert "`demotools convert` reads pickles" in result.stderr
+    assert "`demotools convert` for pickles" in result.stderr
 
 
 def test_a_store_is_not_imported_but_used(make_store: Callable[..., Store]) -> None:
     store = make_store([3])
     result = CliRunner().invoke(main, ["import", str(store.path), "-o", "copy"])
-    assert result.exit_code == 1 and "this is a demo store already" in result.stderr
+    assert result.exit_code == 1 and "this is already a demo store" in result.stderr
 
 
 def test_an_id_made_of_a_name_that_minari_cannot_have_asks_for_an_id(
@@ -659,4 +659,4 @@ def test_an_id_made_of_a_name_that_minari_cannot_have_asks_for_an_id(
 ) -> None:
     store = make_store([3], name="über all")
     result = CliRunner().invoke(main, ["export", str(store.path), "--to", "minari"])
-    assert result.exit_code == 1 and "next:  give --id, spelled as in" in result.stderr
+    assert result.exit_code == 1 and "next:  use an --id without spaces, such as" in result.stderr

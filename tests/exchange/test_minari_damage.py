@@ -307,18 +307,18 @@ def a_pipe(name: str) -> Callable[[Path], object]:
     ("damage", "said"),
     [
         (lambda data: (data / "metadata.json").unlink(), "it has no metadata.json"),
-        (told(""), "metadata are damaged"),
-        (told("{"), "metadata are damaged"),
-        (told("[]"), "metadata are damaged at its top level"),
-        (told(b"\xff\xfe{}"), "metadata are damaged"),
-        (told("[" * 10_000 + "]" * 10_000), "metadata are damaged"),
-        (told('{"a":' * 10_000 + "1" + "}" * 10_000), "metadata are damaged"),
-        (told('{"dataset_id": "\\ud800"}'), "metadata are damaged"),
+        (told(""), "metadata are invalid"),
+        (told("{"), "metadata are invalid"),
+        (told("[]"), "metadata are invalid at its top level"),
+        (told(b"\xff\xfe{}"), "metadata are invalid"),
+        (told("[" * 10_000 + "]" * 10_000), "metadata are invalid"),
+        (told('{"a":' * 10_000 + "1" + "}" * 10_000), "metadata are invalid"),
+        (told('{"dataset_id": "\\ud800"}'), "metadata are invalid"),
         (changed(minari_version="99.0"), "is of Minari 99.0, which the installed Minari"),
-        (changed(total_episodes=4), "announce 4 episodes, it has 3"),
-        (changed(total_episodes=2), "announce 2 episodes, it has 3"),
+        (changed(total_episodes=4), "announce 4 episodes, but it has 3"),
+        (changed(total_episodes=2), "announce 2 episodes, but it has 3"),
         (changed(total_episodes=10**15), "announce 1,000,000,000,000,000 episodes"),
-        (changed(total_episodes="3"), "damaged at total_episodes"),
+        (changed(total_episodes="3"), "invalid at total_episodes"),
         (
             changed(data_format="arrow", total_episodes=0),
             "the package pyarrow.dataset is not installed",
@@ -327,7 +327,7 @@ def a_pipe(name: str) -> Callable[[Path], object]:
         (lambda data: (data / "main_data.hdf5").unlink(), "HDF5 file is missing"),
         (hdf5_damage(b""), "HDF5 file is broken"),
         (hdf5_damage(b"no HDF5"), "HDF5 file is broken"),
-        (oversized, "episode 1 of the dataset asks for"),
+        (oversized, "episode 1 of the dataset needs"),
         (a_pipe("metadata.json"), "not a regular file"),
         (a_pipe("main_data.hdf5"), "not a regular file"),
     ],
@@ -360,7 +360,7 @@ def test_a_dataset_whose_download_was_interrupted_is_not_one_that_is_not_there(
     (data / "main_data.hdf5").unlink()
     assert "it is empty; was its download interrupted?" in said()
     data.rmdir()
-    assert "the Minari dataset is not complete" in said()
+    assert "the Minari dataset is incomplete" in said()
 
 
 ARROW_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -374,7 +374,7 @@ ARROW_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no episode": (
         lambda data: shutil.rmtree(data / "0"),
-        "announce 3 episodes, it has 2",
+        "announce 3 episodes, but it has 2",
     ),
     "cut": (
         lambda data: os.truncate(next((data / "1").glob("*.parquet")), 100),
@@ -418,7 +418,7 @@ def test_the_folder_of_a_dataset_that_is_not_there_leads_to_those_that_are(
     ):
         result = CliRunner().invoke(main, ["import", name])
         assert result.stderr.startswith(said) and "minari download" not in result.stderr
-    assert "; there is babyai/GoToLocal-v0\n" in result.stderr
+    assert "; similar names: babyai/GoToLocal-v0\n" in result.stderr
 
 
 def test_no_environment_that_the_metadata_name_is_made(data: Path, tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_no_environment_that_the_metadata_name_is_made(data: Path, tmp_path: Pat
     spec = json.loads(content["env_spec"])
     spec.update(entry_point="subprocess:getoutput", kwargs={"cmd": f"touch {witness}"})
     file.write_text(json.dumps({**content, "env_spec": json.dumps(spec)}))
-    assert "damaged at observation_space" in refusal(data)
+    assert "invalid at observation_space" in refusal(data)
     assert not witness.exists()
 
 
@@ -449,4 +449,4 @@ def test_views_of_the_whole_room_are_not_taken_for_what_the_agent_sees(tmp_path:
     data = tmp_path / "datasets/babyai/GoToLocal-v0/data"
     with h5py.File(data / "main_data.hdf5", "a") as file:
         file["episode_0/observations/image"][0, 0, 0, 0] = 1
-    assert "they are of the whole room" in refusal(data)
+    assert "its views show the whole room" in refusal(data)

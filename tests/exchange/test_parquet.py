@@ -219,7 +219,7 @@ def test_shards_are_joined_in_their_order_and_the_test_split_is_valid(
         opened_parquet(folder)
     assert len(opened_parquet(folder, split="train").paths) == 1
     (folder / "test-00003-of-00012-00ff.parquet").unlink()
-    with pytest.raises(StoreError, match="shards are not complete"):
+    with pytest.raises(StoreError, match="shards are incomplete"):
         opened_parquet(folder, split="valid")
 
 
@@ -228,9 +228,9 @@ def test_what_is_no_such_file_is_refused_for_what_it_is(bot: Store, tmp_path: Pa
     write_rows(file, rows)
     content = file.read_bytes()
     cases = {
-        "no parquet file": b"",
-        "this is no parquet file": b"<html>quota</html>",
-        "no parquet file: ": content[: len(content) // 2],
+        "not a parquet file": b"",
+        "this is not a parquet file": b"<html>quota</html>",
+        "not a parquet file: ": content[: len(content) // 2],
         "is damaged": content[:4] + bytes(3000) + content[3004:],
     }
     for words, bytes_there in cases.items():
@@ -244,7 +244,7 @@ def test_what_is_no_such_file_is_refused_for_what_it_is(bot: Store, tmp_path: Pa
     with pytest.raises(StoreError, match="the column discrete_observations is list"):
         imported(file)
     write_rows(file, rows)
-    with pytest.raises(SettingsError, match="nor its name says the level"):
+    with pytest.raises(SettingsError, match="nor its name gives the level"):
         opened_parquet(file)
     with pytest.raises(DemotoolsError):
         opened_parquet(tmp_path / "nothing.parquet")
@@ -264,7 +264,7 @@ def test_views_of_an_older_encoding_are_refused(bot: Store, tmp_path: Path) -> N
             # before 2018-11-16: empty 0, wall 1, key 5 as today
             numbers[1::3] = [max(number - 1, 0) for number in numbers[1::3]]
     write_rows(tmp_path / "jat.parquet", rows)
-    with pytest.raises(StoreError, match="not of today's object encoding"):
+    with pytest.raises(StoreError, match="do not use today's object encoding"):
         imported(tmp_path / "jat.parquet")
     assert not (tmp_path / "Imported.zarr").exists()
 

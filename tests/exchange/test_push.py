@@ -98,7 +98,7 @@ def test_a_place_that_is_no_dataset_is_refused(
 ) -> None:
     with pytest.raises(FetchError) as error:
         list(push_stores([make_store(lengths=[3]).path], place))
-    assert error.value.fix == "write hf:OWNER/NAME"
+    assert error.value.fix == "write it as hf:OWNER/NAME"
 
 
 def test_a_part_of_a_level_is_no_source_of_its_published_file(tmp_path: Path) -> None:

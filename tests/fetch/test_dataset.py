@@ -92,7 +92,7 @@ def test_both_splits_come_from_the_hub_alone_with_their_provenance(
 ) -> None:
     done = fetch("GoToLocal", "--source", "jat")
     assert done.exit_code == 0, done.output
-    assert "taken from jat babyai-go-to-local, as --source jat asks" in done.stdout
+    assert "fetched from jat babyai-go-to-local, as requested by --source jat" in done.stdout
     assert f"left out 1: {FAILURE}" in done.stdout
     bot = open_store(bot_data / "GoToLocal.zarr")
     kept = {"": np.delete(np.arange(40), 5), "-valid": np.arange(40, 60)}
@@ -125,7 +125,7 @@ def test_what_nobody_else_gives_comes_from_the_data_set_and_it_is_said_why(
     done = fetch("GoToLocal", "--split", "valid")
     assert done.exit_code == 0, done.output
     told = " ".join(done.stdout.split())
-    assert "taken from jat babyai-go-to-local, since gdrive 1Esy" in told
+    assert "fetched from jat babyai-go-to-local, because gdrive 1Esy" in told
     assert "; archive copydemos, gdrive 1NeJ" in told
     assert hub.sent == [VALID]
 
@@ -141,7 +141,7 @@ def test_a_level_without_other_sources_can_be_fetched(
         assert open_store(data / "GoToObjDoor.zarr").episodes == 39
         assert open_store(data / "GoToObjDoor-valid.zarr").episodes == 20
     assert "its only source" in done.stdout
-    refused(fetch("FindObjS6"), "names no file of this split", "demotools generate")
+    refused(fetch("FindObjS6"), "names no file for this split", "demotools generate")
 
 
 def test_a_later_fetch_asks_for_the_commit_of_the_first(
@@ -188,19 +188,19 @@ def test_every_failure_of_the_hub_is_a_message_and_leaves_no_store(
 ) -> None:
     options = ["--source", "jat", "--split", "train"]
     hub.corrupt = {TRAIN[1]}
-    refused(fetch("GoToLocal", *options), "another file: its sha256 is", "and the hub says")
+    refused(fetch("GoToLocal", *options), "a different file: its sha256 is", "but the hub says")
     hub.corrupt = set()
     assert fetch("GoToLocal", *options, "--no-convert").exit_code == 0
     assert hub.sent.count(TRAIN[0]) == 1, "what was whole is kept"
     shutil.rmtree(data)
     (tmp_path / "hub" / TRAIN[1]).rename(tmp_path / "kept")
-    refused(fetch("GoToLocal", *options), "the shards are not complete", "1" * 40)
+    refused(fetch("GoToLocal", *options), "the shards are incomplete", "1" * 40)
     (tmp_path / "hub" / TRAIN[0]).unlink()
     refused(fetch("GoToLocal", *options), "no parquet files of the train split")
     shutil.rmtree(tmp_path / "hub" / CONFIG)
-    refused(fetch("GoToLocal", *options), "the Hugging Face hub did not send it", "Entry")
+    refused(fetch("GoToLocal", *options), "the Hugging Face hub refused", "Entry")
     hub.repository = "nobody/nothing"
-    refused(fetch("GoToLocal", *options), "the Hugging Face hub did not send it", "--from FILE")
+    refused(fetch("GoToLocal", *options), "the Hugging Face hub refused", "--from FILE")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     refused(fetch("GoToLocal", *options), "no connection to the Hugging Face hub")
     assert not list(data.glob("*.zarr"))
@@ -219,7 +219,7 @@ def test_without_a_package_the_extra_is_named(
 def test_a_source_that_the_manifest_has_not_is_refused_with_those_that_it_has(
     hub: HubServer, fetch: Fetch, data: Path
 ) -> None:
-    told = ("has no source 'kaggle'", "its sources are gdrive, copydemos, jat")
+    told = ("has no source 'kaggle'", "use one of gdrive, copydemos, jat")
     refused(fetch("GoToLocal", "--source", "kaggle", "--split", "train"), *told)
     both = fetch("GoToLocal", "--source", "jat", "--from", "a.pkl")
     assert both.exit_code == 2

@@ -613,12 +613,12 @@ def test_a_drive_link_in_any_form_is_asked_for_by_its_id_and_key(link: str, key:
         (f"{DRIVE}/a/example.org/drive/folders/{ID}", "folder"),
         (f"{DRIVE}/folderview?id={ID}", "folder"),
         (f"{DRIVE}/embeddedfolderview?id={ID}#list", "folder"),
-        (f"{DRIVE}/open?id={ID}&id={ID[::-1]}", "names no file"),
-        (f"{DRIVE}/drive/my-drive", "names no file"),
-        (f"{DRIVE}/file/d/", "names no file"),
-        (f"{DRIVE}/file/d/short/view", "names no file"),
-        (f"{DRIVE}/open?id=../../../../etc/passwd", "names no file"),
-        (f"{DRIVE}/", "names no file"),
+        (f"{DRIVE}/open?id={ID}&id={ID[::-1]}", "does not name a file"),
+        (f"{DRIVE}/drive/my-drive", "does not name a file"),
+        (f"{DRIVE}/file/d/", "does not name a file"),
+        (f"{DRIVE}/file/d/short/view", "does not name a file"),
+        (f"{DRIVE}/open?id=../../../../etc/passwd", "does not name a file"),
+        (f"{DRIVE}/", "does not name a file"),
     ],
 )
 def test_a_drive_link_that_is_no_file_is_refused_by_name(
@@ -628,7 +628,7 @@ def test_a_drive_link_that_is_no_file_is_refused_by_name(
     message = refused(CliRunner().invoke(main, command))
     assert words in message
     assert link in message
-    assert "the link of the file itself" in message
+    assert "the link to the file itself" in message
     assert not folder.exists()
 
 

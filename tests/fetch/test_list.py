@@ -144,4 +144,4 @@ def test_records_and_manifests_that_do_not_parse_are_listed_as_such(
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(ours))
     text = listed(tmp_path)
     assert "problem: the records of earlier fetches cannot be read" in text
-    assert "problem: the manifest is wrong" in line_of("GoTo", text)
+    assert "problem: the manifest is invalid" in line_of("GoTo", text)

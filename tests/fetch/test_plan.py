@@ -28,7 +28,7 @@ def test_what_is_missing_is_downloaded() -> None:
     assert action(Found()) == ("download", "100 bytes")
     assert action(Found(), record=None) == ("download", "its size is not published")
     found = Found(part_bytes=1234)
-    assert action(found) == ("download", "1,234 bytes of it are here already")
+    assert action(found) == ("download", "1,234 bytes are already downloaded")
 
 
 def test_what_is_there_is_left_or_checked() -> None:

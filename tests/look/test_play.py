@@ -76,7 +76,7 @@ def test_keys_mean_what_the_help_says(capsys: pytest.CaptureFixture[str]) -> Non
 def test_without_a_terminal_it_says_what_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["play", "GoToObj", "--data-dir", str(tmp_path)])
     assert result.exit_code == 1
-    assert "this is no terminal" in result.output and "--window" in result.output
+    assert "playing needs a terminal" in result.output and "--window" in result.output
 
 
 def test_a_window_gives_the_keys_that_are_pressed(monkeypatch: pytest.MonkeyPatch) -> None:

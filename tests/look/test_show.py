@@ -72,7 +72,7 @@ def test_an_episode_outside_the_store_is_refused_with_the_range(
     for episode in (-1, 3):
         with pytest.raises(StoreError) as error:
             chosen_episode(store, episode=episode)
-        assert error.value.fix == "name an episode with 0 <= episode < 3"
+        assert error.value.fix == "choose an episode with 0 <= episode < 3"
     result = show(store, "--episode", "3")
     assert result.exit_code == 1
     assert "0 <= episode < 3" in result.output
@@ -109,9 +109,9 @@ def test_how_an_episode_ended_is_shown_and_asked_for(
     result = show(store, "--ended", "failed,truncated", "--longest")
     assert result.exit_code == 0 and "episode 2, 4 steps" in result.output
     assert "ended by truncation" in result.output
-    with pytest.raises(StoreError, match="none of these episodes ended by failure") as error:
+    with pytest.raises(StoreError, match="none of these episodes ended in failure") as error:
         chosen_episode(store, mission=MISSIONS[0], ended=["failure"])
-    assert error.value.fix == "ask for one of success"
+    assert error.value.fix == "choose from success"
     plain = make_store(lengths=[3])  # nothing is known but that it is a demonstration
     assert "ended" not in shown_episode(plain, 0).title
     assert "end" not in shown_episode(plain, 0).as_json()
@@ -155,15 +155,15 @@ def test_a_seed_whose_replay_differs_shows_no_room_and_says_where(tmp_path: Path
     store = bot_store(tmp_path / "GoToLocal.zarr", "GoToLocal", range(2), shift=100)
     shown = shown_episode(store, 1)
     assert shown.environment is None
-    assert "a replay of the seed differs from the store at step 0: the view differs" in shown.note
+    assert "replaying the seed differs from the store at step 0: the view differs" in shown.note
     assert all(len(pictures) == 1 for pictures in step_pictures(shown, 8))
-    assert "no room: a replay" in show(store).output
+    assert "no room: replaying" in show(store).output
 
 
 def test_an_unknown_seed_shows_no_room_and_says_so(tmp_path: Path) -> None:
     unknown = np.array([-1, 5])
     store = build_store(tmp_path / "GoToLocal.zarr", replace(make_episodes([2, 2]), seed=unknown))
-    assert shown_episode(store, 0).note == "no room: the seed of this episode is not known"
+    assert shown_episode(store, 0).note == "no room: the seed of this episode is unknown"
 
 
 def test_real_episodes_of_2018_say_why_they_have_no_room(real_demos: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_views_that_are_pixels_are_drawn_but_not_written_as_text(tmp_path: Path)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
     episodes = replace(make_episodes([3, 2]), view=pixels, seed=np.array([-1, -1]))
     store = build_store(tmp_path / "GoToLocal.zarr", episodes)
-    with pytest.raises(DemotoolsError, match="are pixels") as error:
+    with pytest.raises(DemotoolsError, match="are pixel images") as error:
         scenes(shown_episode(store, 0))
     assert "--gif" in error.value.fix
     assert show(store, "--gif", str(tmp_path / "pixels.gif")).exit_code == 0

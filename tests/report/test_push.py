@@ -88,7 +88,7 @@ def test_a_dry_run_makes_everything_and_needs_no_hub(tmp_path: Path) -> None:
 def test_a_place_that_is_no_model_is_refused(place: str) -> None:
     with pytest.raises(FetchError) as error:
         load_policy(place)
-    assert error.value.fix == "write hf:OWNER/NAME"
+    assert error.value.fix == "write it as hf:OWNER/NAME"
 
 
 @pytest.mark.slow
