@@ -408,6 +408,25 @@ def evaluate(
         click.echo(said)
 
 
+@main.command()
+@_checkpoint()
+@_json
+def info(checkpoint: Path, as_json: bool) -> None:
+    """Show the level, network and steps of a checkpoint.
+
+    CHECKPOINT is a file, a run's folder, or hf:OWNER/NAME. None of the code that it names is run.
+
+    \b
+    Example:
+      trainer info runs/BabyAIGoToLocalBCSmall/best.pt
+    """
+    _load_torch_for(checkpoint)
+    from trainer.run.checkpoint import read_checkpoint
+
+    # what its settings name would be imported by whoever builds it: nobody does
+    _print(read_checkpoint(checkpoint, trust=True).about(), as_json=as_json, quiet=False)
+
+
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(ctx: click.Context) -> None:

@@ -248,7 +248,7 @@ def root_json(folder: Path, path: Path) -> bytes:
             "this is a file, and a demo store is a folder",
             path=path,
             fix="make a store of it first: `demotools convert` reads pickles, `import` parquet "
-            "files, `unarchive` archives",
+            "files, `unarchive` archives; `trainer info` shows a checkpoint",
         )
     try:
         return read_regular(folder / "zarr.json", JSON_BYTES_AT_MOST)

@@ -407,7 +407,7 @@ def episode_mask(offset: NDArray[np.int64], start: int, stop: int) -> NDArray[np
     return mask
 
 
-_OTHER_FILES = (".pkl", ".gz", ".parquet", ".zip", ".hdf5", ".jsonl")
+_OTHER_FILES = (".pkl", ".gz", ".parquet", ".zip", ".hdf5", ".jsonl", ".pt")
 
 
 def store_path(name: str, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from demotools.errors import CheckpointError
 from trainer.cli import main
-from trainer.run.checkpoint import read_checkpoint
+from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
 
 Content = dict[str, Any]
@@ -203,3 +204,26 @@ def test_a_stage_is_not_resumed_from_state_that_does_not_fit(folder: Path, key: 
 
     rewritten(folder, change)
     assert_refused(resumed(folder), "the state of this stage in the checkpoint is damaged")
+
+
+def test_a_lone_file_says_what_it_is_of_and_nothing_that_it_names_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Path(__file__).parents[2] / "benchmarks" / "weights" / "GoToLocal-1000.pt"
+    whole = read_checkpoint(trained)
+    shown = CliRunner().invoke(main, ["info", str(trained)])
+    assert shown.exit_code == 0, shown.output
+    for said in ("level    GoToLocal", "network  maze, ", "demo steps", "weights alone"):
+        assert said in shown.output
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("raise SystemExit('run')")
+    (old,) = re.findall(r'^level = "GoToLocal"$', whole.settings, re.MULTILINE)
+    settings = whole.settings.replace('type = "maze"', 'type = "evil:Network"')
+    settings = settings.replace(old, 'level = "a\\u001b[2J"')
+    given: dict[str, Any] = {"words": whole.words, "model": whole.model, "training": whole.training}
+    write_checkpoint(Path("theirs.pt"), settings=settings, **given)
+    shown = CliRunner().invoke(main, ["info", "theirs.pt"])
+    assert shown.exit_code == 0, shown.output
+    assert "network  evil:Network, " in shown.output and r"level    a\x1b[2J" in shown.output
+    found = json.loads(CliRunner().invoke(main, ["info", "theirs.pt", "--json"]).output)
+    assert found["network"] == "evil:Network" and found["weights"] > 500_000

@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -20,18 +20,67 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from demotools.errors import CheckpointError, SettingsError, first_problem, from_os_error
+from demotools.errors import (
+    CheckpointError,
+    SettingsError,
+    first_problem,
+    from_os_error,
+    printable_text,
+)
 from demotools.exchange.hub import on_hub
 from demotools.output import open_regular, written_whole
 from trainer.learning.building import NETWORKS, build_network
 from trainer.run.folder import CHECKPOINT_FILE, COPIES, REPLACED, no_checkpoint
 from trainer.run.published import WEIGHTS_FILE, downloaded_policy, policy_content
-from trainer.settings.models import Named, Settings, parsed_settings, toml_tree
+from trainer.settings.models import LEVELS, Named, Settings, parsed_settings, toml_tree
 from trainer.settings.user_code import check_trusted, search_noted_folders
 
 FORMAT = 1
 _MISFITS = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError)
 """What torch's and our own `load_state` raise on state of another shape."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint is of.
+
+    environment   what makes those of the levels
+    options       the keys beside the network's type
+    weights       numbers in the network's state
+    steps         see `Checkpoint.steps`
+    resumable     whether it holds the state of training, too
+    """
+
+    path: str
+    levels: tuple[str, ...]
+    environment: str
+    network: str
+    options: dict[str, Any]
+    weights: int
+    steps: dict[str, int] | None
+    resumable: bool
+    versions: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For a person."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        steps = (self.steps or {}).items()
+        made_by = "" if self.environment == LEVELS else f", made by {self.environment}"
+        lines = [
+            self.path,
+            f"  level    {', '.join(self.levels)}{made_by}",
+            f"  network  {self.network}{f' ({options})' if options else ''}, "
+            f"{self.weights:,} weights",
+            "  steps    "
+            + (", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in steps) or "not known"),
+            f"  holds    {'the state of training, too' if self.resumable else 'weights alone'}",
+            f"  made by  {', '.join(f'{name} {one}' for name, one in self.versions.items())}",
+        ]
+        return "\n".join(printable_text(line) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -67,6 +116,22 @@ class Checkpoint:
             return None
         counts = {name: progress.get(name) for name in ("demo_steps", "env_steps")}
         return {name: n for name, n in counts.items() if type(n) is int and n > 0}
+
+    def about(self) -> About:
+        """What it is of; nothing that its settings name is imported."""
+        settings = self.parsed()
+        tensors = (one for one in self.model.values() if isinstance(one, torch.Tensor))
+        return About(
+            path=str(self.path),
+            levels=settings.run.level_names,
+            environment=settings.environment,
+            network=settings.model.type,
+            options=settings.model.options,
+            weights=sum(one.numel() for one in tensors),
+            steps=self.steps(),
+            resumable=not self.training.keys() <= {"progress"},
+            versions=self.versions,
+        )
 
     def network(self) -> nn.Module:
         """The network with its weights, ready to act.
