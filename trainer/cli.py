@@ -268,18 +268,10 @@ def run(
     common: dict[str, Any] = {"tiny": tiny, "data_dir": data, "init_from": init_from}
     runs: list[tuple[Path | None, tuple[str, ...]]] = [(output, overrides)]
     if seeds is not None and not dry_run:
-        seeded = seed_runs(
-            seeds,
-            recipe,
-            overrides,
-            tiny=tiny,
-            init_from=init_from,
-            output=output,
-            resume=resume is not None,
-        )
-        runs = [*seeded]
+        named: dict[str, Any] = {"tiny": tiny, "init_from": init_from, "output": output}
+        runs[:] = seed_runs(seeds, recipe, overrides, resume=resume is not None, **named)
+    new = not (dry_run or resume or overwrite)
     for place, chosen in runs:
-        new = not (dry_run or resume or overwrite)
         refuse_early(recipe, **common, overrides=chosen, output=place, new=new)
     _load_torch()
     from trainer.report.plot import LiveCurve, drawn_curve

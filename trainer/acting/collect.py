@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import astuple, dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,15 +157,16 @@ class Collector:
         following = torch.cat([value[1:], last.values])
         if cut_off:
             # all in one call: the weights have not changed
+            time, rows, cells, direction, missions, memory = zip(*cut_off, strict=True)
+            row = np.concatenate(rows)
             shown = policy.output(
-                np.concatenate([one.cells for one in cut_off]),
-                np.concatenate([one.direction for one in cut_off]),
-                [mission for one in cut_off for mission in one.missions],
-                np.ones(sum(len(one.rows) for one in cut_off), dtype=np.uint8),
-                torch.cat([one.memory for one in cut_off]),
+                np.concatenate(cells),
+                np.concatenate(direction),
+                [*chain.from_iterable(missions)],
+                np.ones(len(row), dtype=np.uint8),
+                torch.cat(memory),
             )
-            times = np.concatenate([np.full(len(one.rows), one.time) for one in cut_off])
-            following[times, np.concatenate([one.rows for one in cut_off])] = shown.values[0]
+            following[np.repeat(time, list(map(len, rows))), row] = shown.values[0]
         return following
 
     def state(self) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def policy_content(folder: Path) -> dict[str, Any]:
     CheckpointError  a file is missing or is not of its format
     """
     safetensors = optional_package("safetensors.torch", "hf")
+    damaged: type[Exception] = optional_package("safetensors", "hf").SafetensorError
     texts = {
         name: read_regular(folder / name) for name in (SETTINGS_FILE, WORDS_FILE, WEIGHTS_FILE)
     }
@@ -126,15 +127,9 @@ def policy_content(folder: Path) -> dict[str, Any]:
             "model": safetensors.load(texts[WEIGHTS_FILE]),
             "training": {key: vocabulary[key] for key in ("progress",) if key in vocabulary},
         }
-    except (ValueError, RecursionError, _damaged()) as error:
+    except (ValueError, RecursionError, damaged) as error:
         raise CheckpointError(
             f"this is not a published policy, or it is damaged: {error}",
             path=folder,
             fix="publish it again, or name another",
         ) from error
-
-
-def _damaged() -> type[Exception]:
-    """What safetensors raises on a damaged file."""
-    kind: type[Exception] = optional_package("safetensors", "hf").SafetensorError
-    return kind
