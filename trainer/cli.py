@@ -161,8 +161,18 @@ _level = click.option("--level", help="Play this level [default: the one it was 
 _sample = click.option(
     "--sample",
     "--stochastic",
-    is_flag=True,
+    "sample",
+    flag_value=True,
+    type=click.UNPROCESSED,
+    default=False,
     help="Sample actions from the policy [default: take the most probable].",
+)
+_sample_loops = click.option(
+    "--sample-loops",
+    "sample",
+    flag_value="loops",
+    type=click.UNPROCESSED,
+    help="Sample only from the third time that the same view comes up in an episode.",
 )
 _device = click.option(
     "--device",
@@ -333,6 +343,7 @@ def _writes() -> bool:
     help="Play these environment seeds instead, such as 1000-1511 or 1,2,7-9.",
 )
 @_sample
+@_sample_loops
 @click.option(
     "--policy",
     type=click.Choice(["bot", "random"]),
@@ -374,7 +385,7 @@ def evaluate(
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
     if played["sample"] and policy is not None:
-        raise click.UsageError("--sample is for the policy of a CHECKPOINT, not for --policy")
+        raise click.UsageError("sampling is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
 
@@ -551,6 +562,7 @@ def plot(
 @_checkpoint()
 @_episodes(4, "Number of episodes to watch.")
 @_sample
+@_sample_loops
 @click.option("--worst", is_flag=True, help="Watch the worst of at least a hundred episodes.")
 @_level
 @_trust()

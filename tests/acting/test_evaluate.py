@@ -27,7 +27,7 @@ from trainer.acting.evaluate import (
     mission_kind,
     wilson_interval,
 )
-from trainer.acting.policy import NetworkPolicy, RandomPolicy
+from trainer.acting.policy import NetworkPolicy, RandomPolicy, Sample
 from trainer.learning.networks.small import SmallNetwork
 from trainer.settings.user_code import find, search_recipe_folders
 
@@ -83,7 +83,7 @@ def test_figures_equal_those_of_a_plain_loop_over_the_evaluation_seeds(level: st
     assert sum(kind.successes for kind in found.kinds.values()) == successes
 
 
-def untrained(*, sample: bool) -> NetworkPolicy:
+def untrained(*, sample: Sample) -> NetworkPolicy:
     torch.manual_seed(3)
     return NetworkPolicy(SmallNetwork(len(WORDS)), WORDS, sample=sample)
 
@@ -95,6 +95,7 @@ def untrained(*, sample: bool) -> NetworkPolicy:
         "bot",
         Wanderer(),
         pytest.param(untrained(sample=True), marks=pytest.mark.slow),
+        pytest.param(untrained(sample="loops"), marks=pytest.mark.slow),
     ],
 )
 def test_the_result_depends_on_neither_environments_nor_processes(policy: Any) -> None:
@@ -111,9 +112,9 @@ def test_more_processes_than_episodes_are_no_error(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize("sample", [False, True, "loops"])
 def test_processes_that_play_their_shares_find_what_one_finds(
-    sample: bool, monkeypatch: pytest.MonkeyPatch
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = evaluate_policy(untrained(sample=sample), "GoToObj", 31, sampled=sample)
     monkeypatch.setattr("trainer.acting.evaluate._LONG_STEPS", 31 * 64)
@@ -170,12 +171,14 @@ def test_a_policy_that_does_not_pickle_plays_here() -> None:
 @pytest.mark.slow
 def test_sampled_actions_are_drawn_by_the_probabilities_and_greedy_ones_are_not() -> None:
     results = {}
-    for sample in (False, True):
+    choices: tuple[Sample, ...] = (False, True, "loops")
+    for sample in choices:
         results[sample] = evaluate_policy(untrained(sample=sample), "GoToLocal", 40)
         again = evaluate_policy(untrained(sample=sample), "GoToLocal", 40)
         assert again.outcomes == results[sample].outcomes
     # untrained, it turns on the spot for ever; at random it comes upon some of the objects
     assert results[False].successes < results[True].successes
+    assert results[False].successes < results["loops"].successes
 
 
 def test_each_listed_seed_is_played_once_and_the_reward_of_all_steps_is_its_return() -> None:

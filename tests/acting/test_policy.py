@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import trainer
+from demotools.babyai.cells import EMPTY
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
 from demotools.recording.environment import make_environment
@@ -253,6 +254,34 @@ def test_drawn_actions_follow_the_networks_distribution() -> None:
     expected = network(batch, network.initial_memory(1)).logits[0, 0].softmax(0)
     # four standard deviations of a share of 4,000 draws
     assert np.abs(drawn / rows - expected.detach().numpy()).max() < 4 * 0.5 / rows**0.5
+
+
+def test_in_loops_actions_are_drawn_from_the_third_time_that_a_view_comes_up() -> None:
+    torch.manual_seed(0)
+    rows = 2000
+    policy = NetworkPolicy(SmallNetwork(len(WORDS)), WORDS, sample="loops")
+    policy.reset(rows)
+    other = np.arange(rows) % 2 == 1
+    cells = np.full((rows, 7, 7), EMPTY * 18, dtype=np.uint8)
+    begins, goes_on = np.zeros(rows, dtype=np.uint8), np.ones(rows, dtype=np.uint8)
+    east = np.zeros(rows, dtype=np.uint8)
+
+    def draws(direction: Any, masks: Any) -> Any:
+        """Where an action was not the most probable one; many that are drawn are not."""
+        actions = policy.act(cells[: len(masks)], direction, ["go to a box"] * len(masks), masks)
+        return actions != policy.logits.argmax(1).numpy()
+
+    assert not draws(east, begins).any()
+    assert not draws(east, goes_on).any()
+    # half of them look elsewhere now, which is another view
+    third = draws(np.where(other, 1, 0).astype(np.uint8), goes_on)
+    assert third[~other].mean() > 0.5 and not third[other].any()
+    # a new episode, in half of them, begins without encounters
+    fourth = draws(east, np.where(other, 1, 0).astype(np.uint8))
+    assert fourth[other].mean() > 0.5 and not fourth[~other].any()
+    kept = np.flatnonzero(other)
+    policy.keep(kept)
+    assert draws(east[kept], goes_on[kept]).mean() > 0.5
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])

@@ -457,7 +457,7 @@ def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("evaluations.jsonl"))
     command = ["evaluate", str(folder), "-m", "1", "--overwrite"]
-    for more in (["--seeds", "4-6,9"], ["--sample"], ["--level", "GoToObj"]):
+    for more in (["--seeds", "4-6,9"], ["--sample"], ["--level", "GoToObj"], ["--sample-loops"]):
         arguments = [*command, "--episodes", "3", "-o", str(tmp_path / "all.jsonl"), *more]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0 and "added to" in result.output, result.output
@@ -467,18 +467,20 @@ def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
         seeds = [4, 5, 6, 9] if "--seeds" in more else range(2_000_000_000, 2_000_000_003)
         assert [episode["seed"] for episode in episodes] == list(seeds)
     added = read_log(folder, "evaluations.jsonl")
-    assert [line["group"] for line in added] == ["evaluation", "evaluation_sampled", "evaluation"]
-    assert [line.get("level") for line in added] == ["GoToLocal", None, "GoToObj"]
+    groups = ["evaluation", "evaluation_sampled", "evaluation", "evaluation_loops"]
+    assert [line["group"] for line in added] == groups
+    assert [line.get("level") for line in added] == ["GoToLocal", None, "GoToObj", None]
     # the checkpoint's place among the curves, and only what can stand beside them
     assert {line["demo_steps"] for line in added} == {run_lines(folder)[-1]["demo_steps"]}
     figure = curves([Experiment("run", [run_lines(folder)])])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "evaluation, greedy actions, 4 episodes, 95% interval" in labels
     assert "evaluation, sampled actions, 3 episodes, 95% interval" in labels
+    assert "evaluation, sampled in loops, 3 episodes, 95% interval" in labels
     with (folder / "evaluations.jsonl").open("a") as stream:
         stream.write('{"group": "evaluation"}\n')
     damaged = CliRunner().invoke(main, ["plot", str(folder), "-o", str(tmp_path / "a.png")])
-    assert damaged.exit_code == 1 and "line 4 is not one that a run writes" in damaged.output
+    assert damaged.exit_code == 1 and "line 5 is not one that a run writes" in damaged.output
 
 
 def test_success_is_measured_every_so_many_steps_greedy_and_sampled_and_changes_no_weight(
@@ -507,14 +509,20 @@ def test_success_is_measured_every_so_many_steps_greedy_and_sampled_and_changes_
 
 @pytest.mark.parametrize(
     ("sample", "groups"),
-    [("false", ["evaluation"]), ("true", ["evaluation_sampled"]), ("both", None)],
+    [
+        ("false", ["evaluation"]),
+        ("true", ["evaluation_sampled"]),
+        ("loops", ["evaluation_loops"]),
+        ("both", None),
+    ],
 )
 def test_which_actions_are_measured_is_a_setting(
     run: Callable[..., Result], tmp_path: Path, sample: str, groups: list[str] | None
 ) -> None:
     result = run("bc_small_cpu", "-o", "a", *TINY, "--set", f"evaluation.sample={sample}")
     assert result.exit_code == 0, result.output
-    assert ("GoToLocal, sampled actions: success" in result.output) == (sample != "false")
+    assert ("GoToLocal, sampled actions: success" in result.output) == (sample in ("true", "both"))
+    assert ("GoToLocal, sampled in loops: success" in result.output) == (sample == "loops")
     found = [line["group"] for line in read_log(tmp_path / "a") if "interval_low" in line]
     assert found == (groups or ["evaluation", "evaluation_sampled"])
 

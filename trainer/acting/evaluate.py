@@ -37,10 +37,11 @@ from trainer.settings.user_code import (
 )
 
 if TYPE_CHECKING:
-    from trainer.acting.policy import Policy
+    from trainer.acting.policy import Policy, Sample
 
 _Z = 1.959963984540054  # 97.5% point of the normal distribution
 _DONE = ACTIONS.index("done")
+_ACTIONS = {False: "", True: ", sampled actions", "loops": ", sampled in loops"}
 _OBJECT = r"\b(?:object|door|key|ball|box)\b"
 _DESCRIPTION = (
     rf"(?:a|the) (?:(?:{'|'.join(COLOURS)}) )?{_OBJECT}"
@@ -94,7 +95,8 @@ class Evaluation:
     mean_length_of_successes   steps; None where there was no success
     mean_return                of the sum of an episode's rewards
     kinds                      by kind of mission
-    sampled                    whether actions were drawn; else the most probable ones were taken
+    sampled                    whether actions were drawn, always or only in "loops"; else the most
+                               probable ones were taken
     outcomes                   of the episodes, by seed
     levels                     of each level, where these are the figures of several together
     """
@@ -109,7 +111,7 @@ class Evaluation:
     mean_length_of_successes: float | None
     mean_return: float
     kinds: dict[str, Kind]
-    sampled: bool
+    sampled: Sample
     outcomes: tuple[Outcome, ...]
     levels: tuple[Evaluation, ...] = ()
 
@@ -143,7 +145,7 @@ class Evaluation:
         """All of it for a person."""
         low, high = self.interval
         of_successes = self.mean_length_of_successes
-        actions = ", sampled actions" if self.sampled else ""
+        actions = _ACTIONS[self.sampled]
         lines = [
             *(level.text() for level in self.levels),
             f"{printable_text(self.level)}{actions}: success {self.success:.1%} "
@@ -168,7 +170,7 @@ def evaluate_policy(
     environments: int = ENVIRONMENTS,
     processes: int = 1,
     seeds: Sequence[int] | None = None,
-    sampled: bool = False,
+    sampled: Sample = False,
     make: str = EnvironmentKind.make,
     view: tuple[int, ...] = EnvironmentKind.view,
     quiet: bool = True,
@@ -371,7 +373,7 @@ def _actions(
     )
 
 
-def evaluation(level: str, outcomes: Sequence[Outcome], *, sampled: bool = False) -> Evaluation:
+def evaluation(level: str, outcomes: Sequence[Outcome], *, sampled: Sample = False) -> Evaluation:
     """The figures of these outcomes, at least one, by seed."""
     lengths = np.array([outcome.length for outcome in outcomes])
     success = np.array([outcome.success for outcome in outcomes])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from demotools.errors import CheckpointError
 from trainer.learning.networks.base import Output, Step, acting, memory_of
 
 _MOST_KNOWN = 1 << 16
+_FAMILIAR = 2
+"""So many times a policy may meet a view in an episode before it is taken to walk in a loop.
+
+Chosen on validation seeds (docs/log.md).
+"""
+
+
+Sample = bool | Literal["loops"]
+"""Whether actions are drawn: always, never, or only in loops (see `NetworkPolicy`)."""
 
 
 class Policy(Protocol):
@@ -79,6 +89,35 @@ class EpisodeStreams:
         self._streams = dict(enumerate(kept))
 
 
+class Encounters:
+    """How often each of B environments has shown its present view in the present episode."""
+
+    def __init__(self) -> None:
+        self._met: list[Counter[bytes]] = []
+
+    def counts(
+        self,
+        cells: NDArray[np.uint8],
+        direction: NDArray[np.uint8],
+        masks: NDArray[np.uint8],
+    ) -> NDArray[np.int64]:
+        """One for a view that is new: int64 [B]; the arguments are those of `Policy.act`."""
+        if len(self._met) != len(masks):
+            self._met = [Counter() for _ in masks]
+        counts = np.empty(len(masks), np.int64)
+        for row, mask in enumerate(masks.tolist()):
+            if not mask:
+                self._met[row] = Counter()
+            view = cells[row].tobytes() + direction[row].tobytes()
+            self._met[row][view] += 1
+            counts[row] = self._met[row][view]
+        return counts
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """From now on there are these environments, in this order."""
+        self._met = [self._met[row] for row in rows.tolist()] if self._met else []
+
+
 class RandomPolicy:
     """Uniform actions, each episode from its own random stream: a reference from below.
 
@@ -115,16 +154,18 @@ class NetworkPolicy:
     """A network that acts in many environments at once and remembers.
 
     words    the vocabulary that the network's token ids mean
-    sample   draw actions from the distribution; else take the most probable one
+    sample   draw actions from the distribution; else take the most probable one. "loops": draw
+             only where the policy has met the same view several times in the episode
     """
 
-    def __init__(self, model: nn.Module, words: Sequence[str], *, sample: bool = False) -> None:
+    def __init__(self, model: nn.Module, words: Sequence[str], *, sample: Sample = False) -> None:
         self._model = model
         self._step: Step | None = None
         self.tokenised = Tokenizer(words)
         """Of the network's vocabulary."""
         self.sample = sample
         self._streams = EpisodeStreams()
+        self._encounters = Encounters()
         self.memory: Tensor = torch.zeros(0, 0)
         """[B, memory size] after the last observation."""
         self.logits: Tensor = torch.zeros(0, 0)
@@ -141,7 +182,7 @@ class NetworkPolicy:
         """Forget everything; from now on there are `count` environments."""
         self.prepare_anew()
         self.memory = memory_of(self._model, count)
-        self._streams = EpisodeStreams()
+        self._streams, self._encounters = EpisodeStreams(), Encounters()
 
     def prepare_anew(self) -> None:
         """Begin as a new policy would: so a run that is resumed rounds as one that was not.
@@ -159,6 +200,7 @@ class NetworkPolicy:
         """From now on there are these environments, in this order."""
         self.memory = self.memory[torch.from_numpy(rows).to(self.memory.device)]
         self._streams.keep(rows)
+        self._encounters.keep(rows)
 
     def act(
         self,
@@ -181,17 +223,21 @@ class NetworkPolicy:
         """
         output = self.output(cells, direction, missions, masks, self.memory)
         self.logits, self.values = output.logits[0], output.values[0]
-        if not self.sample:
-            action = self.logits.argmax(1)
-        elif seeds is None:
-            action = torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
-        else:
-            reached = self.logits.cpu().double().softmax(1).cumsum(1)
-            drawn = torch.from_numpy(self._streams.uniform(masks, seeds))[:, None]
-            # the last sum may be a little less than 1
-            action = (reached[:, :-1] <= drawn).sum(1)
+        action = self._drawn(masks, seeds) if self.sample else self.logits.argmax(1)
+        if self.sample == "loops":
+            loops = self._encounters.counts(cells, direction, masks) > _FAMILIAR
+            likeliest = self.logits.argmax(1).cpu()
+            action = torch.where(torch.from_numpy(loops), action.cpu(), likeliest)
         self.memory = output.memory
         return cast(NDArray[np.int64], action.cpu().numpy())
+
+    def _drawn(self, masks: NDArray[np.uint8], seeds: NDArray[np.int64] | None) -> Tensor:
+        if seeds is None:
+            return torch.multinomial(self.logits.softmax(1), 1).squeeze(1)
+        reached = self.logits.cpu().double().softmax(1).cumsum(1)
+        drawn = torch.from_numpy(self._streams.uniform(masks, seeds))[:, None]
+        # the last sum may be a little less than 1
+        return (reached[:, :-1] <= drawn).sum(1)
 
     def output(
         self,

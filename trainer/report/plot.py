@@ -58,6 +58,7 @@ _HOLD_OUT, _MARK = "hold_out_loss", "x"
 _MARKERS = {
     "evaluation": ("o", "evaluation, greedy actions"),
     "evaluation_sampled": ("s", "evaluation, sampled actions"),
+    "evaluation_loops": ("D", "evaluation, sampled in loops"),
 }
 """By group of measurements: how they are drawn, and what they are."""
 # Runs that differ in nothing else are one experiment, repeated.

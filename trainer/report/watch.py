@@ -12,7 +12,7 @@ from demotools.babyai.levels import EVALUATION_SEED
 from demotools.look.show import scenes
 from demotools.look.terminal import Scene, page_lines, step_through
 from trainer.acting.evaluate import check_episodes
-from trainer.acting.policy import NetworkPolicy
+from trainer.acting.policy import NetworkPolicy, Sample
 from trainer.acting.vector import check_named, check_playable
 from trainer.acting.watched import Watched, played_episodes
 from trainer.run.checkpoint import named_checkpoint
@@ -31,7 +31,7 @@ def watched_episodes(
     episodes: int = 4,
     first_seed: int = EVALUATION_SEED,
     worst: bool = False,
-    sample: bool = False,
+    sample: Sample = False,
     trust: bool = False,
     quiet: bool = True,
 ) -> list[Watched]:
@@ -40,7 +40,8 @@ def watched_episodes(
     checkpoint   its file, or the folder of its run
     level        None: the one that it was trained on
     first_seed   of the environments: episode e has the seed `first_seed + e`
-    sample       draw actions, as `trainer evaluate --sample` does; else the most probable ones
+    sample       draw actions, as `trainer evaluate --sample` does, or only in "loops", as
+                 `--sample-loops`; else the most probable ones
     worst        of at least a hundred episodes, those that went worst, the worst first
     trust        whether code that its settings name is run; see `named_checkpoint`
 

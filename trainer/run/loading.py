@@ -13,7 +13,7 @@ from torch import nn
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.errors import SettingsError
 from demotools.recording.environment import seen_as
-from trainer.acting.policy import NetworkPolicy
+from trainer.acting.policy import NetworkPolicy, Sample
 
 
 class LoadedPolicy:
@@ -31,7 +31,7 @@ class LoadedPolicy:
         words: Sequence[str],
         settings: str,
         *,
-        sample: bool = False,
+        sample: Sample = False,
         view: tuple[int, ...] = (VIEW_SIZE, VIEW_SIZE),
     ) -> None:
         self._model, self._view = model, view
@@ -50,7 +50,7 @@ class LoadedPolicy:
         self._missions = []
 
     def play(
-        self, environment: Any, *, seed: int | None = None, sample: bool | None = None
+        self, environment: Any, *, seed: int | None = None, sample: Sample | None = None
     ) -> float:
         """Play one episode of a gymnasium environment from its reset to its end.
 
@@ -72,7 +72,7 @@ class LoadedPolicy:
         observation: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         first: bool | Sequence[bool] | NDArray[np.bool_] | None = None,
         *,
-        sample: bool | None = None,
+        sample: Sample | None = None,
     ) -> Any:
         """The action for one observation (an int), or the actions for several (int64 [B]).
 
@@ -82,7 +82,8 @@ class LoadedPolicy:
                          `reset`, those with another mission than before, and all where the number
                          of observations has changed. Two episodes running can have the same
                          mission: only `reset` or `first` tells them apart
-        sample           draw the actions, or take the most probable ones; None: as it was loaded
+        sample           draw the actions, or take the most probable ones; "loops": draw only where
+                         the same view has come up several times in the episode; None: as loaded
 
         SettingsError    this is no observation
         CheckpointError  a mission has a word that is not in the vocabulary
@@ -108,12 +109,13 @@ class LoadedPolicy:
 
 
 def load_policy(
-    checkpoint: Path | str, device: str = "cpu", *, sample: bool = False, trust: bool = False
+    checkpoint: Path | str, device: str = "cpu", *, sample: Sample = False, trust: bool = False
 ) -> LoadedPolicy:
     """The policy of a checkpoint, or of the folder of a run, ready to act.
 
     sample  draw actions from the network's probabilities, by torch's random numbers; else take the
-            most probable one
+            most probable one. "loops": draw only where the policy walks in circles, that is, from
+            the third time that it meets the same view in an episode
     trust   whether code that its settings name, such as a network of somebody's own, is run
 
     CheckpointError  there is no checkpoint, it is damaged, of another network, or it names code

@@ -23,7 +23,15 @@ from trainer.settings.user_code import FOREIGN, error_text
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-Group = Literal["onpolicy", "offpolicy", "train", "environment", "evaluation", "evaluation_sampled"]
+Group = Literal[
+    "onpolicy",
+    "offpolicy",
+    "train",
+    "environment",
+    "evaluation",
+    "evaluation_sampled",
+    "evaluation_loops",
+]
 Activity = Literal["data", "environment", "forward", "backward"]
 MeterState = dict[Group, dict[str, list[float]]]
 FILE_NAME = "log.jsonl"
@@ -321,8 +329,10 @@ def appended(stream: FileIO, line: bytes, file: Path) -> None:
         raise from_os_error(error, file) from error
 
 
-def evaluation_group(*, sampled: bool) -> Group:
-    """The group of a measurement of success, with sampled or with greedy actions."""
+def evaluation_group(sampled: bool | Literal["loops"]) -> Group:
+    """The group of a measurement of success: with greedy actions, sampled ones, or in loops."""
+    if sampled == "loops":
+        return "evaluation_loops"
     return "evaluation_sampled" if sampled else "evaluation"
 
 

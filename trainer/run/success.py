@@ -15,7 +15,7 @@ from demotools.babyai.levels import EVALUATION_SEED
 from demotools.errors import DemotoolsError, from_os_error
 from demotools.output import write_output
 from trainer.acting.evaluate import Evaluation, evaluate_levels
-from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy
+from trainer.acting.policy import NetworkPolicy, Policy, RandomPolicy, Sample
 from trainer.acting.vector import check_playable
 from trainer.learning.building import available_device
 from trainer.run.checkpoint import Checkpoint, named_checkpoint
@@ -42,7 +42,7 @@ def measure(run: Run) -> None:
     try:
         for sampled in _wanted(run.settings):
             policy = NetworkPolicy(run.network, run.words, sample=sampled)
-            group = evaluation_group(sampled=sampled)
+            group = evaluation_group(sampled)
             with run.judged():
                 result = evaluate_levels(
                     policy,
@@ -104,7 +104,7 @@ def measure_if_due(run: Run, stage: Stage, before: Progress, *, ending: bool) ->
         measure(run)
 
 
-def _wanted(settings: Settings) -> list[bool]:
+def _wanted(settings: Settings) -> list[Sample]:
     """Whether actions are sampled, of each measurement."""
     assert settings.evaluation is not None
     sample = settings.evaluation.sample
@@ -126,7 +126,7 @@ def measured_success(
     episodes: int,
     *,
     seeds: Sequence[int] | None = None,
-    sample: bool = False,
+    sample: Sample = False,
     device: Device = "cpu",
     workers: int | None = None,
     trust: bool = False,
@@ -137,7 +137,7 @@ def measured_success(
     checkpoint   None: only with a reference and a level
     level        None: those that the checkpoint was trained on
     seeds        of the environment, in place of those of evaluation
-    sample       draw actions; else the most probable ones are taken
+    sample       draw actions, always or only in "loops"; else the most probable ones are taken
     workers      processes that play, at most; None: one per processor
     trust        whether code that the checkpoint's settings name is run
     returns      the figures, and what there is to say of them
@@ -165,7 +165,7 @@ def measured_success(
         played,
         episodes,
         seeds=seeds,
-        sampled=sample and reference is None,
+        sampled=sample if reference is None else False,
         make=make,
         view=model.view,
         processes=workers or processors_each(),
@@ -191,7 +191,7 @@ def _added_to_run(saved: Checkpoint, result: Evaluation, *, usual: bool) -> str:
     if not all(type(progress.get(name)) in (int, float) for name in known):
         return ""
     line: dict[str, Any] = {
-        "group": evaluation_group(sampled=result.sampled),
+        "group": evaluation_group(result.sampled),
         **{name: progress[name] for name in known},
         "checkpoint": saved.path.name,
         **({} if usual else {"level": result.level, "first_seed": result.first_seed}),

@@ -399,14 +399,15 @@ class EvaluationSettings(_Frozen):
     """The measurement of success: after the last stage, and while it trains.
 
     every    so many steps of what a stage's budget counts; None: after the last stage only
-    sample   whether actions are drawn from the policy's probabilities, or "both"; None: both where
-             a stage learns from its own rollouts, else the most probable actions alone
+    sample   whether actions are drawn from the policy's probabilities, only in "loops", or "both"
+             always and never; None: both where a stage learns from its own rollouts, else the
+             most probable actions alone
     gifs     so many of the episodes of each measurement and level are drawn
     """
 
     episodes: Annotated[int, Number, Field(gt=0, le=MOST_EPISODES)] = 1000
     every: Steps | None = None
-    sample: Truth | Literal["both"] | None = None
+    sample: Truth | Literal["both", "loops"] | None = None
     gifs: Annotated[
         int | None, Number, Field(ge=0, le=100, validation_alias=AliasChoices("gifs", "videos"))
     ] = None

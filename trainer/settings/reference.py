@@ -81,7 +81,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "stages.N.off_policy.shuffle": ("", "`windowed` reads stores larger than memory from front to back"),
     "evaluation.episodes": ("episodes", "number of unseen episodes to play in each evaluation"),
     "evaluation.every": ("steps", "interval between evaluations during training, in the steps of the stage's budget; unset: only after the last stage"),
-    "evaluation.sample": ("", "`true`: sample actions from the policy; `false`: take the most probable ones; `both`; unset: both if a stage learns from its own rollouts, else the most probable"),
+    "evaluation.sample": ("", "`true`: sample actions from the policy; `false`: take the most probable ones; `loops`: sample from the third time that the same view comes up in an episode; `both`: two measurements, `true` and `false`; unset: both if a stage learns from its own rollouts, else the most probable"),
     "evaluation.gifs": ("episodes", "number of episodes per evaluation and level to show as GIFs on TensorBoard and keep in `gifs/`; unset: none"),
 }  # fmt: skip
 """Unit and meaning of every setting; N numbers stages and stores, NAME names a loss."""
