@@ -82,7 +82,9 @@ HOSTILE: dict[str, Tree] = {
     },
     "a module as loss": {"losses": {"ppo": {"type": "canary_module:Loss"}}},
     "an unused loss": {"losses": {"other": {"type": "os:system"}}},
-    "a name deep inside": {"model": {"part": {"parts": ["canary_module:Part"]}}},
+    "a name deep inside": {
+        "optimizer": {"type": "torch.optim:NAdam", "part": {"parts": ["canary_module:Part"]}}
+    },
     "a script beside": {"model": {"type": "canary_module:a.b.c"}},
 }
 
