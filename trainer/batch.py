@@ -1,7 +1,7 @@
-"""What a batch holds, stated once: T consecutive steps of B rollouts, a dict of tensors.
+"""What a batch contains: T consecutive steps of B rollouts, as a dict of tensors.
 
-`expert_action` is the expert's, everywhere; `action` is the one taken, and exists in environment
-rollouts only. A rollout may cross episodes; `masks` are 0 where one begins, else 1.
+`expert_action` is always the expert's; `action` is the one taken, and exists only in environment
+rollouts. A rollout may span several episodes; `masks` are 0 where one begins, else 1.
 
 Batches from a store, `layout="native"`, which our networks take:
 
@@ -20,10 +20,10 @@ Batches from a store, `layout="tutorial"`:
     minigrid_ego_image   uint8 [T, B, 7, 7, 3]      expert_action   int64 [T, B]
     minigrid_mission     int64 [T, B, L]            masks           float32 [T, B, 1]
 
-What a network and a loss get in training is the native layout, with `mission` int64 [T, B] the row
-of the batch's own `mission_tokens` int64 [M, L] (0 = padding), where each mission stands once.
+In training, networks and losses get the native layout, where `mission` int64 [T, B] is the row in
+the batch's own `mission_tokens` int64 [M, L] (0 = padding), which contains each mission once.
 
-Environment rollouts hold all of that, and what was true when they were collected, [T, B]:
+Environment rollouts contain all of that, and values from the time of collection, [T, B]:
 
     expert_action    int64, -1 where the expert was not asked or had no advice
     action           uint8, the action taken             reward        float32

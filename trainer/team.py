@@ -1,5 +1,4 @@
-"""Processes that train one network together, as `torchrun` starts them, and how they are
-stopped."""
+"""Processes that train one network together, as started by `torchrun`, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -40,9 +39,9 @@ class Team:
         """
         if count % self.world:
             raise SettingsError(
-                f"{count} cannot be shared out to {self.world} processes",
+                f"{count} cannot be divided among {self.world} processes",
                 path=what,
-                fix=f"give a multiple of {self.world}, or another --nproc-per-node",
+                fix=f"use a multiple of {self.world}, or change --nproc-per-node",
             )
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 

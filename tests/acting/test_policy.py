@@ -217,7 +217,7 @@ def test_a_policy_shows_itself_in_a_line(checkpoint: Path) -> None:
 
 def test_a_word_that_was_never_learned_is_refused_by_name(checkpoint: Path) -> None:
     ((observation,),) = observations(count=1, steps=1)
-    with pytest.raises(CheckpointError, match="never learned the word `lamp`") as refusal:
+    with pytest.raises(CheckpointError, match="does not have the word `lamp`") as refusal:
         trainer.load_policy(checkpoint).act({**observation, "mission": "go to the red lamp"})
     assert refusal.value.path == "mission `go to the red lamp`"
 

@@ -32,10 +32,10 @@ def test_closed_environments_do_not_show_their_last_step_again(processes: int) -
     with VectorEnvironment(GOTO, 2, processes=processes) as vector:
         if processes == 1:
             vector.reset(seed_streams(range(9), 2))
-    with pytest.raises(LevelError, match="were closed") as refused:
+    with pytest.raises(LevelError, match="are closed") as refused:
         vector.step(np.zeros(2, dtype=np.int64))
     assert refused.value.path == "GoToLocal"
-    with pytest.raises(LevelError, match="were closed"):
+    with pytest.raises(LevelError, match="are closed"):
         vector.reset(seed_streams(range(9), 2))
 
 

@@ -84,7 +84,7 @@ def test_a_data_loader_that_would_stack_whole_batches_is_refused(
 ) -> None:
     dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
     # from a worker torch tells every error of more than one part as a RuntimeError with its text
-    with pytest.raises((SettingsError, RuntimeError), match="give it batch_size=None"):
+    with pytest.raises((SettingsError, RuntimeError), match="pass batch_size=None"):
         next(iter(DataLoader(dataset, **given)))
     assert next(iter(DataLoader(dataset, batch_size=None)))["cells"].shape == (3, 4, 7, 7)
 
@@ -95,7 +95,7 @@ def test_workers_that_stay_refuse_a_second_iteration_which_would_lose_batches(
     dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
     loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match="batches ahead, which a second iteration would leave"):
+    with pytest.raises(RuntimeError, match="prefetched batches, which a second iteration"):
         next(iter(loader))
 
 
@@ -104,7 +104,7 @@ def test_new_workers_warn_that_they_give_the_same_batches_again(make_store: Make
     loader = DataLoader(dataset, batch_size=None, num_workers=1)
     assert len(list(loader)) == 1
     # which tests take for an error, as all warnings
-    with pytest.raises(UserWarning, match="give the batches of the first again"):
+    with pytest.raises(UserWarning, match="repeats the batches of the first"):
         list(loader)
     dataset.load_state_dict(dataset.state_dict())
     assert len(list(loader)) == 1

@@ -360,7 +360,7 @@ def test_after_close_it_says_so_and_another_goes_on(prefetch: bool, make_store: 
     next(closed)
     for _ in range(2):
         closed.close()
-        with pytest.raises(SettingsError, match="was closed") as refused:
+        with pytest.raises(SettingsError, match="is closed") as refused:
             next(closed)
     assert refused.value.path == str(store.path) and "load_state" in refused.value.fix
     again.load_state(closed.state())
@@ -401,17 +401,17 @@ def test_bad_settings_are_refused_in_three_parts(make_store: MakeStore, tmp_path
     store, other = make_store(lengths=LENGTHS), make_store(lengths=[2, 2], name="Other")
     images = image_store(tmp_path / "Pixels.zarr")
     refused: list[tuple[str, Any, dict[str, Any]]] = [
-        ("cannot be shared out to 3 processes", store, {"rollouts": 4, "world": 3}),
+        ("cannot be divided among 3 processes", store, {"rollouts": 4, "world": 3}),
         ("this is rank 2", store, {"rollouts": 4, "world": 2, "rank": 2}),
-        ("12 rollouts are more than the 11 episodes", store, {"rollouts": 12}),
+        ("there are 12 rollouts, but only 11 episodes", store, {"rollouts": 12}),
         ("0 rollouts", store, {"rollouts": 0}),
-        ("the store holds images", images, {"rollouts": 2, "layout": "native"}),
+        ("the store has images", images, {"rollouts": 2, "layout": "native"}),
         ("no store to play", [], {"rollouts": 2}),
-        ("no episode of this store is chosen", Source(store.select([])), {"rollouts": 2}),
+        ("no episode of this store is selected", Source(store.select([])), {"rollouts": 2}),
         ("a proportion is 0", [Source(store, 0.0), other], {"rollouts": 4}),
         ("too few for 2 stores", [Source(store, 100.0), other], {"rollouts": 4}),
-        ("have the shape (8, 8, 3)", [store, images], {"rollouts": 4}),
-        ("more than the 2 episodes to play", [store, other], {"rollouts": 8}),
+        ("have shape (8, 8, 3)", [store, images], {"rollouts": 4}),
+        ("but only 2 episodes", [store, other], {"rollouts": 8}),
     ]
     for what, stores, changed in refused:
         with pytest.raises(SettingsError) as caught:
@@ -582,6 +582,6 @@ def test_a_store_is_named_as_in_the_commands_or_refused_with_what_to_give(
     with pytest.raises(StoreError, match="there is no such"):
         ExpertTrajectoryIterator("GoToLokal", rollouts=2, rollout_len=4)
     for wrong in (None, 5, [store, 7], store[0]):
-        with pytest.raises(SettingsError, match="this is no store but") as refusal:
+        with pytest.raises(SettingsError, match="not a store") as refusal:
             ExpertTrajectoryIterator(wrong, rollouts=2, rollout_len=4)  # type: ignore[arg-type]
         assert "demotools.open" in refusal.value.fix

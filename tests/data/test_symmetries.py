@@ -150,7 +150,7 @@ def test_a_level_that_nobody_can_play_is_refused_with_that_reason(tmp_path: Path
 def test_a_store_of_images_is_refused(tmp_path: Path) -> None:
     pixels = np.zeros((3, 8, 8, 3), dtype=np.uint8)
     store = build_store(tmp_path / "Mine.zarr", replace(make_episodes([3]), view=pixels))
-    assert "this store holds images (8 x 8 x 3), whose colours" in refused(store, "recolor")
+    assert "this store has images (8 x 8 x 3)" in refused(store, "recolor")
     assert "next:  train without augmentation" in refused(store, "recolor")
 
 
@@ -160,7 +160,7 @@ def test_words_that_may_name_a_side_or_a_colour_are_refused_until_a_manifest_say
 ) -> None:
     store = store_of(tmp_path, "go to the red ball", f"go to the {word} box")
     told = refused(store, "recolor", "mirror")
-    assert f"recolor and mirror cannot be used: missions of this store hold `{word}`" in told
+    assert f"recolor and mirror cannot be used: missions of this store contain `{word}`" in told
     assert f'in the manifest of GoToLocal, as in unchanged_words = ["{word}"]' in told
     manifest = f"""
 level = "GoToLocal"
@@ -211,7 +211,7 @@ unchanged_words = ["right"]
 """
     (tmp_path / "Jump.toml").write_text(manifest)
     monkeypatch.setenv("DEMOTOOLS_MANIFESTS", str(tmp_path))
-    with pytest.raises(ManifestError, match="unchanged_words names `right`, which augmentation"):
+    with pytest.raises(ManifestError, match="unchanged_words lists `right`, which augmentation"):
         check_augmentation(settings("mirror"), {"Mine": store})
 
 

@@ -143,7 +143,7 @@ def test_a_network_of_the_users_own_is_built_with_its_options() -> None:
         ("small", {"memmory": 3}, "did you mean memory"),
         ("nowhere.at.all:Name", {}, "cannot be imported"),
         (f"{__name__}:Missing", {}, "cannot be imported"),
-        ("small", {"embedding": "wide"}, "refuses its settings"),
+        ("small", {"embedding": "wide"}, "rejects its settings"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused_with_the_reason(

@@ -141,7 +141,7 @@ def test_values_explain_all_variance_or_none_and_returns_without_any_count_as_no
 
 @pytest.mark.parametrize("target", [0, -1.0, "much"])
 def test_a_target_of_the_kl_that_is_not_above_0_is_refused(target: Any) -> None:
-    with pytest.raises(SettingsError, match="refuses its settings"):
+    with pytest.raises(SettingsError, match="rejects its settings"):
         build("losses.ppo.type", "ppo", {"target_kl": target}, LOSSES)
 
 

@@ -91,7 +91,7 @@ def test_a_schedule_is_tried_for_as_many_updates_as_the_run_makes() -> None:
 
     for updates in (3, 1000, 100_000):
         tried(updates, updates)
-        with pytest.raises(SettingsError, match="the schedule refuses its settings"):
+        with pytest.raises(SettingsError, match="the schedule rejects its settings"):
             tried(updates, updates - 1)
 
 

@@ -271,7 +271,7 @@ def test_what_cannot_be_watched_is_said_in_three_parts(
     nowhere = watch(tmp_path / "none")
     assert "there is no checkpoint" in nowhere.output
     foreign = watch(checkpoint(words=WORDS[:2]))
-    assert "the network has never learned the word" in foreign.output
+    assert "the network's vocabulary does not have the word" in foreign.output
     gone = watch(checkpoint(), "--level", "PutNext")
     assert "this level cannot be played" in gone.output
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")

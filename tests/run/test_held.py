@@ -216,7 +216,7 @@ def test_subgoals_are_refused_where_a_store_or_a_rollout_has_none_and_a_network_
     assert str(bot_data / "GoToLocal.zarr") in told and "generate LEVEL --subgoals" in told
     rollouts = ("on_policy={environments = 4, rollout_len = 4}", "stages.0.losses=['subgoal']")
     told = refused(SUBGOAL[0], *rollouts)
-    assert "learns from stores: it belongs into stages.0.off_policy.losses" in told
+    assert "learns from stores: list it in stages.0.off_policy.losses" in told
     told = refused(*SUBGOAL, "model={type = 'tests.run.test_held:Silent'}")
     assert "the network does not say what actor and critic see" in told
     assert "let its output have `features`" in told

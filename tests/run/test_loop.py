@@ -916,15 +916,15 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
         ("ppo", ["stages.0.max_demo_steps=5"], "exactly one of max_env_steps and max_demo"),
         ("ppo", ["stages.0.max_env_steps="], "exactly one of max_env_steps and max_demo"),
         ("ppo", ["stages.0.losses=['pppo']"], "did you mean ppo"),
-        ("bc_small_cpu", ["losses.expert_ce.type=a2c"], "belongs into stages.0.losses"),
+        ("bc_small_cpu", ["losses.expert_ce.type=a2c"], "list it in stages.0.losses"),
         ("ppo", ["run.level=GoToNowhere"], "GoToNowhere"),
         ("ppo", ["run.level=PutNext"], "cannot be played"),
         ("ppo", ["on_policy.environment=no.such:make"], "the environment cannot be imported"),
         ("ppo", ["on_policy.environment=gymnasium:make"], "no environment for the level"),
-        ("ppo", ["stages.0.minibatches=5"], "on_policy.environments has only 4"),
+        ("ppo", ["stages.0.minibatches=5"], "at most on_policy.environments (4)"),
         ("ppo", ["stages.0.early_stopping={}"], "exactly one of success and patience"),
         *(
-            ("ppo", [f"optimizer={{type='{name}', lr=0.1}}"], f"refuses its settings: {why}")
+            ("ppo", [f"optimizer={{type='{name}', lr=0.1}}"], f"rejects its settings: {why}")
             for name, why in (
                 ("torch.optim:LBFGS", "TypeError: LBFGS.step() missing"),
                 ("torch.optim:SparseAdam", "RuntimeError: SparseAdam does not support dense"),
@@ -934,7 +934,7 @@ def test_changed_settings_are_refused_by_name_and_harmless_ones_forced(
             (
                 "ppo",
                 [f"optimizer.schedule={{type='{name}'{keys}}}"],
-                f"the schedule refuses its settings: {why}",
+                f"the schedule rejects its settings: {why}",
             )
             for name, keys, why in (
                 ("torch.optim.lr_scheduler:ReduceLROnPlateau", "", "TypeError: ReduceLROnPlat"),

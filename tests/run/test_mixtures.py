@@ -127,7 +127,7 @@ def test_one_store_is_written_as_one_and_synonyms_are_understood() -> None:
         ("[{nme='GoToObj'}]", "unknown key `stages.0.off_policy.store.0.nme`"),
         ("[{name='GoToObj', proportion=0}]", "store.0.proportion"),
         ("[{name='GoToObj', mission='('}]", "not a regular expression"),
-        ("[{name='GoToObj', mission='purple'}]", "no episode of this store fits"),
+        ("[{name='GoToObj', mission='purple'}]", "no episode of this store matches"),
         ("[{name='GoToObj', min_length=99}]", "have 2 to 10 steps"),
         ("[{name='GoToObj', max_seed=-7}]", "seeds from 0 to 59"),
         ("[{name='GoToObj', proportion=99}, 'GoToLocal']", "too few for 2 stores"),
@@ -266,8 +266,8 @@ def test_what_ends_begins_anew_and_goes_on_after_a_resume(
     ("changed", "what"),
     [
         ("cells=None", "a batch has no `cells`, only"),
-        ("cells=np.zeros((3, 2, 7))", r"`cells` has the shape \[3, 2, 7\], not \[3, 2, H, W\]"),
-        ("direction=np.zeros((2, 3))", r"`direction` has the shape \[2, 3\], not \[3, 2\]"),
+        ("cells=np.zeros((3, 2, 7))", r"`cells` has shape \[3, 2, 7\], not \[3, 2, H, W\]"),
+        ("direction=np.zeros((2, 3))", r"`direction` has shape \[2, 3\], not \[3, 2\]"),
         ("expert_action=np.full((3, 2), 7)", "values from 7 to 7, not within -1 to 6"),
         ("mission=np.full((3, 2), 1)", "`mission` has values from 1 to 1, not within 0 to 0"),
         ("missions=None", "neither `mission_tokens` nor `missions`"),
@@ -289,7 +289,7 @@ def test_other_ways_to_be_no_iterator_are_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for code, what in (
-        ("make = lambda: []", "gives no batch"),
+        ("make = lambda: []", "yields no batch"),
         ("make = lambda: [3]", "not a dict"),
     ):
         with pytest.raises(SettingsError, match=what):
@@ -301,7 +301,7 @@ def test_other_ways_to_be_no_iterator_are_told(
         "    def state(self): return {'at': numpy.int64(3)}\n    def load_state(self, state): pass",
         tmp_path,
     )
-    with pytest.raises(SettingsError, match="its state holds other than numbers"):
+    with pytest.raises(SettingsError, match="its state must contain only numbers"):
         odd.state()
     failing = own("def make():\n    yield 1 / 0", tmp_path)
     with pytest.raises(ZeroDivisionError) as caught:
@@ -319,7 +319,7 @@ def test_what_an_iterator_would_leave_out_is_refused(run: Callable[..., Result],
     )
     result = run("a", *EXACT, *given, "--set", f"stages.0.off_policy.{more}")
     assert result.exit_code == 1
-    assert ("filter them there" if "store" in more else "do it in yours") in result.output
+    assert ("filter them there" if "store" in more else "do this in yours") in result.output
 
 
 def test_an_iterator_of_ones_own_needs_no_store(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_one_level_is_written_as_one_and_wrong_lists_are_refused(
     assert parsed_settings(tomllib.loads(toml_of(both)), "-") == both
     for levels, what in (
         ("[]", "there is no level"),
-        ("['GoToObj', 'GoToObj']", "stands there twice"),
+        ("['GoToObj', 'GoToObj']", "is listed twice"),
         ("['GoToObj', 'GoToNowhere']", "there is no such level"),
         ("[{name='GoToObj', share=3}, 'GoToLocal']", "unknown key `run"),
         ("[{name='GoToObj', proportion=99}, 'GoToLocal']", "too few for 2 levels"),

@@ -255,7 +255,7 @@ def test_two_processes_train_by_stages_that_use_other_parts_of_the_network(
 def test_what_processes_cannot_share_is_refused() -> None:
     assert Team(1, 2).share(6, "rollouts") == range(3, 6)
     assert ALONE.share(7, "rollouts") == range(7)
-    with pytest.raises(SettingsError, match="7 cannot be shared out to 2 processes"):
+    with pytest.raises(SettingsError, match="7 cannot be divided among 2 processes"):
         Team(0, 2).share(7, "off_policy.rollouts")
 
 

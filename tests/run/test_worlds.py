@@ -79,7 +79,7 @@ def test_an_id_that_a_module_registers_is_a_level_and_words_may_be_given(
         "rescue",
     )
     wrong = CliRunner().invoke(main, ["run", "ppo", "--set", level, "--set", 'model.words=["A b"]'])
-    assert wrong.exit_code == 1 and "one word in lower case" in wrong.output
+    assert wrong.exit_code == 1 and "one lower-case word" in wrong.output
     missing = CliRunner().invoke(main, ["run", "ppo", "-o", "c", "--set", "run.level=nowhere:A-v0"])
     assert missing.exit_code == 1 and "the module of the level cannot" in missing.output
 

@@ -35,7 +35,7 @@ def assert_refused(result: Result, what: str) -> None:
         ("run.seed=99999999999999999999999999999", "`run.seed`"),
         ("run.seed=true", "it must be a number"),
         ("run.seed=-1", "`run.seed`"),
-        (f"run.seed={'9' * 5000}", "the value is no setting"),
+        (f"run.seed={'9' * 5000}", "the value is invalid"),
         ("run.compile=3", "`run.compile`"),
         ("on_policy.environments=1e9", "`on_policy.environments`"),
         ("on_policy.rollout_len=99999999999", "`on_policy.rollout_len`"),
@@ -53,8 +53,8 @@ def assert_refused(result: Result, what: str) -> None:
         (f"{DEMOS}.losses={{expert_ce=true}}", "it must be a number"),
         ("stages.0.max_demo_steps=99999999999999999999", "`stages.0.max_demo_steps`"),
         ("stages.0=5", "`stages.0`"),
-        ("stages.7=5", "`7` is not an item of this list of 1"),
-        (f"stages.{'9' * 5000}.repeats=5", "is not an item of this list of 1"),
+        ("stages.7=5", "`7` is not one of the 1 items of this list"),
+        (f"stages.{'9' * 5000}.repeats=5", "is not one of the 1 items of this list"),
         ("stages.0=", "`stages`"),
         ("optimizer.lr=1e38", "`optimizer.lr`"),
         ("optimizer.lr=true", "it must be a number"),
@@ -62,16 +62,16 @@ def assert_refused(result: Result, what: str) -> None:
         ("optimizer.lr=nan", "`optimizer.lr`"),
         ("optimizer.max_grad_norm=inf", "`optimizer.max_grad_norm`"),
         ("evaluation.episodes=99999999999999999999", "`evaluation.episodes`"),
-        ("run.name=a\udcffb", "the value is no setting"),
-        ("run.level=a\udcffb", "the value is no setting"),
+        ("run.name=a\udcffb", "the value is invalid"),
+        ("run.level=a\udcffb", "the value is invalid"),
         ("run.\udcff=b", "KEY=VALUE"),
-        ('run.name="a\\u0000b"', "a plain name"),
-        ('run.name="a\\nb"', "a plain name"),
-        ("run.name=../up", "a plain name"),
-        ("run.name=..", "a plain name"),
-        ('run.name=""', "a plain name"),
-        (f"run.name={'x' * 300}", "a plain name"),
-        (f"model.deep={'[' * 9000}{']' * 9000}", "the value is no setting"),
+        ('run.name="a\\u0000b"', "a short name without slashes"),
+        ('run.name="a\\nb"', "a short name without slashes"),
+        ("run.name=../up", "a short name without slashes"),
+        ("run.name=..", "a short name without slashes"),
+        ('run.name=""', "a short name without slashes"),
+        (f"run.name={'x' * 300}", "a short name without slashes"),
+        (f"model.deep={'[' * 9000}{']' * 9000}", "the value is invalid"),
     ],
 )
 def test_an_impossible_value_is_refused_by_its_key(override: str, what: str) -> None:
@@ -134,7 +134,7 @@ def test_an_item_of_a_list_is_replaced_and_removed() -> None:
     assert tree == {"stages": [{"repeats": 9}, {"repeats": 2}]}
     set_key(tree, "stages.0", None)
     assert tree == {"stages": [{"repeats": 2}]}
-    with pytest.raises(SettingsError, match="`x` is not an item of this list of 1"):
+    with pytest.raises(SettingsError, match="`x` is not one of the 1 items of this list"):
         set_key(tree, "stages.x", 5)
 
 

@@ -133,7 +133,7 @@ def poisoned(folder: Path, changes: Tree) -> str:
 
 def assert_refused(result: Result) -> None:
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    assert "names code that is not the trainer's" in result.output, result.output
+    assert "names code from outside the trainer" in result.output, result.output
     assert "--trust" in result.output and "Traceback" not in result.output
     assert not Path("canary").exists()
 
@@ -153,13 +153,13 @@ def test_nothing_that_a_checkpoint_names_is_imported_or_run(folder: Path, change
     ]
     for command in commands:
         assert_refused(CliRunner().invoke(main, [*command]))
-    with pytest.raises(CheckpointError, match="names code that is not the trainer's"):
+    with pytest.raises(CheckpointError, match="names code from outside the trainer"):
         trainer.load_policy("a")
     # a recipe of the user's own is not changed by what somebody's checkpoint says
     result = CliRunner().invoke(main, ["run", *RECIPE, "-o", "a", "--resume"])
     assert result.exit_code == 1, result.output
     # `model.type = "auto"` would take the network that the checkpoint names
-    taken = "names code that is not the trainer's" if "model" in changes else "with other settings"
+    taken = "names code from outside the trainer" if "model" in changes else "with other settings"
     assert taken in result.output, result.output
     CliRunner().invoke(main, ["report", "a", "-o", "report.html", "-q"])
     CliRunner().invoke(main, ["plot", "a", "-o", "curve.png", "-q"])

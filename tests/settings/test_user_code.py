@@ -188,35 +188,35 @@ def test_the_traceback_of_the_users_code_is_shown_and_last_the_setting(tmp_path:
     assert 'mine.py", line 2, in loss' in result.stderr
     assert result.stderr.endswith(
         "OSError: the disk is gone\n"
-        "raised by code of your own, which the setting losses.ppo.type = 'mine:loss' names\n"
+        "raised by your own code, named by the setting losses.ppo.type = 'mine:loss'\n"
     )
 
 
 @pytest.mark.parametrize("name", [":", ".:x", "..:x", "os:", ":x", "a..b:x", "os:path.", "a b:c"])
 def test_a_name_that_names_nothing_is_refused(attempt: Callable[..., Result], name: str) -> None:
     result = attempt(f"losses.ppo={{type='{name}'}}")
-    assert_refused(result, f"`{name}` names nothing that can be imported")
+    assert_refused(result, f"`{name}` is not a name that can be imported")
 
 
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("losses.ppo={type='PARTS:number'}", "the loss is not callable but int"),
-        ("losses.ppo={type='PARTS:loss_of_none'}", "the loss gives NoneType, which"),
-        ("model={type='PARTS:of_one'}", "the network gives int, not a torch.nn"),
+        ("losses.ppo={type='PARTS:number'}", "the loss is int, which is not callable"),
+        ("losses.ppo={type='PARTS:loss_of_none'}", "the loss returns NoneType, which"),
+        ("model={type='PARTS:of_one'}", "the network returns int, not a torch.nn"),
         ("model={type='PARTS:Forgetful'}", "no method `initial_memory`"),
-        ("optimizer.schedule={type='PARTS:environment_of_none'}", "the schedule gives NoneType"),
-        ("on_policy.environment=PARTS:number", "the environment is not callable but int"),
+        ("optimizer.schedule={type='PARTS:environment_of_none'}", "the schedule returns NoneType"),
+        ("on_policy.environment=PARTS:number", "the environment is int, which is not callable"),
         ("on_policy.environment=PARTS:environment_of_none", "the environment is NoneType"),
         ("on_policy.environment=PARTS:environment_of_five", "the environment is int"),
-        ("losses.ppo={type='PARTS:empty_loss'}", "as it must be: it gives NoneType, not a Loss"),
+        ("losses.ppo={type='PARTS:empty_loss'}", "its interface: it returns NoneType, not a Loss"),
         ("losses.ppo={type='PARTS:number_loss'}", "the loss of its result is float, not a"),
-        ("losses.ppo={type='PARTS:wide_loss'}", "not one number"),
+        ("losses.ppo={type='PARTS:wide_loss'}", "the loss has shape ("),
         ("losses.ppo={type='PARTS:constant_loss'}", "the loss has no gradient"),
         ("losses.ppo={type='PARTS:forgetful_loss'}", "the memory of its result is NoneType"),
         ("model={type='PARTS:loss_of_none'}", "takes 0 positional arguments"),
         ("model={type='PARTS:Nameless'}", "not (4, size)"),
-        ("model={type='PARTS:Bare'}", "it gives Tensor, not (logits, values, memory)"),
+        ("model={type='PARTS:Bare'}", "it returns Tensor, not (logits, values, memory)"),
         ("on_policy.environment=PARTS:of_two", "using the environment fails: TypeError: "),
     ],
 )
@@ -225,8 +225,8 @@ def test_a_part_of_another_kind_than_its_setting_wants_is_refused(
 ) -> None:
     result = attempt(override)
     assert_refused(result, what, "parts_")
-    assert ("mistake of ours" in result.output) == ("fails: " in result.output)
-    if "is not as it must be" in result.output or "fails: " in result.output:
+    assert ("bug in the trainer" in result.output) == ("fails: " in result.output)
+    if "does not follow its interface" in result.output or "fails: " in result.output:
         assert re.search(r"where: .* in .*parts_\d+\.py\n", result.output)
 
 
@@ -280,17 +280,17 @@ def test_a_mistake_that_may_be_the_trainers_is_told_as_such_with_its_line() -> N
     slip = told("\nNone.step", LOOP)
     assert isinstance(slip, SettingsError)
     assert slip.what.endswith("no attribute 'step' (trainer/run/loop.py, line 2)")
-    assert slip.fix.endswith("where it is as that says, this is a mistake of ours: report it")
+    assert slip.fix.endswith("this is a bug in the trainer: please report it")
     other = told("\n1 / 0", LOOP)
     assert other.__notes__ == [
-        "raised in trainer/run/loop.py, line 2, while it used code of your own, which the setting "
-        "model.type = 'json:loads' names"
+        "raised in trainer/run/loop.py, line 2, while using your own code, named by the setting "
+        "model.type = 'json:loads'"
     ]
 
 
 def test_code_in_a_folder_named_like_ours_is_the_users() -> None:
     theirs = told("raise ValueError('mine')", f"{OURS}_of_mine/part.py")
-    assert type(theirs) is ValueError and theirs.__notes__[0].startswith("raised by code of your")
+    assert type(theirs) is ValueError and theirs.__notes__[0].startswith("raised by your")
 
 
 def test_code_of_ours_that_is_named_in_full_is_not_called_the_users() -> None:

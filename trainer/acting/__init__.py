@@ -1,3 +1,3 @@
-"""A policy in environments: `vector` steps many of them, in this process or in several; `collect`
-lets a network act in them and keeps what it saw; `evaluate` measures how often it succeeds.
+"""Runs a policy in environments: `vector` steps many of them, in one or several processes;
+`collect` lets a network act in them and records rollouts; `evaluate` measures its success rate.
 """

@@ -1,9 +1,9 @@
-"""A network that acts in environments, and the rollouts that are collected of it.
+"""Lets a network act in environments, and collects rollouts.
 
-Episodes are counted in the order in which they began. In any stretch of time the short ones end
-first, and those are the successes: what has ended by then flatters. So an episode counts only once
-all that began before it have ended, at most a step limit later; how it went has no part in whether
-it counts.
+Episodes are counted in the order in which they began. In any period, short episodes end first, and
+those are mostly successes, so the success rate of the episodes that have ended would be too high.
+Therefore an episode counts only once all episodes that began before it have ended, at most a step
+limit later; whether it counts does not depend on its outcome.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often a policy succeeds, on a fixed list of seeds that no store may use.
+"""Measures how often a policy succeeds, on a fixed list of seeds that no store may use.
 
 Success is reward > 0 within the level's step limit (DESIGN section 6). An environment that has
 ended its episode takes the next seed. What is drawn at random in an episode follows from its seed,
@@ -194,7 +194,7 @@ def evaluate_policy(
         raise SettingsError(
             f"cannot play {len(seeds)} episodes in {environments} environments",
             path="--episodes",
-            fix="ask for at least one of each",
+            fix="use at least 1 of each",
         )
     processes = min(processes, len(seeds))
     kind = EnvironmentKind(level, make, expert=policy == "bot", view=view)
@@ -341,7 +341,7 @@ def check_episodes(count: int) -> None:
         raise SettingsError(
             f"{count} episodes are too many",
             path="--episodes",
-            fix=f"ask for at most {MOST_EPISODES:,}; 1,000 tell the success to within 3%",
+            fix=f"use at most {MOST_EPISODES:,}; 1,000 give the success rate to within 3%",
         )
 
 

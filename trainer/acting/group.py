@@ -1,4 +1,4 @@
-"""The environments of one process: what they show, which seeds they play, what the expert says."""
+"""The environments of one process: their observations, their seeds, and the expert's advice."""
 
 from __future__ import annotations
 
@@ -172,10 +172,10 @@ class Group:
             note = (
                 f"at `{call}` in the episode of seed {seed} of "
                 f"`{self._kind.level_of(self.span.start + number)}`: the same seed and actions "
-                "show it again"
+                "reproduce it"
             )
             if isinstance(error, SettingsError):  # what it gave is not as it must be
-                error.fix += f"; it was {note}"
+                error.fix += f"; it happened {note}"
             elif not isinstance(error, DemotoolsError):
                 error.add_note(note)
             raise

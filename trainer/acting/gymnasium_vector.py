@@ -1,9 +1,9 @@
-"""Our vector environment with the interface of gymnasium's, for programs that know only that one.
+"""Our vector environment with gymnasium's interface, for programs that use that one.
 
-`gymnasium.make_vec("demotools/GoToLocal-v0", num_envs=64)` makes it. An episode that ends is
-followed by the next one in the same step, with the last observation in `final_obs`
-(`AutoresetMode.SAME_STEP`). Environment e plays the seeds s + e, s + e + n, s + e + 2n, ... after
-`reset(seed=s)`, so that what it shows does not depend on the processes.
+`gymnasium.make_vec("demotools/GoToLocal-v0", num_envs=64)` makes it. When an episode ends, the next
+one begins in the same step, with the last observation in `final_obs` (`AutoresetMode.SAME_STEP`).
+After `reset(seed=s)`, environment e of n plays the seeds s + e, s + e + n, s + e + 2n, ..., so the
+observations do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class GymnasiumVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             first = list(map(int, seed))
         if len(first) != self.num_envs or min(first) < 0:
             raise SettingsError(
-                f"these are not {self.num_envs} seeds from 0 on",
+                f"these are not {self.num_envs} seeds of 0 or more",
                 path="seed",
-                fix="give one number, or as many as there are environments",
+                fix="give one seed, or one for each environment",
             )
         streams = [range(start, _SEEDS, self.num_envs) for start in first]
         step = self._environments.reset(streams)

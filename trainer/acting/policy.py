@@ -1,4 +1,4 @@
-"""What chooses the actions of many environments at once: a network, or chance."""
+"""Policies that choose the actions of many environments at once: networks, or at random."""
 
 from __future__ import annotations
 
@@ -303,8 +303,8 @@ class Tokenizer:
             return np.array(ids, dtype=np.int64)
         except KeyError as error:
             raise CheckpointError(
-                f"the network has never learned the word `{error.args[0]}`",
+                f"the network's vocabulary does not have the word `{error.args[0]}`",
                 path=f"mission `{mission}`",
-                fix="train on a store whose missions have this word or name it in model.words, or "
-                "give another mission",
+                fix="train on a store whose missions have this word, list it in model.words, or "
+                "use another mission",
             ) from error

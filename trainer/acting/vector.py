@@ -1,9 +1,9 @@
-"""Many environments of one level, stepped together, in this process or in several.
+"""Many environments stepped together, in this process or in several.
 
-Environment e plays the seeds of its own stream one after another, so what it does depends neither
-on how many environments there are beside it nor on the processes that hold them: `Group` are those
-of one process, `Worker` is the same in another process. What they show lies in memory shared by
-all processes; pipes carry only "go on" and the texts of new missions.
+Environment e plays the seeds of its own stream one after another, so its episodes depend neither on
+the number of other environments nor on the processes: `Group` has the environments of one process,
+`Worker` is the same in another process. Observations are in memory shared by all processes; pipes
+carry only the signal to step and the texts of new missions.
 
 Processes are spawned, not forked: the trainer's threads hold locks that a fork would copy.
 """
@@ -107,7 +107,7 @@ def dealt_levels(levels: Sequence[LevelSettings], count: int) -> tuple[str, ...]
         raise SettingsError(
             f"{count} environments are too few for {len(levels)} levels in these proportions",
             path="on_policy.environments",
-            fix=f"give more, or {levels[int(dealt.argmin())].name} a larger proportion",
+            fix=f"use more, or give {levels[int(dealt.argmin())].name} a larger proportion",
         )
     return tuple(names)
 
@@ -211,9 +211,9 @@ class VectorEnvironment:
     def _gathered(self) -> EnvironmentStep:
         if not self._groups:
             raise LevelError(
-                "these environments were closed",
+                "these environments are closed",
                 path=_levels(self._kind, range(self.count)),
-                fix="make new ones, or close later",
+                fix="create new ones, or close them later",
             )
         for group in self._groups:
             for number, mission in group.receive(self._answer_seconds).items():
@@ -322,7 +322,7 @@ class Worker:
         return LevelError(
             f"an environment process {what} at seed {seeds}",
             path=_levels(self._kind, self.span),
-            fix="look above for its own message; if it was out of memory, use fewer environments",
+            fix="see its own message above; if it ran out of memory, use fewer environments",
         )
 
     def hang_up(self) -> None:
@@ -384,7 +384,7 @@ def check_playable(level: str) -> None:
     except LevelError as error:
         playable = [name for name in level_names() if read_manifest(name).environment_id]
         raise LevelError(
-            error.what, path=error.path, fix=f"these can be played: {', '.join(playable)}"
+            error.what, path=error.path, fix=f"choose one of {', '.join(playable)}"
         ) from error
 
 
@@ -392,7 +392,7 @@ def check_named(actions: int, level: str) -> None:
     """LevelError where a level has actions that have no names, which could not be shown."""
     if actions > len(ACTIONS):
         raise LevelError(
-            f"it has {actions} actions, of which only {len(ACTIONS)} have names",
+            f"it has {actions} actions, but only {len(ACTIONS)} have names that can be shown",
             path=level,
-            fix="measure it with `trainer evaluate`, and leave out evaluation.gifs",
+            fix="measure it with `trainer evaluate`, and remove evaluation.gifs",
         )

@@ -1,7 +1,7 @@
-"""Episodes that a policy plays, kept step by step, to be drawn.
+"""Episodes that a policy plays, recorded step by step for drawing.
 
-The policy plays first, then its actions are played again for the pictures; so an episode can be
-judged by its end before its first picture is drawn, and pictures are those of `demotools show`.
+The policy plays first, then its actions are replayed for the pictures; so episodes can be chosen by
+their outcome before anything is drawn, and the pictures are those of `demotools show`.
 """
 
 from __future__ import annotations

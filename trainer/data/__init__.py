@@ -1,7 +1,7 @@
-"""Batches out of demo stores.
+"""Makes batches from demo stores.
 
-`iterator` is the memory-mapped iterator and `sources` the stores it plays; `order` says which step
-comes where: arithmetic; `batches` gathers the steps into the two layouts; `augment` applies the
-symmetries that a level declares; `own_iterator` takes batches from code of the user's; `dataset` is
-the iterator for PyTorch's DataLoader.
+`iterator` is the memory-mapped iterator, and `sources` the stores it reads; `order` computes which
+step comes where; `batches` gathers the steps into the two layouts; `augment` applies the symmetries
+that a level declares; `own_iterator` takes batches from the user's code; `dataset` is the iterator
+for PyTorch's DataLoader.
 """

@@ -1,4 +1,4 @@
-"""Four symmetries of the task, applied to whole native batches; and which of them a store allows.
+"""Four symmetries of the task, applied to native batches; and which of them a store allows.
 
 `recolor` permutes the six colours of doors, keys, balls and boxes, `retype` permutes keys, balls
 and boxes themselves, both in the cells and in the mission's words alike; `mirror` exchanges left
@@ -8,8 +8,8 @@ draw from its first step to its last, across batches. A draw is a pure function 
 rollout and how many episodes the rollout has begun, so a resumed run draws the same, and so does
 any number of processes.
 
-What a level does not declare, or a store's words cannot say, is refused before training starts, so
-that no network learns from episodes that are wrong (`check_augmentation`).
+Symmetries that a level does not declare, or that a store's words cannot express, are refused before
+training starts, so that no network learns from wrong episodes (`check_augmentation`).
 """
 
 from __future__ import annotations
@@ -378,8 +378,8 @@ def _declaring_manifest(
 def _check_views(store: Store, key: str) -> None:
     if not store.packed:
         raise SettingsError(
-            "augmentation exchanges packed cells, and this store holds images "
-            f"({' x '.join(map(str, store.view.shape[1:]))}), whose colours it cannot tell",
+            "augmentation needs packed cells, but this store has images "
+            f"({' x '.join(map(str, store.view.shape[1:]))})",
             path=store.path,
             fix=f"train without augmentation: --set {key}=[]",
         )
@@ -393,9 +393,9 @@ def _check_words(
     clash = [word for word in manifest.unchanged_words if word in all_exchanged]
     if clash:
         raise ManifestError(
-            f"unchanged_words names {_listed(clash)}, which augmentation exchanges",
+            f"unchanged_words lists {_listed(clash)}, which augmentation exchanges",
             path=manifest.level,
-            fix="name only words that name no colour, no side and no type of thing",
+            fix="list only words that name no colour, side or type of object",
         )
     words = store.attributes.vocabulary
     for symmetry in symmetries:
@@ -412,12 +412,11 @@ def _check_words(
     unknown = [word for word in words if word not in WORDS and word not in manifest.unchanged_words]
     if unknown:
         raise SettingsError(
-            f"{_named(symmetries)} cannot be used: missions of this store hold "
-            f"{_listed(unknown)}, and whether that names a colour, a side or a type of thing is "
-            "not known",
+            f"{_named(symmetries)} cannot be used: missions of this store contain "
+            f"{_listed(unknown)}, which might name a colour, a side or a type of object",
             path=store.path,
-            fix=f"{_without(key, symmetries, symmetries)}; or, if none of them does, list all of "
-            f"them in the manifest of {manifest.level}, as in unchanged_words = "
+            fix=f"{_without(key, symmetries, symmetries)}; or, if none of these words does, list "
+            f"them all in the manifest of {manifest.level}, as in unchanged_words = "
             f"{json.dumps(unknown[:_SHOWN_WORDS])}",
         )
 
@@ -441,8 +440,8 @@ def _check_toggles(store: Store, symmetries: Sequence[Symmetry], key: str) -> No
             first = toggled[of_thing.argmax()]
             episode = int(np.searchsorted(store.episode_offset, first, side="right")) - 1
             raise SettingsError(
-                f"retype cannot be used: episode {episode} toggles a key, a ball or a box, of "
-                "which only the box opens",
+                f"retype cannot be used: episode {episode} toggles a key, a ball or a box, but "
+                "only boxes open",
                 path=store.path,
                 fix=_without(key, symmetries, ["retype"]),
             )

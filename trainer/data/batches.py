@@ -1,10 +1,10 @@
-"""From the steps of a batch to its arrays: where the steps lie, and the two layouts.
+"""Gathers the steps of a batch into its arrays: where the steps are, and the two layouts.
 
 The step arrays are the memory maps of the open store (the system keeps in RAM what is used), or a
-copy in GPU memory, gathered there. Many chunk files are mapped once more, one behind another into
-one range of addresses: one gather over one array is about six times as fast as one gather per
-chunk file and a scatter (docs/log.md). Python's own `mmap` cannot choose the address, so the C
-library is asked; nothing is copied, and no file is opened again.
+copy in GPU memory, gathered there. If there are many chunk files, they are mapped again, one after
+another into one range of addresses: one gather over one array is about six times as fast as one
+gather per chunk file and a scatter (docs/log.md). Python's own `mmap` cannot choose the address, so
+the C library is called directly; nothing is copied, and no file is opened again.
 """
 
 from __future__ import annotations

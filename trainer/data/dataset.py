@@ -1,4 +1,4 @@
-"""Rollouts as PyTorch's data loaders expect them."""
+"""Rollouts as a dataset for PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class _Rollouts(dict[str, torch.Tensor]):
 
 def _refuse_to_stack(batches: Sequence[_Rollouts], **_others: object) -> NoReturn:
     raise SettingsError(
-        "the batches of rollouts are whole already, and this data loader stacks them",
+        "a RolloutDataset yields whole batches, but this data loader would stack them",
         path=f"DataLoader(…, batch_size={len(batches)})",
-        fix="give it batch_size=None, and the RolloutDataset its rollouts and rollout_len",
+        fix="pass batch_size=None to the loader, and set rollouts and rollout_len of the dataset",
     )
 
 
@@ -78,17 +78,16 @@ class RolloutDataset(IterableDataset[Batch]):
         """An iteration begins in a worker that stands after so many batches."""
         if self._begun not in (None, batches):
             raise SettingsError(
-                "workers that stay have made batches ahead, which a second iteration would leave "
-                "out",
+                "persistent workers have prefetched batches, which a second iteration would skip",
                 path="DataLoader(…, persistent_workers=True)",
-                fix="iterate once, or without workers, which is the fastest",
+                fix="iterate once, or use no workers, which is fastest",
             )
         if self._begun is None and worker == 0:
             self._iterations += 1
             if self._iterations > 1:
                 warnings.warn(
-                    "the workers of a second iteration give the batches of the first again; "
-                    "without workers it goes on, and load_state_dict says where to",
+                    "with workers, a second iteration repeats the batches of the first; without "
+                    "workers it continues, and load_state_dict sets where",
                     stacklevel=4,
                 )
         self._begun = batches

@@ -1,11 +1,11 @@
-"""Batches of parallel rollouts out of demo stores, for truncated back-propagation through time.
+"""Batches of parallel rollouts from demo stores, for truncated back-propagation through time.
 
-Rollout b plays whole episodes one after another, across the borders of batches, so recurrent
-memory that is carried from one batch to the next is right, and `masks` alone say where it begins
-anew. docs/rollouts.md shows the use outside our trainer.
+Rollout b plays whole episodes one after another, across batches, so recurrent memory can be carried
+from one batch to the next, and `masks` alone say where to reset it. docs/rollouts.md shows how to
+use it outside our trainer.
 
-    order     which step comes where: arithmetic
-    batches   where the steps lie, the layouts, on CPU or GPU
+    order     computes which step comes where
+    batches   gathers the steps into the layouts, on CPU or GPU
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ class ExpertTrajectoryIterator:
         """
         if self._closed:
             raise SettingsError(
-                "this iterator was closed: it has no more batches",
+                "this iterator is closed and has no more batches",
                 path=self._sources[0].store.path,
-                fix="close it after the last batch; another one goes on after "
+                fix="close it after the last batch; a new one continues after "
                 "load_state(closed.state())",
             )
         if self._process != os.getpid():
@@ -237,7 +237,7 @@ class ExpertTrajectoryIterator:
     def __len__(self) -> int:
         """Batches until `max_steps`, from the beginning; TypeError where the stream is endless."""
         if self._max_steps is None:
-            raise TypeError("the rollouts are endless: give max_steps")
+            raise TypeError("the rollouts are endless: set max_steps")
         return -(-self._max_steps // (self._rollouts * self._rollout_len))
 
     def close(self) -> None:
@@ -320,7 +320,7 @@ class ExpertTrajectoryIterator:
         for key, mine in self._identity().items():
             if state.get(key) != mine:
                 raise self._refusal(
-                    f"the saved rollouts differ in {key}: {state.get(key)} there, {mine} here"
+                    f"the saved rollouts differ in {key}: saved {state.get(key)}, now {mine}"
                 )
         try:
             batches = int(state["batches"])
@@ -339,7 +339,7 @@ class ExpertTrajectoryIterator:
         return CheckpointError(
             what,
             path=self._sources[0].store.path,
-            fix="give the stores and settings that the run began with, or begin a new run",
+            fix="use the stores and settings that the run started with, or start a new run",
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -363,15 +363,15 @@ def _check(
         )
     if not 0 <= rank < world or rollouts % world:
         raise SettingsError(
-            f"{rollouts} rollouts cannot be shared out to {world} processes (this is rank {rank})",
+            f"{rollouts} rollouts cannot be divided among {world} processes (this is rank {rank})",
             path=path,
-            fix="choose a number of rollouts that the number of processes divides",
+            fix="choose a multiple of the number of processes",
         )
     if layout == "native" and not sources[0].store.packed:
         raise SettingsError(
-            "the store holds images, and the network takes packed cells",
+            "the store has images, but this layout needs packed cells",
             path=path,
-            fix="name a store of cells: `demotools info` tells which it holds; "
+            fix="name a store with cells (see `demotools info`); "
             'in Python, layout="tutorial" gives images',
         )
 

@@ -1,10 +1,10 @@
 """Which step comes where: the order of episodes, the queue of each rollout, the steps of a batch.
 
 Epoch e has one permutation p_e of the episodes, a pure function of (seed, e). It is computed
-element by element with a keyed bijection (a Feistel network), so nothing is set up when an epoch
-begins, nothing is kept in memory, and any process finds any place of any epoch at once (`Order`).
-Rollout b of B plays p_e[b], p_e[b + B], p_e[b + 2B], ... of epoch e and goes on alone with
-epoch e + 1 (`Queues`, for all rollouts at once); `batch_indices` says which steps a batch takes.
+element by element with a keyed bijection (a Feistel network), so an epoch needs no setup and no
+memory, and any process can compute any position of any epoch at once (`Order`). Rollout b of B
+plays p_e[b], p_e[b + B], p_e[b + 2B], ... of epoch e, then continues with epoch e + 1 on its own
+(`Queues`, for all rollouts at once); `batch_indices` computes which steps a batch takes.
 """
 
 from __future__ import annotations

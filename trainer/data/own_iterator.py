@@ -1,7 +1,7 @@
-"""Batches out of an iterator of the user's own, named in a recipe: checked, counted, resumed.
+"""Batches from the user's own iterator, named in a recipe: checked, counted, resumed.
 
-`iterator = "module:Name"` names a class or a function. What it gives is an iterator, or something
-to iterate over again and again, of batches as `trainer.batch` states them, of arrays or tensors:
+`iterator = "module:Name"` names a class or a function. It returns an iterator, or an iterable that
+can be restarted, over batches as in `trainer.batch`, with arrays or tensors:
 
     cells            uint8 [T, B, H, W]          expert_action   whole numbers [T, B], 0..6, or -1
     direction        uint8 [T, B]                                for a step that does not count
@@ -9,9 +9,9 @@ to iterate over again and again, of batches as `trainer.batch` states them, of a
     mission_tokens   whole numbers [M, L], or    missions        M texts
 
 where `mission_tokens` or `missions` may also be an attribute of the iterator. Anything else in a
-batch goes to the losses as it is. With `state` and `load_state` (or `state_dict` and
-`load_state_dict`) it goes on where it was; without them a resumed run makes the batches that were
-shown once more, and leaves them out.
+batch is passed on to the losses. With `state` and `load_state` (or `state_dict` and
+`load_state_dict`) a resumed run restores its position; without them, it repeats and skips the
+batches that were already used.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class OwnIterator:
                     self._batches = again
                 given = next(self._batches, None)
         if given is None:
-            raise self._wrong("it gives no batch")
+            raise self._wrong("it yields no batch")
         self.batches += 1
         return self._checked(given)
 
@@ -119,7 +119,7 @@ class OwnIterator:
         if values.shape[:2] != self._shape or values.ndim != (4 if name == "cells" else 2):
             shape = [*self._shape, *(["H", "W"] if name == "cells" else [])]
             raise self._wrong(
-                f"`{name}` has the shape {list(values.shape)}, not [{', '.join(map(str, shape))}]"
+                f"`{name}` has shape {list(values.shape)}, not [{', '.join(map(str, shape))}]"
             )
         if not low <= (smallest := values.min().item()) <= (largest := values.max().item()) <= high:
             raise self._wrong(
@@ -154,7 +154,7 @@ class OwnIterator:
             return mission_tokens(missions, self._words).astype(np.int64)
         except KeyError as error:
             raise self._wrong(
-                f"a mission has the word `{error.args[0]}`, which the vocabulary lacks"
+                f"a mission has the word `{error.args[0]}`, which is not in the vocabulary"
             ) from error
 
     def state(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class OwnIterator:
                 own = save()
             for strange in not_plain(own, "state"):
                 raise self._wrong(
-                    "its state holds other than numbers, texts, tensors, lists and dicts: "
+                    "its state must contain only numbers, texts, tensors, lists and dicts: "
                     f"{strange}"
                 )
         return {"batches": self.batches, "own": own}
@@ -179,7 +179,7 @@ class OwnIterator:
             return
         missing = range(int(state["batches"]) - self.batches)
         for _ in progress_bar(
-            None, "batches that were shown", "batches", items=missing, quiet=self._quiet
+            None, "skip used batches", "batches", items=missing, quiet=self._quiet
         ):
             next(self)
 
@@ -192,7 +192,7 @@ class OwnIterator:
 
     def _wrong(self, what: str) -> SettingsError:
         return SettingsError(
-            f"the iterator is not one of batches: {what}",
+            f"the iterator does not yield valid batches: {what}",
             path=f"{self._key} = {self._name!r}",
-            fix="correct what it gives: docs/own_parts.md states what a batch holds",
+            fix="correct what it yields; docs/own_parts.md says what a batch contains",
         )

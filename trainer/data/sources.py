@@ -1,4 +1,4 @@
-"""What an iterator plays: stores, choices of their episodes, and the proportions of a mixture."""
+"""What an iterator reads: stores, subsets of their episodes, and the proportions of a mixture."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def _chosen(settings: StoreSettings, store: Store) -> EpisodeDataset:
     if not len(episodes):
         low, high = store.lengths.min(), store.lengths.max()
         raise SettingsError(
-            f"no episode of this store fits {settings.filters} (its episodes have {low} to {high} "
-            f"steps and seeds from {seeds.min()} to {seeds.max()})",
+            f"no episode of this store matches {settings.filters} (its episodes have {low} to "
+            f"{high} steps and seeds from {seeds.min()} to {seeds.max()})",
             path=store.path,
-            fix="widen the filter; `demotools info` shows what the store holds",
+            fix="relax the filter; `demotools info` shows what the store has",
         )
     return episodes
 
@@ -162,9 +162,9 @@ def _source(given: Any) -> Source:
         return replace(source, episodes=open_store(episodes))
     if not isinstance(episodes, EpisodeDataset):
         raise SettingsError(
-            f"this is no store but {type(episodes).__name__}",
+            f"this is {type(episodes).__name__}, not a store",
             path=repr(episodes),
-            fix="give a store's name, its path, or what `demotools.open` gives",
+            fix="give a store's name, its path, or what `demotools.open` returns",
         )
     return source
 
@@ -172,7 +172,7 @@ def _source(given: Any) -> Source:
 def _check_source(source: Source, first: Source) -> None:
     path = source.store.path
     if not source.count:
-        raise SettingsError("no episode of this store is chosen", path=path, fix="widen the filter")
+        raise SettingsError("no episode of this store is selected", path=path, fix="select more")
     if not 0 < source.proportion < float("inf"):
         raise SettingsError(
             f"a proportion is {source.proportion}", path=path, fix="give a number above 0"
@@ -180,10 +180,10 @@ def _check_source(source: Source, first: Source) -> None:
     shape, expected = source.store.view.shape[1:], first.store.view.shape[1:]
     if shape != expected:
         raise SettingsError(
-            f"the views of this store have the shape {shape}, those of "
-            f"{first.store.name} {expected}",
+            f"the views of this store have shape {shape}, but those of "
+            f"{first.store.name} have {expected}",
             path=path,
-            fix="mix only stores with one kind of view",
+            fix="mix only stores whose views have the same shape",
         )
 
 
@@ -198,8 +198,8 @@ def shared_words(stores: Sequence[Store]) -> tuple[str, ...]:
             raise SettingsError(
                 "the stores number their words differently",
                 path=store.path,
-                fix="play only stores together whose vocabularies begin alike; `demotools info` "
-                "shows them",
+                fix="combine only stores whose vocabularies begin with the same words; "
+                "`demotools info` shows them",
             )
     return longest
 
@@ -231,14 +231,14 @@ def rollouts_of_sources(
             raise SettingsError(
                 f"{rollouts} rollouts are too few for {len(sources)} stores in these proportions",
                 path=source.store.path,
-                fix=f"choose more with {key}, or a larger proportion for this store",
+                fix=f"increase {key}, or the proportion of this store",
             )
         if count > source.count:
             raise SettingsError(
-                f"{count} rollouts are more than the {source.count} episodes to play",
+                f"there are {count} rollouts, but only {source.count} episodes",
                 path=source.store.path,
-                fix=f"give {key}={source.count}, or a larger store"
+                fix=f"use {key}={source.count}, or a larger store"
                 if len(sources) == 1
-                else f"choose fewer with {key}, or a smaller proportion for this store",
+                else f"decrease {key}, or the proportion of this store",
             )
     return [int(count) for count in counts]

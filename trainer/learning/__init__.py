@@ -1,3 +1,3 @@
-"""What is learned, and how: `losses` (and the advantages that they need), `networks`, and
-`building`, which makes networks, losses, optimizers and schedules by the names in the settings.
+"""Networks and losses: `losses` (with the advantages that they need), `networks`, and `building`,
+which builds networks, losses, optimizers and schedules by their names in the settings.
 """

@@ -1,9 +1,9 @@
-"""Networks, losses, optimizers and schedules, made by the names that settings give them.
+"""Builds networks, losses, optimizers and schedules by their names in the settings.
 
 Networks: a batch of T x B steps and the memory before it -> logits, values, memory after it.
 
-What a batch holds: `trainer.batch`. Acting is the same with T = 1. Memory is one tensor
-[B, memory size], zeros at the beginning; what is in it is the network's own affair.
+`trainer.batch` describes a batch. Acting is the same with T = 1. Memory is one tensor
+[B, memory size], zeros at the beginning; its content is up to the network.
 
     small   for CPUs       film   BabyAI 1.1's       big   the off-policy tutorial's
     base    what they share
@@ -270,7 +270,7 @@ def try_optimizer(
                 schedule.step()
             rate = max(group["lr"] for group in optimizer.param_groups)
             if not 0 <= rate < math.inf:
-                raise ValueError(f"the learning rate becomes {rate} within {steps:,} steps")
+                raise ValueError(f"the learning rate becomes {rate} after at most {steps:,} steps")
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
@@ -310,7 +310,7 @@ def build_network(name: str, options: dict[str, object], vocabulary_size: int) -
         raise SettingsError(
             "the network has no method `initial_memory`",
             path=f"model.type = {name!r}",
-            fix="give it one, from a number of rollouts to zeros [rollouts, memory size]",
+            fix="add one that takes a number of rollouts and returns zeros [rollouts, memory size]",
         )
     return network
 
@@ -320,7 +320,7 @@ def available_device(wanted: Device, setting: str) -> Device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(wanted, True):
         raise SettingsError(
-            f"this torch finds no GPU for {wanted}",
+            f"torch finds no GPU for {wanted}",
             path=setting,
             fix='set it to "cpu" or "auto"',
         )
@@ -342,16 +342,16 @@ def compile_network(network: nn.Module, name: str) -> None:
     parts = getattr(network, "compiled_parts", lambda: [network])()
     if not parts:
         raise SettingsError(
-            f"no part of the network `{name}` gets faster by torch.compile on this device",
+            f"torch.compile makes no part of the network `{name}` faster on this device",
             path="run.compile",
             fix='remove it; on a CPU run.precision = "bfloat16" may help (docs/networks.md)',
         )
     compiler = os.environ.get("CXX") or _COMPILER
     if shutil.which(compiler) is None:
         raise SettingsError(
-            f"torch.compile needs a C++ compiler, and there is no `{compiler}`",
+            f"torch.compile needs a C++ compiler, but `{compiler}` is not installed",
             path="run.compile",
-            fix="install it, name another in the variable CXX, or set run.compile = false",
+            fix="install it, name another in the CXX variable, or set run.compile = false",
         )
     for part in parts:
         part.compile()
@@ -367,7 +367,7 @@ def faster_precision(device: str) -> tuple[Literal["float32", "bfloat16"], str]:
     in one as in the other.
     """
     if device != "cpu":
-        return "float32", f"precision: float32, because nothing is known of bfloat16 on {device}"
+        return "float32", f"precision: float32, because bfloat16 is not measured on {device}"
 
     def quickest(dtype: torch.dtype) -> float:
         one = torch.ones(_TRIED_SIZE, _TRIED_SIZE, dtype=dtype)

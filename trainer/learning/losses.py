@@ -5,8 +5,8 @@ is `type = "package.module:Name"`, a class or function that takes the keys besid
 such a callable (docs/own_parts.md has one). The loop carries `LossResult.memory` on to the next
 batch; it comes without gradient, so back-propagation stops at the border of the batch.
 
-The arithmetic is in pure functions of tensors; the classes below are what a recipe names by
-`type`. What a batch of a store or of an environment rollout holds: `trainer.batch`.
+The arithmetic is in pure functions of tensors; recipes name the classes below by `type`.
+`trainer.batch` describes the batches of stores and of environment rollouts.
 """
 
 from __future__ import annotations
@@ -372,22 +372,22 @@ class UsersLoss:
         with users_code(self._key, self._name):
             result = self.made(model, batch, memory)
             if not isinstance(result, LossResult):
-                raise ValueError(f"it gives {type(result).__name__}, not a LossResult")
+                raise ValueError(f"it returns {type(result).__name__}, not a LossResult")
             for what in ("loss", "memory"):
                 if not isinstance(getattr(result, what), Tensor):
                     given = type(getattr(result, what)).__name__
                     raise ValueError(f"the {what} of its result is {given}, not a tensor")
             if result.loss.dim():
-                raise ValueError(f"the loss is {tuple(result.loss.shape)}, not one number")
+                raise ValueError(f"the loss has shape {tuple(result.loss.shape)}, not ()")
             if torch.is_grad_enabled() and not result.loss.requires_grad:
                 raise ValueError("the loss has no gradient")
             if result.memory.shape != memory.shape:
-                raise ValueError("the loss gives a memory that is not like the one it was given")
+                raise ValueError("the loss returns a memory of another shape than it received")
             for name, value in result.scalars.items():
                 if isinstance(value, Tensor) and value.numel() != 1:
-                    raise ValueError(f"the scalar `{name}` is {tuple(value.shape)}, not one number")
+                    raise ValueError(f"the scalar `{name}` has shape {tuple(value.shape)}")
                 if not isinstance(value, Tensor | SupportsFloat):
-                    raise ValueError(f"the scalar `{name}` is {type(value).__name__}, no number")
+                    raise ValueError(f"the scalar `{name}` is {type(value).__name__}, not a number")
         return result
 
 
@@ -411,9 +411,9 @@ def loss_states(losses: Mapping[str, Loss]) -> dict[str, Any]:
         states[name] = dict(held.state_dict())
         for strange in not_plain(states[name], "state"):
             raise SettingsError(
-                f"the state of this loss holds something that no checkpoint can: {strange}",
+                f"the state of this loss has a value that checkpoints cannot store: {strange}",
                 path=f"losses.{name}",
-                fix="let state_dict() give tensors, numbers and text, in lists, tuples and dicts",
+                fix="return only tensors, numbers, text, lists, tuples and dicts in state_dict()",
             )
     return states
 

@@ -1,3 +1,3 @@
-"""Settings: `models` makes frozen, typed objects of a TOML file; `user_code` finds the things that
-a setting names as `package.module:Name`.
+"""Settings: `models` turns a TOML file into frozen, typed objects; `user_code` imports what a
+setting names as `package.module:Name`.
 """

@@ -1,4 +1,4 @@
-"""The parts of ours that a `type` names, and the keys beside it: known before torch is loaded."""
+"""The trainer's own parts that a `type` can name, and their keys: known before torch is loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def part_problems(parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterato
         if ":" in name:
             continue  # the user's, or torch's
         if name not in known:
-            what = f"there is no {kind_of(key)} of the name `{name}`"
+            what = f"there is no {kind_of(key)} named `{name}`"
             yield Problem(key, what, unknown_type(name, known))
             continue
         keys = known[name]

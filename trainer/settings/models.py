@@ -1,7 +1,7 @@
 """Settings: a TOML file becomes frozen, typed objects here and nowhere else (docs/training.md).
 
-A `type` is one of ours or `package.module:Name` of the user's; the keys beside it are the
-arguments that it is built with (`trainer.settings.user_code`).
+A `type` is one of the trainer's own or the user's `package.module:Name`; the other keys of its
+section are the arguments that it is built with (`trainer.settings.user_code`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Named(BaseModel):
 
 def _one_word(text: str) -> str:
     if mission_words(text) != [text]:
-        raise ValueError("it must be one word in lower case, as they stand in missions")
+        raise ValueError("it must be one lower-case word, as in missions")
     return text
 
 
@@ -112,7 +112,7 @@ def _plain(name: str) -> str:
     """The name of a run, which is that of its folder."""
     strange = not name.isprintable() or name != name.strip() or set(name) & set("/\\")
     if strange or name in ("", ".", "..") or len(name.encode()) > 200:
-        raise ValueError("it must be a plain name, short and without slashes")
+        raise ValueError("it must be a short name without slashes")
     return name
 
 
@@ -122,8 +122,8 @@ PlainName = Annotated[str, AfterValidator(_plain)]
 def _check_size(what: str, rows: int, steps: int) -> None:
     if rows * steps > _MOST_STEPS_AT_ONCE:
         raise ValueError(
-            f"{what} x rollout_len are {rows * steps:,} steps at once; "
-            f"at most {_MOST_STEPS_AT_ONCE:,} can be"
+            f"{what} x rollout_len is {rows * steps:,} steps at once; "
+            f"the limit is {_MOST_STEPS_AT_ONCE:,}"
         )
 
 
@@ -182,7 +182,7 @@ def _different(levels: tuple[LevelSettings, ...]) -> tuple[LevelSettings, ...]:
     if not levels:
         raise ValueError("there is no level: name at least one")
     if len({level.name for level in levels}) < len(levels):
-        raise ValueError("a level stands there twice: give it one proportion")
+        raise ValueError("a level is listed twice: list it once, with one proportion")
     return levels
 
 
@@ -261,7 +261,7 @@ def _weights(value: object) -> object:
     if isinstance(value, dict):
         return value
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError('it must be names of losses, as in `["ppo"]` or `{ppo = 1.0}`')
+        raise ValueError('it must be names of losses, like `["ppo"]` or `{ppo = 1.0}`')
     return dict.fromkeys(value, 1.0)
 
 
@@ -300,8 +300,8 @@ class OffPolicySettings(_Frozen):
             raise ValueError("there is no store: name at least one")
         if self.iterator is not None and (self.augment or self.shuffle != "full"):
             raise ValueError(
-                "augment and shuffle are of the trainer's own iterator: leave them out, and do it "
-                "in yours"
+                "augment and shuffle belong to the trainer's own iterator: remove them, and do "
+                "this in yours"
             )
         if self.iterator is not None and any(one.filters for one in self.store):
             raise ValueError("an iterator of your own gets whole stores: filter them there")
@@ -349,9 +349,9 @@ class EarlyStopping(_Frozen):
         if (self.success is None) == (self.patience is None):
             raise ValueError("give exactly one of success and patience")
         if (self.patience is None) != (self.hold_out is None):
-            raise ValueError("patience and hold_out, the store that it watches, go together")
+            raise ValueError("patience and hold_out (the store it watches) go together")
         if self.hold_out_steps and self.hold_out is None:
-            raise ValueError("hold_out_steps are of the store hold_out, which is not given")
+            raise ValueError("hold_out_steps needs hold_out, the store whose steps are used")
         return self
 
 
@@ -391,7 +391,7 @@ class StageSettings(_Frozen):
         if (self.max_env_steps is None) == (self.max_demo_steps is None):
             raise ValueError("give exactly one of max_env_steps and max_demo_steps")
         if self.max_demo_steps and self.off_policy is None:
-            raise ValueError("max_demo_steps needs a section off_policy, which shows them")
+            raise ValueError("max_demo_steps needs a section off_policy, whose steps it counts")
         return self
 
 
@@ -468,8 +468,8 @@ class Settings(_Frozen):
                 _check_size("on_policy.environments", rows, steps)
             if stage.losses and stage.minibatches > rows:
                 raise ValueError(
-                    f"stages.{number}.minibatches are dealt whole environments, of which "
-                    f"on_policy.environments has only {rows}"
+                    f"stages.{number}.minibatches must be at most on_policy.environments ({rows}), "
+                    "because each gets whole environments"
                 )
         return self
 
@@ -480,12 +480,12 @@ class Settings(_Frozen):
             if self.losses[name].type in _ON_POLICY:
                 raise ValueError(
                     f"the loss `{name}` of type {self.losses[name].type} learns from "
-                    f"environment rollouts: it belongs into {key}.losses"
+                    f"environment rollouts: list it in {key}.losses"
                 )
         for name in stage.losses:
             if self.losses[name].type == SUBGOALS:
                 raise ValueError(
-                    f"the loss `{name}` of type {SUBGOALS} learns from stores: it belongs into "
+                    f"the loss `{name}` of type {SUBGOALS} learns from stores: list it in "
                     f"{key}.off_policy.losses"
                 )
 
@@ -503,13 +503,13 @@ def read_settings(recipe: str, overrides: Iterable[str] = (), *, tiny: bool = Fa
     small = tree.pop("tiny", {})
     if not isinstance(small, dict):
         raise SettingsError(
-            "`tiny` is not a section", path=path, fix="write it as `[tiny]`, with keys below"
+            "`tiny` is not a section", path=path, fix="write `[tiny]`, with keys below it"
         )
     if tiny and not small:
         raise SettingsError(
             "this recipe has no section [tiny], so --tiny would train in full",
             path=path,
-            fix='add one, as in `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
+            fix='add one, like `[tiny]` and `"stages.0.max_demo_steps" = 1000`, or drop --tiny',
         )
     overrides, given = list(overrides), dict[str, str]()
     others = any(re.match(r"\s*model\.type\s*=.*:", text) for text in overrides)
@@ -597,8 +597,7 @@ def recipe_path(recipe: str) -> Path:
     raise SettingsError(
         "there is no such recipe",
         path=recipe,
-        fix=f"give a path, or a name that `trainer recipes` lists"
-        f"{nearest(name, shipped, 'they are')}",
+        fix=f"give a path, or a name from `trainer recipes`{nearest(name, shipped, 'they are')}",
     )
 
 
@@ -683,7 +682,7 @@ def override(tree: dict[str, Any], text: str) -> str:
         raise SettingsError(
             "an override is not of the form KEY=VALUE",
             path=f"--set {text}",
-            fix="write it as in `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
+            fix="write it like `--set optimizer.lr=1e-3` or `--set stages.0.losses=[]`",
         )
     set_key(tree, key, _toml_value(text, value) if value else None)
     return key
@@ -703,7 +702,7 @@ def set_key(tree: dict[str, Any], key: str, value: object) -> None:
         raise SettingsError(
             f"there is nothing to set inside `{'.'.join(parents)}`",
             path=f"--set {key}",
-            fix="look at the keys with --dry-run",
+            fix="see the keys with --dry-run",
         )
     if value is not None:
         place[last] = value
@@ -716,9 +715,11 @@ def _item(place: Any, part: str, key: str) -> Any:
     if re.fullmatch(r"[0-9]{1,9}", part) and int(part) < count:
         return place[int(part)]
     raise SettingsError(
-        f"`{part[:80]}` is not an item of this list of {count}",
+        f"`{part[:80]}` is not one of the {count} items of this list"
+        if isinstance(place, list)
+        else f"there is no `{part[:80]}` to set, for this is not a section",
         path=f"--set {key}",
-        fix="count from 0, as in `--set stages.0.max_demo_steps=1000`",
+        fix="see the keys with --dry-run; items of lists count from 0, as in `stages.0.repeats`",
     )
 
 
@@ -730,5 +731,5 @@ def _toml_value(text: str, value: str) -> Any:
         return value  # a bare word is a string, as a shell would have it
     except (ValueError, RecursionError) as error:
         raise SettingsError(
-            f"the value is no setting: {error}", path=f"--set {text}", fix="correct it"
+            f"the value is invalid: {error}", path=f"--set {text}", fix="correct it"
         ) from error

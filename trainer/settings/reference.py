@@ -1,6 +1,6 @@
-"""What every setting is: for people as a page (docs/settings.md), for editors as a JSON Schema.
+"""Describes every setting: as a page for people (docs/settings.md), as a JSON Schema for editors.
 
-Types, ranges and defaults are those of `trainer.settings.models`; here are units and meanings.
+Types, ranges and defaults come from `trainer.settings.models`; units and meanings are here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said of settings that are wrong: which, why in our words, and what may be meant."""
+"""Messages about invalid settings: which setting, what is wrong, and what may have been meant."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def unknown_key(
     elif elsewhere and not difflib.get_close_matches(name, beside, cutoff=0.8):
         hint = f"; did you mean {' or '.join(sorted(elsewhere, key=_depth)[:2])}?{page}"
     else:
-        hint = nearest(name, beside, "the keys there are")
+        hint = nearest(name, beside, "the valid keys are")
     return Problem(".".join(parts), "there is no such key", f"remove it{hint}")
 
 
@@ -136,8 +136,8 @@ def unknown_type(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = [one for one in names if one == _TYPES.get(name.lower(), name.lower())]
     near = near or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"ours are {', '.join(names)}"
-    return f"{f'{hint}; ' if names else ''}your own is named as `package.module:Name`"
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
+    return f"{f'{hint}; ' if names else ''}name your own as `package.module:Name`"
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
@@ -160,12 +160,12 @@ def refusal(
     if len(problems) == 1 and first.what == "there is no such key":
         what = f"unknown key `{first.key}`"
     elif len(problems) == 1:
-        what = f"the settings are wrong{f' at `{first.key}`' if first.key else ''}: {first.what}"
+        what = f"invalid settings{f' at `{first.key}`' if first.key else ''}: {first.what}"
     else:
         shown = [str(one) for one in problems[:_SHOWN]]
         more = len(problems) - len(shown)
         shown += [f"{more} more"] if more else []
-        what = f"{len(problems)} settings are wrong: {'; '.join(shown)}"
+        what = f"{len(problems)} settings are invalid: {'; '.join(shown)}"
     places = (place for one in problems for place in _places(one.key, path, given))
     where = list(dict.fromkeys(places))
     fixes = [one.fix for one in problems[:_SHOWN]]

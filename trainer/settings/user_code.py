@@ -66,16 +66,16 @@ def build(
         given = list(parameters)[len(arguments) :]
         strange = [option for option in options if option not in given and not anything]
         if strange:
-            hint = unknown_key([strange[0]], given).fix if given else "it takes none: remove it"
+            hint = unknown_key([strange[0]], given).fix if given else "it takes no keys: remove it"
             if is_users(name):
-                hint += " (a recipe's section [tiny] may have set it)"
+                hint += " (the recipe's section [tiny] may have set it)"
             raise SettingsError(f"unknown key `{strange[0]}`", path=f"{kind} {name}", fix=hint)
         made = maker(*arguments, **options)
     if isinstance(made, wanted) if wanted else callable(made):
         return made
-    what = f"not a {wanted.__module__}.{wanted.__name__}" if wanted else "which cannot be called"
+    what = f"not a {wanted.__module__}.{wanted.__name__}" if wanted else "which is not callable"
     raise SettingsError(
-        f"the {kind} gives {type(made).__name__}, {what}",
+        f"the {kind} returns {type(made).__name__}, {what}",
         path=f"{key} = {name!r}",
         fix="correct what it returns",
     )
@@ -94,20 +94,20 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
     kind = kind_of(key)
     if ":" not in name:
         raise SettingsError(
-            f"there is no {kind} of the name `{name}`",
+            f"there is no {kind} named `{name}`",
             path=f"{key} = {name!r}",
             fix=unknown_type(name, ours),
         )
     if not is_importable(name):
         raise SettingsError(
-            f"`{name}` names nothing that can be imported",
+            f"`{name}` is not a name that can be imported",
             path=f"{key} = {name!r}",
             fix="write it as `package.module:Name`",
         )
     found: Any = torch_class(name) or _imported(key, name)
     if not callable(found):
         raise SettingsError(
-            f"the {kind} is not callable but {type(found).__name__}",
+            f"the {kind} is {type(found).__name__}, which is not callable",
             path=f"{key} = {name!r}",
             fix="name a function or a class",
         )
@@ -132,11 +132,11 @@ def users_code(key: str, name: str) -> Iterator[None]:
         if not is_users(name):
             raise
         line = _last_line(error)
-        note = f"raised by code of your own, which the setting {key} = {name!r} names"
+        note = f"raised by your own code, named by the setting {key} = {name!r}"
         if line is not None:
             if isinstance(error, TypeError | ValueError | AttributeError):
                 raise _not_as_it_must_be(key, name, error, line) from error
-            note = f"raised in {_place(line)}, while it used {note.removeprefix('raised by ')}"
+            note = f"raised in {_place(line)}, while using {note.removeprefix('raised by ')}"
         if isinstance(error, SystemExit):  # it would end the program as if all were well
             failure = RuntimeError(f"this code ended the program: exit({error.code!r})")
             failure.add_note(note)
@@ -157,11 +157,11 @@ def _not_as_it_must_be(
     key: str, name: str, error: Exception, line: traceback.FrameSummary
 ) -> SettingsError:
     kind = kind_of(key)
-    what = f"the {kind} is not as it must be: {error}"
-    fix = "correct it; docs/own_parts.md says what it is given, and what it gives"
+    what = f"the {kind} does not follow its interface: {error}"
+    fix = "correct it; docs/own_parts.md says what it receives and must return"
     if not (line.line or "").startswith("raise "):  # no check: our own mistake looks like this too
         what = f"using the {kind} fails: {_said(error)} ({_place(line)})"
-        fix += "; where it is as that says, this is a mistake of ours: report it"
+        fix += "; if it already follows that, this is a bug in the trainer: please report it"
     return SettingsError(what, path=f"{key} = {name!r}{_file_of(name)}", fix=fix)
 
 
@@ -195,7 +195,7 @@ def naming_users_code(settings: Settings) -> Iterator[None]:
     except Exception as error:
         names = foreign_names(settings)
         if names and not isinstance(error, DemotoolsError) and not hasattr(error, "__notes__"):
-            error.add_note(f"raised by code of your own, which a setting names: {', '.join(names)}")
+            error.add_note(f"raised by your own code, named by a setting: {', '.join(names)}")
         raise
 
 
@@ -211,9 +211,9 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
         if is_users(name) or hasattr(error, "__notes__"):  # of the user's, or a function of theirs
             raise
         raise SettingsError(
-            f"the {kind_of(key)} refuses its settings: {_said(error)}",
+            f"the {kind_of(key)} rejects its settings: {_said(error)}",
             path=f"{key} = {name!r}",
-            fix="correct the keys beside its type, or name another",
+            fix="correct the other keys of its section, or choose another type",
         ) from error
 
 
@@ -315,7 +315,7 @@ def _not_there(key: str, name: str, error: Exception) -> SettingsError:
     return SettingsError(
         f"the {kind_of(key)} cannot be imported: {error}",
         path=f"{key} = {name!r}",
-        fix="install the package, put the module beside the recipe, or correct the name",
+        fix="install the package, put the module next to the recipe, or correct the name",
     )
 
 
@@ -371,7 +371,7 @@ def made_environment(make: str, level: str) -> Environment:
         raise LevelError(
             f"there is no environment for the level `{level}`: {error}",
             path=f"{key} = {make!r}",
-            fix="correct run.level, or on_policy.environment",
+            fix="correct run.level or on_policy.environment",
         ) from error
     if isinstance(environment, gymnasium.Env):
         return environment
@@ -415,10 +415,10 @@ def check_trusted(settings: Settings, path: Path, *, trust: bool, of: str = "") 
         return
     kind = SettingsError if path.name == SETTINGS_FILE else CheckpointError
     raise kind(
-        f"this names code that is not the trainer's, which was not imported: {', '.join(names)}",
+        f"this names code from outside the trainer, which was not imported: {', '.join(names)}",
         path=path,
-        fix="only if you know that code, and who gave you the file: add --trust "
-        "(in Python, trust=True), and it is imported and run",
+        fix="if you know that code and trust the source of the file, add --trust "
+        "(in Python, trust=True) to import and run it",
     )
 
 
