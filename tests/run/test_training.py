@@ -270,7 +270,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
         (["nothing.toml"], "there is no such recipe"),
         (["bc_small_cpu", "--set", "run.levl=x"], "unknown key `run.levl`"),
         (["bc_small_cpu", "--set", "stages.0.off_policy.store=Nowhere"], "no such demo store"),
-        (["bc_small_cpu", "--set", "losses.expert_ce.type=entropy"], "no loss of the name"),
+        (["bc_small_cpu", "--set", "losses.expert_ce.type=entropy"], "no loss named"),
         (["bc_small_cpu", "--set", "optimizer.type=adamm"], "did you mean adam"),
         (["bc_small_cpu", "--set", "optimizer.schedule.type=linea"], "did you mean linear"),
         (["bc_small_cpu", "--set", "stages.0.losses=['expert']"], "did you mean expert_ce"),

@@ -89,9 +89,9 @@ def test_an_impossible_value_is_refused_by_its_key(override: str, what: str) -> 
         ("optimizer.schedule={type='linear', to=inf}", "0 <= to <= 1"),
         ("optimizer.schedule={type='cosine', warmup=-1.0}", "0 <= warmup < 1"),
         ("optimizer.schedule={type='linear', env_steps=-5}", "a number of steps"),
-        ("optimizer.schedule={type='linear', to='x'}", "the schedule refuses its settings"),
-        ("optimizer.betas=[2.0, 3.0]", "the optimizer refuses its settings"),
-        ("optimizer.weight_decay=nan", "the optimizer refuses its settings"),
+        ("optimizer.schedule={type='linear', to='x'}", "the schedule rejects its settings"),
+        ("optimizer.betas=[2.0, 3.0]", "the optimizer rejects its settings"),
+        ("optimizer.weight_decay=nan", "the optimizer rejects its settings"),
     ],
 )
 def test_an_impossible_option_of_something_with_a_type_is_refused(override: str, what: str) -> None:

@@ -321,5 +321,5 @@ def test_what_is_known_of_our_parts_without_torch_is_what_they_are() -> None:
     for name in SCHEDULES:
         with pytest.raises(SettingsError) as refused:
             build_schedule(Named.model_validate({"type": name, "x": 1}), weights, {"updates": 9})
-        listed = re.findall(r"\w+", refused.value.fix.partition("there are ")[2])
+        listed = re.findall(r"\w+", refused.value.fix.partition("valid keys are ")[2])
         assert set(listed) == set(KEYS["schedule"][name])
