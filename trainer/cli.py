@@ -1,4 +1,4 @@
-"""The `trainer` command line: one thin function per command; the work is in the modules.
+"""The `trainer` command line: one thin function per command; other modules do the work.
 
 Modules that import torch are imported inside the commands, so that `--help` answers at once.
 """
@@ -323,7 +323,7 @@ def _say_how_to_go_on(checkpoint: Path, *, resume: bool) -> None:
     if _writes():
         again = [word for word in sys.argv[1:] if word != "--overwrite"]
         again += [] if resume else ["--resume"]
-        _say(f"stopped; the checkpoint is {checkpoint}; to continue from it:")
+        _say(f"stopped; the checkpoint is {checkpoint}; to resume from it:")
         _say(f"  {shlex.join(['trainer', *again])}")
     else:
         _say(f"process {os.environ['RANK']} stopped; process 0 has saved {checkpoint}")
@@ -765,7 +765,7 @@ def _say(line: str) -> None:
     """Print a line; where its reader has gone (`| head`), the run goes on and the rest is lost."""
     for stream, text in (
         (sys.stdout, line),
-        (sys.stderr, "nobody reads the output; the run continues"),
+        (sys.stderr, "nothing reads the output any more; the run continues"),
     ):
         try:
             click.echo(text, file=stream)

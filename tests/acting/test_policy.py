@@ -203,7 +203,7 @@ def test_what_is_no_observation_is_refused_with_what_one_is(checkpoint: Path) ->
         observation["mission"],
         None,
     ):
-        with pytest.raises(SettingsError, match="this is no observation") as refusal:
+        with pytest.raises(SettingsError, match="this is not an observation") as refusal:
             policy.act(given)  # type: ignore[arg-type]
         assert "environment.reset()" in refusal.value.fix
     with pytest.raises(SettingsError, match=r"an array of shape \(7, 7, 3\)"):
@@ -288,7 +288,7 @@ def test_in_loops_actions_are_drawn_from_the_third_time_that_a_view_comes_up() -
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.pt"
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a checkpoint, or it is damaged"):
+    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
         read_checkpoint(file)
 
 

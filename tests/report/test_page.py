@@ -181,7 +181,7 @@ def test_a_folder_without_a_run_or_with_a_damaged_one_is_refused(
         run_report([folder])
     assert damaged.value.path == str(folder / file)
     (folder / file).unlink()
-    with pytest.raises(DemotoolsError, match="holds no run"):
+    with pytest.raises(DemotoolsError, match="has no run"):
         run_report([folder])
 
 

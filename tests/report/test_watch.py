@@ -276,7 +276,7 @@ def test_what_cannot_be_watched_is_said_in_three_parts(
     assert "this level cannot be played" in gone.output
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
     damaged = watch(tmp_path / "bad.pt")
-    assert "not a checkpoint, or it is damaged" in damaged.output
+    assert "not a checkpoint, or a damaged one" in damaged.output
     for result in (nowhere, foreign, gone, damaged):
         assert result.exit_code == 1
         assert "  where: " in result.output and "  next:  " in result.output

@@ -72,7 +72,7 @@ def set_line(content: Content, key: str, line: str) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "text.pt"
     path.write_bytes(text)
-    assert_refused(evaluated(path), "this is not a checkpoint, or it is damaged")
+    assert_refused(evaluated(path), "this is not a checkpoint, or a damaged one")
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_a_flipped_byte_of_the_weights_is_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "what"), [(0.5, "its end is missing, as of a download"), (0, "it is empty")]
+    ("kept", "what"), [(0.5, "its end is missing, as in an interrupted"), (0, "it is empty")]
 )
 def test_half_a_download_is_said_to_be_that(folder: Path, kept: float, what: str) -> None:
     content = (folder / FILE_NAME).read_bytes()
     (folder / FILE_NAME).write_bytes(content[: int(kept * len(content))])
     result = evaluated(folder)
-    assert_refused(result, f"or it is damaged: {what}")
+    assert_refused(result, f"or a damaged one: {what}")
     assert "BadZipFile" not in result.output
 
 

@@ -59,7 +59,7 @@ def run_that_lies_there() -> None:
     [
         ("run nosuch", "there is no such recipe"),
         ("run ppo --set run.seedd=1", "unknown key `run.seedd`"),
-        ("run ppo", "there is a run in this folder already"),
+        ("run ppo", "there is already a run in this folder"),
         ("run bc_small_cpu --dry-run", "there is no such demo store"),
         ("run bc_1000_demos", "there is no such demo store"),
         ("evaluate nosuch", "there is no checkpoint"),
@@ -99,7 +99,7 @@ def test_a_level_that_there_is_not_is_refused_before_torch_is_loaded(
 def test_where_several_seeds_were_trained_their_runs_are_named() -> None:
     run_that_lies_there()
     Path("runs/BabyAIGoToObjPPO").rename("runs/seed-3")
-    assert no_checkpoint(Path("runs/last.pt")).fix == "name the run of one seed, as in runs/seed-3"
+    assert no_checkpoint(Path("runs/last.pt")).fix == "name a run of one seed, such as runs/seed-3"
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--overwrite", "--resume", "--tiny", "-o other"])

@@ -212,14 +212,14 @@ def test_subgoals_are_refused_where_a_store_or_a_rollout_has_none_and_a_network_
         return str(error.value)
 
     told = refused(*SUBGOAL, data=bot_data)
-    assert "the loss `subgoal` learns the bot's subgoals, and this store has none" in told
+    assert "the loss `subgoal` learns the bot's subgoals, but this store has none" in told
     assert str(bot_data / "GoToLocal.zarr") in told and "generate LEVEL --subgoals" in told
     rollouts = ("on_policy={environments = 4, rollout_len = 4}", "stages.0.losses=['subgoal']")
     told = refused(SUBGOAL[0], *rollouts)
     assert "learns from stores: list it in stages.0.off_policy.losses" in told
     told = refused(*SUBGOAL, "model={type = 'tests.run.test_held:Silent'}")
-    assert "the network does not say what actor and critic see" in told
-    assert "let its output have `features`" in told
+    assert "the network does not return the input of actor and critic" in told
+    assert "add `features` to its output" in told
 
 
 def test_numbers_are_scalars_of_the_log(run: Callable[..., Any]) -> None:
@@ -263,7 +263,7 @@ def test_state_of_another_loss_is_refused_by_its_name(
     saved = torch.load(tmp_path / "a/last.pt", weights_only=True)
     del saved["training"]["processes"][0]["losses"]["ahead"]["head.bias"]
     torch.save(saved, tmp_path / "a/last.pt")
-    with pytest.raises(CheckpointError, match="the state of the loss `ahead` does not fit it"):
+    with pytest.raises(CheckpointError, match="saved state of the loss `ahead` does not fit it"):
         run("a", *line, resume=True)
 
 

@@ -91,11 +91,11 @@ def test_the_two_lines_of_the_page_clone_and_go_on_by_ppo(
         assert result.exit_code == 0, result.output
     count = sum(one.numel() for one in SmallNetwork(len(WORDS)).parameters())
     cloned = tmp_path / "runs/clone/last.pt"
-    assert f"network: small, that of {cloned}" in result.output
+    assert f"network: small, as in {cloned}" in result.output
     assert (
         f"weights: all {count:,} of {cloned}, trained on GoToLocal for 256 demo steps and "
     ) in result.output
-    assert "optimizer, schedule and counters begin anew" in result.output
+    assert "optimizer, schedule and counters start afresh" in result.output
     first, second = weights(tmp_path / "runs/clone"), weights(tmp_path / "runs/ppo")
     # with such a rate the weights of the second stay what they were taken as
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -203,7 +203,7 @@ def test_weights_alone_are_not_resumed_from(
     shutil.copytree(clone, tmp_path / "a")
     export_policy(clone, "weights", tmp_path / "a/last.pt", overwrite=True)
     result = run("bc_small_cpu", "-o", "a", "--resume", "--set", "stages.0.max_demo_steps=512")
-    assert result.exit_code == 1 and "this holds weights alone" in result.output
+    assert result.exit_code == 1 and "this has only weights" in result.output
 
 
 def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
@@ -211,7 +211,7 @@ def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
     run = begun(words=(*WORDS, "giraffe", "gnu"))
     drawn = {name: values.clone() for name, values in run.network.state_dict().items()}
     said = take_weights(run, checkpoint)
-    assert "drawn for 2 new words: giraffe, gnu;" in said
+    assert "random for 2 new words: giraffe, gnu;" in said
     for name, values in run.network.state_dict().items():
         known = checkpoint.model[name]
         assert torch.equal(values[: len(known)], known)
@@ -224,7 +224,7 @@ def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
         (
             lambda content: content["words"].__setitem__(3, "giraffe"),
             (),
-            f"another vocabulary: the word of id 4 is `giraffe` there and `{WORDS[3]}` here",
+            f"different vocabulary: word 4 is `giraffe` there but `{WORDS[3]}` here",
         ),
         (lambda _: None, ("model.type=film",), "are of the network `small`, not `film`"),
         (

@@ -199,7 +199,7 @@ def test_where_weights_and_biases_fails_the_run_does_not_begin_or_goes_on_and_sa
 ) -> None:
     refused = trained(bot_data, tmp_path / "a", STAND_IN_FAILS="init")
     assert refused.returncode == 1
-    assert "Weights & Biases does not begin: RuntimeError: api_key" in refused.stderr
+    assert "Weights & Biases does not start: RuntimeError: api_key" in refused.stderr
     assert "\n  next:  " in refused.stderr and "Traceback" not in refused.stderr
     finished = trained(bot_data, tmp_path / "b", STAND_IN_FAILS="log")
     assert finished.returncode == 0, finished.stderr
@@ -396,7 +396,7 @@ def test_a_line_that_no_run_writes_is_refused_in_three_parts(
     (tmp_path / "settings.toml").write_text(toml_of(settings), "utf-8")
     result = CliRunner().invoke(main, [command, str(tmp_path), "-o", str(tmp_path / "out")])
     assert result.exit_code == 1
-    assert "the log is damaged: line 2 is not one that a run writes" in result.output
+    assert "the log is damaged: line 2 was not written by a run" in result.output
     assert f"\n  where: {tmp_path / FILE_NAME}\n  next:  " in result.output
     assert not (tmp_path / "out").exists()
 

@@ -98,7 +98,7 @@ def test_a_schedule_over_the_whole_run_follows_the_longer_plan_and_that_is_said(
     run("bc_small_cpu", "grown", *line, shorter)
     shortened = read_checkpoint(tmp_path / "grown")
     said = run("bc_small_cpu", "grown", *line, longer, resume=True)
-    assert "the schedule linear goes over the whole run, which is longer now" in said
+    assert "the schedule linear spans the whole run, which is now longer" in said
     assert not same_weights(tmp_path / "whole", tmp_path / "grown")
     rates = [
         [one["lr"] for one in read_log(tmp_path / name) if one["group"] == "train"]
@@ -125,7 +125,7 @@ def test_a_stage_that_comes_after_a_finished_run_goes_on_as_in_one_plan(
     }
     run(both, "whole")
     said = run(both, "grown", resume=True)
-    assert "stages are new from stage 2 on, of 2" in said
+    assert "the stages from 2 to 2 are new" in said
     assert same_weights(tmp_path / "whole", tmp_path / "grown")
     assert training(tmp_path / "grown")["progress"]["env_steps"] == 96
 

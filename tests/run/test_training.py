@@ -199,7 +199,7 @@ def test_the_tutorials_recipe_runs_with_its_environment_budget(
     result = run("bc_offpolicy.toml", "-o", "a", *small)
     assert result.exit_code == 0, result.output
     assert "network: small" in result.output
-    assert "store: GoToLocal, the full one, because there is no GoToLocal-small" in result.output
+    assert "store: GoToLocal, the full store, because there is no GoToLocal-small" in result.output
     assert "stage 1 of 1: 128 env steps, 1,024 demo steps (" in result.output
     assert result.output.count("network:") == 1
     progress = read_checkpoint(tmp_path / "a").training["progress"]
@@ -256,7 +256,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_overwrite_and_kept(
     (tmp_path / "a" / "notes.txt").write_text("mine")
     before = (tmp_path / "a" / "last.pt").read_bytes()
     refused = run("bc_small_cpu", "-o", "a", *TINY)
-    assert refused.exit_code == 1 and "there is a run in this folder already" in refused.output
+    assert refused.exit_code == 1 and "there is already a run in this folder" in refused.output
     assert (tmp_path / "a" / "last.pt").read_bytes() == before
     assert run("bc_small_cpu", "-o", "a", "-q", "--overwrite", *TINY).exit_code == 0
     assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
@@ -321,7 +321,7 @@ def test_resume_without_a_checkpoint_says_how_the_run_begins(
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").touch()
     left = run("bc_small_cpu", "-o", "a", "--resume", *BARE)
-    assert left.exit_code == 1 and "--overwrite in place of --resume" in left.output
+    assert left.exit_code == 1 and "--overwrite instead of --resume" in left.output
     again = run("bc_small_cpu", "-o", "a", *BARE)
     assert again.exit_code == 1 and "--resume=auto or --overwrite" in again.output
     assert run("bc_small_cpu", "-o", "a", "--overwrite", "-q", *BARE).exit_code == 0
@@ -427,7 +427,7 @@ def test_a_run_with_other_settings_is_not_resumed(
 ) -> None:
     folder = str(finished[0])
     refused = run("bc_small_cpu", "-o", folder, "--resume", *TINY, "--set", "optimizer.lr=0.1")
-    assert refused.exit_code == 1 and "begun with other settings" in refused.output
+    assert refused.exit_code == 1 and "started with different settings" in refused.output
 
 
 def test_evaluate_measures_a_checkpoint_and_the_references(
@@ -480,7 +480,7 @@ def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
     with (folder / "evaluations.jsonl").open("a") as stream:
         stream.write('{"group": "evaluation"}\n')
     damaged = CliRunner().invoke(main, ["plot", str(folder), "-o", str(tmp_path / "a.png")])
-    assert damaged.exit_code == 1 and "line 5 is not one that a run writes" in damaged.output
+    assert damaged.exit_code == 1 and "line 5 was not written by a run" in damaged.output
 
 
 def test_success_is_measured_every_so_many_steps_greedy_and_sampled_and_changes_no_weight(
@@ -561,7 +561,7 @@ def test_of_a_merged_store_any_level_may_be_measured(tmp_path: Path) -> None:
     stores = {"M": open_store(tmp_path / "M.zarr")}
     assert other_levels(read_settings("bc_small_cpu.toml"), stores) == []
     (line,) = other_levels(read_settings("ppo.toml"), stores)
-    assert 'run.level=["GoToLocal", "PickupLoc"] measures it' in line
+    assert 'run.level=["GoToLocal", "PickupLoc"] to measure it' in line
 
 
 def test_recipes_are_listed_and_copied_but_never_over_a_file(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_plot_draws_several_runs_into_one_picture(
         assert result.exit_code == 0, result.output
         assert output.read_bytes().startswith(b"\x89PNG")
     empty = CliRunner().invoke(main, ["plot", str(tmp_path), "-o", str(tmp_path / "x.png")])
-    assert empty.exit_code == 1 and "holds no run" in empty.output
+    assert empty.exit_code == 1 and "has no run" in empty.output
 
 
 class ShiftedCrossEntropy:

@@ -141,7 +141,7 @@ def test_a_killed_run_leaves_the_old_one_readable_and_it_comes_back(
     process.wait()
     assert read_checkpoint(Path("run")).parsed().run.seed != 9
     result = invoked()
-    assert result.exit_code == 1 and "there is a run in this folder already" in result.output
+    assert result.exit_code == 1 and "there is already a run in this folder" in result.output
     after = files()
     assert {name: after[name] for name in before} == before
     assert not Path("run", REPLACED).exists()

@@ -159,7 +159,7 @@ def test_nothing_that_a_checkpoint_names_is_imported_or_run(folder: Path, change
     result = CliRunner().invoke(main, ["run", *RECIPE, "-o", "a", "--resume"])
     assert result.exit_code == 1, result.output
     # `model.type = "auto"` would take the network that the checkpoint names
-    taken = "names code from outside the trainer" if "model" in changes else "with other settings"
+    taken = "names code from outside the trainer" if "model" in changes else "different settings"
     assert taken in result.output, result.output
     CliRunner().invoke(main, ["report", "a", "-o", "report.html", "-q"])
     CliRunner().invoke(main, ["plot", "a", "-o", "curve.png", "-q"])
@@ -298,7 +298,7 @@ def test_a_dry_run_imports_nothing_of_a_recipe_and_says_so(
         arguments = ["run", *RECIPE, "--dry-run", "--set", override]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
-        assert "# not imported by a dry run: " in result.output
+        assert "# not imported in a dry run: " in result.output
         assert "canary_dry:" in result.output
         assert ("# parameters: " in result.output) == (not override.startswith("model"))
         assert not Path("canary").exists()
@@ -319,7 +319,7 @@ def test_a_small_file_cannot_announce_large_weights(folder: Path) -> None:
     }
     content["training"] = {}
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match="more than the file holds"):
+    with pytest.raises(CheckpointError, match="larger than the file"):
         trainer.load_policy("a")
 
 
@@ -329,7 +329,7 @@ def test_a_checkpoint_that_announces_more_than_it_has_is_refused(tmp_path: Path)
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * 50_000_000)
-    with pytest.raises(CheckpointError, match="announces 50,000,000 bytes, more than it has"):
+    with pytest.raises(CheckpointError, match="announces 50,000,000 bytes, which is more"):
         read_checkpoint(path)
 
 

@@ -1,3 +1,3 @@
-"""Runs, looked at: `plot` draws learning curves, `page` makes one HTML page of several runs,
-`watch` shows a policy at play.
+"""Presents runs: `plot` draws learning curves, `page` makes one HTML page about several runs,
+`watch` shows a policy playing, and `push` publishes it.
 """

@@ -174,7 +174,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     file = folder / SETTINGS_FILE
     if not file.is_file():
         raise SettingsError(
-            "this folder holds no run", path=file, fix="name a folder that `trainer run` wrote"
+            "this folder has no run", path=file, fix="name a folder that `trainer run` wrote"
         )
     tree = toml_tree(read_regular(file), file)
     parsed_settings(tree, file)

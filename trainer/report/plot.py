@@ -1,6 +1,6 @@
-"""Learning curves as a picture: success and losses of one run or several.
+"""Draws learning curves: success and losses of one or several runs.
 
-Runs that differ in their seeds only are one experiment: their mean, with its 95% interval over the
+Runs that differ only in their seeds are one experiment: their mean, with its 95% interval over the
 seeds from bootstrap resamples.
 
 Source: R. Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice
@@ -125,7 +125,7 @@ def drawn_curve(folder: Path) -> str:
     try:
         return f"learning curve: {plot_runs([folder], folder / CURVE_FILE, overwrite=True)}"
     except DemotoolsError as error:
-        return f"there is no learning curve: {error.what}; all else of the run is in {folder}"
+        return f"no learning curve was drawn: {error.what}; the rest of the run is in {folder}"
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def drawing() -> Iterator[None]:
         raise DemotoolsError(
             f"the curves cannot be drawn: {error_text(error)}",
             path="matplotlib",
-            fix="look at your matplotlibrc, or install matplotlib again",
+            fix="check your matplotlibrc, or reinstall matplotlib",
         ) from error
     finally:
         if window is not None:
@@ -263,7 +263,7 @@ def run_lines(folder: Path) -> Lines:
     """
     if not (folder / FILE_NAME).is_file():
         raise DemotoolsError(
-            "this folder holds no run", path=folder, fix="name a folder that `trainer run` wrote"
+            "this folder has no run", path=folder, fix="name a folder that `trainer run` wrote"
         )
     lines = read_log(folder)
     if (folder / EVALUATIONS_FILE).is_file():

@@ -1,8 +1,8 @@
 """Publish a policy on the Hugging Face hub, with a model card that says how well it plays.
 
-What is sent: the files of `trainer.run.published`, `evaluation.json` with what `trainer evaluate`
-measured, the animation `policy.gif`, the learning curve where the run has a log, and the card. The
-header of the card has the keys that the hub documents; JSON is a part of YAML.
+It uploads the files of `trainer.run.published`, `evaluation.json` with the measurements of `trainer
+evaluate`, the animation `policy.gif`, the learning curve if the run has a log, and the card. The
+header of the card has the keys that the hub documents, as JSON, which is valid YAML.
 """
 
 from __future__ import annotations

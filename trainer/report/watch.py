@@ -1,4 +1,4 @@
-"""Watch a policy play: what it sees, the room, and how probable it holds each action."""
+"""Shows a policy playing: its view, the room, and the probability of each action."""
 
 from __future__ import annotations
 

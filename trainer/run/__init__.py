@@ -1,6 +1,6 @@
-"""A training run. Read `loop` first: the whole of training, top to bottom.
+"""A training run. Read `loop` first: it is the whole training loop, from top to bottom.
 
-`state` is what a run and its present stage hold; `session.train` goes from settings to the folder
-of a finished run; `checkpoint` is the file, `resume` writes it and takes a run up from it,
-`loading` makes a policy of it; `cost` is worked out beforehand; `log` is what a run says.
+`state` is the state of a run and of its current stage; `session.train` turns settings into the
+folder of a finished run; `checkpoint` is the checkpoint file, `resume` writes it and resumes a run
+from it, `loading` makes a policy from it; `cost` estimates the cost beforehand; `log` is the log.
 """

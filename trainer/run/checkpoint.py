@@ -152,7 +152,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"the weights `{name}` are not finite",
                     path=self.path,
-                    fix="name an earlier checkpoint, or train again with a lower optimizer.lr",
+                    fix="use an earlier checkpoint, or train again with a lower optimizer.lr",
                 )
 
     def check_sizes(self, named: Named) -> None:
@@ -172,7 +172,7 @@ class Checkpoint:
             raise _misfit(self.path, f"{self._not_fitting()}: {what}")
         claimed = sum(w.nbytes for w in self.model.values() if isinstance(w, torch.Tensor))
         if claimed > self.path.stat().st_size:
-            raise _misfit(self.path, f"{self._not_fitting()}: they are more than the file holds")
+            raise _misfit(self.path, f"{self._not_fitting()}: they are larger than the file")
 
     def _wrong_shape(self, network: nn.Module) -> str:
         """The first weights that are not those of a network; empty where all fit."""
@@ -232,7 +232,7 @@ def _misfit(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         what,
         path=path,
-        fix="use the versions that it was written with, name another checkpoint, or train anew",
+        fix="use the versions that it was written with, name another checkpoint, or train again",
     )
 
 
@@ -367,9 +367,9 @@ def _stored(stream: IO[bytes], file: Path) -> Any:
         stream.seek(0)
         begun = stream.read(4) == b"PK\3\4"
         why = (
-            "its end is missing, as of a download that was cut off"
+            "its end is missing, as in an interrupted download"
             if begun
-            else "it begins as none does"
+            else "it does not begin like a checkpoint"
         )
         raise _not_a_checkpoint(file, why if stream.tell() else "it is empty")
     try:
@@ -377,7 +377,7 @@ def _stored(stream: IO[bytes], file: Path) -> Any:
             # torch compresses nothing: what announces more than the file holds is not its work
             announced = sum(member.file_size for member in archive.infolist())
             if announced > stream.seek(0, os.SEEK_END):
-                why = f"it announces {announced:,} bytes, more than it has"
+                why = f"it announces {announced:,} bytes, which is more than its size"
                 raise _not_a_checkpoint(file, why)
             damaged = archive.testzip()
         if damaged is not None:
@@ -397,18 +397,18 @@ def _stored(stream: IO[bytes], file: Path) -> Any:
 def _unsafe(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
     """What torch's unpickler refused; torch itself advises to load it without looking."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    what = f"it names {named[1]}" if named else "it holds more than tensors and settings"
+    what = f"it names {named[1]}" if named else "it contains more than tensors and settings"
     return CheckpointError(
         f"this is not a checkpoint of the trainer: {what}, which could run code; nothing was run",
         path=file,
-        fix="do not load this file with anything else, not with torch.load(weights_only=False) "
-        "either; get one that `trainer run` wrote, from somebody you trust",
+        fix="do not load this file with anything else, in particular not with "
+        "torch.load(weights_only=False); use one written by `trainer run`, from a trusted source",
     )
 
 
 def _not_a_checkpoint(file: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"this is not a checkpoint, or it is damaged: {why}",
+        f"this is not a checkpoint, or a damaged one: {why}",
         path=file,
         fix="name another checkpoint, or train again",
     )

@@ -1,4 +1,4 @@
-"""What a run is going to cost, worked out from its settings and a few updates that are timed."""
+"""Estimates the cost of a run from its settings and a few timed updates."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Cost:
             needed.append(f"{self.memory_bytes / 2**20:,.0f} MiB of memory")
         result.append(", ".join([*needed, f"{self.disk_bytes / 2**20:,.0f} MiB of disk"]))
         if self.seconds > SLOW_SECONDS and FASTER_RECIPE not in recipe:
-            result.append(f"that is long: `trainer run {FASTER_RECIPE}` is done in minutes")
+            result.append(f"that is long; `trainer run {FASTER_RECIPE}` takes only minutes")
         return result
 
 
@@ -113,8 +113,8 @@ def _check_output(name: str, _network: nn.Module, _given: object, output: object
         shown = f"a {type(output).__name__} of {kinds}" if parts else type(output).__name__
         with users_code("model.type", name):
             raise ValueError(
-                f"it gives {shown}, not (logits, values, memory): three tensors, and what gives "
-                "the features, or None, if it likes"
+                f"it returns {shown}, not (logits, values, memory): three tensors, optionally "
+                "followed by a function that returns the features, or None"
             )
 
 

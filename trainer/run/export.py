@@ -1,6 +1,6 @@
-"""A trained policy written down for others: as ONNX, as TorchScript, or its weights alone.
+"""Exports a trained policy: as ONNX, as TorchScript, or as its weights alone.
 
-A graph holds one step of B environments, without runs and masks over time:
+A graph computes one step of B environments, without the time dimension:
 
     image       uint8 [B, 7, 7, 3], as minigrid gives it, or views of the shape that was learned
     direction   uint8 [B]; absent where the network does not look at it
@@ -12,7 +12,7 @@ A graph holds one step of B environments, without runs and masks over time:
     value         float32 [B], the critic's
     memory_after  float32 [B, memory size]
 
-It is traced, and written only after it has played beside the network and said the same.
+It is traced, and written only after its outputs have matched the network's on the same episodes.
 """
 
 from __future__ import annotations
@@ -202,9 +202,9 @@ def _graph_of(saved: Checkpoint, traced: Callable[[], tuple[bytes, Played]]) -> 
             if named not in NETWORKS:
                 raise
             raise CheckpointError(
-                f"the network `{named}` cannot be written as a graph: {error}",
+                f"the network `{named}` cannot be exported as a graph: {error}",
                 path=saved.path,
-                fix="export it with --to weights, and let `trainer.load_policy` act",
+                fix="export it with --to weights, and use it with `trainer.load_policy`",
             ) from error
 
 
@@ -299,9 +299,9 @@ def _difference(
             seen = environments.step(action)
     if not largest <= TOLERANCE:
         raise CheckpointError(
-            f"the graph says something else than the network: they are {largest:.1e} apart",
+            f"the graph's outputs differ from the network's by up to {largest:.1e}",
             path=saved.path,
-            fix="export it with --to weights; a network of your own must compute with tensors of "
-            "the batch alone, and ask none for its value",
+            fix="export it with --to weights; your own network must compute only with tensors of "
+            "the batch, and never read their values in Python",
         )
     return largest

@@ -1,6 +1,6 @@
-"""The folder of a run, by name and content, and what is refused before torch is loaded.
+"""The folder of a run: its name, its content, its lock, and what is refused before loading torch.
 
-Loading torch takes longer than all of this: a wrong name is reported at once.
+Loading torch takes longer than all of this, so a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def no_checkpoint(file: Path) -> CheckpointError:
     return CheckpointError(
         "there is no checkpoint",
         path=file,
-        fix=f"name the run of one seed, as in {printable_text(seeds[0])}"
+        fix=f"name a run of one seed, such as {printable_text(seeds[0])}"
         if seeds
         else "name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
     )
@@ -194,7 +194,7 @@ def check_suffix(path: Path, *suffixes: str) -> None:
     if path.suffix and path.suffix.lower() not in suffixes:
         kind = suffixes[0].removeprefix(".").upper()
         raise SettingsError(
-            f"what is written is {kind}, and this name ends in {path.suffix}",
+            f"the output is {kind}, but this name ends in {path.suffix}",
             path=path,
             fix=f"name it {path.with_suffix(suffixes[0]).name}",
         )
@@ -209,11 +209,11 @@ def check_free(folder: Path) -> None:
     """SettingsError where there is a run in the folder."""
     if not left_by_a_run(folder):
         return
-    what = "there is a run in this folder already"
-    fix = "add --resume to go on with it, --overwrite to replace it"
+    what = "there is already a run in this folder"
+    fix = "add --resume to continue it, or --overwrite to replace it"
     if not has_checkpoint(folder):
-        what = "a run ended in this folder before its first checkpoint"
-        fix = "add --resume=auto or --overwrite to begin it again"
+        what = "a run in this folder ended before its first checkpoint"
+        fix = "add --resume=auto or --overwrite to start it again"
     raise SettingsError(what, path=folder, fix=f"{fix}, or name another folder with -o")
 
 
@@ -232,7 +232,7 @@ def claimed(folder: Path, *, new: bool, overwrite: bool) -> Iterator[None]:
         raise SettingsError(
             "another process is training in this folder",
             path=folder,
-            fix="wait until it has ended, end it, or name another folder with -o",
+            fix="wait for it to finish, stop it, or name another folder with -o",
         ) from error
     try:
         _settle(folder)

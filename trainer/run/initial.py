@@ -1,8 +1,8 @@
-"""The weights that a run begins with where they are another run's: the setting `run.init_from`.
+"""Initial weights from another run: the setting `run.init_from`.
 
-Only weights are taken. Optimizer, schedule and counters begin anew, and nothing that the other
-run's settings name is imported, unless the network itself is (`model.type = "auto"` takes the other
-run's, and with code in it only if that is trusted).
+Only weights are taken. Optimizer, schedule and counters start afresh, and no code that the other
+run's settings name is imported, except the network's own (`model.type = "auto"` takes the other
+run's network, and imports its code only if that is trusted).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def network_of(checkpoint: Checkpoint, *, trust: bool) -> tuple[ModelSettings, s
     saved = checkpoint.parsed()
     check_trusted(saved, checkpoint.path, trust=trust, of="model.")
     checkpoint.check_sizes(saved.model)
-    return saved.model, f"network: {saved.model.type}, that of {checkpoint.path}"
+    return saved.model, f"network: {saved.model.type}, as in {checkpoint.path}"
 
 
 def longest_words(words: tuple[str, ...], checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -66,17 +66,17 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
     named, saved = run.settings.model, checkpoint.parsed()
     if named.type != saved.model.type:
         raise CheckpointError(
-            f"the weights are of the network `{saved.model.type}`, not `{named.type}`",
+            f"the weights belong to the network `{saved.model.type}`, not `{named.type}`",
             path=checkpoint.path,
-            fix='set model.type = "auto", which takes the network of these weights',
+            fix='set model.type = "auto" to use the network of these weights',
         )
     for number, (ours, theirs) in enumerate(zip(run.words, checkpoint.words, strict=False)):
         if ours != theirs:
             raise CheckpointError(
-                f"the weights are of another vocabulary: the word of id {number + 1} is "
-                f"`{theirs}` there and `{ours}` here",
+                f"the weights belong to a different vocabulary: word {number + 1} is "
+                f"`{theirs}` there but `{ours}` here",
                 path=checkpoint.path,
-                fix="begin with weights that were trained on stores of the same origin",
+                fix="use weights that were trained on stores of the same origin",
             )
     new = len(run.words) - len(checkpoint.words)
     weights, rows = dict(checkpoint.model), len(run.words) + 1  # one more for the padding
@@ -99,11 +99,11 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
     ]
     if new:
         more = ", …" if new > _SHOWN else ""
-        parts.append(f"drawn for {new} new words: {', '.join(run.words[-new:][:_SHOWN])}{more}")
+        parts.append(f"random for {new} new words: {', '.join(run.words[-new:][:_SHOWN])}{more}")
     differing = {key for key, _ in {*_options(named)} ^ {*_options(saved.model)}}
     if differing:
-        parts.append(f"another {', '.join(f'model.{key}' for key in sorted(differing))}")
-    return "; ".join([*parts, "optimizer, schedule and counters begin anew"])
+        parts.append(f"different {', '.join(f'model.{key}' for key in sorted(differing))}")
+    return "; ".join([*parts, "optimizer, schedule and counters start afresh"])
 
 
 def _options(named: Named) -> list[tuple[str, str]]:
@@ -116,4 +116,4 @@ def _steps(checkpoint: Checkpoint) -> str:
     if steps is None:
         return " for an unknown number of steps"
     shown = [f"{n:,} {kind.replace('_', ' ')}" for kind, n in steps.items()]
-    return f" for {' and '.join(shown) or 'no step'}"
+    return f" for {' and '.join(shown) or 'no steps'}"

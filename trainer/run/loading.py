@@ -1,4 +1,4 @@
-"""A trained network, out of its checkpoint, as something that acts in a user's own loop."""
+"""Loads a trained network from its checkpoint, as a policy for the user's own loop."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def _no_observation(given: object) -> SettingsError:
     elif isinstance(given, Mapping):
         what = f"a dict of {', '.join(map(str, given)) or 'nothing'}"
     return SettingsError(
-        f"this is no observation but {what}",
+        f"this is not an observation but {what}",
         path="policy.act(observation)",
-        fix="give the whole dict of `image`, `direction` and `mission`, as in `observation, info = "
-        "environment.reset()`, or a list of them",
+        fix="pass the whole dict with `image`, `direction` and `mission`, as returned by "
+        "`observation, info = environment.reset()`, or a list of such dicts",
     )

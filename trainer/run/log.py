@@ -1,4 +1,4 @@
-"""What a run says while it runs: TensorBoard scalars, the same numbers as JSON lines, one bar."""
+"""The log of a run: TensorBoard scalars, the same numbers as JSON lines, and a progress bar."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ class RunLog:
         why = (getattr(error, "strerror", None) or str(error)).lower()
         self._say(
             f"TensorBoard's curves are no longer written ({why}); {FILE_NAME} has all numbers, "
-            "and --resume draws them anew"
+            "and --resume rewrites the curves"
         )
 
     def __enter__(self) -> Self:
@@ -279,7 +279,7 @@ class RunLog:
             try:
                 tracker.finish(failed=kind is not None)
             except FOREIGN as failed:
-                self._say(f"{TRACKERS[key]} did not finish this run: {error_text(failed)}")
+                self._say(f"{TRACKERS[key]} failed to finish this run: {error_text(failed)}")
 
 
 def gif_path(folder: Path, group: Group, where: Mapping[str, float], number: int) -> Path:
@@ -351,7 +351,7 @@ def _parsed(line: bytes, number: int, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(line.decode("utf-8"))
         if not isinstance(content, dict) or content.get("group") not in get_args(Group):
-            raise ValueError("it names no group of numbers that a run logs")
+            raise ValueError("it belongs to no group of numbers that runs log")
         ranges = _RANGES | (_EVALUATION if content["group"].startswith("evaluation") else {})
         if content["group"] == "environment" and "success" in content:
             ranges |= _EPISODES
@@ -366,7 +366,7 @@ def _parsed(line: bytes, number: int, file: Path) -> dict[str, Any]:
                 raise ValueError(f"`{name}` is not a text")
     except (ValueError, RecursionError) as error:
         raise DemotoolsError(
-            f"the log is damaged: line {number} is not one that a run writes: {error}",
+            f"the log is damaged: line {number} was not written by a run: {error}",
             path=file,
             fix="remove that line, or leave out this run",
         ) from error

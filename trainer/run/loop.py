@@ -1,4 +1,4 @@
-"""The training loop: stages in sequence, each of cycles until its budget is spent.
+"""The training loop: stages in sequence, each a series of cycles until its budget is spent.
 
 A cycle is one rollout from the environments, `repeats` x `minibatches` updates on it with the
 on-policy losses, then `updates` batches from a demo store with the off-policy losses. Either half
@@ -199,9 +199,9 @@ def _saved_first(run: Run, stage: Stage) -> Iterator[None]:
         if before is not None:
             try:
                 write_state(run, CHECKPOINT_FILE, before)
-                kept = f"what was learned is saved, and goes on with --resume: {run.folder}"
+                kept = f"training so far is saved, and --resume continues it: {run.folder}"
             except (DemotoolsError, MemoryError) as another:
-                kept = f"what was learned could not be saved: {another}"
+                kept = f"training so far could not be saved: {another}"
             if isinstance(error, DemotoolsError):
                 error.fix += f"; {kept}"
             else:
@@ -225,7 +225,7 @@ def _failure(
         f"(env step {progress.env_steps}, demo step {progress.demo_steps}; the weights before it "
         f"are {'' if finite else 'not '}finite)",
         path=path,
-        fix="look into the batch saved there, or begin anew with --overwrite and a lower lr",
+        fix="inspect the batch saved there, or start over with --overwrite and a lower lr",
     )
 
 

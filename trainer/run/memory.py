@@ -1,4 +1,4 @@
-"""The memory of a run: kept from one update to the next, given back where it is much, used up."""
+"""The memory of a run: kept between updates, released if it is much, and what if it runs out."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def enough_memory() -> Iterator[None]:
         if not spent and not any(said in text for said in _SAID_BY_TORCH):
             raise
         raise SettingsError(
-            f"the memory is used up: {text or type(error).__name__}",
+            f"out of memory: {text or type(error).__name__}",
             path="the batches of this run",
-            fix="lower off_policy.rollouts, on_policy.environments or their rollout_len, "
-            "or give more minibatches",
+            fix="reduce off_policy.rollouts, on_policy.environments or their rollout_len, "
+            "or use more minibatches",
         ) from error

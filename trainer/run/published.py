@@ -1,6 +1,6 @@
-"""A policy as files that can be handed on: weights, settings and vocabulary, each as plain data.
+"""A policy as files to share: weights, settings and vocabulary, each as plain data.
 
-    model.safetensors   the weights by their names; the format can hold nothing else
+    model.safetensors   the weights by their names; the format can contain nothing else
     settings.toml       as in the folder of a run
     vocabulary.json     `words` in the order of their ids, `versions` of what wrote it, `format`,
                         and in `progress` how many steps it was trained for
@@ -79,9 +79,9 @@ def write_policy(
     odd = [name for name, values in model.items() if not isinstance(values, torch.Tensor)]
     if odd:
         raise CheckpointError(
-            f"the network keeps `{odd[0]}`, which is no tensor and cannot be published",
+            f"the network stores `{odd[0]}`, which is not a tensor, so it cannot be published",
             path=folder,
-            fix="keep it as a buffer (`register_buffer`), and train again",
+            fix="store it as a buffer (`register_buffer`), and train again",
         )
     tensors = {name: values.detach().cpu().clone() for name, values in model.items()}
     vocabulary = {"format": FORMAT, "words": list(words), "versions": dict(versions)}
@@ -120,7 +120,7 @@ def policy_content(folder: Path) -> dict[str, Any]:
     try:
         vocabulary = json.loads(texts[WORDS_FILE])
         if not isinstance(vocabulary, dict):
-            raise ValueError("the vocabulary is no table")
+            raise ValueError("the vocabulary is not a table")
         return {
             **{name: vocabulary.get(name) for name in ("format", "words", "versions")},
             "settings": texts[SETTINGS_FILE].decode(),
@@ -129,7 +129,7 @@ def policy_content(folder: Path) -> dict[str, Any]:
         }
     except (ValueError, RecursionError, damaged) as error:
         raise CheckpointError(
-            f"this is not a published policy, or it is damaged: {error}",
+            f"this is not a published policy, or a damaged one: {error}",
             path=folder,
-            fix="publish it again, or name another",
+            fix="publish it again, or name another policy",
         ) from error

@@ -1,4 +1,4 @@
-"""How a run is saved, and taken up where it was."""
+"""Saves a run, and resumes it where it was."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def load_best(run: Run) -> str:
         best = read_checkpoint(run.folder / BEST, trust=True)  # only its weights are taken
         training = _checked(run, best)
         if training.progress["stage"] != len(run.settings.stages) - 1:
-            raise CheckpointError("it is of an earlier stage", path=best.path, fix="")
+            raise CheckpointError("it belongs to an earlier stage", path=best.path, fix="")
         best.load_weights(run.network)
         run.average = None  # these are averages already, where any are asked for
     except CheckpointError as error:
@@ -180,9 +180,9 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             if ours != theirs
         )
         raise CheckpointError(
-            f"the run was begun with another vocabulary (they differ at the word `{differing}`)",
+            f"the run was started with a different vocabulary (see the word `{differing}`)",
             path=checkpoint.path,
-            fix="resume with the stores that it was begun with, or begin anew with --overwrite",
+            fix="resume with the stores that it was started with, or start over with --overwrite",
         )
     training = _checked(run, checkpoint)
     mine = _dealt(run, checkpoint, training)
@@ -192,7 +192,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         replace(checkpoint, model=training.weights or {}).load_weights(run.network)
     held = held_by(run.by_name)
     for name in held.keys() & mine.losses.keys():
-        with fitting(checkpoint.path, f"the state of the loss `{name}` does not fit it"):
+        with fitting(checkpoint.path, f"the saved state of the loss `{name}` does not fit it"):
             held[name].load_state_dict(mine.losses[name])
     new = loss_weights(run.of_names(held.keys() - mine.losses.keys()))
     with fitting(checkpoint.path, _STATE):
@@ -261,7 +261,7 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
     """The state of training in a checkpoint; CheckpointError where we do not write it so."""
     if checkpoint.training.keys() <= {"progress"}:
         raise CheckpointError(
-            "this holds weights alone, not the state of training",
+            "this has only weights, not the state of training",
             path=checkpoint.path,
             fix="resume from a checkpoint that `trainer run` wrote",
         )
@@ -270,9 +270,9 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
         known = vars(Progress())
         kinds = {key: type(value) for key, value in training.progress.items()}
         if kinds != {key: type(value) for key, value in known.items()}:
-            raise ValueError("progress is not what this version of the trainer counts")
+            raise ValueError("its progress counters are not those of this version of the trainer")
         if training.progress["stage"] >= len(run.settings.stages):
-            raise ValueError(f"it is at stage {training.progress['stage']}, which there is not")
+            raise ValueError(f"it is at stage {training.progress['stage']}, which does not exist")
     except ValidationError as error:
         place, what = first_problem(error)
         raise _damaged(checkpoint, f"at `{place}`: {what}") from error
@@ -283,7 +283,7 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
 
 def _damaged(checkpoint: Checkpoint, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{_STATE}: {why}", path=checkpoint.path, fix="begin anew with --overwrite"
+        f"{_STATE}: {why}", path=checkpoint.path, fix="start over with --overwrite"
     )
 
 
@@ -312,12 +312,12 @@ def resumed_settings(
     if grave or (changed and not forced):
         keys = ", ".join(f"`{key}`" for key in grave or changed)
         raise CheckpointError(
-            f"the run was begun with other settings: {keys}",
+            f"the run was started with different settings: {keys}",
             path=checkpoint.path,
-            fix="resume with the settings.toml that lies beside it, or begin anew with "
-            "--overwrite; the last stage's budget may grow, and stages may be appended"
+            fix="resume with the settings.toml next to it, or start over with --overwrite; only "
+            "the last stage's budget may grow, and stages may be appended"
             if grave
-            else "they change nothing that was learned: add --force-settings, or set them back",
+            else "they do not affect the weights: add --force-settings, or change them back",
         )
     return settings, lines
 
@@ -335,7 +335,7 @@ def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tupl
             lines.append(f"the budget of stage {last + 1} grows from {less:,} to {more:,} {what}")
             keys.append(f"stages.{last}." + f"max_{kind}")
     if count > last + 1:
-        lines.append(f"stages are new from stage {last + 2} on, of {count}")
+        lines.append(f"the stages from {last + 2} to {count} are new")
         keys += [f"stages.{number}." for number in range(last + 1, count)]
         keys += [f"losses.{name}." for name in settings.losses if name not in old.losses]
         with fitting(checkpoint.path, _STATE):
@@ -345,8 +345,8 @@ def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tupl
             keys.append("on_policy.")  # its environments are the new stages' alone
     if lines and spans_run(settings.optimizer.schedule):
         lines.append(
-            f"the schedule {settings.optimizer.schedule.type} goes over the whole run, which is "
-            "longer now: the rate follows the longer plan from here on, so the weights are not "
-            "those of a run that was planned so long"
+            f"the schedule {settings.optimizer.schedule.type} spans the whole run, which is now "
+            "longer: from here on the learning rate follows the longer plan, so the weights will "
+            "not be those of a run planned at this length"
         )
     return lines, tuple(keys)

@@ -1,4 +1,4 @@
-"""From settings to a finished run (`train`)."""
+"""Runs training from settings to a finished run (`train`)."""
 
 from __future__ import annotations
 
@@ -315,10 +315,10 @@ def _check_experts(environments: Mapping[str, Environment], what: str, key: str)
     for level, environment in environments.items():
         if not can_play(environment):
             raise SettingsError(
-                f"{what} needs an expert, and there is none for {level}: the bot plays BabyAI's "
-                "levels, a search finds goals, things and doors in minigrid's",
+                f"{what} needs an expert, but none plays {level}: the bot plays BabyAI's levels, "
+                "the search expert minigrid's with a goal, an object to fetch, or a door",
                 path=key,
-                fix="remove it, or name another level",
+                fix="remove it, or choose another level",
             )
 
 
@@ -354,8 +354,8 @@ def _planned(
 ) -> list[str]:
     """What there is to know of a run without importing the code that its settings name."""
     lines = [
-        f"not imported by a dry run: {', '.join(names)}",
-        "time and memory: unknown without them",
+        f"not imported in a dry run: {', '.join(names)}",
+        "time and memory: unknown without importing these",
     ]
     if settings.model.type in NETWORKS:
         count = len({*shared_words(list(stores.values())), *(settings.model.words or ())})
@@ -392,7 +392,7 @@ def _fitted(settings: Settings, environments: Mapping[str, Environment]) -> Sett
                     "one network cannot play all of these levels: "
                     f"{level} has {_kind_text(*kinds[level])}, {other} {_kind_text(*kinds[other])}",
                     path="run.level",
-                    fix="train on those that are alike, or wrap the others",
+                    fix="train only on levels that agree, or wrap the others",
                 )
     return settings.model_copy(update={"model": model.model_copy(update=wanted)})
 
@@ -408,14 +408,14 @@ def _check_takes(model: ModelSettings, key: str, value: Any, level: str) -> None
         raise SettingsError(
             f"the network is built for model.{key} = {model.options[key]}, but {level} has {shown}",
             path=f"model.{key}",
-            fix="remove it: it is taken from the environment",
+            fix="remove it; the value is taken from the environment",
         )
     if not takes(find("model.type", model.type, NETWORKS), key):
         kind = "views of 7 x 7 cells" if key == "view" else "7 actions"
         raise SettingsError(
             f"the network `{model.type}` takes {kind}, but {level} has {shown}",
             path=f"model.type = {model.type!r}",
-            fix="use `small` or `film`, which take others, or one of your own that has a "
+            fix="use `small` or `film`, which accept others, or your own network with a "
             f"parameter `{key}`",
         )
 
@@ -431,7 +431,7 @@ def _check_views(settings: Settings, stores: Mapping[str, Store]) -> None:
                 f"{' x '.join(map(str, wanted))}, but the store {name} shows "
                 f"{' x '.join(map(str, shown))}",
                 path="model.type",
-                fix="train on another store, or with a network of your own",
+                fix="train on another store, or use your own network",
             )
 
 
@@ -444,12 +444,12 @@ def _is_babyai(settings: Settings, level: str) -> bool:
 def _checkpoint_to_resume(folder: Path) -> Checkpoint:
     if not (folder / CHECKPOINT_FILE).is_file():
         raise CheckpointError(
-            "there is no checkpoint to go on from",
+            "there is no checkpoint to resume from",
             path=folder / CHECKPOINT_FILE,
-            fix="give --resume=auto, or --overwrite in place of --resume: the run ended before its "
+            fix="use --resume=auto, or --overwrite instead of --resume: the run ended before its "
             "first checkpoint"
             if left_by_a_run(folder)
-            else "drop --resume to begin the run, or name the folder of the run with -o",
+            else "drop --resume to start the run, or name the folder of the run with -o",
         )
     # what runs is named by the recipe; `resumed_settings` refuses a checkpoint that names others
     return read_checkpoint(folder, trust=True)
@@ -481,9 +481,9 @@ def _evaluate(run: Run) -> None:
 
 
 _NETWORKS = {
-    "cpu": ("small", "the 0.6 M-parameter one that is made for CPUs"),
+    "cpu": ("small", "the 0.6 M-parameter one designed for CPUs"),
     "cuda": ("big", "the tutorial's 20 M-parameter one, because there is a GPU"),
-    "mps": ("small", "the 0.6 M-parameter one; name another with model.type"),
+    "mps": ("small", "the 0.6 M-parameter one; choose another with model.type"),
 }
 
 
@@ -535,13 +535,13 @@ def _stores_of(
     stores, reasons = [], []
     for level in levels:
         small = f"{level.name}-small"
-        name, why = level.name, f"the full one, because there is no {small}"
+        name, why = level.name, f"the full store, because there is no {small}"
         if device == "cuda":
-            why = "the full one, because there is a GPU"
+            why = "the full store, because there is a GPU"
         elif store_path(small, folder).exists():
             name = small
             why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
-            why += "takes the full one"
+            why += "uses the full store"
         stores.append(StoreSettings(name=name, proportion=level.proportion))
         reasons.append(f"store: {name}, {why}")
     return tuple(stores), "; ".join(reasons)
@@ -560,10 +560,10 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
     """
     levels = settings.run.level_names
     return [
-        f"another level: the store {name} shows {', '.join(store.levels)}, but success is measured "
-        f"on {', '.join(levels)}; run.level="
+        f"another level: the store {name} is of {', '.join(store.levels)}, but success is measured "
+        f"on {', '.join(levels)}; set run.level="
         f"{json.dumps(store.levels) if store.attributes.levels else store.level} "
-        "measures it on the same"
+        "to measure it on the same"
         for name, store in stores.items()
         if not {*store.levels, store.attributes.environment_id} & set(levels)
     ]

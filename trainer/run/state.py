@@ -1,4 +1,4 @@
-"""What a run and its present stage hold, and how far they have come."""
+"""The state of a run and of its current stage, and their progress."""
 
 from __future__ import annotations
 
@@ -285,19 +285,19 @@ def subgoals_of(settings: Settings, loss: str, stores: Mapping[str, Store]) -> t
     for store in played:
         if "subgoal" not in store.optional:
             raise SettingsError(
-                f"the loss `{loss}` learns the bot's subgoals, and this store has none",
+                f"the loss `{loss}` learns the bot's subgoals, but this store has none",
                 path=store.path,
-                fix="record one that has, with `demotools generate LEVEL --subgoals`, or train "
-                f"without losses.{loss}",
+                fix="record one with `demotools generate LEVEL --subgoals`, or train without "
+                f"losses.{loss}",
             )
     if texts := shared_subgoals(played):
         return texts
     raise SettingsError(
         f"the stores of the loss `{loss}` number their subgoals differently"
         if played
-        else f"the loss `{loss}` learns subgoals, and its stages name no store",
+        else f"the loss `{loss}` learns subgoals, but its stages name no store",
         path=f"losses.{loss}",
-        fix="give it stores that one version of demotools recorded with --subgoals",
+        fix="use stores recorded with --subgoals by the same version of demotools",
     )
 
 
@@ -318,9 +318,9 @@ def feature_size(network: nn.Module, settings: Settings) -> int:
         features = output_of(network, step, memory_of(network, 1)).features
     if features is None:
         raise SettingsError(
-            "the network does not say what actor and critic see, which a loss with a head needs",
+            "the network does not return the input of actor and critic, which this loss needs",
             path=f"model.type = {settings.model.type!r}",
-            fix="let its output have `features` (docs/own_parts.md), or train without that loss",
+            fix="add `features` to its output (docs/own_parts.md), or train without that loss",
         )
     return features().shape[-1]
 
@@ -333,10 +333,10 @@ def check_minibatches(settings: Settings, team: Team) -> None:
     for number, stage in enumerate(settings.stages):
         if stage.losses and stage.minibatches > mine:
             raise SettingsError(
-                f"there are {stage.minibatches} minibatches of whole environments, of which each "
-                f"of {team.world} processes has only {mine}",
+                f"{stage.minibatches} minibatches of whole environments are too many: each of the "
+                f"{team.world} processes has only {mine} environments",
                 path=f"stages.{number}.minibatches",
-                fix=f"give {mine} or less, or more on_policy.environments",
+                fix=f"use at most {mine}, or increase on_policy.environments",
             )
 
 
@@ -604,15 +604,15 @@ def ends_early(run: Run, stage: Stage) -> bool:
         progress.in_vain = 0 if better else progress.in_vain + 1
         if progress.in_vain >= (rule.patience or 1):
             why = (
-                f"in {progress.in_vain} cycles the hold-out loss on {rule.hold_out} was never "
-                f"below {progress.best_hold_out:.4f}"
+                f"the hold-out loss on {rule.hold_out} has not fallen below "
+                f"{progress.best_hold_out:.4f} for {progress.in_vain} cycles"
             )
     else:
         assert rule.success is not None
         recent = latest(run.team.gathered(stage.recent))[: rule.episodes]
         if len(recent) == rule.episodes and sum(recent) >= rule.success * rule.episodes:
             share = sum(recent) / len(recent)
-            why = f"{share:.1%} of the latest {rule.episodes} training episodes succeeded"
+            why = f"{share:.1%} of the last {rule.episodes} training episodes succeeded"
     if why:
         run.say(f"stage {progress.stage + 1} ends early: {why}")
     return bool(why)

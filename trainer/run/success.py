@@ -1,7 +1,7 @@
-"""The success of a run's network, while it trains and at its end, and of any checkpoint.
+"""Measures the success of a run's network, during training and at the end, and of any checkpoint.
 
-Two figures belong to one network: with its most probable actions (greedy), and with actions drawn
-from its probabilities (sampled), as it acts while it learns from its own rollouts.
+A network has two figures: with its most probable actions (greedy), and with actions sampled from
+its probabilities (sampled), as it acts while learning from its own rollouts.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def measured_success(
     )
     said = []
     if result.first_seed < EVALUATION_SEED:
-        said.append("stores and training may hold these episodes: their seeds are below 2e9")
+        said.append("stores and training may contain these episodes: their seeds are below 2e9")
     if saved is not None and reference is None:
         said.append(_added_to_run(saved, result, usual=seeds is None and played == trained_on))
     return result, "\n".join(filter(None, said))
@@ -204,5 +204,5 @@ def _added_to_run(saved: Checkpoint, result: Evaluation, *, usual: bool) -> str:
     except (OSError, DemotoolsError) as error:
         why = error if isinstance(error, DemotoolsError) else from_os_error(error, file)
         return f"not added to the run: {why.what} ({file})"
-    drawn = "" if usual else ", and not drawn: another level, or other seeds"
+    drawn = "" if usual else ", but not plotted: another level, or other seeds"
     return f"added to {file}{drawn}"

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go beside its log: Weights & Biases, MLflow, trackio.
+"""Experiment trackers that also receive the log of a run: Weights & Biases, MLflow, trackio.
 
 Each is imported only if a setting names it. A run has an id there, kept in its folder, under which
-a resumed run continues. Line n of the log is step n, which each takes once.
+a resumed run continues. Line n of the log is step n, which each tracker accepts only once.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ def open_trackers(
             raise
         except FOREIGN as error:
             raise SettingsError(
-                f"{TRACKERS[key]} does not begin: {error_text(error)}",
+                f"{TRACKERS[key]} does not start: {error_text(error)}",
                 path=f"run.{key}",
                 fix="log in with `wandb login`, set WANDB_MODE=offline, or remove the setting"
                 if key == "wandb"
-                else "look at where it writes to, or remove the setting",
+                else "check where it writes to, or remove the setting",
             ) from error
     return opened
 
