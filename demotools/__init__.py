@@ -1,11 +1,11 @@
 """BabyAI demonstrations as memory-mapped Zarr stores.
 
-open_store         a store, to read from; `open` is the same
-Store              what it gives
-EpisodeDataset     some of its episodes
-pad_episodes       a batch of episodes of different lengths
-list_stores        the names of the stores that there are
-make_environment   the environment of a level; `gymnasium.make("demotools/GoToLocal-v0")` too
+open_store         opens a store for reading; `open` is the same function
+Store              an open store
+EpisodeDataset     a subset of its episodes
+pad_episodes       collates episodes of different lengths into a batch
+list_stores        lists the names of the existing stores
+make_environment   makes the environment of a level, like `gymnasium.make("demotools/GoToLocal-v0")`
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A thin PyTorch trainer for demonstrations: behaviour cloning, PPO, DAgger.
 
-ExpertTrajectoryIterator   batches out of demo stores, for a training loop of your own
-Source                     a store with its proportion, for a mixture
-load_policy                a trained network that acts
-train                      a run: settings in, its folder out
+ExpertTrajectoryIterator   yields batches from demo stores, for your own training loop
+Source                     a store with its proportion in a mixture
+load_policy                loads a trained network as a policy, a LoadedPolicy
+train                      trains a run by its settings, and returns its folder
 """
 
 from __future__ import annotations

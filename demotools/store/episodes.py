@@ -67,8 +67,8 @@ ENDS = ("success", "failure", "truncation", "unknown")
 class Episode:
     """One episode of T steps. `episode["actions"]` and `episode["action"]` are `episode.actions`.
 
-    store    that it is of
-    number   its place there
+    store    the store of the episode
+    number   its number in that store
     """
 
     __slots__ = ("number", "store")
@@ -78,13 +78,13 @@ class Episode:
         self.number = number
 
     def __len__(self) -> int:
-        """T."""
+        """T, the number of steps."""
         offset = self.store.episode_offset
         return int(offset[self.number + 1] - offset[self.number])
 
     @property
     def mission(self) -> str:
-        """What is to be done. The first text asked of a store unpacks all of its missions."""
+        """The mission's text. The first text read from a store unpacks all of its missions."""
         text: str = self.store.mission_text[self.store.episode_mission[self.number]]
         return text
 
@@ -97,40 +97,40 @@ class Episode:
 
     @property
     def seed(self) -> int:
-        """Of the environment; -1 where unknown."""
+        """The environment seed; -1 if unknown."""
         return int(self.store.episode_seed[self.number])
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """Egocentric views uint8 [T, 7, 7, 3], unpacked now; [T, H, W, C] as stored."""
+        """Egocentric views uint8 [T, 7, 7, 3], unpacked on access; stored images [T, H, W, C]."""
         view = self._steps("view")
         return unpacked_cells(view) if self.store.packed else view
 
     @property
     def cells(self) -> NDArray[np.uint8]:
-        """Packed views uint8 [T, 7, 7]; StoreError in a store of images."""
+        """Packed views uint8 [T, 7, 7]; StoreError if the store has images."""
         if not self.store.packed:
             raise _without_cells(self.store)
         return self._steps("view")
 
     @property
     def directions(self) -> NDArray[np.uint8]:
-        """uint8 [T], 0 right, 1 down, 2 left, 3 up."""
+        """The agent's directions: uint8 [T], 0 right, 1 down, 2 left, 3 up."""
         return self._steps("direction")
 
     @property
     def actions(self) -> NDArray[np.uint8]:
-        """The expert's: uint8 [T], 0..6."""
+        """The expert's actions: uint8 [T], 0..6."""
         return self._steps("action")
 
     @property
     def taken(self) -> NDArray[np.uint8]:
-        """What was done: random actions in a recording with noise, else the expert's: uint8 [T]."""
+        """Actions taken: some random in a recording with noise, else the expert's: uint8 [T]."""
         return self._steps("taken")
 
     @property
     def end(self) -> str:
-        """How it ended, see `EpisodeDataset.ends`."""
+        """How the episode ended, see `EpisodeDataset.ends`."""
         return str(EpisodeDataset(self.store, [self.number]).ends[0])
 
     @property
@@ -145,7 +145,7 @@ class Episode:
         return steps
 
     def keys(self) -> tuple[str, ...]:
-        """What `dict(episode)` holds."""
+        """The keys of `dict(episode)`."""
         return _KEYS
 
     def __getitem__(self, key: str) -> Any:
@@ -159,10 +159,11 @@ class Episode:
 
 
 class EpisodeDataset(Sequence[Episode]):
-    """Some episodes of a store, in any order: `dataset[i]`, `len`, iteration; a map-style dataset.
+    """A subset of a store's episodes, in any order: `dataset[i]`, `len`, iteration; a map-style
+    dataset.
 
     store      an open store
-    episodes   numbers of episodes there; None: all
+    episodes   their numbers in the store; None: all
     """
 
     def __init__(self, store: _Store, episodes: Iterable[int] | Rows | None = None) -> None:
@@ -172,12 +173,12 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def store(self) -> _Store:
-        """That the episodes are of."""
+        """The store of the episodes."""
         return self._store
 
     @property
     def numbers(self) -> Rows:
-        """Their places in the store: int64 [E]."""
+        """Their numbers in the store: int64 [E]."""
         return self._numbers
 
     def __len__(self) -> int:
@@ -205,7 +206,7 @@ class EpisodeDataset(Sequence[Episode]):
         return self.select(index)
 
     def select(self, episodes: Iterable[int] | NDArray[Any]) -> EpisodeDataset:
-        """The episodes at these places here, in the order given; or where a bool [E] is true."""
+        """The episodes at these positions, in this order; or those where a bool [E] is true."""
         return EpisodeDataset(self.store, self.numbers[_numbers(episodes, len(self))])
 
     def filter(
@@ -217,12 +218,12 @@ class EpisodeDataset(Sequence[Episode]):
         max_length: int | None = None,
         seeds: Iterable[int] | None = None,
     ) -> EpisodeDataset:
-        """The episodes that fit everything that is given, in their order.
+        """The episodes that match all arguments, in their order.
 
-        test                    called with each episode that fits the rest
-        mission                 a regular expression to be found in the mission, or a function
+        test                    a function, called with each episode that matches the rest
+        mission                 a regular expression to search for in the mission, or a function
         min_length, max_length  in steps, both inclusive
-        seeds                   of the environment
+        seeds                   environment seeds
 
         SettingsError           the expression cannot be parsed
         """
@@ -247,7 +248,7 @@ class EpisodeDataset(Sequence[Episode]):
         return chosen.select(np.array([bool(test(one)) for one in chosen], dtype=np.bool_))
 
     def by_seed(self, seed: int) -> Episode:
-        """The first episode of this seed; KeyError where there is none."""
+        """The first episode with this seed; KeyError if there is none."""
         found = np.flatnonzero(self.seeds == seed)
         if not len(found):
             raise KeyError(seed)
@@ -255,18 +256,18 @@ class EpisodeDataset(Sequence[Episode]):
 
     @cached_property
     def lengths(self) -> Rows:
-        """Steps of each episode: int64 [E]."""
+        """The number of steps of each episode: int64 [E]."""
         offset = self.store.episode_offset
         return offset[self.numbers + 1] - offset[self.numbers]
 
     @property
     def seeds(self) -> Rows:
-        """Environment seed of each episode, -1 where unknown: int64 [E]."""
+        """The environment seed of each episode, -1 if unknown: int64 [E]."""
         return self.store.episode_seed[self.numbers]
 
     @property
     def missions(self) -> list[str]:
-        """The text of each episode."""
+        """The mission text of each episode."""
         texts = self.store.mission_text
         return [texts[row] for row in self.store.episode_mission[self.numbers].tolist()]
 
@@ -274,10 +275,10 @@ class EpisodeDataset(Sequence[Episode]):
     def ends(self) -> NDArray[np.str_]:
         """How each episode ended, texts [E].
 
-        "success"      the mission was done, and rewarded; so all end in a store without rewards
-        "failure"      by the level's rules, without a reward: it was terminated
-        "truncation"   at the step limit, or where the bot gave up: it was truncated
-        "unknown"      not by success, and the store has no `terminated`
+        "success"      with a reward, mission done; in a store without rewards, all episodes
+        "failure"      without a reward, by the level's rules: it was terminated
+        "truncation"   at the step limit, or because the bot gave up: it was truncated
+        "unknown"      without a reward, in a store that has no `terminated`
         """
         last = self.store.episode_offset[self.numbers + 1] - 1
         ends = np.full(len(last), "success", "<U10")
@@ -291,7 +292,7 @@ class EpisodeDataset(Sequence[Episode]):
 
     @property
     def steps(self) -> int:
-        """Of all these episodes."""
+        """The total number of steps of these episodes."""
         return int(self.lengths.sum())
 
     @property
@@ -305,7 +306,7 @@ class EpisodeDataset(Sequence[Episode]):
         return self.store.name
 
     def to_numpy(self, arrays: Sequence[str] = ARRAYS) -> dict[str, NDArray[Any]]:
-        """All steps of these episodes one after another, copied: S steps, E episodes.
+        """Copies of all steps of these episodes, one after another: S steps, E episodes.
 
         arrays    which step arrays, of images, cells, directions, actions, masks
         returns   images uint8 [S, 7, 7, 3], directions, actions, masks uint8 [S]; missions [E],
@@ -330,12 +331,12 @@ class EpisodeDataset(Sequence[Episode]):
 def pad_episodes(
     episodes: Sequence[Episode], arrays: Sequence[str] = ("images", "directions", "actions")
 ) -> dict[str, Any]:
-    """A batch of B episodes, padded with 0 to the longest, T: for DataLoader's `collate_fn`.
+    """A batch of B episodes, padded with 0 to the longest, T; for DataLoader's `collate_fn`.
 
-    arrays    which step arrays it holds, of images, cells, directions, actions, masks
+    arrays    which step arrays to include, of images, cells, directions, actions, masks
     returns   these [B, T, ...], directions and actions as int64; mission, B texts; mission_tokens
               int64 [B, L]; seed int64 [B]; lengths int64 [B]; valid bool [B, T], true for a step
-              of the episode, false for padding. Tensors where torch is loaded, else numpy arrays.
+              of the episode, false for padding. Tensors if torch is loaded, else numpy arrays.
     """
     length = np.array([len(one) for one in episodes])
     count, longest = len(length), int(length.max(initial=0))

@@ -195,10 +195,10 @@ class StepArray:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Store(EpisodeDataset):
-    """An open demo store, the dataset of all its episodes. All arrays are read-only maps.
+    """An open demo store, the dataset of all its episodes. All arrays are read-only memory maps.
 
     `store[i]` is an episode; `store[:100]`, `store[[3, 5]]`, `store.select()` and `store.filter()`
-    are some of its episodes; `len(store)` is their number (`demotools.store.episodes`).
+    are subsets of its episodes; `len(store)` is their number (`demotools.store.episodes`).
 
     path              the folder
     attributes        see StoreAttributes
@@ -264,12 +264,12 @@ class Store(EpisodeDataset):
 
     @property
     def level(self) -> str:
-        """The level that the demonstrations are of."""
+        """The level of the demonstrations."""
         return self.attributes.level
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The levels that the demonstrations are of: one, or in a merged store several."""
+        """The levels of the demonstrations: one, or several in a merged store."""
         return self.attributes.levels or (self.attributes.level,)
 
     def level_seeds(self) -> dict[str, NDArray[np.int64]]:
@@ -443,13 +443,13 @@ def new_store_path(name: str, folder: Path) -> Path:
 
 
 def open_store(path: Path | str) -> Store:
-    """Map a demo store.
+    """Open a demo store for reading; nothing is copied.
 
-    path   its folder, with or without the suffix; a text may also be its name in the data folder,
+    path   its folder, with or without the suffix; a string may also be its name in the data folder,
            as in the commands
 
-    StoreError  missing, unfinished, of another schema or a newer version, a chunk file missing,
-                short, or not the one that was written
+    StoreError  it is missing, unfinished, of another schema or a newer version; a chunk file is
+                missing, short, or not the one that was written
     """
     path = store_path(path, data_folder()) if isinstance(path, str) else path
     with_suffix = path.with_name(path.name + SUFFIX) if path.name else path

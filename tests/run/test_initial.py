@@ -226,7 +226,7 @@ def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
             (),
             f"different vocabulary: word 4 is `giraffe` there but `{WORDS[3]}` here",
         ),
-        (lambda _: None, ("model.type=film",), "are of the network `small`, not `film`"),
+        (lambda _: None, ("model.type=film",), "belong to the network `small`, not `film`"),
         (
             lambda _: None,
             ("model={type='small', memory=64}",),

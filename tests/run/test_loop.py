@@ -624,7 +624,7 @@ def test_where_a_part_of_the_users_fails_the_run_is_saved_and_goes_on_once_it_is
     failure = failure_of(result)
     assert what in failure and "--resume continues it" in failure
     setting, _, name = part.partition("=")
-    assert f"the setting {setting.removeprefix('on_policy.')} = {name!r} names" in failure
+    assert f"named by the setting {setting.removeprefix('on_policy.')} = {name!r}" in failure
     progress = read_checkpoint(tmp_path / "a", trust=True).training["progress"]
     assert progress["env_steps"] < 256
     monkeypatch.setenv("BREAK", "0")

@@ -125,7 +125,7 @@ def test_a_stage_that_comes_after_a_finished_run_goes_on_as_in_one_plan(
     }
     run(both, "whole")
     said = run(both, "grown", resume=True)
-    assert "the stages from 2 to 2 are new" in said
+    assert "new: 1 stage after stage 1" in said
     assert same_weights(tmp_path / "whole", tmp_path / "grown")
     assert training(tmp_path / "grown")["progress"]["env_steps"] == 96
 

@@ -276,7 +276,7 @@ def test_wrong_input_is_refused_before_anything_is_written(
         (["bc_small_cpu", "--set", "stages.0.losses=['expert']"], "did you mean expert_ce"),
         (["bc_small_cpu", "--set", "run.level=GoToNowhere"], "there is no such level"),
         (["bc_small_cpu", "--set", "run.level=PutNext"], "cannot be played"),
-        (["bc_small_cpu", "--set", f"{rows}=61"], f"give --set {rows}=60, or"),
+        (["bc_small_cpu", "--set", f"{rows}=61"], f"use --set {rows}=60, or"),
         (["bc_small_cpu", "--set", "run.device=cuda"], "torch finds no GPU"),
         (["bc_small_cpu", *NO_WANDB], "Weights & Biases is not installed"),
     ):

@@ -56,28 +56,28 @@ _CURSORS = ("epoch", "position", "step")
 class ExpertTrajectoryIterator:
     """Batches of T consecutive steps for B parallel rollouts, endless unless `max_steps` is given.
 
-    stores           an open demo store, its name or path, or a choice of its episodes, or several
-                     of them; a `Source` gives one its proportion
+    stores           an open demo store, its name or path, or a subset of its episodes; or several
+                     of these; a `Source` sets the proportion of one
     rollouts         B, over all processes and stores; at most the number of episodes
     rollout_len      T
     seed             any integer; the order is a pure function of it
     layout           "tutorial" or "native": the arrays of a batch, see `trainer.batch`
     rank, world      this process gets rollouts [rank * B / world, (rank + 1) * B / world)
     device           where the batches go
-    residence        where the store lies: "map", memory-mapped, or "device", a copy in the memory
-                     of the device; "auto" takes a GPU with four times the room, else the map
+    residence        where the store is: "map", memory-mapped, or "device", a copy in the device's
+                     memory; "auto": on a GPU with four times the space needed, else memory-mapped
     shuffle          "full", or "windowed" for a store larger than memory: it is read mostly from
                      front to back, in windows of 256 MB whose episodes are shuffled
-    instruction_len  L, longer missions are cut; None means the longest mission of the stores
-    max_steps        the stream ends after so many steps over all processes, rounded up to batches
-    prefetch         whether a thread prepares batches ahead; None means where it pays: for a
+    instruction_len  L, longer missions are truncated; None: the longest mission of the stores
+    max_steps        end after this many steps over all processes, rounded up to whole batches
+    prefetch         whether a thread prepares batches ahead; None: if it pays off, which is for a
                      GPU, and with windows read from disk
     augmenter        changes every native batch, on the CPU, before it goes to the device
 
-    SettingsError    B that the world does not divide or that exceeds the episodes; no episode; a
-                     store of images in the native layout; stores that do not go together
+    SettingsError    B is not a multiple of the world, or exceeds the number of episodes; there are
+                     no episodes; a store of images in the native layout; incompatible stores
 
-    A batch is yours: its memory is used again only when nothing refers to it any more.
+    A batch is yours to keep: its memory is reused only once nothing refers to it.
     """
 
     def __init__(

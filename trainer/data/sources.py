@@ -26,7 +26,7 @@ _WINDOW_BYTES = 1 << 28
 class Source:
     """One part of a mixture.
 
-    episodes    an open store, or a choice of its episodes
+    episodes    an open store, or a subset of its episodes
     proportion  share of the rollouts, relative to the other sources, above 0
     """
 
@@ -231,7 +231,7 @@ def rollouts_of_sources(
             raise SettingsError(
                 f"{rollouts} rollouts are too few for {len(sources)} stores in these proportions",
                 path=source.store.path,
-                fix=f"increase {key}, or the proportion of this store",
+                fix=f"use more rollouts with {key}, or a larger proportion for this store",
             )
         if count > source.count:
             raise SettingsError(
@@ -239,6 +239,6 @@ def rollouts_of_sources(
                 path=source.store.path,
                 fix=f"use {key}={source.count}, or a larger store"
                 if len(sources) == 1
-                else f"decrease {key}, or the proportion of this store",
+                else f"use fewer rollouts with {key}, or a smaller proportion for this store",
             )
     return [int(count) for count in counts]

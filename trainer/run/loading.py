@@ -17,10 +17,10 @@ from trainer.acting.policy import NetworkPolicy, Sample
 
 
 class LoadedPolicy:
-    """A checkpoint's policy for a user's own loop; see `load_policy`.
+    """A checkpoint's policy for your own loop; see `load_policy`.
 
-    It remembers what it has seen of an episode, so it has to know where the next one begins:
-    call `reset` whenever you reset the environment. `play` does both.
+    It has a memory of the current episode, so it must know when the next one begins: call `reset`
+    whenever you reset the environment. `play` does both.
 
     settings   the settings it was trained with, as TOML text
     """
@@ -56,7 +56,7 @@ class LoadedPolicy:
 
         seed      of the environment; None: its next random one
         sample    see `act`
-        returns   the sum of the rewards: above 0 where the mission was done
+        returns   the sum of the rewards: above 0 if the mission was done
         """
         observation, _ = environment.reset(seed=seed)
         self.reset()
@@ -85,7 +85,7 @@ class LoadedPolicy:
         sample           draw the actions, or take the most probable ones; "loops": draw only where
                          the same view has come up several times in the episode; None: as loaded
 
-        SettingsError    this is no observation
+        SettingsError    this is not an observation
         CheckpointError  a mission has a word that is not in the vocabulary
         LevelError       the images are not views of the kind that the network has learned
         """
@@ -113,13 +113,13 @@ def load_policy(
 ) -> LoadedPolicy:
     """The policy of a checkpoint, or of the folder of a run, ready to act.
 
-    sample  draw actions from the network's probabilities, by torch's random numbers; else take the
-            most probable one. "loops": draw only where the policy walks in circles, that is, from
-            the third time that it meets the same view in an episode
-    trust   whether code that its settings name, such as a network of somebody's own, is run
+    sample  sample actions from the network's probabilities, with torch's random numbers; else take
+            the most probable one. "loops": sample only if the policy walks in circles, that is,
+            from the third time that it meets the same view in an episode
+    trust   whether to run code that its settings name, such as a custom network
 
     CheckpointError  there is no checkpoint, it is damaged, of another network, or it names code
-                     that is not the trainer's and is not trusted
+                     from outside the trainer that is not trusted
 
     Usage:
 
@@ -134,7 +134,7 @@ def load_policy(
                 observation, reward, terminated, truncated, _ = environment.step(action)
                 done = terminated or truncated
 
-    The same: `for seed in range(10): policy.play(environment, seed=seed)`.
+    The same in one line: `for seed in range(10): policy.play(environment, seed=seed)`.
     """
     from trainer.run.checkpoint import named_checkpoint
 

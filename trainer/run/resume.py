@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demotools.errors import CheckpointError, first_problem
+from demotools.output import counted
 from trainer.learning.building import spans_run
 from trainer.learning.losses import held_by, loss_states, loss_weights
 from trainer.run.checkpoint import (
@@ -335,7 +336,7 @@ def _growth(checkpoint: Checkpoint, settings: Settings) -> tuple[list[str], tupl
             lines.append(f"the budget of stage {last + 1} grows from {less:,} to {more:,} {what}")
             keys.append(f"stages.{last}." + f"max_{kind}")
     if count > last + 1:
-        lines.append(f"the stages from {last + 2} to {count} are new")
+        lines.append(f"new: {counted(count - last - 1, 'stage')} after stage {last + 1}")
         keys += [f"stages.{number}." for number in range(last + 1, count)]
         keys += [f"losses.{name}." for name in settings.losses if name not in old.losses]
         with fitting(checkpoint.path, _STATE):

@@ -117,23 +117,25 @@ def train(
     say: Callable[[str], None] = print,
     on_save: Callable[[Path], object] = lambda _folder: None,
 ) -> Path:
-    """Train by these settings; the folder of the run, with its checkpoint, log and settings.
+    """Train with these settings; returns the run's folder, with its checkpoint, log and settings.
 
-    settings         a recipe's path or name, or what stands in one as a dict or an object
-    output           the folder; None: runs/NAME, and what the overrides change
-    overrides        `a.b=value` each, of a recipe
-    tiny             whether the recipe's own [tiny] overrides come first
+    settings         path or name of a recipe, or its content as a dict or a Settings object
+    output           the folder; None: runs/NAME plus what the overrides change
+    overrides        settings of a recipe to override, each as `a.b=value`
+    tiny             whether to apply the recipe's own [tiny] overrides first
     data_dir         folder of the demo stores; None: $DEMOTOOLS_DATA, else the user's data folder
-    workers          processes that play, at most; None: one per processor; `tiny`: none but this
-    init_from        begin with the weights of this checkpoint, or folder of a run
-    resume           go on from the checkpoint in the folder; "auto": where there is one
-    force_settings   resume although settings changed, where that is harmless
+    workers          maximum number of environment processes; None: one per processor, or with
+                     `tiny` only this one
+    init_from        start from the weights of this checkpoint, or of this run's folder
+    resume           resume from the checkpoint in the folder; "auto": if there is one
+    force_settings   resume even if settings that do not affect the weights have changed
     overwrite        replace a run in the same folder
-    trust            import what a recipe names, though it is the settings.toml of some run
-    say              takes a line for the user; quiet: there are none, and no progress bar
-    on_save          is given the folder after every checkpoint
+    trust            import the code that the settings name, even if they are a run's settings.toml
+    quiet            print nothing, and show no progress bar
+    say              called with each line for the user
+    on_save          called with the folder after every checkpoint
 
-    How far a run has come is a bar where stderr is a terminal, else a line a minute of the logger
+    Progress is shown as a bar if stderr is a terminal, else as a line a minute from the logger
     `demotools` (`logging.basicConfig(level="INFO")` shows it).
 
     SettingsError, StoreError, CheckpointError  before anything is written
