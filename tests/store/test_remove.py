@@ -47,7 +47,7 @@ def test_without_an_answer_nothing_is_removed(
     make_store(lengths=[3])
     result = remove("GoToLocal", "--data-dir", str(tmp_path), answer="")
     assert result.exit_code == 1
-    assert "error: nobody answered the question" in result.stderr
+    assert "error: the question was not answered, so nothing was removed" in result.stderr
     assert "next:  add --yes" in result.stderr
     assert visible(tmp_path) == ["GoToLocal.zarr"]
 
