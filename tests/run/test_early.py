@@ -65,6 +65,7 @@ def run_that_lies_there() -> None:
         ("evaluate nosuch", "there is no checkpoint"),
         ("watch nosuch.pt", "there is no checkpoint"),
         ("export nosuch.pt --to onnx", "there is no checkpoint"),
+        ("push nosuch hf:me/policy", "there is no checkpoint"),
         ("evaluate --policy bot --level Nope", "there is no such level"),
     ],
 )
