@@ -220,7 +220,7 @@ def test_another_seed_gives_other_random_actions() -> None:
 
 @pytest.mark.parametrize(("episodes", "environments"), [(0, 1), (1, 0)])
 def test_nothing_to_play_is_refused(episodes: int, environments: int) -> None:
-    with pytest.raises(SettingsError, match="at least one"):
+    with pytest.raises(SettingsError, match="at least 1"):
         evaluate_policy("bot", "GoToLocal", episodes, environments=environments)
 
 
