@@ -32,6 +32,7 @@ from trainer.data.augment import Augmenter
 from trainer.data.batches import BatchWriter, MissionTable, Residence, step_table
 from trainer.data.order import (
     Cursors,
+    Index,
     Order,
     Queues,
     batch_indices,
@@ -163,20 +164,23 @@ class ExpertTrajectoryIterator:
     def _make(self, batches: int, cursors: Cursors) -> Iterator[tuple[int, Batch]]:
         """How many batches there were with this one, and what the writer gives on the host."""
         first, stride = self._turns
-        if self._augmenter is not None:
-            begun = episodes_begun(self._mine, cursors)
+        begun = None if self._augmenter is None else episodes_begun(self._mine, cursors)
         for index in batch_indices(self._mine, cursors, self._rollout_len):
             batches += 1
-            if self._augmenter is not None:
-                before, begun = begun, begun + np.count_nonzero(index.masks == 0, axis=0)
+            before = begun
+            if begun is not None:
+                begun = begun + np.count_nonzero(index.masks == 0, axis=0)
             if (batches - 1 - first) % stride == 0:
                 for reader in self._readers:
                     reader.follow(batches * self._rollout_len)
-                batch = self._writer.on_host(index)
-                if self._augmenter is not None:
-                    tokens, first_rollout = self._missions.whole, self._share.start
-                    batch = self._augmenter(batch, tokens, before, first_rollout)
-                yield batches, batch
+                # no name for it here, which would keep its memory until the batch after it
+                yield batches, self._augmented(self._writer.on_host(index), before)
+
+    def _augmented(self, batch: Batch, begun: Index | None) -> Batch:
+        """The batch under its symmetries, if there are any."""
+        if self._augmenter is None or begun is None:
+            return batch
+        return self._augmenter(batch, self._missions.whole, begun, self._share.start)
 
     def __repr__(self) -> str:
         names = ", ".join(source.store.name for source in self._sources)
