@@ -32,7 +32,7 @@ def test_without_a_compiler_that_is_said_and_what_to_do(
 
 def test_a_compiler_is_sought_by_the_name_in_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "there-is-no-such-compiler")
-    with pytest.raises(SettingsError, match="no `there-is-no-such-compiler`"):
+    with pytest.raises(SettingsError, match="`there-is-no-such-compiler` is not installed"):
         compile_network(nn.Linear(2, 2), "package:Mine")
 
 

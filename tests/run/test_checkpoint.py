@@ -113,7 +113,7 @@ def test_a_flipped_byte_of_the_weights_is_noticed(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert_refused(evaluated(path), "damaged: the checksum of ")
+    assert_refused(evaluated(path), "damaged one: the checksum of ")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_weights_handed_on_know_for_how_many_steps_they_were_trained(
         tmp_path / "zero",
         lambda c: c["training"]["progress"].update(demo_steps=0, env_steps=-1),
     )
-    assert ", trained on GoToLocal for no step; " in take_weights(begun(), read_checkpoint(zero))
+    assert ", trained on GoToLocal for no steps; " in take_weights(begun(), read_checkpoint(zero))
 
 
 def test_weights_alone_are_not_resumed_from(
@@ -279,4 +279,4 @@ def test_what_the_other_run_names_is_imported_only_where_its_network_is_taken_an
 
 def test_other_settings_of_the_network_that_change_no_shape_are_told(clone: Path) -> None:
     said = take_weights(begun("model={type='small', memory=128}"), read_checkpoint(clone))
-    assert "; another model.memory; " in said
+    assert "; different model.memory; " in said

@@ -547,7 +547,7 @@ def test_a_store_of_another_level_than_the_one_played_is_said_aloud(
     other = ("--set", "run.level=GoToObj", "--set", "stages.0.off_policy.store=GoToLocal")
     dry = run("bc_small_cpu", "--dry-run", *TINY, *other)
     assert dry.exit_code == 0, dry.output
-    assert "the store GoToLocal shows GoToLocal, but success is measured on GoToObj" in dry.output
+    assert "the store GoToLocal is of GoToLocal, but success is measured on GoToObj" in dry.output
     assert "another level" not in finished[1]
     same = run("bc_small_cpu", "--dry-run", *TINY, *other[2:], "--set", f"run.level={BABYAI_ID}")
     assert same.exit_code == 0 and "another level" not in same.output
