@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import click
 
@@ -161,19 +161,23 @@ _level = click.option("--level", help="Play this level [default: the one it was 
 _sample = click.option(
     "--sample",
     "--stochastic",
-    "sample",
-    flag_value=True,
-    type=click.UNPROCESSED,
-    default=False,
+    is_flag=True,
     help="Sample actions from the policy [default: take the most probable].",
 )
 _sample_loops = click.option(
     "--sample-loops",
-    "sample",
-    flag_value="loops",
-    type=click.UNPROCESSED,
+    is_flag=True,
     help="Sample only from the third time that the same view comes up in an episode.",
 )
+
+
+def _how_sampled(*, sample: bool, sample_loops: bool) -> Literal["loops"] | bool:
+    """The value of `sample` that two flags stand for."""
+    if sample and sample_loops:
+        raise click.UsageError("--sample and --sample-loops exclude each other")
+    return "loops" if sample_loops else sample
+
+
 _device = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -366,6 +370,8 @@ def evaluate(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    sample: bool,
+    sample_loops: bool,
     **played: Any,
 ) -> None:
     """Measure how often a policy succeeds on unseen episodes.
@@ -384,7 +390,8 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
-    if played["sample"] and policy is not None:
+    how = _how_sampled(sample=sample, sample_loops=sample_loops)
+    if how and policy is not None:
         raise click.UsageError("sampling is for the policy of a CHECKPOINT, not for --policy")
     from demotools.babyai.levels import listed_seeds
     from demotools.output import check_output, write_output
@@ -400,6 +407,7 @@ def evaluate(
         level,
         seeds=None if seeds is None else listed_seeds(seeds),
         quiet=quiet,
+        sample=how,
         **played,
     )
     if output is not None:
@@ -585,6 +593,8 @@ def watch(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    sample: bool,
+    sample_loops: bool,
     **played: Any,
 ) -> None:
     """Watch a policy play unseen episodes.
@@ -601,6 +611,7 @@ def watch(
     """
     from trainer.run.folder import check_suffix
 
+    how = _how_sampled(sample=sample, sample_loops=sample_loops)
     if gif:
         check_suffix(gif, ".gif")
     _load_torch_for(checkpoint, level)
@@ -613,7 +624,9 @@ def watch(
     if gif:
         check_output(gif, overwrite=overwrite)
     first = EVALUATION_SEED if seed is None else seed
-    watched = watched_episodes(checkpoint, level=level, first_seed=first, quiet=quiet, **played)
+    watched = watched_episodes(
+        checkpoint, level=level, first_seed=first, sample=how, quiet=quiet, **played
+    )
     if gif:
         write_output(gif, watched_gif(watched, quiet=quiet), overwrite=overwrite)
         if not quiet and not as_json:

@@ -252,6 +252,8 @@ def _dataset_folder(minari: Any, name: str) -> Path:
 
 
 def _read_metadata(file: Path) -> _Metadata:
+    if file.is_file() and file.stat().st_size > _METADATA_BYTES:
+        raise _broken("the dataset's metadata are far too large", file)
     try:
         return _Metadata.model_validate_json(read_regular(file, _METADATA_BYTES))
     except ValidationError as error:

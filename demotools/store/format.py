@@ -45,8 +45,9 @@ COPY_BYTES = 1 << 18
 JSON_BYTES_AT_MOST = 1 << 26
 # A chunk of missions holds 2^17, and int32 rows name at most 2^31 of them; the others have fewer.
 _CHUNKS_AT_MOST = 1 << 14
+# A reader asks for exactly this codec, so another level needs another version of the schema.
 ZSTD_LEVEL = 3
-# What changes nothing that is read.
+# Not compared: attributes say nothing of the bytes, and zarr has no storage transformers yet.
 _MAY_DIFFER = ("attributes", "storage_transformers")
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -468,7 +468,7 @@ def open_store(path: Path | str) -> Store:
 def list_stores(folder: Path | str | None = None) -> list[str]:
     """The names of the stores in a folder; None: in the data folder."""
     place = data_folder() if folder is None else Path(folder)
-    return [path.stem for path in stores_in(place) if is_ours(present_folder(path))]
+    return sorted(path.stem for path in stores_in(place) if is_ours(present_folder(path)))
 
 
 def _folder_state(path: Path) -> tuple[int, int] | None:

@@ -412,6 +412,7 @@ def test_the_folder_of_a_dataset_that_is_not_there_leads_to_those_that_are(
     result = CliRunner().invoke(main, ["import", "babyai/GoToLokal-v0", "--from", "minari"])
     assert result.exit_code == 1
     assert "there is no Minari dataset of this name" in result.stderr
+    assert "; similar names: babyai/GoToLocal-v0\n" in result.stderr
     for name, said in (
         ("gone.pkl", "error: there is no such file or folder"),
         ("babyai/GoToLokal", "error: there is no such folder, and no Minari dataset of this name"),

@@ -55,6 +55,33 @@ def test_augmented_batches_prepared_ahead_are_the_same_and_so_is_their_state(
             assert_same(again.state(), plain.state())
 
 
+def test_a_stage_augments_as_its_recipe_says(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    store = make_store(lengths=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5])
+    changes = ("stages.0.off_policy.rollouts=3", "stages.0.off_policy.rollout_len=4")
+    run = new(
+        *(tmp_path / "run", "bc_small_cpu", {"GoToLocal": store}, "model.type=small"),
+        *("stages.0.off_policy.store=GoToLocal", *changes),
+    )
+    stage = run.settings.stages[0]
+    assert stage.off_policy is not None and stage.off_policy.augment
+    seed = run.settings.run.seed
+    augmenter = Augmenter(stage.off_policy.augment, WORDS, seed=seed)
+    batches = StoreBatches(run, stage)
+    same: dict[str, Any] = {"rollouts": 3, "rollout_len": 4, "seed": seed, "layout": "native"}
+    same["shuffle"] = stage.off_policy.shuffle
+    expected = ExpertTrajectoryIterator(store, augmenter=augmenter, **same)
+    plain = ExpertTrajectoryIterator(store, **same)
+    changed = False
+    with closing(batches):
+        for _ in range(3):
+            batch = next(batches)
+            assert_same(batch, next(expected))
+            changed |= not torch.equal(batch["cells"], next(plain)["cells"])
+    assert changed
+
+
 def assert_same(mine: Any, theirs: Any) -> None:
     if isinstance(mine, dict):
         assert mine.keys() == theirs.keys()

@@ -527,6 +527,13 @@ def test_which_actions_are_measured_is_a_setting(
     assert found == (groups or ["evaluation", "evaluation_sampled"])
 
 
+def test_the_two_ways_to_sample_exclude_each_other(finished: tuple[Path, str]) -> None:
+    for command in ("evaluate", "watch"):
+        arguments = [command, str(finished[0]), "--sample-loops", "--sample"]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2 and "exclude each other" in result.output
+
+
 def test_a_level_without_an_environment_is_refused_with_those_that_can_be_played(
     finished: tuple[Path, str],
 ) -> None:

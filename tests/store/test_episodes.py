@@ -79,6 +79,14 @@ def test_of_21_guesses_18_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "open" not in names
 
 
+def test_stores_are_listed_in_the_order_of_their_names(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    for name in ("GoToLocal-small", "GoToLocal"):
+        make_store([2], name=name)
+    assert demotools.list_stores(tmp_path) == ["GoToLocal", "GoToLocal-small"]
+
+
 def test_an_episode_is_the_steps_of_the_store(make_store: Callable[..., Store]) -> None:
     store, whole = make_store(LENGTHS), make_episodes(LENGTHS)
     for number, episode in enumerate(store):

@@ -224,7 +224,9 @@ class NetworkPolicy:
         output = self.output(cells, direction, missions, masks, self.memory)
         self.logits, self.values = output.logits[0], output.values[0]
         action = self._drawn(masks, seeds) if self.sample else self.logits.argmax(1)
-        if self.sample == "loops":
+        if self.sample != "loops":
+            self._encounters = Encounters()  # those of other episodes, by the time that they count
+        else:
             loops = self._encounters.counts(cells, direction, masks) > _FAMILIAR
             likeliest = self.logits.argmax(1).cpu()
             action = torch.where(torch.from_numpy(loops), action.cpu(), likeliest)

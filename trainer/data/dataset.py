@@ -39,7 +39,8 @@ class RolloutDataset(IterableDataset[Batch]):
     by path. Every iteration goes on where the last one in this process stopped; new workers begin
     where this process stands, and a second time this is warned of.
 
-    SettingsError  a loader with a batch size; a second iteration in workers that stay
+    SettingsError  a loader with a batch size; a second iteration in workers that stay. From
+                   a worker torch raises it as a RuntimeError with the same text
     """
 
     def __init__(self, stores: Given, **settings: Any) -> None:

@@ -1,7 +1,8 @@
 """Measures the success of a run's network, during training and at the end, and of any checkpoint.
 
-A network has two figures: with its most probable actions (greedy), and with actions sampled from
-its probabilities (sampled), as it acts while learning from its own rollouts.
+A network has several figures: with its most probable actions (greedy), with actions sampled from
+its probabilities (sampled), as it acts while learning from its own rollouts, and sampled only in
+loops.
 """
 
 from __future__ import annotations

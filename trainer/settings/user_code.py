@@ -218,7 +218,10 @@ def accepted_settings(key: str, name: str) -> Iterator[None]:
 
 
 def is_users(name: str) -> bool:
-    """Whether a `type` names code that is neither ours nor torch's."""
+    """Whether a `type` names code that is neither ours nor torch's.
+
+    It decides what messages say, never what is trusted: that is for `foreign_names`.
+    """
     ours = name.startswith(tuple(f"{package.name}." for package in _PACKAGES))
     return ":" in name and not ours and torch_class(name) is None
 
