@@ -307,6 +307,10 @@ def a_pipe(name: str) -> Callable[[Path], object]:
     ("damage", "said"),
     [
         (lambda data: (data / "metadata.json").unlink(), "it has no metadata.json"),
+        (
+            lambda data: os.truncate(data / "metadata.json", (1 << 26) + 1),
+            "the dataset's metadata are far too large",
+        ),
         (told(""), "metadata are invalid"),
         (told("{"), "metadata are invalid"),
         (told("[]"), "metadata are invalid at its top level"),
