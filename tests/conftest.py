@@ -15,6 +15,7 @@ import pytest
 
 from demotools.babyai.cells import EGOCENTRIC_CODES
 from demotools.store.building import StoreBuilder, write_part
+from demotools.store.format import aside_folder
 from demotools.store.reading import Episodes, Store, open_store
 from tests.upload_server import Hub, serving
 
@@ -99,6 +100,12 @@ def make_store(tmp_path: Path) -> Callable[..., Store]:
         return build_store(tmp_path / f"{name}.zarr", make_episodes(lengths, seed))
 
     return make
+
+
+def set_aside(store: Store) -> Path:
+    """The path of a store whose overwrite was killed between its renames: it lies aside."""
+    store.path.rename(aside_folder(store.path))
+    return store.path
 
 
 @pytest.fixture

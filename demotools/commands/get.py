@@ -360,7 +360,8 @@ def import_command(
     from demotools.exchange.parquet import SUFFIX, import_parquet, opened_parquet
 
     place = Path(dataset)
-    is_parquet = dataset.endswith(SUFFIX) or any(place.glob(f"*{SUFFIX}"))
+    named_so = dataset.endswith(SUFFIX) and not place.is_dir()
+    is_parquet = named_so or any(place.glob(f"*{SUFFIX}"))
     if (kind or ("parquet" if is_parquet else "minari")) == "parquet":
         opened: Any = opened_parquet(place, level=level, split=split)
         make: Any = import_parquet

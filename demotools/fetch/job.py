@@ -56,6 +56,7 @@ from demotools.fetch.plan import (
 from demotools.fetch.tarball import extract_members
 from demotools.output import counted, locked, open_regular, read_regular, written_whole
 from demotools.pickles.convert import ConvertOptions, convert_files
+from demotools.store.format import store_exists
 from demotools.store.reading import open_store, store_path
 from demotools.store.verify import raise_if_damaged, verify_store
 
@@ -250,7 +251,7 @@ def _note(folder: Path, plan: Plan) -> Path:
 def _found(folder: Path, store: str, file: PublishedFile | None) -> Found:
     path = store_path(store, folder)
     source, problem = None, None
-    if path.exists():
+    if store_exists(path):
         try:
             source = open_store(path).attributes.source
         except StoreError as error:

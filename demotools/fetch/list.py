@@ -13,7 +13,7 @@ from demotools.fetch.job import read_records
 from demotools.fetch.plan import DOWNLOADS, FetchedRecord
 from demotools.output import counted, size_on_disk, size_text
 from demotools.store.building import is_unfinished
-from demotools.store.format import SUFFIX, present_folder, stores_in
+from demotools.store.format import SUFFIX, present_folder, store_exists, stores_in
 from demotools.store.reading import open_store
 
 _ROLES = {"train": "", "valid": "-valid", "small": "-small"}
@@ -89,11 +89,7 @@ def _level_entry(level: str, folder: Path, records: Mapping[str, FetchedRecord])
     paths = {role: folder / f"{level}{suffix}{SUFFIX}" for role, suffix in _ROLES.items()}
     entry: dict[str, Any] = {
         "level": level,
-        "stores": {
-            role: _store_entry(path)
-            for role, path in paths.items()
-            if present_folder(path).exists()
-        },
+        "stores": {role: _store_entry(path) for role, path in paths.items() if store_exists(path)},
         "unfinished": [role for role, path in paths.items() if is_unfinished(path)],
         "fetched": {
             record.split: {"file": name, **record.model_dump(exclude={"level", "split"})}

@@ -9,6 +9,7 @@ from typing import Any
 
 from demotools.errors import printable_values
 from demotools.output import counted, size_on_disk, size_text
+from demotools.store.format import present_folder
 from demotools.store.reading import Store, open_store
 
 MEANING = {
@@ -36,12 +37,13 @@ def store_info(path: Path) -> dict[str, Any]:
     StoreError  see `open_store`
     """
     store = open_store(path)
+    folder = present_folder(store.path)
     about = store.attributes.model_dump()
     words = about.pop("vocabulary")
     about = {name: value for name, value in about.items() if name != "subgoals" or value}
     return {
         "name": store.name,
-        "path": str(path),
+        "path": str(store.path),
         **about,
         "words": len(words),
         "mean_length": float(store.lengths.mean()),
@@ -51,8 +53,8 @@ def store_info(path: Path) -> dict[str, Any]:
             if "reward" in store.optional
             else {}
         ),
-        "size_bytes": size_on_disk(path),
-        "files": sum(1 for file in path.rglob("*") if file.is_file()),
+        "size_bytes": size_on_disk(folder),
+        "files": sum(1 for file in folder.rglob("*") if file.is_file()),
         "arrays": [_array(store, name) for name in sorted(store.arrays)],
     }
 

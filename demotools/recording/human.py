@@ -26,6 +26,7 @@ from demotools.recording.environment import (
     playable_manifest,
 )
 from demotools.store.building import StoreBuilder, part_file, write_part
+from demotools.store.format import store_exists
 from demotools.store.reading import Episodes, Store, open_store
 
 HUMAN = "human"
@@ -123,7 +124,7 @@ def play(
 
 def _own_store(path: Path, level: str) -> Store | None:
     """The store that is added to, if there is one."""
-    if not path.exists():
+    if not store_exists(path):
         return None
     store = open_store(path)
     if (

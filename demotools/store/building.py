@@ -391,17 +391,21 @@ def recover(path: Path) -> None:
     elif os.path.lexists(aside):
         aside.rename(trash)
         removed(trash)
-    if parts.is_symlink() or not (parts / _PUBLISHED).exists():
+    if parts.is_symlink():
         return
-    if (parts / path.name).exists():
-        (parts / _PUBLISHED).unlink()
-    elif path.exists():
-        parts.rename(trash)
-        removed(trash)
+    if not is_unfinished(path):
+        if parts.exists():
+            parts.rename(trash)
+            removed(trash)
+    elif (parts / path.name).exists():
+        (parts / _PUBLISHED).unlink(missing_ok=True)
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether parts of this store wait for the command that goes on with them."""
+    """Whether parts of this store wait for the command that goes on with them.
+
+    They do until they have been joined, and the store that they became has its final name.
+    """
     parts = building_folder(path)
     joined = (parts / _PUBLISHED).exists() and not (parts / path.name).exists()
     return parts.exists() and not (joined and path.exists())

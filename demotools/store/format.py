@@ -189,7 +189,7 @@ def missing_store(path: Path) -> StoreError:
     level = name.removesuffix("-small").removesuffix("-valid")
     if not (level in all_level_names() or level.startswith("MiniGrid-")):
         level = "LEVEL"
-    here = {file.stem.lower(): file.stem for file in path.parent.glob(f"*{SUFFIX}")}
+    here = {file.stem.lower(): file.stem for file in stores_in(path.parent)}
     near = difflib.get_close_matches(name.lower(), here, n=3, cutoff=0.75)
     hint = f"did you mean {' or '.join(here[match] for match in near)}? Or " if near else ""
     return StoreError(
@@ -213,6 +213,11 @@ def present_folder(path: Path) -> Path:
     if path.name and not os.path.lexists(path) and (aside_folder(path) / "zarr.json").exists():
         return aside_folder(path)
     return path
+
+
+def store_exists(path: Path) -> bool:
+    """Whether anything lies where a store is looked for; an old store set aside counts."""
+    return present_folder(path).exists()
 
 
 def stores_in(folder: Path) -> list[Path]:

@@ -48,6 +48,7 @@ from demotools.store.format import (
     parsed_metadata,
     present_folder,
     root_json,
+    store_exists,
     stores_in,
 )
 
@@ -408,10 +409,14 @@ def episode_mask(offset: NDArray[np.int64], start: int, stop: int) -> NDArray[np
 
 
 _OTHER_FILES = (".pkl", ".gz", ".parquet", ".zip", ".hdf5", ".jsonl", ".pt")
+"""How the name of a file ends that people take for a store; asked only where nothing lies."""
 
 
 def store_path(name: str, folder: Path) -> Path:
     """The folder of a store, given its name or its path.
+
+    What lies on the disk decides. Only where no store has this name can it be that of a file, if it
+    has a suffix; whoever opens it says so.
 
     >>> store_path("GoToLocal-small", Path("data")).as_posix()
     'data/GoToLocal-small.zarr'
@@ -420,10 +425,18 @@ def store_path(name: str, folder: Path) -> Path:
     """
     is_path = "/" in name or os.sep in name or name.endswith(SUFFIX) or name in (".", "..")
     path = Path(name) if is_path else folder / (name + SUFFIX)
-    if not is_path and Path(name).suffix in _OTHER_FILES and not path.exists():
-        return Path(name)  # of a file, which is told from a store where it is opened
+    if not is_path and not store_exists(path):
+        file = Path(name)
+        if file.suffix in _OTHER_FILES or (file.suffix and file.is_file()):
+            return file
     # what lies beside a store takes its name, which `.` and `..` do not say
-    return path.resolve() if path.name in ("", "..") else path
+    return path.resolve() if path.name in ("", "..") else _with_suffix(path)
+
+
+def _with_suffix(path: Path) -> Path:
+    """The path with the suffix of a store if a store lies only there."""
+    suffixed = path.with_name(path.name + SUFFIX) if path.name else path
+    return suffixed if not store_exists(path) and store_exists(suffixed) else path
 
 
 def new_store_path(name: str, folder: Path) -> Path:
@@ -451,10 +464,7 @@ def open_store(path: Path | str) -> Store:
     StoreError  it is missing, unfinished, of another schema or a newer version; a chunk file is
                 missing, short, or not the one that was written
     """
-    path = store_path(path, data_folder()) if isinstance(path, str) else path
-    with_suffix = path.with_name(path.name + SUFFIX) if path.name else path
-    if not present_folder(path).exists() and present_folder(with_suffix).exists():
-        path = with_suffix
+    path = store_path(path, data_folder()) if isinstance(path, str) else _with_suffix(path)
     while True:
         before = _folder_state(path)
         try:

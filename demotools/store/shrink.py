@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demotools.errors import StoreError
-from demotools.store.format import SUFFIX, read_attributes
+from demotools.store.format import SUFFIX, read_attributes, store_exists, stores_in
 from demotools.store.reading import open_store
 from demotools.store.reshape import Plan, make_store, parent_of, sampled
 
@@ -74,7 +74,7 @@ def shrink_stores(
 
     StoreError  a store named cannot be shrunk, or there is no full training store
     """
-    full = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if _is_full_training_store(path)]
+    full = [path for path in stores_in(folder) if _is_full_training_store(path)]
     if not paths and not full:
         raise StoreError(
             "there is no full training store to shrink",
@@ -104,7 +104,7 @@ def _is_full_training_store(path: Path) -> bool:
 
 
 def _is_twin(twin: Path, parent: dict[str, object], episodes: int) -> bool:
-    if not twin.exists():
+    if not store_exists(twin):
         return False
     attributes = open_store(twin).attributes
     return attributes.parent == parent and attributes.episodes == episodes

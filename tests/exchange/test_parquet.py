@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from demotools.cli import main
 from demotools.errors import DemotoolsError, SettingsError, StoreError
+from demotools.exchange.export import export_minari
 from demotools.exchange.parquet import (
     FAILURE,
     export_parquet,
@@ -304,6 +305,15 @@ def test_in_a_folder_an_export_is_named_as_a_shard_of_its_split(tmp_path: Path) 
         assert done.path == tmp_path / f"{name}-00000-of-00001.parquet"
         with pytest.raises(DemotoolsError, match="the file already exists"):
             export_parquet(store, tmp_path, quiet=True)
+
+
+def test_a_minari_dataset_in_a_folder_named_like_a_parquet_file_is_imported(
+    bot: Store, tmp_path: Path
+) -> None:
+    export_minari(bot, root=tmp_path, dataset_id="babyai/GoToLocal-v0", quiet=True)
+    (tmp_path / "babyai/GoToLocal-v0").rename(tmp_path / "mine.parquet")
+    done = run("import", tmp_path / "mine.parquet", "--data-dir", tmp_path)
+    assert done.exit_code == 0, done.output
 
 
 def test_an_export_of_several_levels_comes_back_level_by_level(bot: Store, tmp_path: Path) -> None:

@@ -29,13 +29,14 @@ from click.testing import CliRunner, Result
 from demotools.babyai.levels import read_archive, read_manifest
 from demotools.cli import main
 from demotools.exchange.archive import archive_store
+from demotools.fetch.job import fetch_plans
 from demotools.fetch.part_file import download, part_bytes
 from demotools.fetch.places import RefusedError, UnreachableError, place_named
 from demotools.fetch.plan import Expected, FetchOptions
 from demotools.fetch.transfer import Transfer
 from demotools.pickles.writer import write_pickle
 from demotools.store.reading import open_store
-from tests.conftest import build_store, make_episodes, without_root
+from tests.conftest import build_store, make_episodes, set_aside, without_root
 from tests.drive_server import PERMISSION, QUOTA, QUOTA_JSON, DriveServer, Served
 
 TRAIN = "BabyAI-GoToLocal-v0.pkl"
@@ -195,6 +196,12 @@ def test_a_second_run_asks_the_server_for_nothing(
     checked = fetch("GoToLocal", "--check")
     assert "every byte of it was checked" in checked.output
     assert len(server.requests) == before
+
+
+def test_a_store_that_lies_aside_is_not_fetched_again(tmp_path: Path) -> None:
+    set_aside(build_store(tmp_path / "GoToLocal.zarr", make_episodes([3])))
+    (plan,) = fetch_plans(["GoToLocal"], ["train"], tmp_path, FetchOptions())
+    assert plan.reason == "there is another store of this name, of kind test"
 
 
 def test_the_pickle_is_kept_on_request_and_converted_later(

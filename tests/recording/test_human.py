@@ -20,7 +20,7 @@ from demotools.recording.search import SearchExpert
 from demotools.store.building import StoreBuilder, write_part
 from demotools.store.reading import open_store
 from demotools.store.verify import verify_store
-from tests.conftest import make_episodes
+from tests.conftest import make_episodes, set_aside
 
 
 class Somebody:
@@ -69,6 +69,9 @@ def test_solved_episodes_are_kept_and_those_of_the_next_sitting_added(tmp_path: 
     checks = verify_store(path, replay=partial(replay_check, episodes=9, quiet=True), quiet=True)
     assert all(check.passed for check in checks)
     assert checks[-1].note == "3 of 3 episodes"
+    set_aside(open_store(path))  # an overwrite was killed between its renames
+    with pytest.raises(StoreError, match="not a store of demonstrations of GoToObj by people"):
+        play("GoToObj", path, Somebody("quit"))
 
 
 def test_episodes_of_a_level_of_minigrids_own_are_kept_too(tmp_path: Path) -> None:

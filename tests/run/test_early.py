@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from demotools.cli import main as generated
 from tests.terminal import in_terminal
 from trainer.cli import main
 from trainer.run.folder import no_checkpoint, run_folder
+from trainer.run.session import resolved
 from trainer.settings.models import read_settings, toml_of
 from trainer.settings.user_code import foreign_names
 
@@ -47,6 +49,14 @@ def test_the_stores_of_all_levels_are_looked_for_before_torch_is_loaded() -> Non
     refused = typed("run", "bc_offpolicy", "--set", levels)
     assert refused.exit_code == 1
     assert "there is no such demo store" in refused.stderr and "PutNextLocal" in refused.stderr
+
+
+def test_a_small_store_that_lies_aside_is_the_one_that_auto_takes(bot_data: Path) -> None:
+    # an overwrite was killed between its renames
+    shutil.copytree(bot_data / "GoToLocal.zarr", ".GoToLocal-small.zarr.old")
+    assert "torch is not installed" in typed("run", "bc_offpolicy").stderr
+    settings, _reasons = resolved(read_settings("bc_offpolicy", ["run.device=cpu"]), Path())
+    assert settings.store_names() == ["GoToLocal-small"]
 
 
 def run_that_lies_there() -> None:

@@ -17,7 +17,7 @@ from demotools.store.reading import Episodes, open_store
 from demotools.store.reshape import sampled
 from demotools.store.shrink import shrink_store, shrink_stores
 from demotools.store.verify import verify_store
-from tests.conftest import build_store, make_episodes
+from tests.conftest import build_store, make_episodes, set_aside
 from tests.store.test_building import folder_bytes
 
 
@@ -41,6 +41,15 @@ def test_a_twin_holds_whole_episodes_of_its_parent_and_says_so(tmp_path: Path) -
         assert np.array_equal(a.view, b.view)
         assert np.array_equal(a.action, b.action)
         assert a.mission == b.mission
+
+
+def test_stores_that_lie_aside_are_shrunk_and_kept_like_others(tmp_path: Path) -> None:
+    parent = build_store(tmp_path / "GoToLocal.zarr", make_episodes([3, 1, 4]))
+    set_aside(parent)
+    (made,) = shrink_stores([], tmp_path, episodes=2, seed=0)
+    set_aside(open_store(made.path))
+    (kept,) = shrink_stores([], tmp_path, episodes=2, seed=0)
+    assert kept.skipped == "the same copy already exists"
 
 
 def test_one_seed_gives_one_twin_and_a_smaller_one_is_a_part_of_it() -> None:

@@ -24,13 +24,21 @@ from numcodecs.zstd import Zstd
 
 from demotools.cli import main
 from demotools.errors import SettingsError, StoreError
+from demotools.look.info import store_info
 from demotools.output import data_folder
 from demotools.store import building as chunks
 from demotools.store.building import group_json
 from demotools.store.episodes import spans
-from demotools.store.format import NO_HASH, metadata_hash
-from demotools.store.reading import Store, episode_mask, fingerprint, new_store_path, open_store
-from tests.conftest import MISSIONS, build_store, make_episodes
+from demotools.store.format import NO_HASH, metadata_hash, present_folder
+from demotools.store.reading import (
+    Store,
+    episode_mask,
+    fingerprint,
+    new_store_path,
+    open_store,
+    store_path,
+)
+from tests.conftest import MISSIONS, build_store, make_episodes, set_aside
 
 MakeStore = Callable[..., Store]
 
@@ -309,6 +317,38 @@ def test_arrays_are_not_believed_because_their_checksums_are_right(
             continue
         assert result.exit_code == 1, (command, result.exception, result.output)
         assert isinstance(result.exception, SystemExit), (command, result.exception)
+
+
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("name", ["v1.pt", "x.pkl", "GoTo.v2"])
+def test_a_store_named_like_a_file_is_told_from_it_by_what_lies_there(
+    name: str, aside: bool, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(lengths=[3, 2], name=name)
+    folder = store.path.parent
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    Path(name).write_bytes(b"a file of the same name")
+    if aside:
+        set_aside(store)
+    assert store_path(name, folder) == store.path
+    about = CliRunner().invoke(main, ["info", name, "--json", "--data-dir", str(folder)])
+    shown = json.loads(about.stdout)
+    assert (shown["episodes"], shown["files"] > 10, shown["size_bytes"] > 500) == (2, True, True)
+    shutil.rmtree(present_folder(store.path))
+    refused = CliRunner().invoke(main, ["info", name, "--data-dir", str(folder)])
+    assert "error: this is a file, and a demo store is a folder" in refused.stderr
+    assert f"where: {name}\n" in refused.stderr
+
+
+def test_a_store_may_be_named_by_its_path_without_the_suffix(make_store: MakeStore) -> None:
+    store = make_store(lengths=[3, 2])
+    path = store.path.with_suffix("")
+    assert store_info(path) == store_info(store.path)
+    for command in ("verify", "archive", "remove --yes"):
+        done = CliRunner().invoke(main, [*command.split(), str(path)])
+        assert done.exit_code == 0, done.output
+    assert not store.path.exists()
 
 
 @pytest.mark.parametrize("name", [".", "./", "./.", "../GoToLocal.zarr", "../GoToLocal.zarr/"])

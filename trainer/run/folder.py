@@ -312,12 +312,14 @@ def refuse_early(
 
 
 def _check_stores(settings: Settings, folder: Path) -> None:
-    from demotools.store.reading import open_store, store_path  # half of what this module loads
+    # half of what this module loads
+    from demotools.store.format import store_exists
+    from demotools.store.reading import open_store, store_path
 
     for name in settings.store_names():
         if name != "auto":
             open_store(store_path(name, folder))
             continue
         for level in settings.run.level_names:
-            if not store_path(f"{level}-small", folder).exists():
+            if not store_exists(store_path(f"{level}-small", folder)):
                 open_store(store_path(level, folder))

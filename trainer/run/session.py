@@ -19,6 +19,7 @@ from demotools.recording.environment import (
     level_environment_id,
     view_and_actions,
 )
+from demotools.store.format import store_exists
 from demotools.store.reading import Store, open_store, store_path
 from trainer.acting.vector import check_named, check_playable
 from trainer.data.augment import check_augmentation
@@ -540,7 +541,7 @@ def _stores_of(
         name, why = level.name, f"the full store, because there is no {small}"
         if device == "cuda":
             why = "the full store, because there is a GPU"
-        elif store_path(small, folder).exists():
+        elif store_exists(store_path(small, folder)):
             name = small
             why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
             why += "uses the full store"
