@@ -233,6 +233,11 @@ def test_words_that_the_weights_lack_begin_as_drawn(clone: Path) -> None:
             "`actor.0.weight` is (64, 128), not (64, 64)",
         ),
         (
+            lambda _: None,
+            ("model={type='auto', memory=64, instruction=128}",),
+            "not (64, 64); different from theirs: model.instruction, model.memory",
+        ),
+        (
             lambda content: content["model"]["actor.0.bias"].fill_(torch.inf),
             (),
             "the weights `actor.0.bias` are not finite",
@@ -280,3 +285,16 @@ def test_what_the_other_run_names_is_imported_only_where_its_network_is_taken_an
 def test_other_settings_of_the_network_that_change_no_shape_are_told(clone: Path) -> None:
     said = take_weights(begun("model={type='small', memory=128}"), read_checkpoint(clone))
     assert "; different model.memory; " in said
+
+
+def test_keys_beside_auto_hold_for_the_network_of_the_weights(
+    run: Callable[..., Result], clone: Path
+) -> None:
+    auto = "model={type='auto', memory=128, actions=7}"
+    result = run("ppo", "--init-from", str(clone), "--set", auto, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "; different model.actions, model.memory; " in result.output
+    network = result.output.partition("[model]\n")[2].partition("\n\n")[0]
+    assert sorted(network.splitlines()) == ["actions = 7", "memory = 128", 'type = "small"']
+    strange = run("ppo", "--init-from", str(clone), "--set", "model={type='auto', endpool=true}")
+    assert strange.exit_code == 1 and "unknown key `endpool`" in strange.output

@@ -249,6 +249,28 @@ def test_the_small_store_is_taken_without_a_gpu_and_a_long_run_names_a_faster_re
     assert "trainer run bc_small_cpu.toml" in dry.output
 
 
+def test_how_to_take_the_full_stores_is_said_of_the_stages_that_take_the_small_ones(
+    tmp_path: Path,
+) -> None:
+    for name in ("GoToLocal-small", "Pickup-small", "GoToObj"):
+        (tmp_path / f"{name}.zarr").mkdir()
+    alone = read_settings("dagger_then_ppo_cpu", ["run.device=cpu", "run.level=GoToLocal"])
+    levels = 'run.level=["GoToLocal", "GoToObj", {name="Pickup", proportion=2.0}]'
+    mixed = read_settings("bc_offpolicy", ["run.device=cpu", levels])
+    (cloning,) = mixed.stages
+    _, said = resolved(alone.model_copy(update={"stages": (*alone.stages, cloning)}), tmp_path)
+    hint = "--set stages.2.off_policy.store=GoToLocal uses the full store"
+    assert said == [f"store: GoToLocal-small, because there is no GPU; {hint}"]
+    twice, said = resolved(mixed.model_copy(update={"stages": (cloning, cloning)}), tmp_path)
+    assert twice.store_names() == ["GoToLocal-small", "GoToObj", "Pickup-small"]
+    _, first, _, second, *rest = shlex.split(said[-1].rpartition("; ")[2])
+    assert rest == ["uses", "the", "full", "stores"] and second.startswith("stages.1.")
+    full = read_settings("bc_offpolicy", [levels, first]).stages[0].off_policy
+    assert full is not None
+    shares = [(store.name, store.proportion) for store in full.store]
+    assert shares == [("GoToLocal", 1), ("GoToObj", 1), ("Pickup", 2)]
+
+
 def test_a_folder_that_holds_a_run_is_refused_without_overwrite_and_kept(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,16 +79,19 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
                 path=checkpoint.path,
                 fix="use weights that were trained on stores of the same origin",
             )
-    new = len(run.words) - len(checkpoint.words)
-    weights, rows = dict(checkpoint.model), len(run.words) + 1  # one more for the padding
-    for name, drawn in run.network.state_dict().items() if new else ():
-        known = weights.get(name)
-        if not isinstance(known, Tensor) or drawn.shape[:1] != (rows,):
-            continue
-        if known.shape == (rows - new, *drawn.shape[1:]):
-            weights[name] = torch.cat([known, drawn[-new:].to(known)])
-    taken = replace(checkpoint, model=weights)
-    taken.load_weights(run.network)
+    taken = replace(checkpoint, model=_with_new_words(run, checkpoint))
+    differing = sorted({key for key, _ in {*_options(named)} ^ {*_options(saved.model)}})
+    keys = ", ".join(f"model.{key}" for key in differing)
+    try:
+        taken.load_weights(run.network)
+    except CheckpointError as error:
+        if not differing:
+            raise
+        raise CheckpointError(
+            f"{error.what}; different from theirs: {keys}",
+            path=checkpoint.path,
+            fix='remove what changes their shapes; model.type = "auto" takes the rest from them',
+        ) from error
     taken.check_finite(run.network)
     if run.average is not None:
         run.average.begin()
@@ -97,13 +101,25 @@ def take_weights(run: Run, checkpoint: Checkpoint) -> str:
         f"{', '.join(saved.run.level_names)}{_steps(checkpoint)}"
         + (f" after those of {saved.run.init_from}" if saved.run.init_from else "")
     ]
-    if new:
-        more = ", …" if new > _SHOWN else ""
-        parts.append(f"random for {new} new words: {', '.join(run.words[-new:][:_SHOWN])}{more}")
-    differing = {key for key, _ in {*_options(named)} ^ {*_options(saved.model)}}
+    if new := run.words[len(checkpoint.words) :]:
+        more = ", …" if len(new) > _SHOWN else ""
+        parts.append(f"random for {len(new)} new words: {', '.join(new[:_SHOWN])}{more}")
     if differing:
-        parts.append(f"different {', '.join(f'model.{key}' for key in sorted(differing))}")
+        parts.append(f"different {keys}")
     return "; ".join([*parts, "optimizer, schedule and counters start afresh"])
+
+
+def _with_new_words(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The weights of a checkpoint, with those of the run where they are of words beyond its own."""
+    new = len(run.words) - len(checkpoint.words)
+    weights, rows = dict(checkpoint.model), len(run.words) + 1  # one more for the padding
+    for name, drawn in run.network.state_dict().items() if new else ():
+        known = weights.get(name)
+        if not isinstance(known, Tensor) or drawn.shape[:1] != (rows,):
+            continue
+        if known.shape == (rows - new, *drawn.shape[1:]):
+            weights[name] = torch.cat([known, drawn[-new:].to(known)])
+    return weights
 
 
 def _options(named: Named) -> list[tuple[str, str]]:

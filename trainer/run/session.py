@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -505,23 +506,25 @@ def resolved(
         reasons.append(f"device: {device}, because torch finds {found} GPU")
     model = settings.model
     if model.type == "auto" and known is not None:
-        model, reason = network_of(known, trust=trust)
-        model = model.model_copy(update={"words": settings.model.words})
+        network, reason = network_of(known, trust=trust)
+        model = network.model_copy(update={**model.options, "words": model.words})
         reasons.append(reason)
     elif model.type == "auto":
         kind, what = _NETWORKS[device]
         model = model.model_copy(update={"type": kind})
         reasons.append(f"network: {kind}, {what} (device: {device})")
-    stages = []
-    for stage in settings.stages:
+    stages, automatic = [], []
+    for number, stage in enumerate(settings.stages):
         played = stage.off_policy
         if played is not None and played.store == AUTO_STORE:
             stores: tuple[StoreSettings, ...] = ()  # an iterator of the user's has its own
             if played.iterator is None:
-                stores, reason = _stores_of(settings.run.levels, folder, device)
-                reasons.append(reason)
+                stores = _stores_of(settings.run.levels, folder, device)
+                automatic.append(f"stages.{number}.off_policy.store")
             played = played.model_copy(update={"store": stores})
         stages.append(stage.model_copy(update={"off_policy": played}))
+    if automatic:
+        reasons.append(_why_stores(settings.run.levels, folder, device, automatic))
     precision = settings.run.precision
     if precision == "auto":
         precision, reason = faster_precision(device)
@@ -533,21 +536,41 @@ def resolved(
 
 def _stores_of(
     levels: Sequence[LevelSettings], folder: Path, device: Device
-) -> tuple[tuple[StoreSettings, ...], str]:
-    """What `auto` stands for as a stage's store: those of the run's levels; and why."""
-    stores, reasons = [], []
+) -> tuple[StoreSettings, ...]:
+    """What `auto` stands for as a stage's store: those of the run's levels."""
+    stores = []
     for level in levels:
         small = f"{level.name}-small"
-        name, why = level.name, f"the full store, because there is no {small}"
-        if device == "cuda":
-            why = "the full store, because there is a GPU"
-        elif store_exists(store_path(small, folder)):
-            name = small
-            why = f"because there is no GPU; --set stages.0.off_policy.store={level.name} "
-            why += "uses the full store"
+        there = device != "cuda" and store_exists(store_path(small, folder))
+        name = small if there else level.name
         stores.append(StoreSettings(name=name, proportion=level.proportion))
-        reasons.append(f"store: {name}, {why}")
-    return tuple(stores), "; ".join(reasons)
+    return tuple(stores)
+
+
+def _why_stores(
+    levels: Sequence[LevelSettings], folder: Path, device: Device, keys: Sequence[str]
+) -> str:
+    """What there is to say of these stores; `keys` are the settings that they stand in for."""
+    stores, reasons = _stores_of(levels, folder, device), []
+    for level, store in zip(levels, stores, strict=True):
+        why = "because there is no GPU"
+        if store.name == level.name:
+            found = "a GPU" if device == "cuda" else f"no {level.name}-small"
+            why = f"the full store, because there is {found}"
+        reasons.append(f"store: {store.name}, {why}")
+    if [level.name for level in levels] != [store.name for store in stores]:
+        full = levels[0].name
+        if len(levels) > 1:
+            full = f"[{', '.join(map(_inline, levels))}]"
+        changes = " ".join(f"--set {shlex.quote(f'{key}={full}')}" for key in keys)
+        reasons.append(f"{changes} uses the full store{'s' * (len(levels) > 1)}")
+    return "; ".join(reasons)
+
+
+def _inline(level: LevelSettings) -> str:
+    """A level as the store of its name, in TOML."""
+    name = json.dumps(level.name)
+    return name if level.proportion == 1 else f"{{name={name}, proportion={level.proportion}}}"
 
 
 def open_stores(settings: Settings, folder: Path) -> dict[str, Store]:
