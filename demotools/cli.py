@@ -307,12 +307,16 @@ def say(*lines: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value for a program to read: JSON values, dataclasses, paths."""
+    """Print a value for a program to read: JSON values, dataclasses, paths, ranges."""
 
     def plain(other: Any) -> object:
         if is_dataclass(other) and not isinstance(other, type):
             return asdict(other)
-        return [other.start, other.stop] if isinstance(other, range) else str(other)
+        if isinstance(other, range):
+            return [other.start, other.stop]
+        if isinstance(other, Path):
+            return str(other)
+        raise TypeError(f"a {type(other).__name__} is no JSON value")
 
     # the one control character that JSON leaves as it is
     text = json.dumps(value, indent=2, default=plain).replace("\x7f", "\\u007f")

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -122,10 +122,10 @@ _RULES = {
     **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
     "finite_number": "it must be a finite number",
     **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
-    "string_type": "it must be a text",
+    "string_type": "it must be a string",
     **dict.fromkeys(
         ("dict_type", "model_type", "model_attributes_type"),
-        "it must be a section, or a table as in `{{key = value}}`",
+        "it must be {table}",
     ),
     **dict.fromkeys(("list_type", "tuple_type"), "it must be a list"),
     "greater_than": "it must be above {gt:g}",
@@ -138,24 +138,37 @@ _RULES = {
     "json_invalid": "it is not JSON: {error}",
 }
 """What pydantic found, by its own names."""
+Syntax = Literal["toml", "json", "python"]
+_TABLES: dict[Syntax, str] = {
+    "toml": "a section, or a table as in `{key = value}`",
+    "json": 'an object as in `{"key": value}`',
+    "python": "a dictionary",
+}
+"""What a mapping is called in a file of each syntax; `python` is that of checkpoints."""
 
 
-def in_our_words(problem: Mapping[str, Any]) -> str:
+def in_our_words(problem: Mapping[str, Any], syntax: Syntax) -> str:
     """What one of pydantic's errors says.
 
-    >>> in_our_words({"type": "greater_than", "ctx": {"gt": 0}, "msg": "Input should be…"})
+    syntax   of the file that holds the value
+
+    >>> problem = {"type": "greater_than", "ctx": {"gt": 0}, "msg": "Input should be…"}
+    >>> in_our_words(problem, "toml")
     'it must be above 0'
     """
     rule = _RULES.get(problem["type"])
     if rule is not None:
-        return rule.format(**problem.get("ctx", {}))
+        return rule.format(**problem.get("ctx", {}), table=_TABLES[syntax])
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Where the first thing stands that pydantic found wrong, as `a.b`, and what it is."""
+def first_problem(error: ValidationError, syntax: Syntax) -> tuple[str, str]:
+    """Where the first thing stands that pydantic found wrong, as `a.b`, and what it is.
+
+    syntax   of the file that holds it
+    """
     problem = error.errors(include_url=False, include_input=False)[0]
-    return ".".join(map(str, problem["loc"])) or "its top level", in_our_words(problem)
+    return ".".join(map(str, problem["loc"])) or "its top level", in_our_words(problem, syntax)
 
 
 def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from demotools.babyai import levels
 from demotools.errors import DemotoolsError, in_our_words
 from demotools.exchange import export, minari_import
+from demotools.exchange.minari_import import opened_dataset
 from demotools.fetch import plan
 from demotools.fetch.job import read_records
 from demotools.store import format as store_format
@@ -44,7 +46,8 @@ def test_every_wrong_value_in_a_file_is_told_in_our_words(model: type[BaseModel]
             except ValidationError as error:
                 for problem in error.errors():
                     told += 1
-                    assert in_our_words(problem) != problem["msg"], (tree, problem)
+                    said = in_our_words(problem, "json" if as_json else "toml")
+                    assert said != problem["msg"], (tree, problem)
     assert told
 
 
@@ -76,7 +79,15 @@ def test_the_files_of_stores_manifests_and_records_are_told_of_in_our_words(
     refused(lambda: open_store(store), "invalid at shape.0: it must be a whole number")
     damaged(store / "zarr.json", ("attributes.steps", 0))
     refused(lambda: verify_store(store), "invalid at steps: it must be at least 1")
+    damaged(store / "zarr.json", ("attributes.steps", 5), ("attributes.source", []))
+    refused(lambda: verify_store(store), 'at source: it must be an object as in `{"key": value}`')
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/metadata.json").write_text("[]")
+    refused(lambda: opened_dataset(str(tmp_path / "dataset")), "it must be an object as in `{")
     (tmp_path / "Mine.toml").write_text("level = 5")
-    refused(lambda: levels.read_manifest("Mine", tmp_path), "invalid at `level`: it must be a text")
+    mine = partial(levels.read_manifest, "Mine", tmp_path)
+    refused(mine, "invalid at `level`: it must be a string")
+    (tmp_path / "Mine.toml").write_text("level = 'Mine'\nmission_pattern = 'x'\nfiles = 5")
+    refused(mine, "invalid at `files`: it must be a section, or a table as in `{key = value}`")
     (tmp_path / "fetched.toml").write_text('[a]\nlevel = "GoTo"')
     refused(lambda: read_records(tmp_path), "cannot be read: at a.split: it is missing")

@@ -418,7 +418,7 @@ def _parsed(path: Path, validate: Callable[[Any], Parsed]) -> Parsed:
     except OSError as error:
         raise from_os_error(error, path) from error
     except ValidationError as error:
-        key, what = first_problem(error)
+        key, what = first_problem(error, "toml")
         raise ManifestError(
             f"the manifest is invalid at `{key}`: {what}", path=path, fix="correct that key"
         ) from error

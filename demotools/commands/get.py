@@ -131,7 +131,7 @@ def fetch_command(
     if dry_run or shell.as_json or not shell.quiet:
         plans = fetch_plans(names, splits, shell.folder, options)
         lines = [line for plan in plans for line in plan.text().split("\n")]
-        replace(shell, quiet=False).print(plans, *lines)
+        replace(shell, quiet=False).print([plan.as_json() for plan in plans], *lines)
     if dry_run:
         return
     for text in fetch_levels(names, splits, shell.folder, options):

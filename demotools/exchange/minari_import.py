@@ -257,7 +257,7 @@ def _read_metadata(file: Path) -> _Metadata:
     try:
         return _Metadata.model_validate_json(read_regular(file, _METADATA_BYTES))
     except ValidationError as error:
-        place, what = first_problem(error)
+        place, what = first_problem(error, "json")
         raise _broken(f"the dataset's metadata are invalid at {place}: {what}", file) from error
 
 

@@ -171,7 +171,7 @@ def read_records(folder: Path) -> dict[str, FetchedRecord]:
     except (ValueError, RecursionError) as error:
         what = str(error)
         if isinstance(error, ValidationError):
-            what = "at {}: {}".format(*first_problem(error))
+            what = "at {}: {}".format(*first_problem(error, "toml"))
         raise FetchError(
             f"the records of earlier fetches cannot be read: {what}",
             path=path,

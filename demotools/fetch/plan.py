@@ -7,7 +7,7 @@ options to a plan, which `--dry-run` prints and job.py carries out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -107,6 +107,10 @@ class Plan:
     sources: tuple[Source, ...] = ()
     expected: Expected = field(default_factory=Expected)
     fix: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON values; each source as in its text."""
+        return {**asdict(self), "sources": list(map(str, self.sources))}
 
     def text(self) -> str:
         """The plan in one line for a person, and one for each source."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,10 @@ class Report:
     html: str
 
     def as_json(self) -> dict[str, Any]:
-        """The figures and findings, for `print_json`."""
+        """The figures and findings as JSON values."""
         return {
             "stores": [one.as_json() for one in self.stores],
-            "findings": self.findings,
+            "findings": [asdict(one) for one in self.findings],
         }
 
 

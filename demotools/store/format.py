@@ -295,7 +295,7 @@ def parsed_attributes(content: bytes, path: Path) -> StoreAttributes:
     try:
         return StoreAttributes.model_validate(attributes)
     except ValidationError as error:
-        place, what = first_problem(error)
+        place, what = first_problem(error, "json")
         raise damaged(path, f"its attributes are invalid at {place}: {what}") from error
 
 
@@ -387,7 +387,7 @@ def parsed_metadata(content: bytes, path: Path, array: str) -> ArrayMetadata:
     try:
         metadata = ArrayMetadata.model_validate_json(content)
     except ValidationError as error:
-        place, what = first_problem(error)
+        place, what = first_problem(error, "json")
         raise damaged(path, f"{array}/zarr.json is invalid at {place}: {what}") from error
     if wrong := _difference(array, metadata):
         raise damaged(path, f"{array}/zarr.json does not describe an array of a store: {wrong}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -193,6 +194,15 @@ JSON_LINES = [
     "archive GoToObj",
     "unarchive GoToObj.zarr.zip --name Restored",
     "fetch GoToObj --from GoToObj.zarr.zip --dry-run",
+    "fetch GoToLocal GoToObjMaze --dry-run",
+    "export GoToObj --to jsonl",
+    "export GoToObj --to parquet",
+    "import GoToObj.parquet --name Imported",
+    "merge GoToObj Restored",
+    "select GoToObj --first 1",
+    "split GoToObj --valid 1",
+    "card GoToObj -o README.md",
+    "push GoToObj hf:me/demos --dry-run",
     "remove Restored GoToObj-small --yes",
 ]
 
@@ -205,7 +215,18 @@ def test_every_command_that_prints_figures_prints_them_as_json(
     for line in JSON_LINES:
         done = CliRunner().invoke(demotools.cli.main, [*line.split(), "--json"])
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout), line
+        shown = list(texts_in(json.loads(done.stdout)))
+        assert shown, line
+        assert not [text for text in shown if re.search(r"\w\(\w+=|\w\(\[| object at 0x", text)]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def test_help_is_a_word_too() -> None:

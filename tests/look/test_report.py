@@ -373,7 +373,9 @@ def test_a_store_of_pixels_has_a_report_without_a_table_of_objects(tmp_path: Pat
     store = build_store(tmp_path / "a.zarr", replace(make_episodes([3, 2]), view=pixels))
     report = store_report([store.path], quiet=True)
     assert "Objects and colours" not in report.html
-    assert report.as_json()["stores"][0]["object_cells"] == {}
+    shown = report.as_json()
+    assert shown["stores"][0]["object_cells"] == {}
+    assert json.dumps(shown)  # of nothing but what JSON has
 
 
 def run_report(folder: Path, *arguments: str) -> Result:

@@ -340,7 +340,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         content = _Content.model_validate(raw)
         settings = parsed_settings(toml_tree(content.settings, file), file)
     except ValidationError as error:
-        place, what = first_problem(error)
+        place, what = first_problem(error, "python")
         raise _not_a_checkpoint(file, f"at `{place}`: {what}") from error
     except (SettingsError, ValueError, RecursionError) as error:
         what = error.what if isinstance(error, SettingsError) else _first_line(error)

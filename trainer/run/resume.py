@@ -275,7 +275,7 @@ def _checked(run: Run, checkpoint: Checkpoint) -> _Training:
         if training.progress["stage"] >= len(run.settings.stages):
             raise ValueError(f"it is at stage {training.progress['stage']}, which does not exist")
     except ValidationError as error:
-        place, what = first_problem(error)
+        place, what = first_problem(error, "python")
         raise _damaged(checkpoint, f"at `{place}`: {what}") from error
     except ValueError as error:
         raise _damaged(checkpoint, str(error)) from error

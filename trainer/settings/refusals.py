@@ -83,7 +83,7 @@ def pydantic_problems(
         if problem["type"] == "extra_forbidden":
             unknown.append(unknown_key(parts, beside(parts), everywhere))
         else:
-            wrong.setdefault(".".join(parts), []).append(in_our_words(problem))
+            wrong.setdefault(".".join(parts), []).append(in_our_words(problem, "toml"))
     sections = {one.key.rpartition(".")[0] for one in unknown}
     inside = [*wrong, *(one.key for one in unknown)]
     return unknown + [
