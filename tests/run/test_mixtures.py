@@ -273,6 +273,12 @@ def test_what_ends_begins_anew_and_goes_on_after_a_resume(
         ("missions=None", "neither `mission_tokens` nor `missions`"),
         ("missions=['lick the ball']", "has the word `lick`"),
         ("mission_tokens=[[999]]", "are not rows of word ids"),
+        ("masks=np.ones((2, 3))", "next:  put time first"),
+        ("cells=np.zeros((3, 2, 7, 7, 3))", "next:  pack images .* layout="),
+        ("cells=None, minigrid_ego_image=np.zeros((3, 2, 7, 7, 3))", "next:  pack images"),
+        ("expert_action=np.full((3, 2), None)", "`expert_action` cannot become a tensor"),
+        ("note=['x']", "`note` cannot become a tensor: too many dimensions"),
+        ("missions=['lick the ball']", r"`model.words = \[\"lick\"\]`"),
     ],
 )
 def test_a_batch_that_is_none_is_refused_by_name(

@@ -19,9 +19,10 @@ import trainer
 from demotools.errors import SettingsError
 from trainer.cli import main
 from trainer.learning.building import LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, build_schedule
+from trainer.run.session import dry_run
 from trainer.settings.built_in import KEYS
 from trainer.settings.models import LEVELS, SUBGOALS, Named
-from trainer.settings.user_code import users_code
+from trainer.settings.user_code import build, users_code
 
 PARTS = """
 import sys
@@ -324,3 +325,93 @@ def test_what_is_known_of_our_parts_without_torch_is_what_they_are() -> None:
             build_schedule(Named.model_validate({"type": name, "x": 1}), weights, {"updates": 9})
         listed = re.findall(r"\w+", refused.value.fix.partition("valid keys are ")[2])
         assert set(listed) == set(KEYS["schedule"][name])
+
+
+ALMOST = """
+class Loss:
+    def loss(self, model, batch, memory): pass
+
+def called_too_soon(model, batch, memory): pass
+
+class Batches:
+    def __init__(self, dataset, rollouts): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "what"),
+    [
+        ("losses.ppo", "MODULE.Loss", "did you mean `MODULE:Loss`?"),
+        ("losses.ppo", "MODULE.py:Loss", "write it without .py: `MODULE:Loss`"),
+        ("losses.ppo", "MODULE:loss", "correct the name; did you mean Loss?"),
+        ("losses.ppo", "MODULE:Loss", "is then called as `loss(model, batch, memory)`"),
+        ("losses.ppo", "MODULE:called_too_soon", "requires `model`, `batch`, `memory`, which"),
+        ("optimizer", "torch.optim.Adam", "did you mean `torch.optim:Adam`?"),
+        ("stages.0.off_policy.iterator", "MODULE:Batches", "requires `dataset`, which"),
+        ("stages.0.off_policy.iterator", "MODULE:Batches", "stores, rollouts, rollout_len, seed"),
+    ],
+)
+def test_a_part_as_other_programs_have_it_is_told_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, name: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = f"almost_{next(_numbers)}"
+    Path(f"{module}.py").write_text(ALMOST, "utf-8")
+    name = name.replace("MODULE", module)
+    given = {"rollouts": 2} if "iterator" in key else {}
+    with pytest.raises(SettingsError) as caught:
+        build(f"{key}.type", name, given, {})
+    assert what.replace("MODULE", module) in str(caught.value)
+    assert "bug in the trainer" not in str(caught.value)
+
+
+def test_who_looks_for_an_array_that_a_batch_lacks_is_told_those_it_has() -> None:
+    batch = {"cells": 1, "masks": 2}
+    with (
+        pytest.raises(KeyError) as caught,
+        users_code("model.type", "json:loads", batch),
+    ):
+        raise KeyError("minigrid_ego_image")
+    assert caught.value.__notes__[0] == "the batch holds cells, masks"
+
+
+ATTACHED = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, vocabulary_size):
+        super().__init__()
+        self.cell = torch.nn.GRUCell(49, 8)
+        self.head = torch.nn.Linear(8, 8)
+
+    def initial_memory(self, rollouts):
+        return torch.zeros(rollouts, 8)
+
+    def forward(self, batch, memory):
+        outputs = []
+        for cells, mask in zip(batch["cells"].flatten(2).float(), batch["masks"]):
+            memory = self.cell(cells, memory * mask[:, None])
+            outputs.append(self.head(memory))
+        output = torch.stack(outputs)
+        return output[..., :7], output[..., 7], memory
+"""
+
+
+def test_a_network_may_return_its_memory_with_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_store: Callable[..., object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_store(lengths=[5] * 8)
+    name = f"attached_{next(_numbers)}"
+    Path(f"{name}.py").write_text(ATTACHED, "utf-8")
+    line = f"run bc_small_cpu --tiny -m 1 -q -o run --data-dir . --set model.type={name}:Net"
+    unset = ("stages.0.off_policy.augment=[]", "on_policy=", "evaluation=", "stages.0.losses=")
+    sets = [word for one in unset for word in ("--set", one)]
+    result = CliRunner().invoke(main, [*line.split(), *sets])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_loss_that_no_stage_uses_is_mentioned() -> None:
+    told = dry_run("ppo", overrides=["losses.mine.type=a2c"], tiny=True, workers=1)
+    assert "# no stage uses losses.mine\n" in told
+    assert "uses losses.ppo" not in told

@@ -40,6 +40,10 @@ _LIMITS = {
     "masks": (0, 1, torch.uint8),
     "expert_action": (-1, len(ACTIONS) - 1, torch.int64),
 }
+_CELLS = (
+    "pack images [..., 3] with demotools.babyai.cells.packed_cells, or give our iterator "
+    'layout="native"'
+)
 
 
 class OwnIterator:
@@ -107,19 +111,30 @@ class OwnIterator:
         batch["mission"] = self._array(batch, "mission", 0, rows - 1).to(torch.int64)
         more = batch.keys() - _LIMITS.keys() - {"mission"}
         return {
-            name: torch.as_tensor(value) if name in more else value for name, value in batch.items()
+            name: self._tensor(name, value) if name in more else value
+            for name, value in batch.items()
         }
+
+    def _tensor(self, name: str, value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._wrong(f"`{name}` cannot become a tensor: {error}") from error
 
     def _array(self, batch: Mapping[str, Any], name: str, low: int, high: int) -> Tensor:
         if name not in batch:
-            raise self._wrong(f"a batch has no `{name}`, only {', '.join(batch) or 'nothing'}")
-        values = torch.as_tensor(batch[name]).cpu()
+            what = f"a batch has no `{name}`, only {', '.join(batch) or 'nothing'}"
+            raise self._wrong(what, _CELLS if name == "cells" else "")
+        values = self._tensor(name, batch[name]).cpu()
         if name == "masks" and values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]
         if values.shape[:2] != self._shape or values.ndim != (4 if name == "cells" else 2):
             shape = [*self._shape, *(["H", "W"] if name == "cells" else [])]
+            hint = _CELLS if name == "cells" and values.ndim == 5 else ""
+            if values.shape[:2] == self._shape[::-1]:
+                hint = "put time first: transpose the first two dimensions"
             raise self._wrong(
-                f"`{name}` has shape {list(values.shape)}, not [{', '.join(map(str, shape))}]"
+                f"`{name}` has shape {list(values.shape)}, not [{', '.join(map(str, shape))}]", hint
             )
         if not low <= (smallest := values.min().item()) <= (largest := values.max().item()) <= high:
             raise self._wrong(
@@ -147,14 +162,18 @@ class OwnIterator:
             # a table for all batches is looked at once
             self._table = None if name in given else found
             return tokens
-        raise self._wrong("a batch has neither `mission_tokens` nor `missions`")
+        raise self._wrong(
+            "a batch has neither `mission_tokens` nor `missions`",
+            "list the missions in `missions`, and their places in it in `mission` [T, B]",
+        )
 
     def _tokenised(self, missions: list[str]) -> Any:
         try:
             return mission_tokens(missions, self._words).astype(np.int64)
         except KeyError as error:
             raise self._wrong(
-                f"a mission has the word `{error.args[0]}`, which is not in the vocabulary"
+                f"a mission has the word `{error.args[0]}`, which is not in the vocabulary",
+                f"""add it in the recipe: `model.words = ["{error.args[0]}"]`""",
             ) from error
 
     def state(self) -> dict[str, Any]:
@@ -190,9 +209,9 @@ class OwnIterator:
                 return method
         return None
 
-    def _wrong(self, what: str) -> SettingsError:
+    def _wrong(self, what: str, fix: str = "") -> SettingsError:
         return SettingsError(
             f"the iterator does not yield valid batches: {what}",
             path=f"{self._key} = {self._name!r}",
-            fix="correct what it yields; docs/own_parts.md says what a batch contains",
+            fix=f"{fix or 'correct what it yields'}; docs/own_parts.md says what a batch contains",
         )

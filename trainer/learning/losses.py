@@ -369,7 +369,7 @@ class UsersLoss:
 
     def __call__(self, model: Model, batch: Batch, memory: Tensor) -> LossResult:
         """The loss of a batch; see `trainer.batch` for what it holds."""
-        with users_code(self._key, self._name):
+        with users_code(self._key, self._name, batch):
             result = self.made(model, batch, memory)
             if not isinstance(result, LossResult):
                 raise ValueError(f"it returns {type(result).__name__}, not a LossResult")

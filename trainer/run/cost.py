@@ -148,7 +148,7 @@ def _update_seconds(run: Run, stage: StageSettings) -> float:
             results = run.losses(batches.losses, next(batches), batches.memory)
             weighted_sum(results, batches.settings.losses).backward()  # type: ignore[no-untyped-call]
             run.network.zero_grad()
-            batches.memory = {name: result.memory for name, result in results.items()}
+            batches.carry({name: result.memory for name, result in results.items()})
             times.append(time.perf_counter() - start)
     return min(times)
 

@@ -340,8 +340,10 @@ def _prepared(run: Run, initial: Checkpoint | None, recipe: str) -> list[str]:
 
 
 def _remarks(settings: Settings, stores: Mapping[str, Store], sources: StageSources) -> list[str]:
-    """What there is to say of the stores; a mixture or augmentation may be refused here."""
+    """What there is to say of losses and stores; a mixture or augmentation may be refused here."""
     lines = other_levels(settings, stores)
+    used = {name for stage in settings.stages for name in stage.loss_names}
+    lines += [f"no stage uses losses.{name}" for name in settings.losses if name not in used]
     for stage, played in zip(settings.stages, sources, strict=True):
         shown = stage.off_policy
         if shown is None or shown.iterator is not None:

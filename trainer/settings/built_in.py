@@ -68,6 +68,8 @@ def part_problems(parts: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterato
             continue
         keys = known[name]
         section = key.removesuffix(".type")
-        beside = (*keys, "max_grad_norm", "schedule") if section == "optimizer" else keys
+        beside = ("type", *keys)
+        if section == "optimizer":
+            beside += ("max_grad_norm", "schedule")
         for option in options.keys() - set(keys):
             yield unknown_key([*section.split("."), option], beside)

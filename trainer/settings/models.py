@@ -300,8 +300,8 @@ class OffPolicySettings(_Frozen):
             raise ValueError("there is no store: name at least one")
         if self.iterator is not None and (self.augment or self.shuffle != "full"):
             raise ValueError(
-                "augment and shuffle belong to the trainer's own iterator: remove them, and do "
-                "this in yours"
+                "augment and shuffle belong to the trainer's own iterator: write `augment = []`, "
+                "remove shuffle, and do this in yours"
             )
         if self.iterator is not None and any(one.filters for one in self.store):
             raise ValueError("an iterator of your own gets whole stores: filter them there")

@@ -41,6 +41,8 @@ _OF_OTHERS = {
     "num_envs": "on_policy.environments",
     "n_envs": "on_policy.environments",
     "n_steps": "rollout_len",
+    "class": "type",
+    "name": "type",
 }
 _TYPES = {
     **dict.fromkeys(
@@ -134,6 +136,9 @@ def _depth(key: str) -> int:
 def unknown_type(name: str, known: Iterable[str]) -> str:
     """What may have been meant by a `type` that does not exist."""
     names = list(known)
+    module, _, attribute = name.removesuffix(".py").rpartition(".")
+    if module:
+        return f"name your own as `package.module:Name`; did you mean `{module}:{attribute}`?"
     near = [one for one in names if one == _TYPES.get(name.lower(), name.lower())]
     near = near or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"

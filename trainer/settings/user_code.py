@@ -24,7 +24,7 @@ from demotools.errors import CheckpointError, DemotoolsError, LevelError, Settin
 from demotools.output import read_regular
 from trainer.settings.built_in import kind_of
 from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, setting_leaves
-from trainer.settings.refusals import unknown_key, unknown_type
+from trainer.settings.refusals import nearest, unknown_key, unknown_type
 
 if TYPE_CHECKING:
     from demotools.recording.environment import Environment
@@ -39,6 +39,16 @@ _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _OF_TORCH = {"torch.optim": "Optimizer", "torch.optim.lr_scheduler": "LRScheduler"}
 _PACKAGES = {Path(__file__).parents[1], Path(inspect.getfile(DemotoolsError)).parent}
 _NOTE = "# its modules lie in: "
+_REQUIRED, _KEYWORD_ONLY = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+_CALLED = {
+    "loss": "`Name(**keys)`, whose result is then called as `loss(model, batch, memory)`",
+    "network": "`Name(vocabulary_size, **keys)`",
+    "optimizer": "`Name(weights, lr=…, **keys)`",
+    "schedule": "`Name(optimizer, **keys)`",
+    "iterator": "`Name(**keys)`, plus those of stores, rollouts, rollout_len, seed, rank, world "
+    "and words that it has parameters for",
+}
+"""How the user's parts are called."""
 _recipe_folders: list[str] = []
 
 
@@ -70,14 +80,29 @@ def build(
             if is_users(name):
                 hint += " (the recipe's section [tiny] may have set it)"
             raise SettingsError(f"unknown key `{strange[0]}`", path=f"{kind} {name}", fix=hint)
+        lacking = [
+            f"`{one}`"
+            for one in given
+            if parameters[one].kind in (parameters[one].POSITIONAL_OR_KEYWORD, _KEYWORD_ONLY)
+            and parameters[one].default is _REQUIRED
+            and one not in options
+        ]
+        if lacking and is_users(name):
+            called = f"it is called as {_CALLED[kind]}: " if kind in _CALLED else ""
+            raise SettingsError(
+                f"the {kind} requires {', '.join(lacking)}, which nothing provides",
+                path=f"{key} = {name!r}{_file_of(name)}",
+                fix=f"{called}correct that, set the key in its section, or give it a default",
+            )
         made = maker(*arguments, **options)
     if isinstance(made, wanted) if wanted else callable(made):
         return made
     what = f"not a {wanted.__module__}.{wanted.__name__}" if wanted else "which is not callable"
+    fix = f"; it is called as {_CALLED[kind]}" if kind in _CALLED else ""
     raise SettingsError(
         f"the {kind} returns {type(made).__name__}, {what}",
         path=f"{key} = {name!r}",
-        fix="correct what it returns",
+        fix=f"correct what it returns{fix}",
     )
 
 
@@ -116,13 +141,14 @@ def find(key: str, name: str, ours: Mapping[str, Callable[..., T]]) -> Callable[
 
 
 @contextmanager
-def users_code(key: str, name: str) -> Iterator[None]:
+def users_code(key: str, name: str, batch: Mapping[str, object] | None = None) -> Iterator[None]:
     """Where code of the user's raises inside, a note says which setting named it.
 
     A check of ours that finds it wrong, or a call that it does not take, becomes a SettingsError;
     where that may as well be a mistake of ours, it says so, with the line.
 
     key, name   the setting, and what it names
+    batch       what it was given, to name its arrays where it looks for another
     """
     try:
         yield
@@ -131,6 +157,8 @@ def users_code(key: str, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if not is_users(name):
             raise
+        if isinstance(error, KeyError) and batch is not None and error.args[0] not in batch:
+            error.add_note(f"the batch holds {', '.join(batch)}")
         line = _last_line(error)
         note = f"raised by your own code, named by the setting {key} = {name!r}"
         if line is not None:
@@ -298,7 +326,8 @@ def _imported(key: str, name: str) -> Any:
         for attribute in name.partition(":")[2].split("."):
             found = getattr(found, attribute)
     except AttributeError as error:
-        raise _not_there(key, name, error) from error
+        near = nearest(attribute, vars(found), "")
+        raise _not_there(key, name, error, f"correct the name{near}" if near else "") from error
     return found
 
 
@@ -314,11 +343,14 @@ def _module(key: str, name: str) -> ModuleType:
         raise  # the module is there, and lacks another one
 
 
-def _not_there(key: str, name: str, error: Exception) -> SettingsError:
+def _not_there(key: str, name: str, error: Exception, fix: str = "") -> SettingsError:
+    module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        fix = f"write it without .py: `{module.removesuffix('.py')}:{attribute}`"
     return SettingsError(
         f"the {kind_of(key)} cannot be imported: {error}",
         path=f"{key} = {name!r}",
-        fix="install the package, put the module next to the recipe, or correct the name",
+        fix=fix or "install the package, put the module next to the recipe, or correct the name",
     )
 
 

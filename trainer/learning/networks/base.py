@@ -199,7 +199,7 @@ def output_of(network: nn.Module, batch: Batch, memory: Tensor) -> Output:
     """The output of every step; a user's network is checked, as wrong shapes could go unnoticed."""
     if _is_ours(network):
         return cast(Output, network(batch, memory))
-    with users_code("model.type", _name(network)):
+    with users_code("model.type", _name(network), batch):
         output = network(batch, memory)
         steps = tuple(batch["masks"].shape)
         actions = getattr(network, "action_count", len(ACTIONS))
