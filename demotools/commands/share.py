@@ -189,10 +189,11 @@ def push_command(
         pushed.append(one)
         if not shell.as_json:
             shell.print({}, one.text())
-    written = []
+    figures: dict[str, object] = {"stores": pushed, "manifests": [], "left_out": {}}
+    lines: list[str] = []
     if manifests is not None and not dry_run:
         written = write_manifests(pushed, manifests, overwrite=overwrite)
-    if shell.as_json:
-        shell.print({"stores": pushed, "manifests": written})
-    elif written:
-        shell.print({}, f"made {len(written)} manifests in {manifests}")
+        figures |= {"manifests": written.paths, "left_out": written.left_out}
+        lines = written.text(manifests).split("\n")
+    if shell.as_json or lines:
+        shell.print(figures, *lines)

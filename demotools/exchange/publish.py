@@ -29,6 +29,7 @@ from demotools.store.reading import open_store
 class PushedStore:
     """One store that was published; `url` is None where it only would have been.
 
+    part_of  the name of the store that it holds a part of, if it does
     files    names of those sent
     source   by which a manifest names the archive, `OWNER/NAME/STORE.zarr.zip`
     """
@@ -36,6 +37,7 @@ class PushedStore:
     store: str
     level: str
     split: str
+    part_of: str | None
     files: list[str]
     source: str
     url: str | None
@@ -83,20 +85,42 @@ def push_stores(
                     write_output(files[CARD], card.encode(), overwrite=False)
                 kept = [] if replace_card else [CARD]
                 sent, url = repository.commit(files, f"Add {store.name}", kept=kept)
-        yield PushedStore(store.name, about.level, about.split, sent, f"{name}/{archive}", url)
+        part_of = None if about.parent is None else str(about.parent.get("name"))
+        source = f"{name}/{archive}"
+        yield PushedStore(store.name, about.level, about.split, part_of, sent, source, url)
 
 
-def write_manifests(pushed: Sequence[PushedStore], folder: Path, *, overwrite: bool) -> list[Path]:
+@dataclass(frozen=True)
+class WrittenManifests:
+    """The manifests that were written, and of each store that none names, why."""
+
+    paths: list[Path]
+    left_out: dict[str, str]
+
+    def text(self, folder: Path) -> str:
+        """All of it for a person; `folder` is where they are."""
+        lines = [f"made {counted(len(self.paths), 'manifest')} in {folder}"]
+        lines += [f"  without {store}: {why}" for store, why in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def write_manifests(
+    pushed: Sequence[PushedStore], folder: Path, *, overwrite: bool
+) -> WrittenManifests:
     """Write the manifests of the levels, with what was published as the first source of each file.
 
-    Only stores that `demotools fetch` makes are named there, not small twins and the like.
+    Only whole stores with the names that `demotools fetch` gives are named there. What was split
+    off, shrunk or selected is not: other sources of the same file would give all its episodes,
+    those of the other part too.
 
     ManifestError   a store of an unknown level
     DemotoolsError  a manifest is there already, or cannot be written
     """
     texts: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for one in pushed:
-        if one.split not in SPLITS or one.store != store_name(one.level, one.split):
+        if why := _no_source(one):
+            left_out[one.store] = why
             continue
         text = texts.get(one.level) or manifest_text(one.level)
         texts[one.level] = _with_source(text, one)
@@ -106,7 +130,17 @@ def write_manifests(pushed: Sequence[PushedStore], folder: Path, *, overwrite: b
         check_output(path, overwrite=overwrite)
     for path, text in zip(written, texts.values(), strict=True):
         write_output(path, text.encode(), overwrite=overwrite)
-    return written
+    return WrittenManifests(written, left_out)
+
+
+def _no_source(pushed: PushedStore) -> str:
+    """Why no manifest may name a store; nothing where one may."""
+    if pushed.part_of is not None:
+        return f"it holds only a part of {pushed.part_of}"
+    if pushed.split not in SPLITS:
+        return f"its split is {pushed.split!r}"
+    name = store_name(pushed.level, pushed.split)
+    return "" if pushed.store == name else f"`demotools fetch` would call it {name}"
 
 
 def _with_source(manifest: str, pushed: PushedStore) -> str:

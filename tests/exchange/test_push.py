@@ -12,6 +12,7 @@ from demotools.babyai.levels import read_manifest
 from demotools.errors import FetchError
 from demotools.exchange.publish import PushedStore, push_stores, write_manifests
 from demotools.store.reading import Store, open_store
+from demotools.store.shrink import shrink_store
 from tests.conftest import build_store, make_episodes
 from tests.upload_server import TOKEN, Hub, Run, runner
 
@@ -102,10 +103,26 @@ def test_a_place_that_is_no_dataset_is_refused(
 
 
 def test_a_part_of_a_level_is_no_source_of_its_published_file(tmp_path: Path) -> None:
-    part = PushedStore("GoToLocal-train", "GoToLocal", "train", [], "me/d/a.zarr.zip", None)
-    assert write_manifests([part], tmp_path, overwrite=False) == []
-    (written,) = write_manifests([replace(part, store="GoToLocal")], tmp_path, overwrite=False)
-    assert "me/d/a.zarr.zip" in written.read_text("utf-8")
+    whole = PushedStore("GoToLocal", "GoToLocal", "train", None, [], "me/d/a.zarr.zip", None)
+    others = [
+        replace(whole, store="GoToLocal-train", part_of="GoToLocal"),
+        # beside a whole training store it would be held out of nothing
+        replace(whole, store="GoToLocal-valid", split="valid", part_of="GoToLocal"),
+        replace(whole, store="mine"),
+        replace(whole, store="GoToLocal-test", split="test"),
+    ]
+    none = write_manifests(others, tmp_path / "none", overwrite=False)
+    assert not none.paths and not (tmp_path / "none").exists()
+    made = write_manifests([whole, *others], tmp_path, overwrite=False)
+    assert "me/d/a.zarr.zip" in made.paths[0].read_text("utf-8")
+    assert read_manifest("GoToLocal", tmp_path).files["valid"].sources[0].hf is None
+    assert made.text(tmp_path).split("\n") == [
+        f"made 1 manifest in {tmp_path}",
+        "  without GoToLocal-train: it holds only a part of GoToLocal",
+        "  without GoToLocal-valid: it holds only a part of GoToLocal",
+        "  without mine: `demotools fetch` would call it GoToLocal",
+        "  without GoToLocal-test: its split is 'test'",
+    ]
 
 
 @pytest.mark.slow
@@ -121,7 +138,8 @@ def test_all_stores_go_in_one_command_and_fetch_finds_them_first(
             ("GoToLocalS5N2", "GoToLocalS5N2", "train", [2, 2]),
         )
     ]
-    shrunken = build_store(data / "GoToLocal-small.zarr", make_episodes([3]))
+    small = data / "GoToLocal-small.zarr"
+    shrunken = open_store(shrink_store(stores[0].path, small, episodes=1, seed=0).path)
     command = ("push", "--all", "hf:me/demos", "--data-dir", str(data))
     tried = run(*command, "--dry-run", token=None)
     assert tried.returncode == 0 and tried.stdout.count("would publish") == 4, tried.stderr
@@ -135,6 +153,7 @@ def test_all_stores_go_in_one_command_and_fetch_finds_them_first(
     assert "3 BabyAI levels" not in card and "2 BabyAI levels: 6 episodes" in card
     assert all(f"| {name} |" in card for name in names)
     assert "made 2 manifests" in pushed.stdout
+    assert "without GoToLocal-small: it holds only a part of GoToLocal\n" in pushed.stdout
     first = read_manifest("GoToLocal", manifests).files["train"].sources
     assert [str(each) for each in first[:1]] == ["hf me/demos/GoToLocal.zarr.zip"] and len(
         first
