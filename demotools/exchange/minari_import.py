@@ -404,7 +404,7 @@ def _write_part(
             episode = _checked_episode(content, about, dataset, manifest)
             seed = int(episode.seed[0])
             if seed in seeds and seed >= 0:
-                raise _UnfitError("its seed is that of an earlier episode")
+                raise _UnfitError("an earlier episode has the same seed")
         except _UnfitError as reason:
             left_out[str(reason)] += 1
         else:
@@ -474,13 +474,13 @@ def _checked_episode(content: Any, about: Any, dataset: Dataset, manifest: Manif
     seen, rewards = content["observations"], np.asarray(content["rewards"])
     steps = len(rewards) if rewards.ndim == 1 else 0
     if not steps:
-        raise _UnfitError("no step")
+        raise _UnfitError("it has no steps")
     if rewards.dtype.kind not in "biuf":
-        raise _UnfitError("its rewards are no numbers")
+        raise _UnfitError("its rewards are not numbers")
     if "reward" in outcomes and not bool(np.all((rewards >= 0) & (rewards <= 1))):
         raise _UnfitError("its rewards are not in 0..1")
     if "reward" not in outcomes and not 0 < float(rewards[-1]) < np.inf:
-        raise _UnfitError("not a success: no reward at its end")
+        raise _UnfitError("it is not solved: its last reward is not above 0")
     missions = seen.get("mission")
     seed = _seed(about.get("seed"), dataset.split)
     mission = _mission(missions, manifest)
@@ -498,7 +498,9 @@ def _checked_episode(content: Any, about: Any, dataset: Dataset, manifest: Manif
     if "terminated" in outcomes:
         given["terminated"] = ended = np.asarray(content["terminations"])
         if ended.shape != (steps,) or ended.dtype != np.bool_ or ended[:-1].any():
-            raise _UnfitError("its terminations are not those of one episode")
+            raise _UnfitError(
+                "it is terminated before its last step, or its terminations are malformed"
+            )
     optional = {name: given[name].astype(OUTCOMES[name]) for name in outcomes}
     return Episodes.one(mission, seed, view, direction, action, optional)
 
@@ -506,24 +508,24 @@ def _checked_episode(content: Any, about: Any, dataset: Dataset, manifest: Manif
 def _whole_numbers(name: str, values: Any, shape: tuple[int, ...], limit: int) -> NDArray[np.uint8]:
     array = np.asarray(values)
     if array.shape[:1] != shape[:1]:
-        raise _UnfitError("observations and actions of different lengths")
+        raise _UnfitError("its observations and actions differ in number")
     if array.dtype.kind not in "iu" or array.shape != shape:
-        raise _UnfitError(f"its {name}s are not whole numbers of the shape that its space says")
+        raise _UnfitError(f"its {name}s are not integers of the shape of their space")
     if not 0 <= int(array.min()) <= int(array.max()) < limit:
-        raise _UnfitError(f"{name}s outside 0..{limit - 1}")
+        raise _UnfitError(f"its {name}s are not in 0..{limit - 1}")
     return array.astype(np.uint8)
 
 
 def _mission(missions: Any, manifest: Manifest) -> str:
     if not isinstance(missions, list) or not all(isinstance(text, str) for text in missions):
-        raise _UnfitError("its missions are not text")
+        raise _UnfitError("its mission is not a string")
     if len(set(missions)) != 1:
         raise _UnfitError("its mission changes between steps")
     mission: str = missions[0]
     if not mission.isprintable() or not mission_words(mission):
-        raise _UnfitError("its mission has no words, or characters that cannot be printed")
+        raise _UnfitError("its mission has no words or contains unprintable characters")
     if not manifest.matches_mission(mission):
-        raise _UnfitError(f"its mission is not one of {manifest.level}")
+        raise _UnfitError(f"{manifest.level} has no such mission")
     return mission
 
 
@@ -532,9 +534,9 @@ def _seed(value: Any, split: Split) -> int:
     if value is None or value == -1:
         return -1
     if not isinstance(value, int | np.integer):
-        raise _UnfitError("its seed is not a whole number")
+        raise _UnfitError("its seed is not an integer")
     if value >= EVALUATION_SEED:
-        raise _UnfitError("its seed belongs to evaluation")
+        raise _UnfitError("its seed is reserved for evaluation")
     if value not in SEEDS[split]:
         raise _UnfitError(
             "its seed belongs to the other split" if value >= 0 else "its seed is negative"

@@ -74,7 +74,7 @@ _BLOCK_BYTES = 1 << 20
 _SHARD = re.compile(r"(train|test|valid|validation)-(\d+)-of-(\d+).*\.parquet")
 # in place of the number of a mission
 _NO_TEXT, _FOREIGN = -1, -2
-FAILURE = "a failure: its last reward is not over 0"
+FAILURE = "not solved: the last reward is not above 0"
 _SPLITS: dict[str, Split] = {"test": "valid", "validation": "valid"}
 _BROKEN = "get the file again"
 
@@ -377,13 +377,15 @@ class _Reader:
 
         good = self._good(
             {
-                "a reward that is no number": some(~np.isfinite(rewards)),
+                "a reward that is not a finite number": some(~np.isfinite(rewards)),
                 FAILURE: ~(ends > 0),
-                "a mission that changes, or is no text of words": mission == _NO_TEXT,
-                f"a mission that is not one of {self._manifest.level}": mission == _FOREIGN,
+                "a mission that changes, or has no words": mission == _NO_TEXT,
+                f"a mission that {self._manifest.level} does not have": mission == _FOREIGN,
                 "a view or a direction outside today's object encoding": some(outside),
-                "views that show the agent: they are of the whole room": some(shows_agent(cells)),
-                "an action that is none of the seven": some(strange_action),
+                "views that show the agent, so they are of the whole room": some(
+                    shows_agent(cells)
+                ),
+                "an action other than the seven of BabyAI": some(strange_action),
             }
         )
         chosen = np.flatnonzero(good)
@@ -494,7 +496,7 @@ def _shape_problems(lists: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
     return {
         "a missing value": empty,
         "columns of different lengths": different,
-        "no step": lengths[0] == 0,
+        "no steps": lengths[0] == 0,
         f"a view that is not {_NUMBERS} numbers": rows_of(wrong, _VIEWS),
     }
 

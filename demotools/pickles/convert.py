@@ -261,7 +261,7 @@ class _Seeds:
         for place, seed in list(part.seed.items()):
             if not file.seeded or seed in self._seen:
                 del part.seed[place]
-                reader.left_out["a seed that is not the only one of its number"] += 1
+                reader.left_out["the seed, because seeds repeat"] += 1
             elif seed not in self._allowed:
                 raise PickleError(
                     f"episode {part.number[place]} has seed {seed}, which does not belong to the "

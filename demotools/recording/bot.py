@@ -187,7 +187,7 @@ class Expert:
     def _begin_anew(self) -> None:
         parts, seen = _unfinished(self._level.instrs), self._bot.vis_mask
         if not all(_can_be_done(part, self._level) for part in parts):
-            raise BotError("what the mission needs is gone")
+            raise BotError("an object that the mission needs is gone")
         self._begin()
         self._bot.vis_mask |= seen
         self._bot._process_obs()
@@ -280,7 +280,7 @@ def record_episode(environment: Environment, seed: int, style: Style = PLAIN) ->
                 failure = "terminated without reward" if terminated else "step limit"
             break
         if action == _DONE:
-            failure = "the bot thought that it was done"
+            failure = "the bot stopped before the mission was solved"
             break
     if failure and not (style.failures and actions):
         return Failure(seed, failure)

@@ -125,12 +125,12 @@ class SearchExpert:
         """The next actions: up to the first one that changes more than the agent's pose."""
         last, subgoals = goal_of(self._level), 0
         if last is None:
-            raise ExpertError("there is nothing left to be reached")
+            raise ExpertError("there is no goal left to reach")
         goal = last
         while (subgoals := subgoals + 1) <= _MOST_SUBGOALS:
             path = self._cheapest(goal)
             if path is None:
-                raise ExpertError("there is no way to the goal")
+                raise ExpertError("there is no path to the goal")
             obstacle = self._first_obstacle(path, goal)
             if obstacle is None:
                 full = goal.action == _PICKUP and self._level.carrying is not None
@@ -144,7 +144,7 @@ class SearchExpert:
                     raise ExpertError("there is no key for a locked door")
             else:
                 goal = Goal(frozenset([obstacle]), _PICKUP)
-        raise ExpertError("the ways to the goal block each other")
+        raise ExpertError("the obstacles on the paths to the goal block each other")
 
     def _first_obstacle(self, path: list[Position], goal: Goal) -> Position | None:
         """The first place on a path that must be dealt with before one can go on."""
@@ -252,7 +252,7 @@ class SearchExpert:
                 if following not in parents and following != start:
                     parents[following] = (pose, action)
                     poses.append(following)
-        raise ExpertError("there is no place for what is carried")
+        raise ExpertError("there is no free place to drop the carried object")
 
     def _burden(self, goal: Goal, pose: Pose, closed: Position | None = None) -> int:
         """How many places of the cheapest way from a pose must be dealt with first.

@@ -116,7 +116,9 @@ def test_of_a_noisy_recording_with_failures_minari_gets_the_transitions(
     with h5py.File(exported.path / "babyai/G-v0/data/main_data.hdf5", "a") as file:
         file["episode_0/terminations"][0] = True
     partly = import_minari(opened_dataset("babyai/G-v0"), tmp_path / "partly.zarr", quiet=True)
-    assert partly.left_out == {"its terminations are not those of one episode": 1}
+    assert partly.left_out == {
+        "it is terminated before its last step, or its terminations are malformed": 1
+    }
     export_parquet(store, tmp_path / "G.parquet", quiet=True)
     rows = pyarrow.read_table(tmp_path / "G.parquet").to_pylist()
     assert [row["rewards"][-1] > 0 for row in rows] == solved
@@ -459,9 +461,9 @@ def test_of_a_foreign_dataset_the_successes_of_the_split_are_kept(
         opened_dataset(name, level="GoToLocal"), tmp_path / "train.zarr", quiet=True
     )
     assert imported.left_out == {
-        "its seed belongs to evaluation": 1,
+        "its seed is reserved for evaluation": 1,
         "its seed belongs to the other split": 1,
-        "not a success: no reward at its end": 1,
+        "it is not solved: its last reward is not above 0": 1,
     }
     store = open_store(tmp_path / "train.zarr")
     assert store.episode_seed.tolist() == [7, -1]
@@ -477,7 +479,7 @@ def test_a_dataset_without_a_success_leaves_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = foreign(tmp_path / "datasets", monkeypatch, [buffer(1, reward=0.0)])
-    with pytest.raises(StoreError, match="no episode can be kept: not a success"):
+    with pytest.raises(StoreError, match="no episode can be kept: it is not solved"):
         import_minari(opened_dataset(name, level="GoTo"), tmp_path / "x.zarr", quiet=True)
     assert not [path for path in tmp_path.iterdir() if "x.zarr" in path.name and path.is_dir()]
 

@@ -246,7 +246,7 @@ def test_an_episode_with_too_few_directions_shifts_no_other(data: Path, store: S
         replaced(file["episode_0"], "observations/direction", [0, 1])
     result = imported(data)
     assert (
-        "2 episodes\n  left out 1: observations and actions of different lengths" in result.stdout
+        "2 episodes\n  left out 1: its observations and actions differ in number" in result.stdout
     )
     right, back = (
         episodes_of(store),
@@ -441,7 +441,7 @@ def test_a_seed_that_occurs_twice_is_taken_once(data: Path) -> None:
     with h5py.File(data / "main_data.hdf5", "a") as file:
         file["episode_2"].attrs["seed"] = 1
     result = imported(data)
-    assert "  left out 1: its seed is that of an earlier episode\n" in result.stdout
+    assert "  left out 1: an earlier episode has the same seed\n" in result.stdout
 
 
 def test_views_of_the_whole_room_are_not_taken_for_what_the_agent_sees(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Row], object]]] = {
         "columns of different lengths",
         lambda row: row["text_observations"].append(row["text_observations"][0]),
     ),
-    "empty": ("no step", lambda row: [values.clear() for values in row.values()]),
+    "empty": ("no steps", lambda row: [values.clear() for values in row.values()]),
     "147": ("a view that is not 148 numbers", lambda row: row["discrete_observations"][0].pop()),
     "149": (
         "a view that is not 148 numbers",
@@ -105,18 +105,24 @@ DAMAGE: dict[str, tuple[str, Callable[[Row], object]]] = {
     ),
     "failure": (FAILURE, lambda row: row["rewards"].__setitem__(-1, 0.0)),
     "negative reward": (FAILURE, lambda row: row["rewards"].__setitem__(-1, -1.0)),
-    "nan": ("a reward that is no number", lambda row: row["rewards"].__setitem__(-1, float("nan"))),
-    "infinite": ("a reward that is no number", lambda row: row["rewards"].__setitem__(0, 1e39)),
+    "nan": (
+        "a reward that is not a finite number",
+        lambda row: row["rewards"].__setitem__(-1, float("nan")),
+    ),
+    "infinite": (
+        "a reward that is not a finite number",
+        lambda row: row["rewards"].__setitem__(0, 1e39),
+    ),
     "other mission": (
-        "a mission that is not one of GoToLocal",
+        "a mission that GoToLocal does not have",
         lambda row: row.update(text_observations=["open the door"] * len(row["rewards"])),
     ),
     "changing mission": (
-        "a mission that changes, or is no text of words",
+        "a mission that changes, or has no words",
         lambda row: row["text_observations"].append(row["text_observations"].pop() + " then"),
     ),
     "no words": (
-        "a mission that changes, or is no text of words",
+        "a mission that changes, or has no words",
         lambda row: row.update(text_observations=["\x1b["] * len(row["rewards"])),
     ),
     **{
@@ -136,19 +142,19 @@ DAMAGE: dict[str, tuple[str, Callable[[Row], object]]] = {
         ]
     },
     "agent": (
-        "views that show the agent: they are of the whole room",
+        "views that show the agent, so they are of the whole room",
         lambda row: row["discrete_observations"][0].__setitem__(1, 10),
     ),
     "action 7": (
-        "an action that is none of the seven",
+        "an action other than the seven of BabyAI",
         lambda row: row["discrete_actions"].__setitem__(0, 7),
     ),
     "action -1": (
-        "an action that is none of the seven",
+        "an action other than the seven of BabyAI",
         lambda row: row["discrete_actions"].__setitem__(-1, -1),
     ),
     "action 256": (
-        "an action that is none of the seven",
+        "an action other than the seven of BabyAI",
         lambda row: row["discrete_actions"].__setitem__(0, 256),
     ),
 }
@@ -196,7 +202,7 @@ def test_a_mission_that_is_no_text_costs_its_row_alone(bot: Store, tmp_path: Pat
     lists = pa.ListArray.from_arrays(texts.offsets, pa.array(raw, pa.binary()).view(pa.string()))
     pq.write_table(table.set_column(0, "text_observations", lists), tmp_path / "jat.parquet")
     store, left_out = imported(tmp_path / "jat.parquet")
-    assert left_out == {"a mission that changes, or is no text of words": 1}
+    assert left_out == {"a mission that changes, or has no words": 1}
     assert store.episodes == 59
 
 
@@ -253,7 +259,7 @@ def test_what_is_no_such_file_is_refused_for_what_it_is(bot: Store, tmp_path: Pa
 
 def test_another_level_leaves_no_store(bot: Store, tmp_path: Path) -> None:
     write_rows(tmp_path / "jat.parquet", jat_rows(bot))
-    with pytest.raises(StoreError, match="no episode can be kept: a mission that is not one of Op"):
+    with pytest.raises(StoreError, match="no episode can be kept: a mission that Open"):
         imported(tmp_path / "jat.parquet", level="Open")
     assert not (tmp_path / "Imported.zarr").exists()
 

@@ -155,7 +155,7 @@ def test_advice_leads_to_success_after_a_hundred_random_actions() -> None:
         while not ended:
             action = int(random.integers(0, 6)) if step < 100 else advice
             if action < 0:
-                break  # what the mission needs is gone
+                break  # an object that the mission needs is gone
             _, reward, terminated, truncated, _ = environment.step(action)
             value, ended, step = float(reward), terminated or truncated, step + 1
             advice = expert.advice(action)
