@@ -104,6 +104,13 @@ class Team:
 ALONE = Team()
 
 
+def present_team() -> Team:
+    """This process among those of torch's process group; alone where none was initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Team(dist.get_rank(), dist.get_world_size())
+
+
 def processors_each() -> int:
     """How many of the processors that this job may use there are for each process of the team."""
     return max(processor_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
@@ -129,7 +136,7 @@ def joined_team(device: str) -> Iterator[Team]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield present_team()
     finally:
         dist.destroy_process_group()
 

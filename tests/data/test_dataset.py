@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from demotools.babyai.levels import Symmetry
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import SettingsError, StoreError
 from demotools.store.reading import Store
+from tests.run.test_team import run_together
 from trainer.data.augment import Augmenter
 from trainer.data.dataset import RolloutDataset
 from trainer.data.iterator import ExpertTrajectoryIterator
@@ -68,6 +70,62 @@ def test_a_dataset_resumes_with_and_without_workers(make_store: MakeStore) -> No
         assert len(got) == 6
         for ours, theirs in zip(whole[3:], got, strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+_IN_A_GROUP = """
+import json, sys
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from trainer.data.dataset import RolloutDataset
+
+def main(store, settings, late, start):
+    if not late:
+        dist.init_process_group("gloo")
+    dataset = RolloutDataset(store, **settings)
+    if late:
+        next(iter(dataset))
+        dist.init_process_group("gloo")
+    workers = {"num_workers": 2, "multiprocessing_context": start} if start else {}
+    got = [batch["expert_action"].tolist() for batch in DataLoader(dataset, None, **workers)]
+    whole = next(iter(RolloutDataset(store, **settings, rank=0, world=1)))["expert_action"].shape
+    gathered = [None, None]
+    dist.all_gather_object(gathered, got)
+    if dist.get_rank() == 0:
+        print(json.dumps({"got": gathered, "whole": whole}))
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    main(*map(json.loads, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("late", "start"),
+    [
+        (False, None),
+        pytest.param(False, "fork", marks=pytest.mark.slow),
+        pytest.param(True, None, marks=pytest.mark.slow),
+        pytest.param(True, "fork", marks=pytest.mark.slow),
+        pytest.param(True, "spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_each_process_of_a_group_gets_its_rollouts_unless_told_which(
+    make_store: MakeStore, tmp_path: Path, late: bool, start: str | None
+) -> None:
+    """The processes join the group before they make the dataset, or after a first batch."""
+    store = make_store(lengths=LENGTHS)
+    settings = {**SETTINGS, "max_steps": 5 * 12}
+    program = tmp_path / "program.py"
+    program.write_text(_IN_A_GROUP, "utf-8")
+    arguments = [json.dumps(one) for one in (str(store.path), settings, late, start)]
+    with (tmp_path / "said").open("w+b") as said:
+        run_together([str(program), *arguments], 2, stdout=said)
+        said.seek(0)
+        found = json.loads(said.read())
+    alone = [batch["expert_action"] for batch in ExpertTrajectoryIterator(store, **settings)]
+    assert found["whole"] == [3, 4]
+    for rank, share in enumerate((slice(0, 2), slice(2, 4))):
+        assert found["got"][rank] == [batch[:, share].tolist() for batch in alone[late:]]
 
 
 def test_a_dataset_travels_to_another_process_and_goes_on_there(make_store: MakeStore) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demotools.babyai.cells import UNPACKING_TABLE
+from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, SettingsError, StoreError
 from demotools.store.reading import Store, open_store
 from tests.conftest import build_store, make_episodes
@@ -46,6 +47,20 @@ def equal(one: Batch, other: Batch) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [({}, "unpacked"), ({"layout": "native", "residence": "device"}, "on the CPU")],
+)
+def test_an_augmenter_that_could_not_work_is_refused(
+    make_store: MakeStore, given: dict[str, Any], what: str
+) -> None:
+    store = make_store(lengths=LENGTHS)
+    augmenter = Augmenter(["mirror"], WORDS, seed=1)
+    with pytest.raises(SettingsError, match=what) as refused:
+        ExpertTrajectoryIterator(store, rollouts=4, rollout_len=2, augmenter=augmenter, **given)
+    assert "augmenter" in refused.value.fix
 
 
 @pytest.mark.parametrize("residence", ["map", "device"])

@@ -67,7 +67,7 @@ def trained(data: Path, folder: Path, *arguments: str, world: int = 2, code: int
     run_together(line, world, code)
 
 
-def run_together(line: list[str], world: int, code: int = 0) -> None:
+def run_together(line: list[str], world: int, code: int = 0, stdout: Any = None) -> None:
     """Run Python with these arguments in `world` processes, as torchrun starts them."""
     port = free_port()
     processes = []
@@ -82,7 +82,8 @@ def run_together(line: list[str], world: int, code: int = 0) -> None:
             "RANK": str(rank),
             "LOCAL_RANK": "0",
         }
-        processes.append(subprocess.Popen([sys.executable, *line], env=environment))
+        command = [sys.executable, *line]
+        processes.append(subprocess.Popen(command, env=environment, stdout=stdout))
     assert [process.wait(100) for process in processes] == [code] * world
 
 

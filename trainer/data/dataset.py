@@ -14,6 +14,7 @@ from demotools.errors import SettingsError
 from trainer.batch import Batch
 from trainer.data.iterator import ExpertTrajectoryIterator
 from trainer.data.sources import Given
+from trainer.team import ALONE, present_team
 
 
 class _Rollouts(dict[str, torch.Tensor]):
@@ -32,12 +33,14 @@ class RolloutDataset(IterableDataset[Batch]):
     """Rollouts as an iterable dataset, for `DataLoader(dataset, batch_size=None)`.
 
     stores    as for ExpertTrajectoryIterator
-    settings  the other arguments of ExpertTrajectoryIterator
+    settings  the other arguments of ExpertTrajectoryIterator; without `rank` and `world`, those of
+              torch's process group, as soon as there is one
 
     With workers the loader gives the same batches in the same order as without: of W workers,
     number w makes batches w, w + W, ... and only counts the others. Stores travel to the workers
     by path. Every iteration goes on where the last one in this process stopped; new workers begin
-    where this process stands, and a second time this is warned of.
+    where this process stands, and a second time this is warned of. With `in_order=False`, of which
+    torch tells a dataset nothing, batches come out of order: leave it at its default.
 
     SettingsError  a loader with a batch size; a second iteration in workers that stay. From
                    a worker torch raises it as a RuntimeError with the same text
@@ -47,19 +50,23 @@ class RolloutDataset(IterableDataset[Batch]):
         super().__init__()
         self._stores = stores
         self._settings = settings
+        self._is_placed = not {"rank", "world"}.isdisjoint(settings)
+        self._team = ALONE
         self._resumed: dict[str, Any] | None = None
         self._first_batch = 0
         self._begun: int | None = None
         # shared with the workers, which alone are told that an iteration begins
         self._iterations = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         # made here already, so that bad settings are refused before any worker starts
-        self._rollouts: ExpertTrajectoryIterator | None = self._made()
+        self._rollouts: ExpertTrajectoryIterator | None = None
+        self._opened()
 
     def __repr__(self) -> str:
         return f"<dataset of {repr(self._opened())[1:]}"
 
     def __iter__(self) -> Iterator[Batch]:
-        # the process that iterates is also the one that would stack
+        # the process that iterates is also the one that would stack; torch documents this way to
+        # extend default_collate, and no other
         default_collate_fn_map[_Rollouts] = _refuse_to_stack
         rollouts = self._opened()
         worker = get_worker_info()
@@ -121,15 +128,24 @@ class RolloutDataset(IterableDataset[Batch]):
         self._iterations.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
+        state = self.state_dict()
         # open files and threads stay behind; the other process makes its own
-        return {**self.__dict__, "_rollouts": None, "_begun": None, "_resumed": self.state_dict()}
+        return {**self.__dict__, "_rollouts": None, "_begun": None, "_resumed": state}
 
     def _opened(self) -> ExpertTrajectoryIterator:
+        self._join()
         if self._rollouts is None:
-            self._rollouts = self._made()
+            place = {} if self._is_placed else vars(self._team)
+            self._rollouts = ExpertTrajectoryIterator(self._stores, **self._settings, **place)
             if self._resumed is not None:
                 self._rollouts.load_state(self._resumed)
         return self._rollouts
 
-    def _made(self) -> ExpertTrajectoryIterator:
-        return ExpertTrajectoryIterator(self._stores, **self._settings)
+    def _join(self) -> None:
+        """Take this process's share, if a process group has come; workers need not know of it."""
+        team = present_team()
+        if self._is_placed or team in (ALONE, self._team):
+            return
+        if self._rollouts is not None:
+            self._resumed, self._rollouts = self._rollouts.state(), None
+        self._team = team

@@ -73,10 +73,12 @@ class ExpertTrajectoryIterator:
     max_steps        end after this many steps over all processes, rounded up to whole batches
     prefetch         whether a thread prepares batches ahead; None: if it pays off, which is for a
                      GPU, and with windows read from disk
-    augmenter        changes every native batch, on the CPU, before it goes to the device
+    augmenter        changes every native batch, on the CPU, before it goes to the device; so
+                     "auto" leaves the store memory-mapped
 
     SettingsError    B is not a multiple of the world, or exceeds the number of episodes; there are
-                     no episodes; a store of images in the native layout; incompatible stores
+                     no episodes; a store of images in the native layout; incompatible stores; an
+                     augmenter with the tutorial's layout, or with residence "device"
 
     A batch is yours to keep: its memory is reused only once nothing refers to it.
     """
@@ -101,6 +103,8 @@ class ExpertTrajectoryIterator:
     ) -> None:
         self._sources = checked_sources(stores)
         _check(self._sources, rollouts, rollout_len, layout, rank, world)
+        if augmenter is not None:
+            _check_augmented(layout, residence)
         self._rollouts, self._rollout_len = rollouts, rollout_len
         self._max_steps = max_steps
         device = torch.device(device)
@@ -377,6 +381,21 @@ def _check(
             path=path,
             fix="name a store with cells (see `demotools info`); "
             'in Python, layout="tutorial" gives images',
+        )
+
+
+def _check_augmented(layout: Layout, residence: Residence) -> None:
+    if layout != "native":
+        raise SettingsError(
+            "symmetries change packed cells and missions, which this layout has unpacked",
+            path=f"ExpertTrajectoryIterator(…, layout={layout!r}, augmenter=…)",
+            fix='pass layout="native", or no augmenter',
+        )
+    if residence == "device":
+        raise SettingsError(
+            "symmetries are applied on the CPU, so the store cannot be copied to the device",
+            path="ExpertTrajectoryIterator(…, residence='device', augmenter=…)",
+            fix='leave residence at "auto", or pass no augmenter',
         )
 
 
