@@ -167,17 +167,49 @@ def test_examples_import_public_names_only(page: Path) -> None:
     assert set(imported) <= allowed
 
 
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """The modules that a file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{name.name}" for name in node.names} | {str(node.module)}
+    return frozenset(found)
+
+
+def importers_of(package: str, file: Path, folders: tuple[Path, ...]) -> list[Path]:
+    """The files that import a package, among this one and all that it imports from the folders."""
+    seen, waiting = {file}, [file]
+    while waiting:
+        for name in imports(waiting.pop()):
+            parts = name.split(".")
+            # whoever imports a.b imports a
+            places = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
+            files = [f for place in places for f in (f"{place}.py", f"{place}/__init__.py")]
+            found = {folder / name for folder in folders for name in files} - seen
+            waiting += [one for one in found if one.is_file()]
+            seen |= found
+    return [one for one in sorted(seen) if one.is_file() and package in imports(one)]
+
+
+def test_an_import_is_found_however_deep_it_is(tmp_path: Path) -> None:
+    for name, text in {
+        "a.py": "from tests import b",
+        "tests/__init__.py": "",
+        "tests/b.py": "def f():\n    import tests.c.d",
+        "tests/c/__init__.py": "import pytest\nimport a",
+        "tests/c/d.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = importers_of("pytest", tmp_path / "a.py", (tmp_path,))
+    assert found == [tmp_path / "tests/c/__init__.py"]
+
+
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda it: it.name
 )
 def test_a_benchmark_needs_no_pytest(file: Path) -> None:
-    imported = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            imported |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported |= {f"{node.module}.{name.name}" for name in node.names} | {str(node.module)}
-    assert not any(name.split(".")[0] == "pytest" for name in imported)
-    for name in imported:
-        of_tests = ROOT / f"{name.replace('.', '/')}.py"
-        assert not of_tests.exists() or "import pytest" not in of_tests.read_text("utf-8"), name
+    assert importers_of("pytest", file, (ROOT, ROOT / "benchmarks")) == []
