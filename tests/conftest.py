@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from demotools.babyai.cells import EGOCENTRIC_CODES
 from demotools.store.building import StoreBuilder, write_part
@@ -31,6 +32,11 @@ collect_ignore = [
 ]
 # what it takes away is to be missing in the processes that a test starts, not here
 collect_ignore.append("elsewhere")
+
+# A deadline is a timed assertion, which fails where other processes take the processor; and of it
+# hypothesis makes the limit of a second for its first ten draws (HealthCheck.too_slow).
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell starts background jobs with Ctrl-C ignored, nohup with hangups ignored, and children
 # inherit that: the tests that send these must see what a user sees.

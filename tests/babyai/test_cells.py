@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -90,13 +90,11 @@ def slow_sight(opaque: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return seen
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.bool_, (3, 7, 7), elements=st.booleans()))
 def test_sight_spreads_cell_by_cell(opaque: NDArray[np.bool_]) -> None:
     np.testing.assert_array_equal(visible(opaque), np.stack([slow_sight(view) for view in opaque]))
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, (2, 7, 7, 3), elements=st.integers(0, 12)))
 def test_recoding_many_views_equals_recoding_each(images: NDArray[np.uint8]) -> None:
     for encoding in Encoding:

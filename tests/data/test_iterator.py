@@ -136,7 +136,7 @@ lengths_of_stores = st.lists(st.integers(1, 12), min_size=1, max_size=40)
 
 
 @given(data=st.data(), lengths=lengths_of_stores)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_stream_stopped_anywhere_resumes_bit_for_bit_on_any_world(
     data: st.DataObject, lengths: list[int]
 ) -> None:
@@ -187,7 +187,7 @@ def joined(batches: list[Batch]) -> Batch:
     rollout_len=st.integers(1, 9),
     data=st.data(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_episode_is_played_once_an_epoch(
     lengths: list[int], seed: int, rollout_len: int, data: st.DataObject
 ) -> None:

@@ -155,7 +155,7 @@ def test_a_reader_as_in_babyai_reads_the_exported_pickle(
         assert b"numpy._core" not in blosc.decompress(frame)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_a_store_survives_the_way_through_a_pickle(
     lengths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory

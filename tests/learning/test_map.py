@@ -216,7 +216,7 @@ def in_words(cells: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return maps.by_map(rows.T)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([1, 3, 64, 70]),

@@ -70,7 +70,7 @@ def log_softmax(logits: Any) -> Any:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_advantages_equal_the_discounted_sum_of_surprises(
     seed: int, gamma: float, gae_lambda: float
 ) -> None:

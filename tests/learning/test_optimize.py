@@ -48,7 +48,7 @@ def test_warmup_rises_to_the_full_rate_and_never_begins_at_zero() -> None:
     steps=st.none() | st.integers(1, 200),
     stride=st.integers(1, 60),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_rate_never_exceeds_its_peak_and_ends_where_it_should(
     shape: str, warmup: float, to: float, updates: int, steps: int | None, stride: int
 ) -> None:

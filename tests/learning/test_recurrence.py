@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -32,7 +32,6 @@ def random_masks(T: int, B: int, share: float, seed: int) -> Tensor:
     return torch.from_numpy((random.random((T, B)) >= share).astype(np.uint8))
 
 
-@settings(deadline=None)
 @given(
     T=st.integers(1, 12),
     B=st.integers(1, 6),

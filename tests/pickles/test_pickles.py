@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import blosc
 
@@ -223,7 +223,6 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(tmp_path: Path) ->
         decoded_part(path, announcing_less, TODAY)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_file_cut_anywhere_is_refused_or_salvaged(data: st.DataObject) -> None:
     episodes = make_episodes([3, 1, 12, 2])

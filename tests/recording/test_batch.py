@@ -91,7 +91,7 @@ def play(pair: Pair, advisers: list[Any], steps: int, seed: int, share: float) -
     return ended
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.lists(st.sampled_from(LEVELS), min_size=1, max_size=4),
     st.integers(0, 2**20),
@@ -107,7 +107,7 @@ def test_any_levels_step_together_as_each_by_itself(
     st.integers(0, 1000),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=1, max_size=60),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_rows_step_while_others_stand_still(seed: int, script: list[tuple[int, int]]) -> None:
     for number in range(3):
         THREE.reset(number, seed + number)

@@ -23,7 +23,6 @@ def state(generator: np.random.Generator) -> tuple[str, int, int]:
     return str(shown["state"]), half, half and shown["uinteger"]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**63), st.integers(0, 200), st.booleans())
 def test_draws_are_those_of_numpy_and_leave_its_generator_where_it_would_be(
     seed: int, length: int, begun: bool
@@ -118,7 +117,7 @@ def test_a_layout_that_stock_would_look_for_for_ever_is_made_anew(seed: int) -> 
     assert everything(fast) == everything(again)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(0, 9), st.booleans())
 def test_the_agent_is_placed_where_there_is_a_place(seed: int, left: int, turns: bool) -> None:
     """A room full of things, but for a cell or none."""
@@ -151,7 +150,7 @@ colours = st.sampled_from([None, "red", "green", "blue", "purple", "yellow", "gr
 sides = st.sampled_from([None, "left", "right", "front", "behind"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 50), kinds, colours, sides, st.integers(0, 3))
 def test_what_is_described_is_what_stock_finds(
     seed: int, kind: str | None, colour: str | None, side: str | None, direction: int

@@ -808,9 +808,7 @@ def changed(*overrides: str) -> Settings:
     budget=st.integers(1, 60),
 )
 @example(rows=5, minibatches_=4, repeats=1, rollout_len=2, budget=20)
-@hypothesis_settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_as_many_updates_are_made_as_planned_and_the_rate_ends_where_it_should(
     tmp_path: Path, rows: int, minibatches_: int, repeats: int, rollout_len: int, budget: int
 ) -> None:

@@ -53,7 +53,6 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200_000_000))
 def test_chunks_are_few_equal_and_hold_all_steps(steps: int) -> None:
     length = chunk_length(steps)
@@ -63,9 +62,7 @@ def test_chunks_are_few_equal_and_hold_all_steps(steps: int) -> None:
     assert chunks == 1 or length % 4096 == 0
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=4))
 def test_parts_written_in_any_order_give_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]]

@@ -227,9 +227,7 @@ LISTS = st.lists(st.integers(0, 25), min_size=10, max_size=60)
 
 
 @given(content=LISTS, seeds=LISTS, share=st.sampled_from([0.05, 0.3, 3]))
-@settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_split_never_leaks_and_loses_nothing(
     tmp_path: Path, content: list[int], seeds: list[int], share: float
 ) -> None:
