@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from demotools.babyai.cells import VIEW_SIZE
 from demotools.store.building import group_json, raw_array, write_texts
+from demotools.store.format import ArrayMetadata, parsed_metadata
+from demotools.store.reading import open_store
+from demotools.store.verify import verify_store
+
+PAGE = (Path(__file__).parents[2] / "docs/format.md").read_text("utf-8")
 
 
 def chunk_bytes(folder: Path) -> dict[str, bytes]:
@@ -91,3 +98,36 @@ def test_texts_and_attributes_are_the_bytes_that_zarr_writes(
     check_equal(ours, tmp_path / "zarr", "mission_text")
     read = np.asarray(zarr.open_array(ours / "mission_text", mode="r")[:])
     assert read.tolist() == texts
+
+
+def test_the_program_on_the_page_of_the_format_writes_a_store_that_passes_every_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(import hashlib.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "format.md", "exec"), {})
+    checks = verify_store(Path("Mine.zarr"), quiet=True)
+    assert [problem for check in checks for problem in check.problems] == []
+    store = open_store("Mine.zarr")
+    assert [store[1].mission, store[1].actions.tolist()] == ["go to a grey key", [1, 2, 2]]
+
+
+def described(data_type: str) -> ArrayMetadata:
+    return ArrayMetadata.model_construct(shape=(3,), data_type=data_type, chunk_shape=(3,))
+
+
+def test_what_the_page_says_of_the_metadata_is_what_a_reader_accepts() -> None:
+    (shown,) = map(json.loads, re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL))
+    ours = described("int64").as_zarr()
+    assert shown == {key: ours[key] for key in shown}
+    assert ours.keys() - shown.keys() == {"attributes", "storage_transformers"}
+    shown |= {"dimension_names": ["episode"], "attributes": {"a": 1}}
+    assert parsed_metadata(json.dumps(shown).encode(), Path(), "episode_seed").shape == (3,)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(\[.*\])` \| `([^`]*)`", PAGE, re.MULTILINE)
+    told = set()
+    for types, codecs, fill in rows:
+        for data_type in re.findall(r"\w+", types):
+            told.add(data_type)
+            ours = described(data_type).as_zarr()
+            assert (json.loads(codecs), json.loads(fill)) == (ours["codecs"], ours["fill_value"])
+    assert told == {"uint8", "uint16", "int32", "int64", "float32", "string"}

@@ -262,6 +262,13 @@ HOSTILE_TEXTS: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.parametrize("level", [1, 19])
+def test_mission_texts_may_be_compressed_at_any_level(level: int, make_store: MakeStore) -> None:
+    store = make_store(lengths=[3, 2, 4])
+    put_texts(store.path, vlen(*GOOD), level)
+    assert tuple(open_store(store.path).mission_text) == MISSIONS
+
+
 @pytest.mark.parametrize("what", HOSTILE_TEXTS)
 def test_mission_texts_are_not_believed(what: str, make_store: MakeStore) -> None:
     store = make_store(lengths=[3, 2, 4])
