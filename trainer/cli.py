@@ -13,12 +13,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from demotools.errors import exit_with_message, optional_package
 from demotools.output import counted, data_folder, log_to_stderr
+
+if TYPE_CHECKING:
+    from trainer.acting.policy import Sample
 
 _PATIENCE_SECONDS = 2.0
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -157,7 +160,6 @@ _against = click.option(
     help="X axis of the curves [default: the steps that all runs took].",
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-_level = click.option("--level", help="Play this level [default: the one it was trained on].")
 _sample = click.option(
     "--sample",
     "--stochastic",
@@ -171,11 +173,15 @@ _sample_loops = click.option(
 )
 
 
-def _how_sampled(*, sample: bool, sample_loops: bool) -> Literal["loops"] | bool:
+def _how_sampled(*, sample: bool, sample_loops: bool) -> Sample:
     """The value of `sample` that two flags stand for."""
     if sample and sample_loops:
         raise click.UsageError("--sample and --sample-loops exclude each other")
     return "loops" if sample_loops else sample
+
+
+def _level(default: str) -> Callable[[Command], Command]:
+    return click.option("--level", help=f"Play this level [default: {default}].")
 
 
 _device = click.option(
@@ -353,7 +359,7 @@ def _writes() -> bool:
     type=click.Choice(["bot", "random"]),
     help="Play this reference policy instead, on the same level.",
 )
-@_level
+@_level("all that it was trained on")
 @_output("Write every episode to this file, one JSON object per line.", dir_okay=False)
 @_overwrite
 @_device
@@ -572,7 +578,7 @@ def plot(
 @_sample
 @_sample_loops
 @click.option("--worst", is_flag=True, help="Watch the worst of at least a hundred episodes.")
-@_level
+@_level("the first that it was trained on")
 @_trust()
 @click.option(
     "--seed",
@@ -595,6 +601,7 @@ def watch(
     quiet: bool,
     sample: bool,
     sample_loops: bool,
+    trust: bool,
     **played: Any,
 ) -> None:
     """Watch a policy play unseen episodes.
@@ -619,13 +626,24 @@ def watch(
     from demotools.look.terminal import is_interactive, is_plain
     from demotools.output import check_output, write_output
     from trainer.acting.watched import watched_gif
-    from trainer.report.watch import watch_in_terminal, watched_episodes, watched_text
+    from trainer.report.watch import (
+        levels_note,
+        watch_in_terminal,
+        watched_episodes,
+        watched_text,
+    )
+    from trainer.run.checkpoint import named_checkpoint
 
     if gif:
         check_output(gif, overwrite=overwrite)
+    saved = named_checkpoint(checkpoint, trust=trust)
+    note = "" if level else levels_note(saved)
+    in_terminal = not gif and is_interactive() and not (ansi or as_json)
+    if note and not (in_terminal or quiet):
+        click.echo(note, err=True)
     first = EVALUATION_SEED if seed is None else seed
     watched = watched_episodes(
-        checkpoint, level=level, first_seed=first, sample=how, quiet=quiet, **played
+        saved, level=level, first_seed=first, sample=how, trust=trust, quiet=quiet, **played
     )
     if gif:
         write_output(gif, watched_gif(watched, quiet=quiet), overwrite=overwrite)
@@ -634,8 +652,8 @@ def watch(
             click.echo(f"made {gif}: {won} of {len(watched)} episodes succeeded")
     if as_json:
         click.echo(json.dumps([one.as_json() for one in watched], indent=2))
-    elif not gif and is_interactive() and not ansi:
-        watch_in_terminal(watched, coloured=not is_plain())
+    elif in_terminal:
+        watch_in_terminal(watched, coloured=not is_plain(), note=note)
     elif ansi or not gif:
         for text in watched_text(watched, coloured=ansi and not is_plain()):
             click.echo(text, color=ansi and not is_plain())

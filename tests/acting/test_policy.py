@@ -17,11 +17,12 @@ from demotools.babyai.cells import EMPTY
 from demotools.babyai.vocabulary import WORDS
 from demotools.errors import CheckpointError, DemotoolsError, LevelError, SettingsError
 from demotools.recording.environment import make_environment
-from trainer.acting.policy import NetworkPolicy, Tokenizer
+from trainer.acting.policy import NetworkPolicy, Sample, Tokenizer
 from trainer.learning.building import build_network
 from trainer.learning.networks.small import SmallNetwork
 from trainer.run.checkpoint import read_checkpoint, write_checkpoint
 from trainer.run.folder import CHECKPOINT_FILE as FILE_NAME
+from trainer.run.loading import LoadedPolicy
 from trainer.settings.models import read_settings, toml_of
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +283,27 @@ def test_in_loops_actions_are_drawn_from_the_third_time_that_a_view_comes_up() -
     kept = np.flatnonzero(other)
     policy.keep(kept)
     assert draws(east[kept], goes_on[kept]).mean() > 0.5
+
+
+def test_a_view_that_came_up_in_another_episode_is_not_a_loop() -> None:
+    torch.manual_seed(0)
+    network, rows = SmallNetwork(len(WORDS)), 200
+    policy, greedy = (LoadedPolicy(network, WORDS, "") for _ in range(2))
+    view = np.full((rows, 7, 7, 3), 1, dtype=np.uint8)
+
+    def draws(first: bool, sample: Sample) -> bool:
+        """Whether any action was not the most probable one: of so many drawn ones some are."""
+        shown = {"image": view, "direction": np.zeros(rows), "mission": ["go to a box"] * rows}
+        likeliest = greedy.act(shown, first=first)
+        return bool((policy.act(shown, first=first, sample=sample) != likeliest).any())
+
+    assert not draws(True, "loops")
+    assert not draws(False, "loops")
+    # the next episode is not sampled at first: nothing of it is counted, nor of the one before
+    assert not draws(True, False)
+    assert not draws(False, "loops")
+    assert not draws(False, "loops")
+    assert draws(False, "loops")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])

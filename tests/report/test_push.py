@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from demotools.errors import CheckpointError, FetchError
+from demotools.recording.environment import make_environment
 from tests.run.test_export import written_policy
 from tests.upload_server import TOKEN, Hub, Run, runner
 from trainer.cli import main
@@ -82,6 +84,26 @@ def test_a_dry_run_makes_everything_and_needs_no_hub(tmp_path: Path) -> None:
     assert tried.exit_code == 0, tried.output
     assert re.search(r"would publish model.safetensors \(.* kB\), settings.toml", tried.output)
     assert [file.name for file in tmp_path.iterdir() if "push" in file.name] == []
+
+
+def spoiling(level: str) -> object:
+    """An environment in whose making the checkpoint that is being published breaks."""
+    file = Path(os.environ["SPOILED"])
+    file.write_bytes(bytes(file.stat().st_size))
+    return make_environment(level)
+
+
+@pytest.mark.slow
+def test_what_is_published_is_what_was_measured_whatever_becomes_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = f"on_policy.environment={__name__}:spoiling"
+    checkpoint = written_policy(tmp_path, "small", 3.0, make)
+    monkeypatch.setenv("SPOILED", str(checkpoint))
+    line = ["push", str(checkpoint), "hf:me/policy", "--dry-run", "--trust", *QUICK]
+    tried = CliRunner().invoke(main, line)
+    assert tried.exit_code == 0, tried.output
+    assert not any(checkpoint.read_bytes())
 
 
 @pytest.mark.parametrize("place", ["hf:me", "hf:me/policy/more", "hf:/me"])

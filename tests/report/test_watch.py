@@ -205,13 +205,14 @@ def test_text_tells_mission_end_action_and_probabilities_of_every_step(
 def test_in_a_terminal_one_steps_through_all_episodes_with_the_arrow_keys(
     checkpoint: Callable[..., Path],
 ) -> None:
-    path = checkpoint("run.level=GoToObj")
+    path = checkpoint("run.level=['GoToObj', 'GoToLocal']")
     *_, last = watched_episodes(path, episodes=2)
     arguments = ["watch", str(path), "--episodes", "2", "-q"]
     with in_terminal("trainer", *arguments) as (program, terminal):
         number = len(last.shown.action) - 1
         shown = type_until(terminal, b"\x1b[F", f"step {number} (last ")
-        assert "episode 1," in shown
+        assert "GoToObj, episode 1," in shown
+        assert "--level plays another of its levels: GoToLocal" in shown
         assert "\x1b[34m" in shown
         type_until(terminal, b"\x1b[H", "step 0 (last ")
         os.write(terminal, b"q")
@@ -263,6 +264,21 @@ def test_json_tells_the_level_and_seed_that_were_asked_for(checkpoint: Callable[
     assert [one["seed"] for one in found] == [5, 6]
     assert {one["mission"] for one in found} == {"go to the red ball"}
     assert len(found[0]["probabilities"]) == found[0]["steps"] == len(found[0]["actions"])
+
+
+def test_it_is_said_which_of_several_levels_is_played_unless_one_is_named(
+    checkpoint: Callable[..., Path],
+) -> None:
+    levels = [
+        "GoToObj",
+        *(f"GoTo{size}" for size in ("Local", "RedBall", "ObjMaze", "Seq", "Door")),
+    ]
+    path, played = checkpoint(f"run.level={levels}"), ("--episodes", "1", "--json")
+    said = "playing GoToObj; --level plays another of its levels: GoToLocal, GoToRedBall, "
+    assert said + "GoToObjMaze, GoToSeq, …\n" in watch(path, *played).stderr
+    assert "--level" not in watch(path, *played, "--level", "GoToObj").stderr
+    assert watch(path, *played, "-q").stderr == ""
+    assert "--level" not in watch(checkpoint(), *played).stderr
 
 
 def test_what_cannot_be_watched_is_said_in_three_parts(

@@ -84,9 +84,9 @@ def push_policy(
     saved = named_checkpoint(checkpoint, trust=trust)
     run = saved.path.parent
     result, _ = measured_success(
-        checkpoint, None, None, episodes, workers=workers, trust=trust, quiet=quiet
+        saved, None, None, episodes, workers=workers, trust=trust, quiet=quiet
     )
-    played = watched_episodes(checkpoint, episodes=_SHOWN_EPISODES, trust=trust, quiet=quiet)
+    played = watched_episodes(saved, episodes=_SHOWN_EPISODES, trust=trust, quiet=quiet)
     with working_folder(run / f".{saved.path.name}.push") as folder:
         files = write_policy(
             folder,

@@ -9,23 +9,25 @@ from pathlib import Path
 import click
 
 from demotools.babyai.levels import EVALUATION_SEED
+from demotools.errors import printable_text
 from demotools.look.show import scenes
 from demotools.look.terminal import Scene, page_lines, step_through
 from trainer.acting.evaluate import check_episodes
 from trainer.acting.policy import NetworkPolicy, Sample
 from trainer.acting.vector import check_named, check_playable
 from trainer.acting.watched import Watched, played_episodes
-from trainer.run.checkpoint import named_checkpoint
+from trainer.run.checkpoint import Checkpoint, named_checkpoint
 from trainer.run.success import trains_critic
 from trainer.settings.models import LEVELS
 
 CANDIDATES = 100
 """So many episodes are played to find the worst."""
 _BAR_CHARACTERS = 20
+_SHOWN_LEVELS = 4
 
 
 def watched_episodes(
-    checkpoint: Path,
+    checkpoint: Path | Checkpoint,
     *,
     level: str | None = None,
     episodes: int = 4,
@@ -37,8 +39,8 @@ def watched_episodes(
 ) -> list[Watched]:
     """Episodes that the policy of a checkpoint plays.
 
-    checkpoint   its file, or the folder of its run
-    level        None: the one that it was trained on
+    checkpoint   its file, or the folder of its run, or itself
+    level        None: the one that it was trained on, of several the first
     first_seed   of the environments: episode e has the seed `first_seed + e`
     sample       draw actions, as `trainer evaluate --sample` does, or only in "loops", as
                  `--sample-loops`; else the most probable ones
@@ -69,6 +71,14 @@ def watched_episodes(
     return played[:episodes]
 
 
+def levels_note(checkpoint: Checkpoint) -> str:
+    """Which of the levels of its training a policy plays if none is named; empty if it has one."""
+    first, *others = checkpoint.parsed().run.level_names
+    names = ", ".join(others[:_SHOWN_LEVELS]) + ", …" * (len(others) > _SHOWN_LEVELS)
+    text = f"playing {first}; --level plays another of its levels: {names}"
+    return printable_text(text) if others else ""
+
+
 def _page(
     episode: Watched,
     scene: tuple[Scene, Scene | None],
@@ -76,10 +86,12 @@ def _page(
     *,
     size: tuple[int, int | None],
     coloured: bool,
+    note: str = "",
 ) -> list[str]:
     """The lines of one step: heading, view and room, then the actions."""
     shown = episode.shown
-    heading = [shown.mission, episode.title, episode.step_text(step), *filter(None, [shown.note])]
+    notes = filter(None, [shown.note, note])
+    heading = [shown.mission, episode.title, episode.step_text(step), *notes]
     bars = bar_lines(episode.bars(step), int(shown.action[step]), coloured=coloured)
     columns, rows = size
     left = (columns, None if rows is None else rows - len(bars) - 1)
@@ -103,15 +115,18 @@ def bar_lines(bars: list[tuple[str, float]], marked: int, *, coloured: bool) -> 
     return lines
 
 
-def watch_in_terminal(episodes: list[Watched], *, coloured: bool) -> None:
-    """Step through the episodes with the arrow keys, one after another."""
+def watch_in_terminal(episodes: list[Watched], *, coloured: bool, note: str = "") -> None:
+    """Step through the episodes with the arrow keys, one after another.
+
+    note   a line for every page
+    """
     steps = list(_steps(episodes))
 
     def page(number: int) -> list[str]:
         columns, lines = shutil.get_terminal_size()
         # one line is for the keys
         episode, step, scene = steps[number]
-        return _page(episode, scene, step, size=(columns, lines - 1), coloured=coloured)
+        return _page(episode, scene, step, size=(columns, lines - 1), coloured=coloured, note=note)
 
     step_through(len(steps), page)
 

@@ -294,13 +294,18 @@ def _copy(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def named_checkpoint(path: Path, *, trust: bool) -> Checkpoint:
+def named_checkpoint(named: Path | Checkpoint, *, trust: bool) -> Checkpoint:
     """A checkpoint, or the folder of a run, that a user names to play; see `read_checkpoint`.
 
+    named   one that was read is not read again
     trust   whether code that its settings name may be run, which also is looked for where its run
             found it
     """
-    checkpoint = read_checkpoint(path, trust=trust)
+    if isinstance(named, Checkpoint):
+        checkpoint = named
+        check_trusted(checkpoint.parsed(), checkpoint.path, trust=trust)
+    else:
+        checkpoint = read_checkpoint(named, trust=trust)
     if trust:
         search_noted_folders(checkpoint.path.parent)
     return checkpoint

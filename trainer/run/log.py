@@ -23,6 +23,8 @@ from trainer.settings.user_code import FOREIGN, error_text
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
+    from trainer.acting.policy import Sample
+
 Group = Literal[
     "onpolicy",
     "offpolicy",
@@ -329,7 +331,7 @@ def appended(stream: FileIO, line: bytes, file: Path) -> None:
         raise from_os_error(error, file) from error
 
 
-def evaluation_group(sampled: bool | Literal["loops"]) -> Group:
+def evaluation_group(sampled: Sample) -> Group:
     """The group of a measurement of success: with greedy actions, sampled ones, or in loops."""
     if sampled == "loops":
         return "evaluation_loops"

@@ -121,7 +121,7 @@ def trains_critic(settings: Settings) -> bool:
 
 
 def measured_success(
-    checkpoint: Path | None,
+    checkpoint: Path | Checkpoint | None,
     reference: str | None,
     level: str | None,
     episodes: int,
@@ -135,7 +135,7 @@ def measured_success(
 ) -> tuple[Evaluation, str]:
     """The success of a checkpoint, or of the reference `bot` or `random` in its place.
 
-    checkpoint   None: only with a reference and a level
+    checkpoint   one that was read is not read again; None: only with a reference and a level
     level        None: those that the checkpoint was trained on
     seeds        of the environment, in place of those of evaluation
     sample       draw actions, always or only in "loops"; else the most probable ones are taken
