@@ -37,6 +37,7 @@ _ARCHIVES = "archives.toml"
 _DATASETS = "datasets.toml"
 _FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
+_OTHER_ID = re.compile(r"(?!BabyAI-)([\w.-]+/)?[\w.-]+-v\d+")
 # the longest that BabyAI's grammar makes is under 400; another text must not stall the pattern
 _LONGEST_MISSION = 1000
 
@@ -260,6 +261,35 @@ def read_manifest(level: str, extra: Path | None = None) -> Manifest:
     raise ManifestError("there is no such level", path=level, fix=_nearest(name, extra))
 
 
+def bare_manifest(environment_id: str) -> Manifest:
+    """What there is to say of a gymnasium environment that no manifest describes."""
+    ours = environment_id.startswith("MiniGrid-")
+    return Manifest(
+        level=environment_id,
+        environment_id=environment_id,
+        mission_pattern="(?s).*",
+        licence="MIT (Minigrid, the package that made the levels)" if ours else "unknown",
+        citation="Chevalier-Boisvert et al., Minigrid & Miniworld: Modular & Customizable "
+        "Reinforcement Learning Environments for Goal-Oriented Tasks, NeurIPS 2023, "
+        "arXiv:2306.13831"
+        if ours
+        else "unknown",
+    )
+
+
+def manifest_of_data(level: str) -> Manifest:
+    """The manifest of a level whose episodes are read, not played; also of any gymnasium id.
+
+    ManifestError  as `read_manifest`
+    """
+    try:
+        return read_manifest(level)
+    except ManifestError as error:
+        if error.path != level or not _OTHER_ID.fullmatch(level):
+            raise
+    return bare_manifest(level)
+
+
 def guessed_manifest(level: str, source: Path | str, read_off: str) -> Manifest:
     """The manifest of a level that the user has not named, but `read_off` says.
 
@@ -267,7 +297,7 @@ def guessed_manifest(level: str, source: Path | str, read_off: str) -> Manifest:
     ManifestError  there is no such level: the source is named, not a level that nobody gave
     """
     try:
-        return read_manifest(level)
+        return manifest_of_data(level)
     except ManifestError as error:
         if error.path != level:
             raise

@@ -206,11 +206,13 @@ def generate_command(
     Example:
       demotools generate GoToLocal --episodes 1000
       demotools generate BossLevel --episodes 1000 --noise 0.01 --subgoals
+      demotools generate castle:Castle-Red-v0 --episodes 1000
     """
     from demotools.babyai.levels import seeds_of, store_name
     from demotools.recording.bot import Style
     from demotools.recording.record import generate as record
     from demotools.recording.record import planned_recording
+    from demotools.recording.registration import own_level
 
     if burst and not noise:
         raise click.UsageError("--burst needs --noise")
@@ -220,7 +222,7 @@ def generate_command(
     if episodes is None and seeds is None:
         raise click.UsageError("say how many episodes with --episodes, or which with --seeds")
     recording = planned_recording(
-        level,
+        own_level(level),
         episodes,
         split=split,
         first_seed=seed,
@@ -263,9 +265,11 @@ def play_command(
     """
     from demotools.look.play import TerminalPlayer, WindowPlayer, check_terminal
     from demotools.recording.human import play
+    from demotools.recording.registration import own_level
 
     if not window:
         check_terminal()
+    level = own_level(level)
     player = WindowPlayer(room=room) if window else TerminalPlayer(room=room)
     path = shell.new_store(name or f"{level}-human")
     played = play(level, path, player, first_seed=seed, episodes=episodes)

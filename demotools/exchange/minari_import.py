@@ -36,7 +36,7 @@ from demotools.babyai.levels import (
     Split,
     guessed_manifest,
     level_from_environment_id,
-    read_manifest,
+    manifest_of_data,
 )
 from demotools.babyai.vocabulary import mission_words
 from demotools.errors import (
@@ -193,7 +193,7 @@ def opened_dataset(name: str, *, level: str | None = None, split: Split | None =
     if level is None:
         level = guessed_manifest(str(said), name, f"the dataset's environment {said}").level
     else:
-        level = read_manifest(level).level
+        level = manifest_of_data(level).level
     return Dataset(dataset, folder, metadata, level, split or (ours.split if ours else "train"))
 
 
@@ -349,7 +349,7 @@ def import_minari(
     StoreError  the store exists, the dataset is damaged, shows whole rooms, or no episode can be
                 kept
     """
-    manifest = read_manifest(dataset.level)
+    manifest = manifest_of_data(dataset.level)
     about, ours = dataset.metadata, dataset.metadata.ours
     total = about.total_episodes
     with StoreBuilder(path, dataset.job(), overwrite=overwrite) as builder:

@@ -89,6 +89,7 @@ def view_scene(cells: NDArray[np.uint8]) -> Scene:
 
 def room_scene(level: Any) -> Scene:
     """The whole room of one of minigrid's environments, as it is now."""
+    level = level.unwrapped
     agent = (int(level.agent_pos[0]), int(level.agent_pos[1]))
     return Scene(packed_cells(level.grid.encode()), agent, int(level.agent_dir))
 

@@ -49,7 +49,7 @@ from demotools.babyai.cells import (
     fits_cells,
     packed_cells,
 )
-from demotools.babyai.levels import Manifest, read_manifest
+from demotools.babyai.levels import Manifest, bare_manifest, read_manifest
 from demotools.babyai.vocabulary import WORDS, mission_words
 from demotools.errors import LevelError, ManifestError
 from demotools.recording.generation import (
@@ -59,6 +59,7 @@ from demotools.recording.generation import (
     SparseGrid,
     use_fast_descriptions,
 )
+from demotools.recording.registration import NAMESPACE, import_own_levels
 
 Observation = dict[str, Any]
 """`image` uint8 [7, 7, 3], `direction` 0 right, 1 down, 2 left, 3 up, `mission` text."""
@@ -67,6 +68,8 @@ Environment: TypeAlias = gymnasium.Env[Observation, int]
 
 # Of training, like those that it begins with.
 _FIRST_SURVEYED, _RESETS_WITHOUT_NEWS, _MOST_MISSIONS = 500_000_000, 50, 5000
+
+_LEVEL_IDS = ("BabyAI-", f"{NAMESPACE}/")
 
 _log = logging.getLogger(__name__)
 
@@ -154,28 +157,19 @@ def playable_manifest(level: str, manifests: Path | None = None) -> Manifest:
     try:
         return read_manifest(level, manifests)
     except ManifestError as error:
+        import_own_levels()
         if level not in gymnasium.registry:
             # its registry holds what installed packages offer, and what was registered by now
-            ids = [known for known in gymnasium.registry if known.startswith("MiniGrid-")]
+            ids = [known for known in gymnasium.registry if not known.startswith(_LEVEL_IDS)]
             near = difflib.get_close_matches(level, ids, n=3, cutoff=0.8)
             error.fix = (
                 f"did you mean {', '.join(near)}?"
                 if near
-                else f"{error.fix} A gymnasium id such as MiniGrid-DoorKey-5x5-v0 also works"
+                else f"{error.fix} A gymnasium id such as MiniGrid-DoorKey-5x5-v0 also works, and "
+                "MODULE:ID for an environment that a module of yours registers"
             )
             raise
-    ours = level.startswith("MiniGrid-")
-    return Manifest(
-        level=level,
-        environment_id=level,
-        mission_pattern="(?s).*",
-        licence="MIT (Minigrid, the package that made the levels)" if ours else "unknown",
-        citation="Chevalier-Boisvert et al., Minigrid & Miniworld: Modular & Customizable "
-        "Reinforcement Learning Environments for Goal-Oriented Tasks, NeurIPS 2023, "
-        "arXiv:2306.13831"
-        if ours
-        else "unknown",
-    )
+    return bare_manifest(level)
 
 
 def environment_words(environment: Environment) -> tuple[str, ...]:

@@ -4,16 +4,26 @@ Gymnasium does not discover packages: each registers its environments when it is
 minigrid does. `import demotools` must not load gymnasium, which reading stores does not need, and
 most programs import it only later; so if it is not loaded yet, `demotools/__init__.py` imports this
 module once it is.
+
+Levels of the user's own are registered by their modules, which are imported only where the user
+names them: as `module:Level` to a command, or in $DEMOTOOLS_LEVELS. A store names no module.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import os
+import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
+from demotools.errors import LevelError
+
 NAMESPACE = "demotools"
+OWN_LEVELS_VARIABLE = "DEMOTOOLS_LEVELS"
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +35,50 @@ def environment_name(level: str) -> str:
     'demotools/GoToLocal-v0'
     """
     return f"{NAMESPACE}/{level}-v0"
+
+
+def own_level(level: str) -> str:
+    """The level in `module:Level`, whose module may be imported; other names as they are.
+
+    The module is one that the user names, and holds for this process and those that it starts.
+
+    LevelError  there is no such module, or importing it fails
+    """
+    module, colon, name = level.rpartition(":")
+    if colon:
+        named = [*_own_modules(), module]
+        os.environ[OWN_LEVELS_VARIABLE] = ",".join(dict.fromkeys(named))
+        import_own_levels()
+    return name
+
+
+def import_own_levels() -> None:
+    """Import the modules that $DEMOTOOLS_LEVELS lists, from the working directory first.
+
+    LevelError  there is no such module, or importing it fails
+    """
+    for module in _own_modules():
+        if module in sys.modules:
+            continue
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == module:
+                fix = "install the package, change to the folder of the module, or correct the name"
+            else:
+                fix = f"correct the module; `python -c 'import {module}'` shows the whole error"
+            raise LevelError(
+                f"the module of a level cannot be imported: {type(error).__name__}: {error}",
+                path=f"{module}, named by the level or ${OWN_LEVELS_VARIABLE}",
+                fix=fix,
+            ) from error
+        finally:
+            sys.path.remove(str(Path.cwd()))
+
+
+def _own_modules() -> list[str]:
+    return [name for name in os.environ.get(OWN_LEVELS_VARIABLE, "").split(",") if name]
 
 
 def register_levels(registry: ModuleType) -> None:

@@ -662,3 +662,26 @@ def test_an_id_made_of_a_name_that_minari_cannot_have_asks_for_an_id(
     store = make_store([3], name="über all")
     result = CliRunner().invoke(main, ["export", str(store.path), "--to", "minari"])
     assert result.exit_code == 1 and "next:  use an --id without spaces, such as" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["minari", "parquet"])
+def test_a_level_outside_babyai_comes_back(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "DoorKey.zarr"
+    recording = planned_recording("MiniGrid-DoorKey-5x5-v0", 4)
+    generate(recording, path, workers=1, quiet=True)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    place = tmp_path if kind == "minari" else tmp_path / "d.parquet"
+    line = ["export", str(path), "--to", kind, "-o", str(place)]
+    assert CliRunner().invoke(main, line).exit_code == 0
+    source = "babyai/DoorKey-v0" if kind == "minari" else str(place)
+    line = ["import", source, "--name", "back", "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(main, line)
+    assert result.exit_code == 0, result.output
+    back, store = open_store(tmp_path / "back.zarr"), open_store(path)
+    assert back.level == "MiniGrid-DoorKey-5x5-v0"
+    assert back.steps == store.steps
+    for array in ("view", "action"):
+        one, other = (getattr(each, array).span(0, store.steps) for each in (back, store))
+        assert np.array_equal(one, other)

@@ -321,5 +321,6 @@ def _check_stores(settings: Settings, folder: Path) -> None:
             open_store(store_path(name, folder))
             continue
         for level in settings.run.level_names:
-            if not store_exists(store_path(f"{level}-small", folder)):
-                open_store(store_path(level, folder))
+            name = level.rpartition(":")[2]  # of one that a module registers
+            if not store_exists(store_path(f"{name}-small", folder)):
+                open_store(store_path(name, folder))

@@ -542,9 +542,10 @@ def _stores_of(
     """What `auto` stands for as a stage's store: those of the run's levels."""
     stores = []
     for level in levels:
-        small = f"{level.name}-small"
+        full = _without_module(level.name)
+        small = f"{full}-small"
         there = device != "cuda" and store_exists(store_path(small, folder))
-        name = small if there else level.name
+        name = small if there else full
         stores.append(StoreSettings(name=name, proportion=level.proportion))
     return tuple(stores)
 
@@ -556,12 +557,12 @@ def _why_stores(
     stores, reasons = _stores_of(levels, folder, device), []
     for level, store in zip(levels, stores, strict=True):
         why = "because there is no GPU"
-        if store.name == level.name:
-            found = "a GPU" if device == "cuda" else f"no {level.name}-small"
+        if store.name == _without_module(level.name):
+            found = "a GPU" if device == "cuda" else f"no {store.name}-small"
             why = f"the full store, because there is {found}"
         reasons.append(f"store: {store.name}, {why}")
-    if [level.name for level in levels] != [store.name for store in stores]:
-        full = levels[0].name
+    if [_without_module(level.name) for level in levels] != [store.name for store in stores]:
+        full = _without_module(levels[0].name)
         if len(levels) > 1:
             full = f"[{', '.join(map(_inline, levels))}]"
         changes = " ".join(f"--set {shlex.quote(f'{key}={full}')}" for key in keys)
@@ -569,9 +570,14 @@ def _why_stores(
     return "; ".join(reasons)
 
 
+def _without_module(level: str) -> str:
+    """The name that a level's stores have, also of one that a module registers: `module:Id-v0`."""
+    return level.rpartition(":")[2]
+
+
 def _inline(level: LevelSettings) -> str:
     """A level as the store of its name, in TOML."""
-    name = json.dumps(level.name)
+    name = json.dumps(_without_module(level.name))
     return name if level.proportion == 1 else f"{{name={name}, proportion={level.proportion}}}"
 
 
@@ -593,5 +599,5 @@ def other_levels(settings: Settings, stores: Mapping[str, Store]) -> list[str]:
         f"{json.dumps(store.levels) if store.attributes.levels else store.level} "
         "to measure it on the same"
         for name, store in stores.items()
-        if not {*store.levels, store.attributes.environment_id} & set(levels)
+        if not {*store.levels, store.attributes.environment_id} & set(map(_without_module, levels))
     ]
