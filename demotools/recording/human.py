@@ -174,7 +174,7 @@ def add_episode(path: Path, level: str, episode: Episodes) -> Store:
             part_file(builder.parts, number).unlink()
         for number, part in enumerate([*_parts(_own_store(path, level)), episode]):
             write_part(builder.parts, number, part, {})
-        whose = {"licence": "of whoever played", "citation": "none"}
+        whose = {"licence": "not specified (recorded by a person)", "citation": "none"}
         builder.finish(**manifest.store_attributes(split="train", **whose), source=source)
     return open_store(path)
 

@@ -154,7 +154,7 @@ def of_code(folder: Path) -> None:
         (replaced("model.safetensors", b"\x80\x02}."), "not a published policy"),
         (replaced("model.safetensors", b"\xff" * 64), "not a published policy"),
         (replaced("vocabulary.json", b"[" * 100_000), "not a published policy"),
-        (replaced("vocabulary.json", b"[]"), "the vocabulary is not a table"),
+        (replaced("vocabulary.json", b"[]"), "vocabulary.json does not hold an object"),
         (replaced("vocabulary.json", b'{"format": 1, "versions": {}, "words": [1]}'), "words"),
         (replaced("vocabulary.json", b'{"format": 9}'), "format 9"),
         (replaced("settings.toml", b"\xff"), "not a published policy"),

@@ -120,7 +120,7 @@ def policy_content(folder: Path) -> dict[str, Any]:
     try:
         vocabulary = json.loads(texts[WORDS_FILE])
         if not isinstance(vocabulary, dict):
-            raise ValueError("the vocabulary is not a table")
+            raise ValueError("vocabulary.json does not hold an object")
         return {
             **{name: vocabulary.get(name) for name in ("format", "words", "versions")},
             "settings": texts[SETTINGS_FILE].decode(),
