@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import sys
@@ -145,6 +146,20 @@ def test_a_data_loader_that_would_stack_whole_batches_is_refused(
     with pytest.raises((SettingsError, RuntimeError), match="pass batch_size=None"):
         next(iter(DataLoader(dataset, **given)))
     assert next(iter(DataLoader(dataset, batch_size=None)))["cells"].shape == (3, 4, 7, 7)
+
+
+@pytest.mark.skipif(
+    "in_order" not in inspect.signature(DataLoader).parameters, reason="an older torch"
+)
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_data_loader_that_keeps_no_order_is_refused_if_it_has_workers(
+    make_store: MakeStore, start: str
+) -> None:
+    dataset = RolloutDataset(make_store(lengths=LENGTHS), **SETTINGS)
+    assert next(iter(DataLoader(dataset, batch_size=None, in_order=False)))
+    several: Any = {"num_workers": 2, "multiprocessing_context": start}
+    with pytest.raises((SettingsError, RuntimeError), match="leave in_order at True"):
+        next(iter(DataLoader(dataset, batch_size=None, in_order=False, **several)))
 
 
 def test_workers_that_stay_refuse_a_second_iteration_which_would_lose_batches(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from demotools.errors import SettingsError
@@ -29,6 +31,25 @@ def _refuse_to_stack(batches: Sequence[_Rollouts], **_others: object) -> NoRetur
     )
 
 
+def _refuse_disorder() -> None:
+    """Refuse a loader whose workers' batches come in any order, where it starts a worker.
+
+    A dataset is told nothing of its loader, but a worker starts inside the loader's own calls: a
+    fork begins there, and what is sent to a new process is pickled there.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        loader = frame.f_locals.get("self")
+        if isinstance(loader, DataLoader) and not getattr(loader, "in_order", True):
+            raise SettingsError(
+                "the batches of several workers would come out of order, so that no rollout "
+                "continues in the next batch",
+                path="DataLoader(…, in_order=False)",
+                fix="leave in_order at True, or use no workers, which is fastest",
+            )
+        frame = frame.f_back
+
+
 class RolloutDataset(IterableDataset[Batch]):
     """Rollouts as an iterable dataset, for `DataLoader(dataset, batch_size=None)`.
 
@@ -39,11 +60,11 @@ class RolloutDataset(IterableDataset[Batch]):
     With workers the loader gives the same batches in the same order as without: of W workers,
     number w makes batches w, w + W, ... and only counts the others. Stores travel to the workers
     by path. Every iteration goes on where the last one in this process stopped; new workers begin
-    where this process stands, and a second time this is warned of. With `in_order=False`, of which
-    torch tells a dataset nothing, batches come out of order: leave it at its default.
+    where this process stands, and a second time this is warned of.
 
-    SettingsError  a loader with a batch size; a second iteration in workers that stay. From
-                   a worker torch raises it as a RuntimeError with the same text
+    SettingsError  a loader with a batch size, or whose workers' batches come in any order; a second
+                   iteration in workers that stay. From a worker torch raises it as a RuntimeError
+                   with the same text
     """
 
     def __init__(self, stores: Given, **settings: Any) -> None:
@@ -71,6 +92,7 @@ class RolloutDataset(IterableDataset[Batch]):
         rollouts = self._opened()
         worker = get_worker_info()
         if worker is not None:
+            _refuse_disorder()
             begin = (self._resumed or {}).get("first_batch", rollouts.batches)
             rollouts.take_turns(begin + worker.id, worker.num_workers)
             self._first_batch = begin
@@ -128,6 +150,7 @@ class RolloutDataset(IterableDataset[Batch]):
         self._iterations.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
+        _refuse_disorder()
         state = self.state_dict()
         # open files and threads stay behind; the other process makes its own
         return {**self.__dict__, "_rollouts": None, "_begun": None, "_resumed": state}
