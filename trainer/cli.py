@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from demotools.errors import exit_with_message, optional_package
 from demotools.output import counted, data_folder, log_to_stderr
@@ -121,12 +122,20 @@ def _output(
 
 def _episodes(default: int, help_text: str) -> Callable[[Command], Command]:
     return click.option(
+        "-n",
         "--episodes",
         type=click.IntRange(min=1),
         default=default,
         show_default=True,
         help=help_text,
     )
+
+
+def _only(levels: tuple[str, ...]) -> str | None:
+    """The level that was given; of several click itself would keep the last, and say nothing."""
+    if len(levels) > 1:
+        raise click.BadParameter(f"give one level a call, not {', '.join(levels)}")
+    return levels[0] if levels else None
 
 
 def _trust(holder: str = "the checkpoint") -> Callable[[Command], Command]:
@@ -181,7 +190,12 @@ def _how_sampled(*, sample: bool, sample_loops: bool) -> Sample:
 
 
 def _level(default: str) -> Callable[[Command], Command]:
-    return click.option("--level", help=f"Play this level [default: {default}].")
+    return click.option(
+        "--level",
+        multiple=True,
+        callback=lambda _ctx, _param, value: _only(value),
+        help=f"Play this level [default: {default}].",
+    )
 
 
 _device = click.option(
@@ -396,6 +410,12 @@ def evaluate(
     """
     if checkpoint is None and (policy is None or level is None):
         raise click.UsageError("give a CHECKPOINT, or both --policy and --level")
+    of_episodes = click.get_current_context().get_parameter_source("episodes")
+    if seeds is not None and of_episodes is ParameterSource.COMMANDLINE:
+        raise click.UsageError(
+            "--seeds lists the episodes one by one, --episodes counts them: give only one, "
+            "for example --seeds 1000-1019 for 20 episodes"
+        )
     how = _how_sampled(sample=sample, sample_loops=sample_loops)
     if how and policy is not None:
         raise click.UsageError("sampling is for the policy of a CHECKPOINT, not for --policy")
@@ -585,7 +605,9 @@ def plot(
     type=click.IntRange(min=0),
     help="First environment seed [default: the first of the evaluation].",
 )
-@click.option("--gif", type=click.Path(path_type=Path), help="Write an animation to this file.")
+@click.option(
+    "-o", "--gif", type=click.Path(path_type=Path), help="Write an animation to this file."
+)
 @click.option("--ansi", is_flag=True, help="Print all steps in colour.")
 @_overwrite
 @_json

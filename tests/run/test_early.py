@@ -110,7 +110,7 @@ def test_a_level_that_there_is_not_is_refused_before_torch_is_loaded(
 def test_where_several_seeds_were_trained_their_runs_are_named() -> None:
     run_that_lies_there()
     Path("runs/BabyAIGoToObjPPO").rename("runs/seed-3")
-    assert no_checkpoint(Path("runs/last.pt")).fix == "name a run of one seed, such as runs/seed-3"
+    assert no_checkpoint(Path("runs/last.pt")).fix == "name one run, such as runs/seed-3"
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--overwrite", "--resume", "--tiny", "-o other"])
@@ -214,3 +214,27 @@ def test_a_terminal_is_told_when_torch_takes_long_to_load(
         assert process.wait(60) == 1
         said = os.read(terminal, 65536)
     assert said.startswith(b"error: " if option else b"loading torch\r\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("evaluate x.pt --seeds 5 --episodes 20", "counts them: give only one"),
+        ("evaluate x.pt --level GoTo --level GoToObj", "one level a call, not GoTo, GoToObj"),
+        ("watch x.pt -n 3 -o a.gif --level GoTo --level GoToObj", "one level a call"),
+    ],
+)
+def test_what_would_go_unnoticed_is_refused(line: str, what: str) -> None:
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 2 and what in result.output, result.output
+
+
+def test_who_names_a_folder_of_runs_or_the_run_itself_is_told_what_to_name(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "settings.toml").write_text("", "utf-8")
+    (run / "last.pt").write_bytes(b"")
+    named = CliRunner().invoke(main, ["evaluate", str(tmp_path / "runs")]).output
+    assert f"name one run, such as {run}" in named
+    continued = CliRunner().invoke(main, ["run", str(run)]).output
+    assert f"trainer run {run / 'settings.toml'} -o {run} --resume" in continued

@@ -480,7 +480,8 @@ def test_what_evaluate_measures_is_written_and_added_to_the_run_that_draws_it(
     shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("evaluations.jsonl"))
     command = ["evaluate", str(folder), "-m", "1", "--overwrite"]
     for more in (["--seeds", "4-6,9"], ["--sample"], ["--level", "GoToObj"], ["--sample-loops"]):
-        arguments = [*command, "--episodes", "3", "-o", str(tmp_path / "all.jsonl"), *more]
+        count = () if more[0] == "--seeds" else ("--episodes", "3")
+        arguments = [*command, *count, "-o", str(tmp_path / "all.jsonl"), *more]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0 and "added to" in result.output, result.output
         lines = (tmp_path / "all.jsonl").read_text().splitlines()

@@ -142,12 +142,12 @@ def has_checkpoint(folder: Path) -> bool:
 def no_checkpoint(file: Path) -> CheckpointError:
     """What is raised where a user names a checkpoint that is not there."""
     folder = file.parent if file.name == CHECKPOINT_FILE else file
-    seeds = sorted(path.parent for path in folder.glob(f"{SEED_FOLDER}*/{CHECKPOINT_FILE}"))
+    runs = sorted(path.parent for path in folder.glob(f"*/{CHECKPOINT_FILE}"))
     return CheckpointError(
         "there is no checkpoint",
         path=file,
-        fix=f"name a run of one seed, such as {printable_text(seeds[0])}"
-        if seeds
+        fix=f"name one run, such as {printable_text(runs[0])}"
+        if runs
         else "name the folder of a run, or train one: `trainer run bc_small_cpu.toml`",
     )
 

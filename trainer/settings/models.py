@@ -30,10 +30,10 @@ from pydantic.fields import FieldInfo
 from demotools.babyai.cells import ACTIONS, VIEW_SIZE
 from demotools.babyai.levels import MOST_EPISODES, Symmetry
 from demotools.babyai.vocabulary import mission_words
-from demotools.errors import SettingsError
+from demotools.errors import MISSING, SettingsError
 from demotools.output import read_regular
 from trainer.settings.built_in import KEYS, part_problems
-from trainer.settings.refusals import nearest, pydantic_problems, refusal
+from trainer.settings.refusals import UNKNOWN, nearest, pydantic_problems, refusal
 
 _MOST_STEPS_AT_ONCE = 2**24
 
@@ -540,7 +540,13 @@ def parsed_settings(
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         problems = pydantic_problems(error, tree, _keys_beside, _all_keys())
-    problems += part_problems(_parts(tree)) if parts else []
+    strange = list(part_problems(_parts(tree))) if parts else []
+    # a required key that is misspelt is not missing, too
+    beside = {one.key.rpartition(".")[0] for one in strange if one.what == UNKNOWN}
+    problems = [
+        one for one in problems if one.what != MISSING or one.key.rpartition(".")[0] not in beside
+    ]
+    problems += strange
     if settings is None or problems:
         raise refusal(problems, path, given or {})
     return settings
@@ -592,6 +598,12 @@ def recipe_path(recipe: str) -> Path:
     name = recipe if recipe.endswith(".toml") else f"{recipe}.toml"
     if name in shipped:
         return shipped[name]
+    if (settings := Path(recipe) / SETTINGS_FILE).is_file():
+        raise SettingsError(
+            "this is the folder of a run, not a recipe",
+            path=recipe,
+            fix=f"to continue it: trainer run {settings} -o {recipe} --resume",
+        )
     if Path(recipe).exists():
         return Path(recipe)  # a folder or a pipe, which is refused where it is opened
     raise SettingsError(

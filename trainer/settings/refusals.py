@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from demotools.errors import MISSING, SettingsError, in_our_words
 
+UNKNOWN = "there is no such key"
 _PAGE = "docs/coming_from_allenact.md"
 _SHOWN = 6
 
@@ -90,7 +91,13 @@ def pydantic_problems(
     inside = [*wrong, *(one.key for one in unknown)]
     return unknown + [
         Problem(
-            key, ", or ".join(dict.fromkeys(whats)), "correct that key" if key else "correct it"
+            key,
+            ", or ".join(dict.fromkeys(whats)),
+            "write `[[stages]]`, with two brackets"
+            if key == "stages" and isinstance(tree.get(key), dict)
+            else "correct that key"
+            if key
+            else "correct it",
         )
         for key, whats in wrong.items()
         if not (whats == [MISSING] and key.rpartition(".")[0] in sections)
@@ -122,11 +129,11 @@ def unknown_key(
     elsewhere = [key for key in everywhere if key.rpartition(".")[2] == meant]
     if meant in beside or ("." in meant and name != meant):
         hint = f"; did you mean {meant}?{page}"
-    elif elsewhere and not difflib.get_close_matches(name, beside, cutoff=0.8):
+    elif elsewhere and not difflib.get_close_matches(name, beside, cutoff=0.85):
         hint = f"; did you mean {' or '.join(sorted(elsewhere, key=_depth)[:2])}?{page}"
     else:
         hint = nearest(name, beside, "the valid keys are")
-    return Problem(".".join(parts), "there is no such key", f"remove it{hint}")
+    return Problem(".".join(parts), UNKNOWN, f"remove it{hint}")
 
 
 def _depth(key: str) -> int:
@@ -162,7 +169,7 @@ def refusal(
     given   where keys come from, of those that are not from the file at `path`
     """
     first = problems[0]
-    if len(problems) == 1 and first.what == "there is no such key":
+    if len(problems) == 1 and first.what == UNKNOWN:
         what = f"unknown key `{first.key}`"
     elif len(problems) == 1:
         what = f"invalid settings{f' at `{first.key}`' if first.key else ''}: {first.what}"
