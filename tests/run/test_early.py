@@ -13,9 +13,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from demotools.cli import main as generated
+from demotools.errors import DemotoolsError
 from tests.terminal import in_terminal
 from trainer.cli import main
-from trainer.run.folder import no_checkpoint, run_folder
+from trainer.run.folder import claimed, no_checkpoint, run_folder
 from trainer.run.session import resolved
 from trainer.settings.models import read_settings, toml_of
 from trainer.settings.user_code import foreign_names
@@ -238,3 +239,13 @@ def test_who_names_a_folder_of_runs_or_the_run_itself_is_told_what_to_name(tmp_p
     assert f"name one run, such as {run}" in named
     continued = CliRunner().invoke(main, ["run", str(run)]).output
     assert f"trainer run {run / 'settings.toml'} -o {run} --resume" in continued
+
+
+def test_a_run_that_cannot_be_written_names_the_folder_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(DemotoolsError) as caught,
+        claimed(tmp_path / "file" / "run", new=False, overwrite=False),
+    ):
+        pass
+    assert caught.value.path == str(tmp_path / "file" / "run")

@@ -234,6 +234,8 @@ def claimed(folder: Path, *, new: bool, overwrite: bool) -> Iterator[None]:
             path=folder,
             fix="wait for it to finish, stop it, or name another folder with -o",
         ) from error
+    except DemotoolsError as error:  # the user named the folder, not what is locked in it
+        raise SettingsError(error.what, path=folder, fix=error.fix) from error
     try:
         _settle(folder)
         with _emptied(folder, overwrite=overwrite) if new else nullcontext():
