@@ -172,3 +172,16 @@ def test_a_recipe_that_does_not_exist_or_is_not_toml_is_refused(tmp_path: Path) 
     broken.write_text("[run\n", "utf-8")
     with pytest.raises(SettingsError, match="not valid TOML"):
         read_settings(str(broken))
+
+
+def test_a_run_or_a_checkpoint_named_as_recipe_is_told_what_it_is_good_for(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[run]\n", "utf-8")
+    with pytest.raises(SettingsError, match="the folder of a run, not a recipe") as refusal:
+        read_settings(str(tmp_path))
+    assert f"{tmp_path / 'settings.toml'} -o {tmp_path} --resume" in refusal.value.fix
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(b"PK\x03\x04")
+    with pytest.raises(SettingsError, match="a checkpoint, not a recipe") as refusal:
+        read_settings(str(checkpoint))
+    assert f"trainer evaluate {checkpoint}" in refusal.value.fix
+    assert f"--init-from {checkpoint}" in refusal.value.fix

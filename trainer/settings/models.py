@@ -592,6 +592,13 @@ def recipe_summary(path: Path) -> str:
 
 def recipe_path(recipe: str) -> Path:
     """The file of a recipe: a path, else the name of one that ships; SettingsError otherwise."""
+    if Path(recipe).suffix == ".pt" and Path(recipe).is_file():
+        raise SettingsError(
+            "this is a checkpoint, not a recipe",
+            path=recipe,
+            fix=f"to measure it: trainer evaluate {recipe}; to begin with its weights: trainer run "
+            f"RECIPE --init-from {recipe}",
+        )
     if Path(recipe).is_file():
         return Path(recipe)
     shipped = shipped_recipes()
