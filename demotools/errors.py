@@ -174,11 +174,11 @@ def first_problem(error: ValidationError, syntax: Syntax) -> tuple[str, str]:
 def from_os_error(error: OSError, path: Path | str) -> DemotoolsError:
     """An operating-system failure (disk full, read-only, missing) in three parts."""
     fixes = {
-        errno.ENOSPC: "free some space, or write to another folder",
-        errno.EDQUOT: "free some of your quota, or write to another folder",
-        errno.EROFS: "write to another folder",
-        errno.EACCES: "check the permissions, or write to another folder",
-        errno.EPERM: "check the permissions, or write to another folder",
+        errno.ENOSPC: "free some space, or name another folder with --data-dir (or -o)",
+        errno.EDQUOT: "free some of your quota, or name another folder with --data-dir (or -o)",
+        errno.EROFS: "name a writable folder with --data-dir (or -o)",
+        errno.EACCES: "check the permissions, or name another folder with --data-dir (or -o)",
+        errno.EPERM: "check the permissions, or name another folder with --data-dir (or -o)",
         errno.ENOENT: "check the spelling of the path",
         errno.EISDIR: "name a file, not a folder",
         errno.ENOTDIR: "part of this path is a file, not a folder; name another folder",

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ValidationError
 from demotools.babyai import levels
 from demotools.errors import DemotoolsError, in_our_words
 from demotools.exchange import export, minari_import
-from demotools.exchange.minari_import import opened_dataset
 from demotools.fetch import plan
 from demotools.fetch.job import read_records
 from demotools.store import format as store_format
@@ -81,9 +80,6 @@ def test_the_files_of_stores_manifests_and_records_are_told_of_in_our_words(
     refused(lambda: verify_store(store), "invalid at steps: it must be at least 1")
     damaged(store / "zarr.json", ("attributes.steps", 5), ("attributes.source", []))
     refused(lambda: verify_store(store), 'at source: it must be an object as in `{"key": value}`')
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset/metadata.json").write_text("[]")
-    refused(lambda: opened_dataset(str(tmp_path / "dataset")), "it must be an object as in `{")
     (tmp_path / "Mine.toml").write_text("level = 5")
     mine = partial(levels.read_manifest, "Mine", tmp_path)
     refused(mine, "invalid at `level`: it must be a string")

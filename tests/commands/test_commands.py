@@ -210,6 +210,7 @@ JSON_LINES = [
 def test_every_command_that_prints_figures_prints_them_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("pyarrow", reason="the extra hf is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
     for line in JSON_LINES:

@@ -313,7 +313,7 @@ def a_pipe(name: str) -> Callable[[Path], object]:
         ),
         (told(""), "metadata are invalid"),
         (told("{"), "metadata are invalid"),
-        (told("[]"), "metadata are invalid at its top level"),
+        (told("[]"), "metadata are invalid at its top level: it must be an object as in `{"),
         (told(b"\xff\xfe{}"), "metadata are invalid"),
         (told("[" * 10_000 + "]" * 10_000), "metadata are invalid"),
         (told('{"a":' * 10_000 + "1" + "}" * 10_000), "metadata are invalid"),
