@@ -375,6 +375,17 @@ def test_who_looks_for_an_array_that_a_batch_lacks_is_told_those_it_has() -> Non
     assert caught.value.__notes__[0] == "the batch holds cells, masks"
 
 
+@pytest.mark.parametrize("looked_for", [(), (["cells"],), (7,), ("cells",)])
+def test_a_key_error_of_something_else_stays_what_it_is(looked_for: tuple[object, ...]) -> None:
+    with (
+        pytest.raises(KeyError) as caught,
+        users_code("model.type", "json:loads", {"cells": 1}),
+    ):
+        raise KeyError(*looked_for)
+    assert caught.value.args == looked_for
+    assert not any("the batch holds" in note for note in caught.value.__notes__)
+
+
 ATTACHED = """
 import torch
 

@@ -157,7 +157,7 @@ def users_code(key: str, name: str, batch: Mapping[str, object] | None = None) -
     except (Exception, SystemExit) as error:
         if not is_users(name):
             raise
-        if isinstance(error, KeyError) and batch is not None and error.args[0] not in batch:
+        if batch is not None and _is_of_missing_array(error, batch):
             error.add_note(f"the batch holds {', '.join(batch)}")
         line = _last_line(error)
         note = f"raised by your own code, named by the setting {key} = {name!r}"
@@ -317,6 +317,13 @@ def search_noted_folders(run: Path) -> None:
         return  # a checkpoint that was moved: the working directory is left
     noted = [line.removeprefix(_NOTE) for line in lines if line.startswith(_NOTE)]
     _recipe_folders.extend(folder for folder in noted if folder not in _recipe_folders)
+
+
+def _is_of_missing_array(error: BaseException, batch: Mapping[str, object]) -> bool:
+    """Whether a user's code may have looked for an array that the batch lacks."""
+    if not isinstance(error, KeyError) or not error.args:
+        return False
+    return isinstance(error.args[0], str) and error.args[0] not in batch
 
 
 def _imported(key: str, name: str) -> Any:
