@@ -71,7 +71,7 @@ def verify_store(
     path = present_folder(path)
     read_attributes(path)
     damaged = _damaged_files(path, quiet)
-    checks = [Check("checksums of all chunk files", tuple(damaged)), _files(path)]
+    checks = [Check("chunk checksums", tuple(damaged)), _files(path)]
     if damaged:
         return checks
     store = open_store(path)
@@ -121,7 +121,7 @@ def _files(path: Path) -> Check:
                 else:
                     problems.append(f"the {kind} {name!r} does not belong in a store")
     note = f"plus {', '.join(tolerated)}, which desktop systems create" if tolerated else ""
-    return Check("files that the format names, and no others", tuple(problems[:5]), note)
+    return Check("exactly the files of the format", tuple(problems[:5]), note)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -140,7 +140,7 @@ def _attributes(store: Store) -> Check:
     ]
     if not _LEVEL_NAME.fullmatch(about.level):
         problems.append(f"the level {about.level!r} is not a name")
-    return Check("attributes that say how to read it", tuple(problems))
+    return Check("cell encoding and level name", tuple(problems))
 
 
 def _masks(store: Store) -> Check:
@@ -149,7 +149,7 @@ def _masks(store: Store) -> Check:
         expected = episode_mask(store.episode_offset, start, start + len(mask))
         wrong = np.not_equal(mask, expected)
         problems += [f"the mask of step {start + row} is wrong" for row in _rows(wrong)]
-    return Check("masks against the offsets", tuple(problems[:5]))
+    return Check("masks match the episode offsets", tuple(problems[:5]))
 
 
 def _ranges(store: Store) -> Check:

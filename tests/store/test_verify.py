@@ -50,13 +50,13 @@ def test_a_good_store_passes_every_check(path: Path) -> None:
 def test_a_flipped_byte_is_found_in_any_array(path: Path, array: str) -> None:
     file = next(file for file in (path / array / "c").rglob("*") if file.is_file())
     flip_a_byte(file, 1)
-    (problem,) = failed_checks(path)["checksums of all chunk files"]
+    (problem,) = failed_checks(path)["chunk checksums"]
     assert problem == f"{file.relative_to(path)} fails its checksum"
 
 
 def test_a_missing_chunk_file_is_found(path: Path) -> None:
     (path / "direction/c/0").unlink()
-    (problem,) = failed_checks(path)["checksums of all chunk files"]
+    (problem,) = failed_checks(path)["chunk checksums"]
     assert problem.startswith("direction/c/0 is missing or unreadable")
 
 
@@ -67,7 +67,7 @@ def set_item(key: Any, value: Any) -> Callable[[NDArray[Any]], object]:
 @pytest.mark.parametrize(
     ("array", "key", "value", "check", "problem"),
     [
-        ("mask", 3, 1, "masks against the offsets", "the mask of step 3 is wrong"),
+        ("mask", 3, 1, "masks match the episode offsets", "the mask of step 3 is wrong"),
         ("action", 8, 7, "actions, directions and cell codes in range", "the action of step 8"),
         ("direction", 0, 4, "actions, directions and cell codes in range", "direction of step 0"),
         ("cells", (5, 6, 6), 198, "actions, directions and cell codes in range", "view of step 5"),
@@ -147,7 +147,7 @@ def test_what_does_not_belong_into_a_store_is_found(path: Path, name: str, kind:
         stray.symlink_to(path / "zarr.json")
     else:
         os.mkfifo(stray)
-    (problem,) = failed_checks(path)["files that the format names, and no others"]
+    (problem,) = failed_checks(path)["exactly the files of the format"]
     assert name.startswith(problem.split("'")[1])
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_a_link_is_found(path: Path) -> None:
     file.rename(path.parent / "mask")
     file.symlink_to(path.parent / "mask")
     assert failed_checks(path) == {
-        "files that the format names, and no others": (
+        "exactly the files of the format": (
             "the link 'mask/c/0' does not belong in a store",
         )
     }
@@ -190,7 +190,7 @@ def test_an_attribute_that_would_mislead_a_reader_is_named(
             attributes[name] = value
 
     edit_attributes(path, edit)
-    assert problem in " ".join(failed_checks(path)["attributes that say how to read it"])
+    assert problem in " ".join(failed_checks(path)["cell encoding and level name"])
 
 
 def test_the_command_prints_the_checks_and_exits_with_1_on_damage(path: Path) -> None:
