@@ -156,9 +156,7 @@ def test_a_file_that_is_a_link_is_found(path: Path) -> None:
     file.rename(path.parent / "mask")
     file.symlink_to(path.parent / "mask")
     assert failed_checks(path) == {
-        "exactly the files of the format": (
-            "the link 'mask/c/0' does not belong in a store",
-        )
+        "exactly the files of the format": ("the link 'mask/c/0' does not belong in a store",)
     }
 
 
