@@ -37,7 +37,7 @@ _ARCHIVES = "archives.toml"
 _DATASETS = "datasets.toml"
 _FAMILIES = "families.toml"
 _LEVEL_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
-_OTHER_ID = re.compile(r"(?!BabyAI-)([\w.-]+/)?[\w.-]+-v\d+")
+_OTHER_ID = re.compile(r"(?!BabyAI-)([\w-]+/)?[\w.-]+-v\d+")
 # the longest that BabyAI's grammar makes is under 400; another text must not stall the pattern
 _LONGEST_MISSION = 1000
 

@@ -60,11 +60,13 @@ def import_own_levels() -> None:
     for module in _own_modules():
         if module in sys.modules:
             continue
-        sys.path.insert(0, str(Path.cwd()))
+        here = str(Path.cwd())
+        sys.path.insert(0, here)
         try:
             importlib.import_module(module)
         except Exception as error:
-            if isinstance(error, ModuleNotFoundError) and error.name == module:
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is not None and f"{module}.".startswith(f"{missing}."):
                 fix = "install the package, change to the folder of the module, or correct the name"
             else:
                 fix = f"correct the module; `python -c 'import {module}'` shows the whole error"
@@ -74,7 +76,7 @@ def import_own_levels() -> None:
                 fix=fix,
             ) from error
         finally:
-            sys.path.remove(str(Path.cwd()))
+            sys.path.remove(here)
 
 
 def _own_modules() -> list[str]:

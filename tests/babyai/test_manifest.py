@@ -12,6 +12,7 @@ import pytest
 from demotools.babyai.levels import (
     SPLITS,
     level_names,
+    manifest_of_data,
     read_archive,
     read_manifest,
     shipped_manifests,
@@ -178,6 +179,17 @@ def test_an_unknown_level_is_refused_with_the_nearest_names() -> None:
 def test_a_name_that_is_no_level_name_is_not_looked_up_as_a_path(name: str) -> None:
     with pytest.raises(ManifestError, match="no such level"):
         read_manifest(name)
+
+
+@pytest.mark.parametrize("name", ["Mine-TwoRoom-v0", "ours/TwoRoom-v0", "MiniGrid-Empty-5x5-v0"])
+def test_data_may_be_of_any_gymnasium_id(name: str) -> None:
+    assert manifest_of_data(name).level == name
+
+
+@pytest.mark.parametrize("name", ["../TwoRoom-v0", "a/b/C-v0", "/C-v0", "TwoRoom", "BabyAI-No-v0"])
+def test_data_of_what_is_no_gymnasium_id_or_no_level_are_refused(name: str) -> None:
+    with pytest.raises(ManifestError, match="no such level"):
+        manifest_of_data(name)
 
 
 USER_MANIFEST = """

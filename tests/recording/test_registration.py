@@ -149,12 +149,15 @@ def test_a_store_does_not_make_us_import_a_module(castle: str) -> None:
         ("failing", "CASTLE-v0", "cannot be imported: ZeroDivisionError"),
         ("a b", "CASTLE-v0", "cannot be imported"),
         ("..x", "CASTLE-v0", "cannot be imported"),
+        ("fort.keep", "CASTLE-v0", "change to the folder of the module"),
+        ("mover", "CASTLE-v0", "cannot be imported: ZeroDivisionError"),
     ],
 )
 def test_a_module_that_does_not_register_the_level_is_told(
     castle: str, module: str, level: str, what: str
 ) -> None:
     Path("failing.py").write_text("1 / 0", "utf-8")
+    Path("mover.py").write_text("import os; os.chdir('..'); 1 / 0", "utf-8")
     line = ["generate", f"{module}:{level}".replace("CASTLE", castle), "-n", "5"]
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 1 and what.replace("CASTLE", castle) in result.stderr, result.output

@@ -335,6 +335,8 @@ def called_too_soon(model, batch, memory): pass
 
 class Batches:
     def __init__(self, dataset, rollouts): pass
+
+RATE = 5
 """
 
 
@@ -344,6 +346,8 @@ class Batches:
         ("losses.ppo", "MODULE.Loss", "did you mean `MODULE:Loss`?"),
         ("losses.ppo", "MODULE.py:Loss", "write it without .py: `MODULE:Loss`"),
         ("losses.ppo", "MODULE:loss", "correct the name; did you mean Loss?"),
+        ("losses.ppo", "MODULE:RATE.loss", "put the module next to the recipe, or correct"),
+        ("losses.ppo", "MODULE:xyzzy", "put the module next to the recipe, or correct the name"),
         ("losses.ppo", "MODULE:Loss", "is then called as `loss(model, batch, memory)`"),
         ("losses.ppo", "MODULE:called_too_soon", "requires `model`, `batch`, `memory`, which"),
         ("optimizer", "torch.optim.Adam", "did you mean `torch.optim:Adam`?"),

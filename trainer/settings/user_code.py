@@ -9,6 +9,7 @@ the user says that they trust it.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import re
@@ -24,7 +25,7 @@ from demotools.errors import CheckpointError, DemotoolsError, LevelError, Settin
 from demotools.output import read_regular
 from trainer.settings.built_in import kind_of
 from trainer.settings.models import LEVELS, SETTINGS_FILE, Settings, setting_leaves
-from trainer.settings.refusals import nearest, unknown_key, unknown_type
+from trainer.settings.refusals import unknown_key, unknown_type
 
 if TYPE_CHECKING:
     from demotools.recording.environment import Environment
@@ -333,8 +334,10 @@ def _imported(key: str, name: str) -> Any:
         for attribute in name.partition(":")[2].split("."):
             found = getattr(found, attribute)
     except AttributeError as error:
-        near = nearest(attribute, vars(found), "")
-        raise _not_there(key, name, error, f"correct the name{near}" if near else "") from error
+        # all that it has would be too many to list
+        near = difflib.get_close_matches(attribute, dir(found), n=2, cutoff=0.5)
+        fix = f"correct the name; did you mean {' or '.join(near)}?" if near else ""
+        raise _not_there(key, name, error, fix) from error
     return found
 
 
