@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -210,10 +211,12 @@ JSON_LINES = [
 def test_every_command_that_prints_figures_prints_them_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("pyarrow", reason="the extra hf is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEMOTOOLS_DATA", str(tmp_path))
+    has_hf = importlib.util.find_spec("pyarrow") is not None
     for line in JSON_LINES:
+        if not has_hf and ("parquet" in line or line.startswith("push")):
+            continue
         done = CliRunner().invoke(demotools.cli.main, [*line.split(), "--json"])
         assert done.exit_code == 0, done.output
         shown = list(texts_in(json.loads(done.stdout)))
